@@ -1,0 +1,189 @@
+"""The ground floor of Neural Attention Memory: unit keys, read, write, and the write of several pairs in turn or at once.
+
+Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422), section 3: ``RD(M, q, p_r) = p_r M q`` and
+``WR(M, k, v, p_w, p_e) = M + p_w v k^T - p_e M k k^T``. Theorem 1: with a unit key, ``RD(WR(M, k, v, 1, 1), k, 1) = v`` for any
+``M``. Theorem 2: with orthonormal keys and ``p_e = 0`` from an empty memory, every pair reads back ``p_w v``.
+``write_sequence`` is ``write`` for several pairs one after another, in closed form. ``write_block`` is ours: several pairs
+written at once, in no order.
+
+Every function works over any leading (batch) dimensions, which broadcast, and is differentiable. Legend: ``D_k`` and ``D_v``
+are the sizes of a key and a value, ``n`` is a number of pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Gate = float | Tensor
+"""A probability, usually in [0, 1]: one number, or a tensor of the batch shape (``(..., n)`` where ``n`` pairs are written)."""
+
+
+def unit(x: Tensor, dim: int = -1, eps: float = 1e-12) -> Tensor:
+    """Return ``x`` at length 1 along ``dim``: ``x / max(|x|, eps)``. A zero vector stays zero; its gradient is finite.
+
+    Args:
+        x: ``(..., D, ...)`` float.
+        dim: the dimension along which lengths are taken.
+        eps: the smallest length divided by, raised to the smallest normal number of the dtype where it is below that.
+    """
+    smallest = max(eps, torch.finfo(x.dtype).tiny)
+    return x / torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_min(smallest)
+
+
+def read(memory: Tensor, query: Tensor, p_read: Gate = 1.0) -> Tensor:
+    """Return ``p_r M q``, the value that ``memory`` holds for ``query``.
+
+    Args:
+        memory: ``(..., D_v, D_k)``.
+        query: ``(..., D_k)``, taken as given: unit length is the caller's (``unit`` does it).
+        p_read: read probability, a float or ``(...)``.
+
+    Returns:
+        ``(..., D_v)``.
+
+    Raises:
+        ValueError: the width of the query is not that of the memory's keys.
+    """
+    _check_width("read", "query", query, memory)
+    value = (memory @ query.unsqueeze(-1)).squeeze(-1)
+    return _per_vector(p_read) * value
+
+
+def write(memory: Tensor, key: Tensor, value: Tensor, p_write: Gate = 1.0, p_erase: Gate = 1.0) -> Tensor:
+    """Return ``M + p_w v k^T - p_e M k k^T``, a new memory in which ``key`` leads to ``value``; ``memory`` is left as it is.
+
+    With ``p_e = 0`` this is linear attention, with ``p_w = p_e`` the delta rule.
+
+    Args:
+        memory: ``(..., D_v, D_k)``.
+        key: ``(..., D_k)``, taken as given: unit length is the caller's (``unit`` does it), and the theorems need it.
+        value: ``(..., D_v)``.
+        p_write: write probability, a float or ``(...)``.
+        p_erase: erase probability, a float or ``(...)``.
+
+    Returns:
+        ``(..., D_v, D_k)``.
+
+    Raises:
+        ValueError: the width of the key or the value does not fit the memory.
+    """
+    _check_width("write", "key", key, memory)
+    _check_width("write", "value", value, memory)
+    update = _per_vector(p_write) * value - _per_vector(p_erase) * read(memory, key)
+    return memory + update.unsqueeze(-1) * key.unsqueeze(-2)
+
+
+def write_block(
+    memory: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    p_write: Gate = 1.0,
+    p_erase: Gate = 1.0,
+    ridge: Gate = 0.0,
+) -> Tensor:
+    """Return ``M + (V P_w - M K P_e) (K^T K + ridge I)^-1 K^T``: ``n`` pairs written jointly, in no order.
+
+    ``K`` and ``V`` hold the keys and values as columns, ``P_w`` and ``P_e`` the gates on a diagonal. With ridge 0, gates 1 and
+    independent keys every pair reads back exactly, and any direction orthogonal to all keys is left untouched. A single unit
+    key gives ``write``. A ridge damps: a unit key that is alone reads back ``1 / (1 + ridge)`` of its value, and as the ridge
+    grows the write tends to ``1 / ridge`` times plain outer products.
+
+    Args:
+        memory: ``(..., D_v, D_k)``.
+        keys: ``(..., n, D_k)``, taken as given. ``n`` may be 0, which writes nothing.
+        values: ``(..., n, D_v)``.
+        p_write: write probability, a float or ``(..., n)``.
+        p_erase: erase probability, a float or ``(..., n)``.
+        ridge: damping, at least 0: a float or ``(...)``.
+
+    Returns:
+        ``(..., D_v, D_k)`` in the dtype of the memory. The system is solved in float32 at least.
+
+    Raises:
+        ValueError: shapes do not fit, the ridge is negative, or it is 0 and the keys are linearly dependent.
+    """
+    _check_pairs("write_block", keys, values, memory)
+    if isinstance(ridge, (int, float)) and not ridge >= 0:
+        raise ValueError(f"write_block: ridge must be at least 0, got {ridge}")
+    solving = torch.promote_types(keys.dtype, torch.float32)
+    updates = _per_vector(p_write) * values - _per_vector(p_erase) * (keys @ memory.mT)
+    keys_solving = keys.to(solving)
+    gram = keys_solving @ keys_solving.mT
+    if isinstance(ridge, Tensor) or ridge > 0:
+        damping = _per_vector(_per_vector(ridge)) * torch.eye(keys.shape[-2], dtype=solving, device=keys.device)
+        factor = torch.linalg.cholesky(gram + damping)
+    else:
+        factor = _exact_factor(gram, width=keys.shape[-1])
+    solved = torch.cholesky_solve(updates.to(solving), factor)
+    return memory + (solved.mT @ keys_solving).to(memory.dtype)
+
+
+def write_sequence(memory: Tensor, keys: Tensor, values: Tensor, p_write: Gate = 1.0, p_erase: Gate = 1.0) -> Tensor:
+    """Return ``memory`` after ``n`` writes, the first pair first: what ``write`` in a loop gives, by one triangular solve.
+
+    Write ``M_t = M_(t-1) + u_t k_t^T``. Then ``u_t = p_w v_t - p_e M_0 k_t - p_e sum_(s<t) (k_s . k_t) u_s``, which is the system
+    ``(I + P_e strict_lower(K^T K)) U = V P_w - K^T M_0^T P_e`` with the ``u_t`` as rows of ``U``. (The UT transform of the
+    delta rule: Yang et al., "Parallelizing Linear Transformers with the Delta Rule over Sequence Length", 2024.)
+
+    Args:
+        memory: ``(..., D_v, D_k)``.
+        keys: ``(..., n, D_k)`` in the order of writing, taken as given.
+        values: ``(..., n, D_v)``.
+        p_write: write probability, a float or ``(..., n)``.
+        p_erase: erase probability, a float or ``(..., n)``.
+
+    Returns:
+        ``(..., D_v, D_k)`` in the dtype of the memory. The system is solved in float32 at least.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    _check_pairs("write_sequence", keys, values, memory)
+    solving = torch.promote_types(keys.dtype, torch.float32)
+    updates = _per_vector(p_write) * values - _per_vector(p_erase) * (keys @ memory.mT)
+    keys_solving = keys.to(solving)
+    earlier = _per_vector(p_erase) * (keys_solving @ keys_solving.mT).tril(diagonal=-1)
+    # unitriangular: the solver takes the diagonal for 1 whatever stands there.
+    solved = torch.linalg.solve_triangular(earlier, updates.to(solving), upper=False, unitriangular=True)
+    return memory + (solved.mT @ keys_solving).to(memory.dtype)
+
+
+def _exact_factor(gram: Tensor, width: int) -> Tensor:
+    """Return the Cholesky factor ``(..., n, n)`` of ``gram``, refusing one that is singular but for rounding."""
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    n = gram.shape[-1]
+    # A dependent key leaves a pivot that is 0 but for rounding; dividing by it would give a large, wrong memory.
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+    lengths = gram.diagonal(dim1=-2, dim2=-1)
+    smallest = 8 * n * torch.finfo(gram.dtype).eps * lengths
+    if n > width or bool(failed.any()) or not bool((pivots > smallest).all()):
+        raise ValueError(
+            f"write_block: the {n} keys of width {width} are linearly dependent (or zero), so not every pair can read "
+            "back exactly: pass ridge > 0, or leave out repeated keys"
+        )
+    return factor
+
+
+def _per_vector(gate: Gate) -> Gate:
+    """Give a tensor of gates a last dimension, so that each multiplies one vector."""
+    return gate.unsqueeze(-1) if isinstance(gate, Tensor) else gate
+
+
+def _check_width(function: str, name: str, vectors: Tensor, memory: Tensor) -> None:
+    wanted = memory.shape[-2] if name.startswith("value") else memory.shape[-1]
+    if vectors.shape[-1] != wanted:
+        raise ValueError(
+            f"{function}: {name} must have width {wanted} to fit a memory {tuple(memory.shape)} (..., D_v, D_k), "
+            f"got shape {tuple(vectors.shape)}"
+        )
+
+
+def _check_pairs(function: str, keys: Tensor, values: Tensor, memory: Tensor) -> None:
+    _check_width(function, "keys", keys, memory)
+    _check_width(function, "values", values, memory)
+    if keys.dim() < 2 or values.dim() < 2 or keys.shape[-2] != values.shape[-2]:
+        raise ValueError(
+            f"{function}: needs as many keys (..., n, D_k) as values (..., n, D_v), "
+            f"got shapes {tuple(keys.shape)} and {tuple(values.shape)}"
+        )

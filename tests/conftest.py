@@ -1,0 +1,30 @@
+"""What all tests share: one processor thread, hypothesis without chance or deadlines, and where the real data are."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+# The same examples on every run, and no deadline: a slow machine is no failure.
+settings.register_profile("house", deadline=None, derandomize=True, max_examples=50, database=None)
+settings.load_profile("house")
+
+# Small tensors gain nothing from threads, and threads that wait for each other on a busy machine lose a lot.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """Keep features out of the user's cache."""
+    monkeypatch.setenv("FEWSHOT_NAM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Return where the real data sets are laid out; skip where nobody says."""
+    place = os.environ.get("FEWSHOT_DATA")
+    if not place:
+        pytest.skip("FEWSHOT_DATA is not set: it names the directory of real data sets")
+    return Path(place)
