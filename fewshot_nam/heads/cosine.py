@@ -1,0 +1,42 @@
+"""The cosine classifier that NAM is measured against: the cosine between a query and each class prototype.
+
+Sources: Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (2018), section 3.1 (cosine, learned
+scale); Wang et al., "SimpleShot" (2019), section 3.2 (CL2N: centred by the mean base feature, then unit length).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fewshot_nam.heads.base import Head, Support
+from fewshot_nam.memory.primitives import unit
+
+
+class CosineHead(Head):
+    """Scores ``scale * cos(x, prototype)``, a prototype being the mean of its class's unit features.
+
+    Args:
+        scale: what cosines are multiplied by; it changes probabilities, never ranks.
+        learn_scale: make ``scale`` a parameter to be trained.
+        mean: ``(D,)``, subtracted from every feature first: with the mean base feature this is SimpleShot's CL2N.
+    """
+
+    scale: Tensor
+
+    def __init__(self, scale: float = 1.0, *, learn_scale: bool = False, mean: Tensor | None = None) -> None:
+        super().__init__(mean)
+        value = torch.tensor(float(scale))
+        if learn_scale:
+            self.scale = nn.Parameter(value)
+        else:
+            self.register_buffer("scale", value)
+
+    def _learn(self, support: Support) -> Tensor:
+        """Return the unit prototypes ``(E, C, D)``."""
+        return support.with_base(unit(support.base), unit(support.class_means(unit(support.features))))
+
+    def _score(self, learned: Tensor, query: Tensor) -> Tensor:
+        """Return scaled cosines ``(E, Q, C)``."""
+        lengths = torch.linalg.vector_norm(query, dim=-1, keepdim=True).clamp_min(torch.finfo(query.dtype).tiny)
+        return self.scale.to(query) * (query @ learned.mT) / lengths

@@ -1,0 +1,62 @@
+"""Logistic regression on unit features, fitted by scikit-learn.
+
+Source: Tian et al., "Rethinking Few-Shot Image Classification: a Good Embedding Is All You Need?" (2020), section 3.3.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewshot_nam.heads.base import Head, Support
+from fewshot_nam.memory.primitives import unit
+
+
+class LogisticHead(Head):
+    """Scores are the logits of scikit-learn's multinomial ``LogisticRegression``; two classes share the logit as ``-l/2, l/2``.
+
+    Every episode is a fit of its own on the CPU, a few milliseconds each: the one head that loops over episodes. A base class
+    takes part with its prototype as one feature.
+
+    Args:
+        inverse_penalty: scikit-learn's ``C``: larger fits the support more closely.
+        mean: ``(D,)``, subtracted from every feature first; ``None`` for none.
+
+    Raises:
+        ValueError: ``inverse_penalty`` is not above 0; when scoring, fewer than two classes.
+    """
+
+    def __init__(self, inverse_penalty: float = 1.0, *, mean: Tensor | None = None) -> None:
+        super().__init__(mean)
+        if not inverse_penalty > 0:
+            raise ValueError(f"LogisticHead: inverse_penalty must be above 0, got {inverse_penalty}")
+        self.inverse_penalty = inverse_penalty
+
+    def _learn(self, support: Support) -> tuple[Tensor, Tensor]:
+        """Return weights ``(E, C, D)`` and intercepts ``(E, C)``."""
+        from sklearn.linear_model import LogisticRegression
+
+        if support.columns < 2:
+            raise ValueError("LogisticHead needs at least two classes to tell apart")
+        rows = support.with_base(unit(support.base), unit(support.features))
+        targets = torch.cat([torch.arange(len(support.base), device=rows.device), support.targets]).cpu().numpy()
+        weights, intercepts = [], []
+        for features in rows.detach().cpu().numpy():
+            model = LogisticRegression(C=self.inverse_penalty, max_iter=1000).fit(features, targets)
+            coefficients, offsets = model.coef_, model.intercept_
+            if support.columns == 2:  # scikit-learn gives the second class's logit alone
+                coefficients = np.concatenate([-coefficients, coefficients]) / 2
+                offsets = np.concatenate([-offsets, offsets]) / 2
+            weights.append(coefficients)
+            intercepts.append(offsets)
+        return torch.from_numpy(np.stack(weights)).to(rows), torch.from_numpy(np.stack(intercepts)).to(rows)
+
+    def _score(self, learned: tuple[Tensor, Tensor], query: Tensor) -> Tensor:
+        """Return logits ``(E, Q, C)``."""
+        weights, intercepts = learned
+        return unit(query) @ weights.mT + intercepts.unsqueeze(-2)
+
+    def extra_repr(self) -> str:
+        """Say how strong the penalty is."""
+        return f"inverse_penalty={self.inverse_penalty}, {super().extra_repr()}"

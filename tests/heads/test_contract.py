@@ -1,0 +1,274 @@
+"""The contract that every head keeps, tested over all of them."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fewshot_nam.heads import Head, available, create
+
+HEADS = list(available())
+ORDERED = {"nam-sequential"}  # the literal rule: the order of writing is part of it, and so of the scores
+D = 11
+
+
+def features(seed: int, *shape: int) -> Tensor:
+    """Return features that share a direction, as those of real backbones do."""
+    return torch.rand(*shape, D, generator=torch.Generator().manual_seed(seed)) + 0.1
+
+
+def make(name: str) -> Head:
+    return create(name, mean=features(99))
+
+
+def written(name: str, seed: int = 0, classes: int = 3, shots: int = 2) -> Head:
+    labels = [f"c{i}" for i in range(classes) for _ in range(shots)]
+    return make(name).write(features(seed, classes * shots), labels)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(("shots", "num_base"), [(1, 0), (2, 0), (1, 4), (3, 4)])
+def test_score_episodes_equals_one_episode_at_a_time(name, shots, num_base):
+    support, query = features(1, 4, 5, shots), features(2, 4, 7)
+    base = features(3, num_base) if num_base else None
+    together = make(name).score_episodes(support, query, base)
+    assert together.shape == (4, 7, num_base + 5)
+    for episode in range(4):
+        head = make(name)
+        if base is not None:
+            head.write_base(base, [f"base{i}" for i in range(num_base)])
+        head.write(support[episode].flatten(0, 1), torch.arange(5).repeat_interleave(shots))
+        alone = head(query[episode])
+        torch.testing.assert_close(together[episode], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_one_feature_at_a_time_equals_all_at_once(name):
+    rows, labels = features(1, 6), ["a", "b", "a", "c", "b", "a"]
+    at_once, in_turn = make(name).write(rows, labels), make(name)
+    for row, label in zip(rows, labels, strict=True):
+        in_turn.write(row, label)
+    assert in_turn.classes == at_once.classes == ["a", "b", "c"]
+    torch.testing.assert_close(in_turn(features(2, 5)), at_once(features(2, 5)))
+
+
+@pytest.mark.parametrize("name", HEADS)
+@given(order=st.permutations(range(6)))
+def test_the_order_of_the_support_does_not_matter(name, order):
+    rows, labels, query = features(1, 6), ["a", "b", "a", "c", "b", "a"], features(2, 5)
+    straight, mixed = make(name).write(rows, labels), make(name).write(rows[order], [labels[i] for i in order])
+    columns = [mixed.classes.index(label) for label in straight.classes]
+    same = torch.allclose(mixed(query)[:, columns], straight(query), rtol=1e-3, atol=1e-3)
+    assert same or name in ORDERED
+
+
+def test_the_order_of_writing_matters_in_sequential_mode():
+    rows, query = features(1, 3), features(2, 5)
+    straight, back = (make("nam-sequential").write(rows[o], [f"c{i}" for i in o]) for o in ([0, 1, 2], [2, 1, 0]))
+    assert not torch.allclose(straight(query), back(query).flip(-1), rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@given(st.data())
+def test_forgetting_leaves_a_head_that_never_saw_the_class(name, data):
+    rows, query = features(1, 8), features(2, 5)
+    labels = ["a", "b", "c", "d", "a", "b", "c", "d"]
+    gone = data.draw(st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=1, max_size=2, unique=True))
+    forgetful = make(name).write_base(features(3, 2), ["x", "y"]).write(rows, labels).forget(gone)
+    keep = [i for i, label in enumerate(labels) if label not in gone]
+    fresh = make(name).write_base(features(3, 2), ["x", "y"]).write(rows[keep], [labels[i] for i in keep])
+    assert forgetful.classes == fresh.classes
+    torch.testing.assert_close(forgetful(query), fresh(query))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_base_class_can_be_forgotten_and_learned_anew(name):
+    head = make(name).write_base(features(3, 3), ["x", "y", "z"]).write(features(1, 2), ["a", "b"])
+    head.forget("y")
+    fresh = make(name).write_base(features(3, 3)[[0, 2]], ["x", "z"]).write(features(1, 2), ["a", "b"])
+    torch.testing.assert_close(head(features(2, 4)), fresh(features(2, 4)))
+    assert head.write(features(4), "y").classes == ["x", "z", "a", "b", "y"]
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_that_has_forgotten_everything_can_begin_again(name):
+    head = written(name).forget(["c0", "c1", "c2"])
+    assert head.classes == []
+    head.write(torch.rand(2, D) + 0.1, ["new", "other"])
+    assert head.predict(features(5)) in ("new", "other")
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_state_dict_holds_all_that_was_learned(name, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    head = written(name).write(features(8), 7)
+    head.threshold.fill_(0.3)
+    save_file(head.state_dict(), tmp_path / "head.safetensors")
+    loaded = make(name)
+    loaded.load_state_dict(load_file(tmp_path / "head.safetensors"))
+    assert loaded.classes == ["c0", "c1", "c2", 7]
+    assert torch.equal(loaded(features(2, 5)), head(features(2, 5)))
+    assert loaded.threshold == head.threshold
+    empty = make(name)
+    empty.load_state_dict(make(name).state_dict())
+    assert empty.classes == []
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_inputs_are_left_alone_and_copied(name):
+    rows, query = features(1, 3), features(2, 5)
+    rows_before, query_before = rows.clone(), query.clone()
+    head = make(name).write(rows, ["a", "b", "c"])
+    scores = head(query)
+    assert torch.equal(rows, rows_before)
+    assert torch.equal(query, query_before)
+    rows.zero_()
+    assert torch.equal(head(query), scores)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_scores_keep_leading_dimensions(name):
+    head = written(name)
+    query = features(2, 2, 3)
+    assert head(query).shape == (2, 3, 3)
+    torch.testing.assert_close(head(query)[1, 2], head(query[1, 2]))
+    assert head(query[:0]).shape == (0, 3, 3)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_float64_and_half_features_give_close_scores(name):
+    rows, query = features(1, 6), features(2, 5)
+    labels = ["a", "b", "c"] * 2
+    exact = create(name, mean=features(99).double()).write(rows.double(), labels)(query.double())
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(make(name).write(rows, labels)(query).double(), exact, rtol=1e-3, atol=1e-3)
+    half = make(name).write(rows.half(), labels)(query.half())
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half.double(), exact, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_features_of_inference_mode_can_be_written_and_gradients_still_reach_a_query(name):
+    head = make(name)
+    with torch.inference_mode():
+        head.write(features(1, 3), ["a", "b", "c"])
+        head(features(2, 2))
+    query = features(2, 2).requires_grad_()
+    head(query).sum().backward()
+    assert query.grad is not None
+    assert query.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_predict_answers_in_labels(name):
+    rows = torch.eye(D)[:3] + 0.05
+    head = make(name) if name != "cosine-centred" else create(name, mean=torch.full((D,), 0.05))
+    head.write(rows, ["a", 2, "c"])
+    assert head.predict(rows) == ["a", 2, "c"]
+    assert head.predict(rows[1]) == 2
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_predict_refuses_below_the_threshold_and_accepts_at_it(name):
+    head = written(name)
+    query = features(2, 9)
+    best = head(query).max(dim=-1).values
+    head.threshold.copy_(best.median())
+    answers = head.predict(query, unknown="stranger")
+    assert [a == "stranger" for a in answers] == (best < best.median()).tolist()
+    assert "stranger" not in head.predict(query)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_labels_may_be_ints_strings_arrays_and_tensors(name):
+    import numpy as np
+
+    rows = features(1, 3)
+    for labels, expected in [
+        ([3, 1, 2], [3, 1, 2]),
+        (torch.tensor([3, 1, 2]), [3, 1, 2]),
+        (np.array([3, 1, 2]), [3, 1, 2]),
+        (np.array(["x", "y", "z"]), ["x", "y", "z"]),
+        (("x", 1, "1"), ["x", 1, "1"]),
+        ("all", ["all"]),
+    ]:
+        assert make(name).write(rows, labels).classes == expected
+
+
+def _bad(value: float) -> Tensor:
+    rows = features(1, 3)
+    rows[1] = value
+    return rows
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda h: h.write(_bad(float("nan")), ["a", "b", "c"]), r"features: 1 of 3 .* index \[1\], is NaN"),
+        (lambda h: h.write(_bad(float("inf")), ["a", "b", "c"]), "is infinite"),
+        (lambda h: h.write(_bad(1e30), ["a", "b", "c"]), "too large"),
+        (lambda h: h.write(_bad(0.0), ["a", "b", "c"]), "is zero"),
+        (lambda h: h.write(features(1, 3), ["a", "b"]), "3 features, 2 labels"),
+        (lambda h: h.write(features(1, 0), []), "n at least 1"),
+        (lambda h: h.write(features(1, 2, 2), ["a", "b"]), r"must be \(n, D\) or \(D,\)"),
+        (lambda h: h.write(torch.ones(3, D + 1), ["a", "b", "c"]), f"features must have width {D}"),
+        (lambda h: h(_bad(float("nan"))), "is NaN"),
+        (lambda h: h(_bad(0.0)), "is zero"),
+        (lambda h: h(torch.ones(2, D + 1)), f"must have width {D}"),
+        (lambda h: h.predict(features(1, 2), unknown="?"), "set head.threshold first"),
+        (lambda h: h.predict(features(1, 2, 2)), "predict: features must be"),
+        (lambda h: h.forget("never"), "class 'never' was never written; there are: 'c0', 'c1', 'c2'"),
+        (lambda h: h.forget(["c0", "never"]), "never written"),
+        (lambda h: h.write_base(features(1, 2), ["x", "c1"]), "class 'c1' is known already"),
+        (lambda h: h.write_base(features(1, 2), ["x", "x"]), "class 'x' is known already"),
+        (lambda h: h.write_base(features(1), "x").write(features(2), "x"), "'x' is a base class"),
+        (lambda h: h.forget(h.classes).predict(features(1)), "knows no class yet"),
+        (lambda h: h.score_episodes(features(1, 2, 3), features(2, 2, 4)), "score_episodes: needs support"),
+        (lambda h: h.score_episodes(features(1, 2, 3, 1), features(2, 3, 4)), "of the same episodes"),
+        (lambda h: h.score_episodes(features(1, 2, 3, 0), features(2, 2, 4)), "is empty"),
+        (lambda h: h.score_episodes(_bad(float("nan")).view(1, 3, 1, D), features(2, 1, 4)), "support: 1 of 3"),
+        (lambda h: h.score_episodes(features(1, 1, 3, 1), features(2, 1, 4), _bad(0.0)), "base: 1 of 3"),
+    ],
+)
+def test_bad_input_is_named_and_changes_nothing(name, call, message):
+    head = written(name)
+    before = head(features(2, 4))
+    with pytest.raises(ValueError, match=message):
+        call(head)
+    if head.classes == ["c0", "c1", "c2"]:
+        torch.testing.assert_close(head(features(2, 4)), before)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda h: h.write(features(1, 2), [1.5, 2.5]),
+        lambda h: h.write(features(1, 2), [True, False]),
+        lambda h: h.write(torch.ones(2, D, dtype=torch.long), ["a", "b"]),
+        lambda h: h([[0.1] * D]),
+    ],
+)
+def test_the_wrong_types_are_refused(name, call):
+    with pytest.raises(TypeError, match="must be"):
+        call(written(name))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_fresh_head_says_that_it_knows_nothing(name):
+    with pytest.raises(ValueError, match="knows no class yet: call write"):
+        make(name)(features(1, 2))
+    assert make(name).classes == []
+    assert "classes=0" in repr(make(name))
+
+
+def test_create_names_what_there_is_and_the_nearest():
+    with pytest.raises(ValueError, match=r"no head 'cosin': did you mean 'cosine'\? There are: nam, nam-sequential"):
+        create("cosin")
+    with pytest.raises(ValueError, match="'cosine-centred' subtracts the mean base feature, and none is known"):
+        create("cosine-centred")
+    with pytest.raises(ValueError, match=r"the head 'nam' cannot take these settings.*rigde"):
+        create("nam", rigde=1.0)
