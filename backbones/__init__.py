@@ -1,0 +1,37 @@
+"""Pretrained feature extractors, each with the transform of its pictures: ``create(name)`` returns a ``Backbone``.
+
+Example::
+
+    import backbones
+
+    backbone = backbones.create("conv4")
+    picture = backbone.transform(PIL.Image.open("letter.png"))
+    features = backbone(picture.unsqueeze(0))  # (1, backbone.feature_dim)
+
+Importing this package does not import torch: a command's ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from backbones.backbone import Backbone
+    from backbones.catalogue import available, create
+
+__all__ = ["Backbone", "available", "create"]
+
+_HOMES = {"Backbone": "backbone", "available": "catalogue", "create": "catalogue"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,130 @@
+"""What backbones of other libraries have in common: finding the library, building a model, checking its options."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class LibraryNotInstalled(ImportError, ValueError):
+    """A backbone's library is not installed; the message says how to install it."""
+
+
+def library(name: str, submodule: str = "") -> Any:
+    """Return the module ``name`` or ``name.submodule`` of a library that is only needed here.
+
+    Raises:
+        LibraryNotInstalled: it is not there.
+    """
+    try:
+        found = import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise LibraryNotInstalled(
+            f'{name} is not installed, and its backbones need it: pip install "fewshot-nam[vision]"'
+        ) from error
+    return import_module(f"{name}.{submodule}") if submodule else found
+
+
+def check_options(name: str, kind: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Check that every given option is known.
+
+    Args:
+        name: the backbone's.
+        kind: "model" or "transform".
+        given: names of the options that the caller passed.
+        known: names that there are.
+
+    Raises:
+        ValueError: naming the unknown ones and those that there are.
+    """
+    known = list(known)
+    unknown = [option for option in given if option not in known]
+    if unknown:
+        raise ValueError(
+            f"backbone {name} has no {kind} option {', '.join(map(repr, unknown))}: there is "
+            + (", ".join(known) if known else "none")
+        )
+
+
+def build(
+    name: str, builder: Callable[..., nn.Module], options: Mapping[str, Any], downloads: bool = False
+) -> nn.Module:
+    """Return ``builder(**options)``, with whatever a library raises said in one line.
+
+    Args:
+        name: the backbone's.
+        builder: the library's; takes the model options.
+        options: the model options.
+        downloads: the builder fetches weights.
+
+    Raises:
+        ValueError: an option that the model does not have or cannot be built with, or a failed download.
+    """
+    try:
+        return builder(**options)
+    except Exception as error:  # libraries and their network clients raise every kind
+        if isinstance(error, TypeError) and (
+            found := re.search(r"unexpected keyword argument(?:\(s\))?\W*(\w+)", str(error))
+        ):
+            check_options(name, "model", [found[1]], _option_names(builder))
+        if downloads and _is_network(error):
+            raise ValueError(
+                f"backbone {name}: its weights could not be downloaded ({type(error).__name__}): get the file on a "
+                "machine that can, and pass pretrained=<file>"
+            ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"backbone {name} cannot be built with model options {dict(options)}: {reason}") from error
+
+
+def removed_keys(builder: Callable[..., nn.Module], options: Mapping[str, Any], network: nn.Module) -> set[str]:
+    """Return the keys of the whole model's state dict that ``network``, without its classifier, lacks.
+
+    Args:
+        builder: builds the whole model.
+        options: the model options.
+        network: what is left of it as a feature network.
+    """
+    return set(_skeleton(builder, options).state_dict()) - set(network.state_dict())
+
+
+def three(name: str, option: str, value: Any) -> tuple[float, float, float]:
+    """Return a number, or a list of one for each of red, green and blue, as three floats.
+
+    Raises:
+        ValueError: anything else, or a standard deviation that is not positive.
+    """
+    values = [value] * 3 if isinstance(value, int | float) else value
+    fine = isinstance(values, list | tuple) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
+    if not fine or not all(math.isfinite(v) and (v > 0 or option != "std") for v in values):
+        kind = "positive number" if option == "std" else "number"
+        raise ValueError(f"backbone {name}: transform option {option} is a {kind} or a list of three, got {value!r}")
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+def _skeleton(builder: Callable[..., nn.Module], options: Mapping[str, Any]) -> nn.Module:
+    try:
+        with torch.device("meta"):  # no memory, no time for initial values
+            return builder(**options)
+    except (NotImplementedError, RuntimeError):  # some models compute with tensors while they are built
+        return builder(**options)
+
+
+def _option_names(builder: Callable[..., nn.Module]) -> list[str]:
+    parameters = inspect.signature(type(_skeleton(builder, {}))).parameters.values()
+    return [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "num_classes"]
+
+
+def _is_network(error: Exception) -> bool:
+    # Refused connections are OSErrors in the standard library; the clients that libraries use also raise their own.
+    client = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or client in ("huggingface_hub", "httpx", "httpx2", "requests", "urllib3")

@@ -1,0 +1,119 @@
+"""Every model of timm as a backbone: ``timm/<model>`` or ``timm/<model>.<tag>``."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from backbones.backbone import Backbone
+from backbones.libraries import build, check_options, library, removed_keys, three
+from backbones.pictures import RGBTransform
+from backbones.weights import fit_weights, read_weights
+
+PREFIX = "timm/"
+_TRANSFORM_OPTIONS = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+_CHOICES = {
+    "crop_mode": ("center", "squash", "border"),
+    "interpolation": ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
+}
+# Ours to decide: what goes in is given by ``pretrained``, and what comes out are features.
+_RESERVED = (
+    "checkpoint_path",
+    "features_only",
+    "num_classes",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+)
+
+
+def model_names() -> list[str]:
+    """Return the names of timm's models, without tags."""
+    return list(library("timm").list_models())
+
+
+def has_model(model: str) -> bool:
+    """Say whether timm has ``model``, which may carry the tag of its weights ("resnet50.a1_in1k")."""
+    timm = library("timm")
+    architecture, _, tag = model.partition(".")
+    return bool(timm.is_model(architecture)) and (not tag or model in timm.list_pretrained(f"{architecture}.*"))
+
+
+def create_timm(
+    model: str, pretrained: bool | Path, model_options: Mapping[str, Any], transform_options: Mapping[str, Any]
+) -> Backbone:
+    """Return a model of timm without its classifier.
+
+    Args:
+        model: a name for which ``has_model`` holds.
+        pretrained: ``True`` to download timm's weights, ``False`` for random ones, or a file of weights.
+        model_options: for ``timm.create_model``.
+        transform_options: in place of what the weights were trained with: ``input_size`` (a side, or [3, H, W]),
+            ``crop_pct``, ``crop_mode``, ``interpolation``, ``mean`` and ``std`` (a number, or one per colour).
+
+    Raises:
+        LibraryNotInstalled: timm is not there.
+        ValueError: an option that there is not, a failed download, or a file that does not fit.
+    """
+    timm, name = library("timm"), PREFIX + model
+    overrides = _checked_transform_options(name, transform_options)
+    reserved = [option for option in model_options if option in _RESERVED]
+    if reserved:
+        raise ValueError(f"backbone {name}: model option {reserved[0]!r} is set by backbones.create itself")
+    if pretrained is True and not timm.models.is_model_pretrained(model):
+        raise ValueError(
+            f"backbone {name}: timm has no weights for it: pass pretrained=<file>, or False for random ones"
+        )
+    builder = functools.partial(timm.create_model, model)
+    featureless = functools.partial(builder, num_classes=0, pretrained=pretrained is True)
+    network = build(name, featureless, model_options, downloads=pretrained is True)
+    if isinstance(pretrained, Path):
+        state = _renamed(read_weights(pretrained), network)
+        fit_weights(network, state, pretrained, name, removed_keys(builder, model_options, network))
+    config = library("timm", "data").resolve_data_config(overrides, model=network)
+    transform = RGBTransform(library("timm", "data").create_transform(**config, is_training=False))
+    identity = "timm eval, RGB on white paper " + json.dumps(config, sort_keys=True)
+    return Backbone(name, network, transform, identity, model_options=model_options)
+
+
+def _checked_transform_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    check_options(name, "transform", options, _TRANSFORM_OPTIONS)
+    checked = dict(options)
+    if "input_size" in options:
+        size = options["input_size"]
+        sizes = (3, size, size) if isinstance(size, int) else size
+        if (
+            not isinstance(sizes, list | tuple)
+            or len(sizes) != 3
+            or sizes[0] != 3
+            or not all(isinstance(side, int) and side > 0 for side in sizes)
+        ):
+            raise ValueError(f"backbone {name}: transform option input_size is a side or [3, H, W], got {size!r}")
+        checked["input_size"] = tuple(sizes)
+    if "crop_pct" in options and not (isinstance(options["crop_pct"], int | float) and 0 < options["crop_pct"] <= 1):
+        raise ValueError(f"backbone {name}: transform option crop_pct is in (0, 1], got {options['crop_pct']!r}")
+    for option, choices in _CHOICES.items():
+        if option in options and options[option] not in choices:
+            raise ValueError(
+                f"backbone {name}: transform option {option} is one of {', '.join(choices)}, got {options[option]!r}"
+            )
+    return checked | {option: three(name, option, options[option]) for option in ("mean", "std") if option in options}
+
+
+def _renamed(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    # Files of the original authors have other names for the same weights, and position embeddings of another size:
+    # next to a model that has such files timm keeps the function that its own downloads go through.
+    rename = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if rename is None:
+        return state
+    try:
+        renamed: dict[str, Tensor] = rename(dict(state), network)
+    except Exception:  # not a file that it knows: the check of the keys says what is in it
+        return state
+    return renamed

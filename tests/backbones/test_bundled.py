@@ -1,0 +1,85 @@
+import json
+from importlib import resources
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import backbones
+from backbones.conv4 import Conv4, ink_transform
+
+PICTURE = Image.radial_gradient("L")
+
+
+def _features(backbone):
+    return backbone(backbone.transform(PICTURE).unsqueeze(0))
+
+
+def test_conv4_reads_the_file_form_of_the_package(bundled_file, conv4_state):
+    backbone = backbones.create("conv4", pretrained=bundled_file())
+    expected = Conv4()
+    expected.load_state_dict(conv4_state)
+    assert torch.equal(_features(backbone), expected.eval()(ink_transform(PICTURE).unsqueeze(0)))
+    assert torch.equal(backbone.base_prototypes, torch.arange(192.0).reshape(3, 64))
+    assert backbone.base_classes == ["Latin/a", "Latin/b", "Greek/alpha"]
+    assert (backbone.name, backbone.feature_dim) == ("conv4", 64)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_conv4_reads_a_plain_state_dict(tmp_path, bundled_file, conv4_state, suffix):
+    path = tmp_path / f"plain{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(conv4_state, path)
+    backbone = backbones.create("conv4", pretrained=str(path))
+    same = backbones.create("conv4", pretrained=bundled_file())
+    assert backbone.base_prototypes is None
+    assert backbone.base_classes is None
+    assert torch.equal(_features(backbone), _features(same))
+    assert backbone.weights_hash == same.weights_hash
+
+
+def test_conv4_of_another_width_has_random_weights():
+    backbone = backbones.create("conv4", pretrained=False, model_options={"width": 11})
+    assert backbone.feature_dim == 11
+    assert _features(backbone).shape == (1, 11)
+
+
+def test_conv4_of_another_width_does_not_take_the_weights(bundled_file):
+    with pytest.raises(ValueError, match=r"does not fit conv4: .* of another shape"):
+        backbones.create("conv4", pretrained=bundled_file(), model_options={"width": 11})
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{}, {"card": "{"}, {"card": "[]"}, {"card": json.dumps({"recipe": 1})}, {"card": '{"base_classes": 3}'}],
+)
+def test_prototypes_without_class_names_are_refused(bundled_file, metadata):
+    with pytest.raises(ValueError, match="base_prototypes need a JSON 'card' with 'base_classes'"):
+        backbones.create("conv4", pretrained=bundled_file(metadata=metadata))
+
+
+def test_prototypes_of_another_number_of_classes_are_refused(bundled_file):
+    with pytest.raises(
+        ValueError, match=r"3 base classes and 64 features need base prototypes \(3, 64\), got \(2, 64\)"
+    ):
+        backbones.create("conv4", pretrained=bundled_file(prototypes=torch.ones(2, 64)))
+
+
+def test_unknown_options_are_named_with_those_there_are():
+    with pytest.raises(ValueError, match="conv4 has no model option 'depth': there is width"):
+        backbones.create("conv4", pretrained=False, model_options={"depth": 5})
+    with pytest.raises(ValueError, match="conv4 has no transform option 'mean': there is none"):
+        backbones.create("conv4", pretrained=False, transform_options={"mean": 0.5})
+
+
+def test_package_file_gives_prototypes_of_its_own_features():
+    packaged = resources.files("backbones") / "weights" / "conv4_omniglot.safetensors"
+    if not packaged.is_file():
+        pytest.skip("the package's weights are still being trained")
+    backbone = backbones.create("conv4")
+    assert backbone.feature_dim == 64
+    assert backbone.base_prototypes.shape == (len(backbone.base_classes), 64)
+    assert len(set(backbone.base_classes)) == len(backbone.base_classes)
+    # Mean features of a network that ends in a ReLU: none negative, and no two classes alike.
+    assert (backbone.base_prototypes >= 0).all()
+    assert len(backbone.base_prototypes.unique(dim=0)) == len(backbone.base_classes)

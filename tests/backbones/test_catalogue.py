@@ -1,0 +1,73 @@
+import sys
+
+import pytest
+import torch
+
+import backbones
+
+
+def test_available_lists_every_kind():
+    names = backbones.available()
+    assert names[0] == "conv4"
+    assert {"timm/resnet18", "timm/mobilenetv2_100", "torchvision/resnet18", "torchvision/squeezenet1_1"} <= set(names)
+    assert len(names) == len(set(names))
+    assert "torchvision/fcn_resnet50" not in names  # segments
+
+
+def test_available_leaves_out_what_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    names = backbones.available()
+    assert "torchvision/resnet18" in names
+    assert not [name for name in names if name.startswith("timm/")]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("timm/resnet81", "timm/resnet18"),
+        ("torchvision/mobilenetv2", "torchvision/mobilenet_v2"),
+        ("conv5", "conv4"),
+        ("resnet18", "timm/resnet18 or torchvision/resnet18"),
+        ("resnet_18", "timm/resnet18"),
+        ("timm/resnet50.imagenet", "timm/resnet50"),
+        ("torchvision/resnet50.IMAGENET1K_V7", "torchvision/resnet50"),
+    ],
+)
+def test_unknown_name_gets_the_nearest(name, near):
+    with pytest.raises(ValueError, match=f"no backbone '{name}': did you mean ") as caught:
+        backbones.create(name)
+    assert near in str(caught.value)
+    assert "There are conv4, timm/<model> (" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "zzzzzz", "timm/", "keras/zzzzzz"])
+def test_name_like_nothing_gets_what_there_is(name):
+    with pytest.raises(ValueError, match=r"There are conv4, timm/<model> \(\d+\), torchvision/<model> \(\d+\)"):
+        backbones.create(name)
+
+
+@pytest.mark.parametrize("pretrained", [None, 1, 0.5])
+def test_pretrained_is_a_choice_or_a_file(pretrained):
+    with pytest.raises(ValueError, match="pretrained is True, False or the path of a file"):
+        backbones.create("conv4", pretrained=pretrained)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nothing\.pth: there is no such file"):
+        backbones.create("timm/test_resnet", pretrained=tmp_path / "nothing.pth")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_device_that_is_not_there_is_refused(device):
+    with pytest.raises(ValueError, match=f"there is no device '{device}' here") as caught:
+        backbones.create("conv4", pretrained=False, device=device)
+    assert "\n" not in str(caught.value)
+
+
+def test_backbone_goes_to_the_device(bundled_file):
+    # "meta" is there on every machine, and differs from where a backbone is without being told.
+    device = "cuda" if torch.cuda.is_available() else "meta"
+    backbone = backbones.create("conv4", pretrained=bundled_file(), device=device)
+    assert {tensor.device.type for tensor in backbone.network.state_dict().values()} == {device}
+    assert backbone.base_prototypes.device.type == device

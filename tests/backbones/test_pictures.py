@@ -1,0 +1,77 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from backbones.conv4 import ink_transform
+from backbones.pictures import RGBTransform, opaque
+
+SIZE = (5, 3)
+
+
+def _pixels(picture):
+    assert picture.mode == "RGB"
+    assert picture.size == SIZE
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+to_rgb = RGBTransform(_pixels)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_transform_gets_rgb_of_every_mode(mode):
+    assert (to_rgb(Image.new("RGB", SIZE, "white").convert(mode)) > 250).all()
+    assert (to_rgb(Image.new("RGB", SIZE, "black").convert(mode)) < 5).all()
+
+
+def test_transparent_pictures_lie_on_white_paper():
+    clear = Image.new("RGBA", SIZE, (0, 0, 0, 0))
+    half = Image.new("RGBA", SIZE, (0, 0, 0, 128))
+    assert (to_rgb(clear) == 255).all()
+    assert (to_rgb(half) == 127).all()
+    assert (ink_transform(clear) == 0).all()
+
+
+def test_transparent_palette_colour_lies_on_white_paper():
+    picture = Image.new("P", SIZE, 0)
+    picture.putpalette([0, 0, 0, 255, 0, 0])
+    picture.putpixel((0, 0), 1)
+    picture.info["transparency"] = 0
+    pixels = to_rgb(picture)
+    assert pixels[:, 0, 0].tolist() == [255, 0, 0]
+    assert (pixels[:, 1:, 1:] == 255).all()
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_sixteen_bits_are_scaled_and_not_clipped(order):
+    values = np.array([[0, 257, 300, 25700, 65535]] * 3)
+    mode = "I;16" if order == "<u2" else "I;16B"
+    picture = Image.frombytes(mode, SIZE, values.astype(order).tobytes())
+    assert to_rgb(picture)[0, 0].tolist() == [0, 1, 1, 100, 255]
+    assert opaque(picture).mode == "L"
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pictures_without_a_known_white_are_refused(mode):
+    with pytest.raises(ValueError, match=f"mode '{mode}' does not say which value is white"):
+        to_rgb(Image.new(mode, SIZE, 300))
+
+
+def test_what_is_not_a_picture_is_refused():
+    with pytest.raises(TypeError, match=r"expected a PIL.Image.Image, got ndarray"):
+        opaque(np.zeros(SIZE))
+
+
+def test_opaque_leaves_its_input_alone():
+    picture = Image.new("RGBA", SIZE, (9, 8, 7, 100))
+    before = picture.tobytes()
+    opaque(picture)
+    assert picture.mode == "RGBA"
+    assert picture.tobytes() == before
+
+
+def test_transform_can_be_sent_to_a_worker():
+    copied = pickle.loads(pickle.dumps(RGBTransform(ink_transform)))
+    assert torch.equal(copied(Image.new("L", SIZE, 51)), torch.full((1, 28, 28), 0.8))
