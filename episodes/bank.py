@@ -1,0 +1,250 @@
+"""A bank of features: one row of features and one class for each item, checked once, in memory or mapped from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from episodes.bank_files import NotABank, read_bank_file, write_bank_file
+from episodes.classes import Label, check_classes, nearest, select_classes
+
+_CHUNK_ELEMENTS = 1 << 22  # features looked at in one go, where all of them at once might not fit in memory
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class FeatureBank:
+    """Features of n items with a class each.
+
+    Args:
+        features: ``(n, D)`` floating point, tensor or array; kept as it is and not copied, also where mapped from a file.
+        labels: ``(n,)`` ints or strings. With ``classes``, ints are positions in it and strings are names from it.
+        classes: the names, all ints or all strings; default the sorted distinct labels. A class may be without items.
+        provenance: where the features come from, strings by strings; saved with the bank.
+        check: look through all features for NaN, infinity and zero vectors. Leave out only for features checked before.
+
+    Attributes:
+        features (Tensor): ``(n, D)``, of the dtype given.
+        labels (Tensor): ``(n,)`` long, positions in ``classes``.
+        classes (list): C names.
+        counts (Tensor): ``(C,)`` long, the number of items of each class.
+        order, starts (Tensor): ``(n,)`` and ``(C,)`` long: the items of class c, ascending, are
+            ``order[starts[c] : starts[c] + counts[c]]``.
+        provenance (dict): as given.
+
+    Raises:
+        ValueError: features that are not a non-empty ``(n, D)`` of floats; NaN, infinite or zero rows; labels of another
+            length, outside the classes, or neither ints nor strings; or a class listed twice.
+            The message names the row and its class.
+
+    Example:
+        >>> bank = FeatureBank(torch.eye(3), ["cat", "dog", "cat"])
+        >>> bank.classes, bank.labels.tolist(), bank.counts.tolist()
+        (['cat', 'dog'], [0, 1, 0], [2, 1])
+    """
+
+    def __init__(
+        self,
+        features: Tensor | np.ndarray,
+        labels: Tensor | np.ndarray | Sequence[int] | Sequence[str],
+        classes: Iterable[Label] | None = None,
+        *,
+        provenance: Mapping[str, str] | None = None,
+        check: bool = True,
+    ) -> None:
+        self.features = _as_features(features)
+        self.labels, self.classes = _as_labels(labels, classes)
+        if len(self.labels) != len(self.features):
+            raise ValueError(
+                f"FeatureBank: features and labels need equal lengths, got {len(self.features)} and {len(self.labels)}"
+            )
+        self.counts = torch.bincount(self.labels, minlength=len(self.classes))
+        self.order = torch.argsort(self.labels, stable=True)
+        self.starts = self.counts.cumsum(0) - self.counts
+        self.provenance: dict[str, str] = dict(provenance or {})
+        if check:
+            self._check_rows()
+
+    @property
+    def feature_dim(self) -> int:
+        """D, the width of a feature vector."""
+        return self.features.shape[1]
+
+    @property
+    def num_classes(self) -> int:
+        """C, the number of classes, those without items counted."""
+        return len(self.classes)
+
+    @property
+    def skipped(self) -> list[str]:
+        """Pictures that could not be read and were left out when the features were extracted."""
+        return json.loads(self.provenance.get("skipped", "[]"))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over labels and classes alone, so that recorded episodes hold for every backbone's features."""
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        digest.update(self.labels.numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __repr__(self) -> str:
+        dtype = str(self.features.dtype).removeprefix("torch.")
+        return f"FeatureBank({len(self)} items, {self.num_classes} classes, {self.feature_dim} features, {dtype})"
+
+    def select_classes(self, names_or_indices: Iterable[Label]) -> FeatureBank:
+        """Return the bank of some classes, in the order asked for, its items in the order they have here.
+
+        Args:
+            names_or_indices: names of classes; or positions in ``classes``, where names are strings.
+
+        Raises:
+            ValueError: a class that is not there, one asked for twice, none asked for, or none of them has items.
+        """
+        names, rows, labels = select_classes(self.labels.numpy(), self.classes, names_or_indices, "FeatureBank")
+        if not len(rows):
+            raise ValueError(f"FeatureBank: none of the classes asked for has items, the first is {names[0]!r}")
+        if rows[-1] - rows[0] + 1 == len(rows):  # neighbours: a view, so that a mapped bank stays mapped
+            features = self.features[int(rows[0]) : int(rows[-1]) + 1]
+        else:
+            features = self.features[torch.from_numpy(rows).to(self.features.device)]
+        return FeatureBank(features, labels, names, provenance=self.provenance, check=False)
+
+    def class_means(self) -> Tensor:
+        """Return the mean of each class, ``(C, D)`` float32, summed in float64.
+
+        Raises:
+            ValueError: a class without items, named.
+        """
+        if int(self.counts.min()) == 0:
+            empty = self.classes[int(self.counts.argmin())]
+            raise ValueError(
+                f"FeatureBank: class {empty!r} has no items and so no mean; leave it out by select_classes"
+            )
+        sums = torch.zeros(self.num_classes, self.feature_dim, dtype=torch.float64)
+        for start, chunk in self._chunks():
+            sums.index_add_(0, self.labels[start : start + len(chunk)], chunk.cpu().double())
+        return (sums / self.counts[:, None]).float()
+
+    def mean(self) -> Tensor:
+        """Return the mean of all items, ``(D,)`` float32, summed in float64."""
+        total = torch.zeros(self.feature_dim, dtype=torch.float64)
+        for _, chunk in self._chunks():
+            total += chunk.cpu().double().sum(0)
+        return (total / len(self)).float()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the bank to ``path``, as one safetensors file, whole or not at all.
+
+        Raises:
+            OSError: the directory is missing or cannot be written.
+        """
+        write_bank_file(Path(path), self.features, self.labels, self.classes, self.provenance)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, check: bool = True) -> FeatureBank:
+        """Return the bank in ``path``: a file of ``save``, mapped and not copied, or an ``.npz``, read into memory.
+
+        Args:
+            path: the file. An ``.npz`` holds ``features`` (n, D), ``labels`` (n,) ints or strings, and may hold ``classes``.
+            check: look through all features, which reads the whole file once.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a file of another kind, cut short, of a later format, or with content that a bank refuses.
+        """
+        path = Path(path)
+        try:
+            return cls(**read_bank_file(path), check=check)
+        except NotABank:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def _chunks(self) -> Iterator[tuple[int, Tensor]]:
+        rows = max(1, _CHUNK_ELEMENTS // self.feature_dim)
+        for start in range(0, len(self), rows):
+            yield start, self.features[start : start + rows]
+
+    def _check_rows(self) -> None:
+        for start, chunk in self._chunks():
+            low, high = torch.aminmax(chunk, dim=1)  # NaN comes through both, and no chunk-sized temporary is made
+            bad = ~(torch.isfinite(low) & torch.isfinite(high)) | ((low == 0) & (high == 0))
+            if bool(bad.any()):
+                first = int(bad.nonzero()[0])
+                row = start + first
+                least, largest = float(low[first]), float(high[first])
+                fault = "holds NaN" if least != least else "is all zeros" if least == largest == 0 else "holds infinity"
+                name = self.classes[int(self.labels[row])]
+                raise ValueError(
+                    f"FeatureBank: features row {row} (class {name!r}) {fault}; every row must be finite and not zero: "
+                    "compute it again or leave it out"
+                )
+
+
+def _as_features(features: Tensor | np.ndarray) -> Tensor:
+    if isinstance(features, np.ndarray):
+        if features.dtype.kind != "f" or features.dtype.itemsize > 8:
+            raise ValueError(
+                f"FeatureBank: features must be floating point, got {features.dtype}; convert with .astype"
+            )
+        if not features.dtype.isnative or any(step < 0 for step in features.strides):
+            features = np.ascontiguousarray(features, dtype=features.dtype.newbyteorder("="))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*not writable")  # a file mapped for reading; nobody writes here
+            features = torch.from_numpy(features)
+    if not isinstance(features, Tensor):
+        raise ValueError(f"FeatureBank: features must be a tensor or an array, got {type(features).__name__}")
+    if features.dtype not in _FLOATS:
+        raise ValueError(f"FeatureBank: features must be floating point, got {features.dtype}; convert with .float()")
+    if features.ndim != 2 or 0 in features.shape:
+        raise ValueError(
+            f"FeatureBank: features must be (items, width) with at least one of each, got {tuple(features.shape)}"
+        )
+    return features.detach()
+
+
+def _as_labels(labels: Any, classes: Iterable[Label] | None) -> tuple[Tensor, list[Label]]:
+    if isinstance(labels, Tensor):
+        labels = labels.detach().cpu().numpy()
+    if not isinstance(labels, np.ndarray) or labels.dtype == object:
+        given = list(labels)
+        # NumPy would turn a mixture of ints and strings into strings without a word.
+        if len({isinstance(label, str) for label in given}) > 1:
+            raise ValueError("FeatureBank: labels must be all ints or all strings, got a mixture")
+        labels = np.asarray(given)
+    if labels.ndim != 1 or labels.dtype.kind not in "iuU":
+        raise ValueError(f"FeatureBank: labels must be (items,) ints or strings, got {labels.shape} of {labels.dtype}")
+    if classes is None:
+        found, positions = np.unique(labels, return_inverse=True)
+        return torch.from_numpy(positions.astype(np.int64)), check_classes(found.tolist(), "FeatureBank")
+    names = check_classes(classes, "FeatureBank")
+    if labels.dtype.kind == "U":
+        found, inverse = np.unique(labels, return_inverse=True)
+        position = {name: i for i, name in enumerate(names)}
+        for label in found.tolist():
+            if label not in position:
+                row = int(np.flatnonzero(labels == label)[0])
+                raise ValueError(
+                    f"FeatureBank: label {label!r} of row {row} is none of the {len(names)} classes{nearest(label, names)}"
+                )
+        labels = np.asarray([position[label] for label in found.tolist()], dtype=np.int64)[inverse]
+    outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
+    if len(outside):
+        row = int(outside[0])
+        raise ValueError(
+            f"FeatureBank: label {labels[row]} of row {row} is outside 0..{len(names) - 1}; with classes given, "
+            "int labels are positions in them"
+        )
+    return torch.from_numpy(np.array(labels, dtype=np.int64)), names

@@ -1,0 +1,89 @@
+"""The files of a feature bank: written whole or not at all, and mapped into memory when read.
+
+A bank is one safetensors file: the tensors ``features`` (n, D) and ``labels`` (n,), and the metadata ``fewshot_bank``, JSON
+with ``format``, ``classes`` and ``provenance``. Reading maps the file: rows come from disk when they are first touched, and the
+operating system may drop them again, so a bank may be larger than memory. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from episodes.atomic import replacing
+from episodes.classes import Label
+
+BANK_FORMAT = 1
+_METADATA_KEY = "fewshot_bank"
+
+
+class NotABank(ValueError):
+    """A file that is no feature bank, is cut short, or comes from a later version. The message names it."""
+
+
+def write_bank_file(
+    path: Path, features: Tensor, labels: Tensor, classes: list[Label], provenance: dict[str, str]
+) -> None:
+    """Write a bank to ``path``; see ``FeatureBank.save``."""
+    from safetensors.torch import save_file
+
+    content = {"format": BANK_FORMAT, "classes": classes, "provenance": provenance}
+    tensors = {"features": features.cpu().contiguous(), "labels": labels}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={_METADATA_KEY: json.dumps(content)})
+
+
+def read_bank_file(path: Path) -> dict[str, Any]:
+    """Return the arguments of the ``FeatureBank`` in ``path``; see ``FeatureBank.load``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        NotABank: a file of another kind, cut short, or of a later format.
+    """
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+    return _read_npz(path) if is_zip else _read_safetensors(path)
+
+
+def _foreign(path: Path, reason: object) -> NotABank:
+    detail = " ".join(str(reason).split())
+    return NotABank(
+        f"{path}: not a whole feature bank ({detail}); expected a file of FeatureBank.save, or an .npz with features and labels"
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            described = (file.metadata() or {}).get(_METADATA_KEY)
+            if described is None:
+                raise _foreign(path, f"a safetensors file without {_METADATA_KEY!r} in its metadata")
+            content = json.loads(described)
+            if content["format"] > BANK_FORMAT:
+                raise NotABank(
+                    f"{path}: bank format {content['format']}, and this version reads up to {BANK_FORMAT}; update the toolkit"
+                )
+            tensors = {name: file.get_tensor(name) for name in ("features", "labels")}
+    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise _foreign(path, error) from error
+    return {**tensors, "classes": content["classes"], "provenance": content["provenance"]}
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = {"features", "labels"} - set(archive.files)
+            if missing:
+                raise ValueError(f"it has no {' and no '.join(sorted(missing))}, but {sorted(archive.files)}")
+            content = {name: archive[name] for name in ("features", "labels", "classes") if name in archive.files}
+    except Exception as error:  # NumPy, zipfile and zlib each have their own ways to say that a file is broken
+        raise _foreign(path, error) from error
+    if "classes" in content:
+        return {**content, "classes": content["classes"].ravel().tolist()}
+    return content

@@ -1,0 +1,105 @@
+"""Calibration: expected calibration error pooled over episodes, and the temperature that is fitted beforehand.
+
+Shapes and terms are those of ``episodes.measures``.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from episodes.intervals import Interval, interval
+from episodes.measures import best_and_right, true_scores_of
+from episodes.score_checks import check_scores, check_targets, given
+
+ECE_BINS = 15
+
+
+def ece_sums(known: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """Sum of (confidence - correct) in 15 equal bins of confidence: all that the calibration error needs of an episode.
+
+    Confidence is the largest of softmax(scores / temperature), correct is 1 where that is the query's class, and bin k
+    holds confidences in (k / 15, (k + 1) / 15].
+
+    Args:
+        known: scores of known queries `(E, K, C)`.
+        targets: column of each known query's class, `(E, K)` or `(K,)`.
+        temperature: above 0, as from `fit_temperature`.
+
+    Returns:
+        Sums `(E, 15)`, to be concatenated over batches of episodes.
+
+    """
+    known = check_scores("ece_sums", "known", known)
+    targets = check_targets("ece_sums", targets, known)
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"ece_sums: expected a temperature above 0, got {temperature}")
+    best, right = best_and_right(known.double(), targets)
+    confidence = 1 / ((known - best[..., None]) / temperature).exp().sum(-1)
+    inner_edges = torch.arange(1, ECE_BINS, dtype=torch.float64, device=known.device) / ECE_BINS
+    bins = torch.bucketize(confidence, inner_edges)
+    excess = confidence - right.double()
+    # One bin at a time: a scatter would add in a different order on every run on CUDA.
+    return torch.stack([excess.where(bins == b, 0.0).sum(-1) for b in range(ECE_BINS)], dim=-1)
+
+
+def ece_values(sums: Tensor, queries: int) -> Tensor:
+    """Each episode's share of the pooled expected calibration error, `(E,)`: their mean is exactly that error.
+
+    The error of few queries is biased upward, so bins are filled over all episodes: ECE = sum_b |sum_e d_eb| / (E n).
+    With s_b the sign of bin b's sum, episode e contributes sum_b s_b d_eb / n. This is linear in the sums while no sign
+    changes, so the spread of the contributions gives the interval (delta method), and two heads' can be paired. One
+    value alone means nothing, and may be negative.
+
+    Args:
+        sums: `ece_sums` of all episodes, `(E, 15)`.
+        queries: known queries per episode, n.
+
+    Returns:
+        Values `(E,)` for `interval` and `paired`.
+
+    """
+    if sums.dim() != 2 or sums.shape[0] == 0 or sums.shape[1] != ECE_BINS or queries < 1:
+        raise ValueError(
+            f"ece_values: expected sums (E, {ECE_BINS}) and 1 query or more, got {given(sums)} and {queries}"
+        )
+    return (sums * sums.sum(0).sign()).sum(-1) / queries
+
+
+def ece(sums: Tensor, queries: int) -> Interval:
+    """Pooled expected calibration error with its interval. Arguments as `ece_values`."""
+    return interval(ece_values(sums, queries))
+
+
+def fit_temperature(scores: Tensor, targets: Tensor) -> float:
+    """Temperature T that makes softmax(scores / T) most likely, on validation queries (Guo et al. 2017, 1706.04599).
+
+    Args:
+        scores: `(n, C)`, of any scale.
+        targets: column of each query's class, `(n,)`.
+
+    Returns:
+        T, within a factor of a million of the mean gap between a score and the largest of its query. Where no T is best
+        it is far from that gap: small if every query is right, large if scores are no better than chance. 1 if all
+        scores are equal.
+
+    """
+    from scipy.optimize import minimize_scalar
+
+    scores = check_scores("fit_temperature", "(1, n, C)", scores[None])
+    targets = check_targets("fit_temperature", targets, scores)
+    gaps = scores.double() - scores.double().amax(-1, keepdim=True)
+    scale = -gaps.mean().item()
+    if scale == 0:
+        return 1.0
+    gaps /= scale
+    true_mean = true_scores_of(gaps, targets).mean().item()
+
+    def loss(log_temperature: float) -> float:
+        sharpness = math.exp(-log_temperature)
+        return (gaps * sharpness).exp().sum(-1).log().mean().item() - true_mean * sharpness
+
+    # In 1 / T the loss is convex, so in log T it has one valley, and a bounded search finds it.
+    bound = math.log(1e6)
+    found = minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-6})
+    return scale * math.exp(float(found.x))

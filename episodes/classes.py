@@ -1,0 +1,89 @@
+"""Lists of class names: checked, looked up and cut down to some of their classes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+
+import numpy as np
+
+Label = int | str
+ROLES = ("base", "val", "novel")
+
+
+def nearest(name: object, among: Iterable[object]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the entry of ``among`` nearest to ``name``, or an empty string."""
+    close = difflib.get_close_matches(str(name), [str(other) for other in among], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_classes(classes: Iterable[object], what: str) -> list[Label]:
+    """Return ``classes`` as a list of Python ints or of Python strings.
+
+    Args:
+        classes: the names, all ints or all strings, each once.
+        what: whose classes they are, for the error.
+
+    Raises:
+        ValueError: no classes, ints and strings mixed, other types, or a name that comes twice.
+    """
+    given = list(classes)
+    if not given:
+        raise ValueError(f"{what}: the list of classes is empty; give at least one class")
+    if all(isinstance(name, str) for name in given):
+        names: list[Label] = [str(name) for name in given]
+    elif all(isinstance(name, Integral) and not isinstance(name, bool) for name in given):
+        names = [int(name) for name in given]  # type: ignore[call-overload]
+    else:
+        odd = next(name for name in given if not isinstance(name, str))
+        raise ValueError(f"{what}: class names must be all strings or all ints, got {type(odd).__name__} {odd!r}")
+    seen: set[Label] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{what}: class {name!r} is listed twice; class names must differ")
+        seen.add(name)
+    return names
+
+
+def select_classes(
+    labels: np.ndarray, classes: Sequence[Label], wanted: Iterable[object], what: str
+) -> tuple[list[Label], np.ndarray, np.ndarray]:
+    """Find the items of some classes, and number these classes anew in the order asked for.
+
+    Args:
+        labels: ``(n,)`` positions in ``classes``.
+        classes: all classes.
+        wanted: names; or positions in ``classes``, where the names are strings. Ints name a class where names are ints.
+        what: whose classes they are, for the error.
+
+    Returns:
+        The names, ascending rows ``(m,)`` of their items, and the new labels ``(m,)`` of these.
+
+    Raises:
+        ValueError: a class that is not there, one asked for twice, or none asked for.
+    """
+    if isinstance(wanted, str):
+        raise ValueError(f"{what}: expected a list of classes, got the string {wanted!r}; write [{wanted!r}]")
+    position = {name: i for i, name in enumerate(classes)}
+    by_position = isinstance(classes[0], str)
+    chosen: list[int] = []
+    for name in wanted:
+        if by_position and isinstance(name, Integral) and not isinstance(name, bool):
+            if not 0 <= int(name) < len(classes):
+                raise ValueError(f"{what}: class number {name} is outside 0..{len(classes) - 1}")
+            index = int(name)
+        elif name in position:
+            index = position[name]  # type: ignore[index]
+        else:
+            raise ValueError(f"{what}: there is no class {name!r} among its {len(classes)}{nearest(name, classes)}")
+        if index in chosen:
+            raise ValueError(f"{what}: class {classes[index]!r} is asked for twice")
+        chosen.append(index)
+    if not chosen:
+        raise ValueError(f"{what}: no classes were asked for; name at least one of its {len(classes)}")
+    renumbered = np.full(len(classes), -1, dtype=np.int64)
+    renumbered[chosen] = np.arange(len(chosen))
+    new = renumbered[labels]
+    rows = np.flatnonzero(new >= 0)
+    return [classes[i] for i in chosen], rows, new[rows]

@@ -1,0 +1,206 @@
+"""The command ``fewshot-nam-eval``, which is also ``scripts/episode_eval.py``.
+
+The one module of this package that knows ``backbones``: it puts pictures, backbone, heads and episodes together as a script
+would. Nothing heavy is imported before the options are understood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from episodes.options import DEFAULT_HEADS, read_options
+
+if TYPE_CHECKING:
+    from episodes.bank import FeatureBank
+    from episodes.pictures import PictureSet
+    from episodes.report import Report
+
+_ROLES = {
+    "base": "base",
+    "base_queries": "base",
+    "validation": "val",
+}  # option to the part of a split data set it stands for
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 2 for input that cannot be used, 130 when interrupted."""
+    try:
+        options = read_options(arguments)
+        run(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; features extracted so far are kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(options: argparse.Namespace) -> Report:
+    """Evaluate as the options say, print the table, write the files that are asked for, and return the report.
+
+    Raises:
+        ValueError, OSError, ImportError: whatever is wrong with the input, in one line. Nothing is half-written.
+    """
+    began = time.perf_counter()
+    for name in ("json", "markdown", "save_features", "episodes_file"):
+        path = getattr(options, name)
+        if path is not None and not Path(path).resolve().parent.is_dir():
+            raise ValueError(f"--{name.replace('_', '-')}: the directory of {path} does not exist")
+
+    import dataclasses
+
+    import torch
+
+    from episodes.evaluation import as_device, evaluate, usable_heads
+
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {options.threads}")
+        torch.set_num_threads(options.threads)
+    as_device(options.device)
+    banks, mean, notes = _features(options)
+    heads, without = usable_heads(options.heads or DEFAULT_HEADS, has_mean=mean is not None or "base" in banks)
+    if without and options.heads:
+        raise ValueError(
+            f"the head {without[0]!r} subtracts the mean base feature: give base classes with --base or --split"
+        )
+    notes += [f"{name} is left out: it needs base classes (--base or --split)" for name in without]
+    extracted = time.perf_counter()
+    report = evaluate(
+        banks["novel"],
+        heads,
+        options.protocol,
+        options.ways,
+        options.shots,
+        options.queries,
+        options.open_ways,
+        options.episodes,
+        options.seed,
+        banks.get("base"),
+        base_queries=banks.get("base_queries"),
+        validation=banks.get("validation"),
+        mean=mean,
+        episodes_file=options.episodes_file,
+        device=options.device,
+        progress=not options.quiet and sys.stderr.isatty(),
+    )
+    given = {key: value for key, value in vars(options).items() if key not in ("json", "markdown", "quiet", "config")}
+    report = dataclasses.replace(report, config={**report.config, "options": given}, notes=notes + report.notes)
+    if options.save_features:
+        banks["novel"].save(options.save_features)
+    if options.json:
+        report.save_json(options.json)
+    if options.markdown:
+        report.save_markdown(options.markdown)
+    print(report.table(), end="")
+    print(
+        f"  time: {extracted - began:.1f} s to start and get the features, {report.seconds:.1f} s for "
+        f"{report.config['episodes']:,} episodes and {len(report.results)} heads"
+    )
+    return report
+
+
+def _features(options: argparse.Namespace) -> tuple[dict[str, FeatureBank], Any, list[str]]:
+    """Return the banks by role, the mean base feature that the backbone brings (or ``None``), and notes for the reader."""
+    from episodes.bank import FeatureBank
+    from episodes.datasets import open_bank, open_dataset
+    from episodes.splits import apply_split
+
+    parts: dict[str, FeatureBank | PictureSet]
+    if options.dataset.startswith("features:"):
+        parts = {"novel": open_bank(options.dataset)}
+    else:
+        parts = dict(open_dataset(options.dataset, options.data_dir, options.download))
+    if options.split is not None:
+        if len(parts) > 1:
+            raise ValueError(f"--split: {options.dataset} is split already, into {', '.join(parts)}")
+        split = apply_split(parts["novel"], options.split, options.seed)  # type: ignore[type-var]
+        if "novel" not in split:
+            raise ValueError(f"--split {options.split} leaves no novel classes to evaluate on")
+        parts = dict(split)
+    chosen = {"novel": parts["novel"]}
+    for option, role in _ROLES.items():
+        spec = getattr(options, option)
+        if spec is not None:
+            given = {"novel": open_bank(spec)} if spec.startswith("features:") else open_dataset(spec, options.data_dir)
+            chosen[option] = given.get(role, given["novel"])
+        elif role in parts and option != "base_queries":
+            chosen[option] = parts[role]
+    if options.protocol == "closed":
+        chosen.pop("validation", None)
+    banks: dict[str, FeatureBank] = {}
+    notes: list[str] = []
+    mean = None
+    if any(not isinstance(part, FeatureBank) for part in chosen.values()):
+        backbone = _backbone(options)
+        banks, notes = _extract(options, backbone, chosen)
+        if backbone.base_prototypes is not None and "base" not in banks:
+            mean = backbone.base_prototypes.mean(dim=0).cpu()
+            notes.append(
+                f"centring uses the mean of the {len(backbone.base_classes)} classes that the backbone was trained on"
+            )
+    banks |= {role: part for role, part in chosen.items() if isinstance(part, FeatureBank)}
+    return banks, mean, notes
+
+
+def _backbone(options: argparse.Namespace) -> Any:
+    import backbones
+
+    weights: bool | str = True if options.weights is None else options.weights
+    return backbones.create(
+        options.backbone,
+        pretrained=False if weights == "random" else weights,
+        model_options=_key_values("--model-option", options.model_option),
+        transform_options=_key_values("--transform-option", options.transform_option),
+        device=options.device,
+    )
+
+
+def _extract(
+    options: argparse.Namespace, backbone: Any, chosen: dict[str, Any]
+) -> tuple[dict[str, FeatureBank], list[str]]:
+    from episodes.bank import FeatureBank
+    from episodes.extraction import extract
+
+    banks, notes = {}, []
+    for role, part in chosen.items():
+        if isinstance(part, FeatureBank):
+            continue
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="extract: left out")  # said below, with the list
+            banks[role] = extract(
+                backbone,
+                part,
+                workers=options.workers,
+                device=options.device,
+                cache_dir=None if options.cache_dir == "none" else options.cache_dir,
+                skip_unreadable=options.skip_unreadable,
+                progress=not options.quiet,
+            )
+        skipped = banks[role].skipped
+        if skipped:
+            notes.append(f"{len(skipped)} unreadable pictures of {part.name} are left out: {', '.join(skipped)}")
+    return banks, notes
+
+
+def _key_values(option: str, pairs: list[str] | None) -> dict[str, Any]:
+    """Return ``KEY=VALUE`` texts as a dict; values are read as YAML: numbers, lists, true and false are what they look like."""
+    import yaml
+
+    found = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{option}: expected KEY=VALUE, got {pair!r}")
+        found[key] = yaml.safe_load(value)
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

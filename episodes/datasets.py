@@ -1,0 +1,79 @@
+"""Datasets by name: digits, Omniglot, a folder of pictures, or features computed elsewhere.
+
+A spec is ``digits``, ``omniglot``, ``folder:<path>`` or ``features:<file>``, as scripts take it on the command line.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from episodes.bank import FeatureBank
+from episodes.classes import ROLES, nearest
+from episodes.folders import directories, folder
+from episodes.omniglot import omniglot
+from episodes.pictures import ArrayPictures, PictureSet, UnreadablePicture
+
+__all__ = ["ROLES", "PictureSet", "UnreadablePicture", "digits", "folder", "omniglot", "open_bank", "open_dataset"]
+
+_SPECS = ("digits", "omniglot", "folder:<path>", "features:<file>")
+
+
+def digits() -> ArrayPictures:
+    """Return scikit-learn's 1,797 handwritten digits: 8x8 grey pictures, dark ink on light paper, classes "0" to "9"."""
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    pixels = (255 - np.rint(loaded.images * (255 / 16))).astype(np.uint8)
+    return ArrayPictures("digits", pixels, loaded.target, [str(digit) for digit in range(10)])
+
+
+def open_dataset(
+    spec: str, data_dir: str | os.PathLike[str] | None = None, download: bool = False
+) -> dict[str, PictureSet]:
+    """Return the pictures that a spec names, by role.
+
+    Args:
+        spec: ``digits`` or ``folder:<path>``: all classes are ``novel``, until they are split. A folder that holds
+            directories called ``novel`` and ``base`` or ``val`` is split already: each of them is a folder of classes.
+            ``omniglot``: ``base``, ``val`` and ``novel``.
+        data_dir: where Omniglot is; see ``omniglot``.
+        download: whether Omniglot may be fetched if it is not there.
+
+    Returns:
+        Sets under some of the keys ``base``, ``val`` and ``novel``.
+
+    Raises:
+        ValueError: an unknown spec, or data that is not there or not as expected.
+    """
+    kind, colon, path = spec.partition(":")
+    if spec == "digits":
+        return {"novel": digits()}
+    if spec == "omniglot":
+        return dict(omniglot(data_dir, download))
+    if kind == "folder":
+        if not path:
+            raise ValueError(f"dataset {spec!r}: no path in it; write folder:<path>")
+        root = Path(path).expanduser()
+        present = set(directories(root)) if root.is_dir() else set()
+        if "novel" in present and present & {"base", "val"}:
+            return {role: folder(root / role, f"{root.resolve().name}/{role}") for role in ROLES if role in present}
+        return {"novel": folder(root)}
+    if kind == "features" and colon:
+        raise ValueError(f"dataset {spec!r}: it holds features, not pictures; open it with open_bank")
+    raise ValueError(f"dataset {spec!r}: expected one of {', '.join(_SPECS)}{nearest(spec, _SPECS)}")
+
+
+def open_bank(spec: str) -> FeatureBank:
+    """Return the bank that ``features:<file>`` names, or a bare path: see ``FeatureBank.load``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no path in ``spec``, or the file is not a bank.
+    """
+    path = spec.removeprefix("features:")
+    if not path:
+        raise ValueError(f"features {spec!r}: no path in it; write features:<file>")
+    return FeatureBank.load(Path(path).expanduser())

@@ -1,0 +1,239 @@
+"""Evaluation of few-shot heads on episodes: every head sees the same ones, so that differences can be told apart.
+
+Protocols. ``closed``: N known classes, known queries only. ``open``: queries of unknown classes as well. ``generalized``: base
+classes share the label space with the N novel ones and have queries of their own; unknown queries as well where there are
+unknown ways.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from episodes.bank import FeatureBank
+from episodes.holdout import hold_out
+from episodes.intervals import interval, paired
+from episodes.report import Report
+from episodes.sampler import Episodes, EpisodeSampler
+from episodes.scoring import Scorer, calibrate, measure
+from fewshot_nam.heads import Head, create, needs_mean
+
+PROTOCOLS = ("closed", "open", "generalized")
+
+_BATCH_BYTES = 8 << 20  # features gathered at a time: more would leave the processor's cache
+_CALIBRATION_EPISODES = 1000
+_TEMPERATURE_EPISODES = 200
+
+
+def evaluate(
+    bank: FeatureBank,
+    heads: Sequence[str] | Mapping[str, Head] = ("nam", "cosine"),
+    protocol: str = "open",
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 15,
+    open_ways: int = 5,
+    episodes: int | Episodes = 1000,
+    seed: int = 0,
+    base: FeatureBank | None = None,
+    *,
+    base_queries: FeatureBank | None = None,
+    validation: FeatureBank | None = None,
+    mean: Tensor | None = None,
+    episodes_file: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Report:
+    """Return how well heads do on N-way K-shot episodes, with 95% intervals and paired differences.
+
+    Args:
+        bank: features of the classes that episodes are drawn from.
+        heads: names from ``fewshot_nam.heads.available()``, or heads by a name of your own.
+        protocol: ``"closed"``, ``"open"`` or ``"generalized"``.
+        ways: known classes an episode.
+        shots: support pictures of each.
+        queries: known queries of each, and unknown queries of each unknown class.
+        open_ways: unknown classes an episode; not used in the closed protocol.
+        episodes: how many, or ``Episodes`` drawn before, whose shapes must be those asked for.
+        seed: of the episodes.
+        base: features of base classes, for heads that subtract their mean and for the generalized protocol, where every base
+            class has the mean of its features for a prototype.
+        base_queries: features of other pictures of the base classes, for the generalized protocol; ``None`` holds out a
+            quarter of ``base``, of every class, by the seed.
+        validation: features of classes for choosing thresholds, temperature and novel bias, which are then frozen: adds the
+            measures that end in ``:frozen``. Without, the temperature is fitted on other episodes of the same classes.
+        mean: ``(D,)``, the mean base feature; ``None`` for that of ``base``.
+        episodes_file: a file of episodes to use instead; where it is not there, the episodes are written to it.
+        device: where to compute.
+        batch_size: episodes at a time; ``None`` for as many as fit the cache. It does not change which episodes are drawn.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ValueError: an unknown protocol or head, classes or pictures too few for the episodes, banks whose widths differ, a
+            missing base bank, episodes of another shape or for other pictures, or a device that is not there.
+    """
+    began = time.perf_counter()
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"no protocol {protocol!r}: there are {', '.join(PROTOCOLS)}")
+    place = as_device(device)
+    open_ways = 0 if protocol == "closed" else open_ways
+    if protocol == "open" and open_ways < 1:
+        raise ValueError(
+            "the open protocol needs open_ways of at least 1; without unknown classes it is the closed protocol"
+        )
+    for name, other in (("base", base), ("base_queries", base_queries), ("validation", validation)):
+        if other is not None and other.feature_dim != bank.feature_dim:
+            raise ValueError(
+                f"the {name} bank has features of width {other.feature_dim}, the bank of {bank.feature_dim}"
+            )
+    if protocol == "generalized":
+        base, base_queries = _base_parts(base, base_queries, seed)
+    else:
+        base_queries = None
+    if mean is None and base is not None:
+        mean = base.mean()
+    built = dict(heads) if isinstance(heads, Mapping) else {name: create(name, mean) for name in heads}
+    if not built:
+        raise ValueError("heads is empty: name at least one head")
+    for head in built.values():
+        head.to(place).eval()
+    prototypes = base.class_means() if base is not None and base_queries is not None else None
+
+    def sampler_over(which: FeatureBank) -> EpisodeSampler:
+        return EpisodeSampler(which, ways, shots, queries, open_ways, base=base_queries, seed=seed)
+
+    sampler, scorer = sampler_over(bank), Scorer(bank, built, place, base_queries, prototypes)
+    drawn = _drawn(episodes, episodes_file, sampler)
+    total = drawn if isinstance(drawn, int) else len(drawn)
+    size = batch_size or _batch_size(bank, sampler)
+    if validation is not None:
+        others = sampler_over(validation).batches(min(total, _CALIBRATION_EPISODES), size)
+        frozen = calibrate(Scorer(validation, built, place, base_queries, prototypes), others, thresholds=True)
+    else:
+        later = sampler.sample(total, total + _TEMPERATURE_EPISODES)
+        frozen = calibrate(scorer, _slices(later, size), thresholds=False)
+    batches = sampler.batches(drawn, size) if isinstance(drawn, int) else _slices(drawn, size)
+    values = measure(scorer, _with_bar(batches, total, progress), frozen)
+
+    config = {
+        "protocol": protocol,
+        "ways": ways,
+        "shots": shots,
+        "queries": queries,
+        "open_ways": open_ways,
+        "episodes": total,
+        "seed": seed,
+        "heads": {name: repr(head) for name, head in built.items()},
+        "bank": _described(bank),
+        "base": None if base is None else _described(base),
+        "validation": None if validation is None else _described(validation),
+        "temperature": {name: settings.temperature for name, settings in frozen.items()},
+    }
+    fitted = (
+        "validation classes" if validation is not None else "other episodes of the same classes, so it is optimistic"
+    )
+    return Report(
+        config,
+        results={head: {name: interval(v)._asdict() for name, v in found.items()} for head, found in values.items()},
+        paired={
+            f"{a}-{b}": {name: paired(values[a][name], values[b][name])._asdict() for name in values[a]}
+            for a, b in _pairs(list(values))
+        },
+        seconds=time.perf_counter() - began,
+        notes=[f"the temperature of ece is fitted on {fitted}"],
+    )
+
+
+def as_device(name: str | torch.device) -> torch.device:
+    """Return the device called ``name``.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device {str(name)!r} cannot be used here ({reason}): use cpu, or cuda where there is a GPU"
+        ) from None
+    return device
+
+
+def usable_heads(names: Sequence[str], has_mean: bool) -> tuple[list[str], list[str]]:
+    """Return the heads that can be built, and those that need the mean base feature while there is none."""
+    without = [name for name in names if needs_mean(name) and not has_mean]
+    return [name for name in names if name not in without], without
+
+
+def _base_parts(
+    base: FeatureBank | None, base_queries: FeatureBank | None, seed: int
+) -> tuple[FeatureBank, FeatureBank]:
+    """Return the bank of base prototypes and the bank of base queries, which share no picture."""
+    if base is None:
+        raise ValueError("the generalized protocol needs base classes: give a base bank")
+    if base_queries is None:
+        return hold_out(base, share=0.25, seed=seed)
+    if base_queries.classes != base.classes:
+        raise ValueError("base and base_queries need the same classes in the same order")
+    return base, base_queries
+
+
+def _drawn(episodes: int | Episodes, file: str | os.PathLike[str] | None, sampler: EpisodeSampler) -> int | Episodes:
+    """Return the episodes to use, or how many to sample as we go; write them to ``file`` where it is not there yet."""
+    base = sampler.base.fingerprint if sampler.base is not None else ""
+    fingerprint = sampler.bank.fingerprint + base
+    if file is not None and Path(file).exists():
+        episodes = Episodes.load(file, fingerprint)
+    elif file is not None:
+        episodes = episodes if isinstance(episodes, Episodes) else sampler.sample(0, max(episodes, 1))
+        episodes.save(file, fingerprint)
+    if isinstance(episodes, Episodes):
+        sampler.check(episodes)
+    elif episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    return episodes
+
+
+def _batch_size(bank: FeatureBank, sampler: EpisodeSampler) -> int:
+    known = sampler.ways * (sampler.shots + sampler.queries)
+    pictures = known + sampler.open_ways * sampler.open_queries + sampler.base_queries
+    return min(256, max(1, _BATCH_BYTES // (pictures * bank.feature_dim * bank.features.element_size())))
+
+
+def _slices(episodes: Episodes, size: int) -> Iterator[Episodes]:
+    for start in range(0, len(episodes), size):
+        yield episodes[start : start + size]
+
+
+def _pairs(heads: list[str]) -> list[tuple[str, str]]:
+    """Return which heads to compare: every head with cosine, and the first with every other."""
+    pairs = [(name, "cosine") for name in heads if name != "cosine"] if "cosine" in heads else []
+    return pairs + [
+        (heads[0], name) for name in heads[1:] if (heads[0], name) not in pairs and (name, heads[0]) not in pairs
+    ]
+
+
+def _described(bank: FeatureBank) -> dict[str, Any]:
+    shape = {"pictures": len(bank), "classes": bank.num_classes, "features": bank.feature_dim}
+    return {**shape, "fingerprint": bank.fingerprint, **bank.provenance}
+
+
+def _with_bar(batches: Iterator[Episodes], total: int, progress: bool) -> Iterator[Episodes]:
+    if not progress:
+        yield from batches
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="episode", leave=False, mininterval=0.5) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))

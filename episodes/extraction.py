@@ -1,0 +1,286 @@
+"""Extraction: a set of pictures through a frozen backbone into a bank of features, cached on disk and resumable.
+
+The bank is cached under a hash of the backbone's name, weights and transform and of the pictures' fingerprint. While it is
+being made, raw float32 rows grow in a ``.partial`` file beside it, one for each picture, NaN for one that is skipped. A later
+run goes on from the whole batches in that file, so that with the same batch size it gives the same bits as one without a break.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from episodes.bank import FeatureBank
+from episodes.feature_cache import cached_bank, default_cache_dir, locked, rows_to_keep, writable
+from episodes.picture_batches import PictureBatch, PictureBatches, as_it_is, check_size
+from episodes.pictures import PictureSet
+
+EXTRACTION_FORMAT = 1  # raise it when the same backbone and pictures would give other features than before
+
+
+class Backbone(Protocol):
+    """What extraction asks of a backbone: an ``nn.Module`` from pictures ``(B, C, H, W)`` to features ``(B, D)``."""
+
+    @property
+    def name(self) -> str:
+        """For reports and the cache."""
+        ...
+
+    @property
+    def feature_dim(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """From a picture to ``(C, H, W)``; with workers, it must be possible to pickle."""
+        ...
+
+    @property
+    def transform_id(self) -> str:
+        """A text that changes with the transform."""
+        ...
+
+    @property
+    def weights_hash(self) -> str:
+        """A text that changes with the weights."""
+        ...
+
+    def __call__(self, pictures: Tensor, /) -> Tensor:
+        """Return features ``(B, D)``."""
+        ...
+
+    def modules(self) -> Iterable[torch.nn.Module]:
+        """As ``nn.Module`` has it."""
+        ...
+
+    def parameters(self) -> Iterable[torch.nn.Parameter]:
+        """As ``nn.Module`` has it."""
+        ...
+
+    def eval(self) -> Any:
+        """As ``nn.Module`` has it."""
+        ...
+
+    def to(self, device: torch.device, /) -> Any:
+        """As ``nn.Module`` has it."""
+        ...
+
+
+def extract(
+    backbone: Backbone,
+    dataset: PictureSet,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | torch.device = "cpu",
+    cache_dir: str | os.PathLike[str] | None = "auto",
+    skip_unreadable: bool = False,
+    progress: bool = True,
+) -> FeatureBank:
+    """Return the features of all pictures, from the cache where they are in it.
+
+    Args:
+        backbone: used in evaluation mode on ``device``; its mode and its device are given back as they were.
+        dataset: n pictures.
+        batch_size: pictures at a time; another one may change the last bits of features.
+        workers: processes that open and transform pictures; 0 does it here.
+        device: where the backbone runs. The features come back on the CPU.
+        cache_dir: a directory; None for no cache; "auto" for ``$FEWSHOT_NAM_CACHE``, else ``$XDG_CACHE_HOME/fewshot-nam``, else
+            ``~/.cache/fewshot-nam``. Where it cannot be written there is a warning and no cache.
+        skip_unreadable: leave out pictures that cannot be decoded and list them in the bank's ``skipped``, with a warning;
+            else they are errors.
+        progress: show a bar on stderr, if that is a terminal and the work takes more than a second.
+
+    Returns:
+        A bank of ``(n - skipped, D)`` float32 features with the dataset's classes; mapped from its file where it is cached.
+
+    Raises:
+        UnreadablePicture: a picture that cannot be decoded, named, without ``skip_unreadable``.
+        OSError: a picture's file is missing or cannot be read, whether or not unreadable ones are skipped.
+        ValueError: no pictures, or none that can be read; a transform that fails or gives another size than for the pictures
+            before; features of another shape, or not finite, or all zeros. The picture is named.
+    """
+    if not len(dataset):
+        raise ValueError(f"extract: {dataset.name} has no pictures")
+    if batch_size < 1 or workers < 0:
+        raise ValueError(
+            f"extract: batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}"
+        )
+    work = _Work(backbone, dataset, batch_size, workers, torch.device(device), skip_unreadable, progress)
+    if cache_dir is None:
+        bank = _without_cache(work)
+    else:
+        bank = _with_cache(work, default_cache_dir() if cache_dir == "auto" else Path(cache_dir).expanduser())
+    if bank.skipped:
+        warnings.warn(
+            f"extract: left out {len(bank.skipped)} unreadable pictures of {dataset.name}, the first is {bank.skipped[0]}",
+            stacklevel=2,
+        )
+    return bank
+
+
+def cache_key(backbone: Backbone, dataset: PictureSet) -> str:
+    """Return the name, without ending, under which the features of ``dataset`` by ``backbone`` are cached."""
+    parts = [EXTRACTION_FORMAT, backbone.name, backbone.weights_hash, backbone.transform_id, backbone.feature_dim]
+    return hashlib.sha256(json.dumps([*parts, dataset.fingerprint]).encode()).hexdigest()
+
+
+class _Work(NamedTuple):
+    backbone: Backbone
+    dataset: PictureSet
+    batch_size: int
+    workers: int
+    device: torch.device
+    skip_unreadable: bool
+    progress: bool
+
+
+def _run(work: _Work, start: int, take: Callable[[int, np.ndarray], None]) -> None:
+    """Hand the features of picture ``start`` and all after it to ``take``, batch by batch.
+
+    Args:
+        work: what to do.
+        start: the first picture; the start of a batch.
+        take: called with the number of the first picture and the rows ``(b, D)``, NaN for a picture that is skipped.
+    """
+    from tqdm import tqdm
+
+    dataset = work.dataset
+    batches = PictureBatches(dataset, work.backbone.transform, work.batch_size, work.skip_unreadable)
+    loader: DataLoader[PictureBatch] = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(start // work.batch_size, len(batches)),  # type: ignore[arg-type]
+        num_workers=work.workers,
+        collate_fn=as_it_is,
+    )
+    bar = tqdm(
+        total=len(dataset),
+        initial=start,
+        desc=f"{work.backbone.name} {dataset.name}",
+        unit="picture",
+        delay=1.0,
+        disable=None if work.progress else True,  # None: no bar where stderr is not a terminal
+        leave=False,
+    )
+    size: torch.Size | None = None
+    with bar, _ready(work.backbone, work.device), torch.inference_mode():
+        for batch in loader:
+            if batch.error is not None:
+                raise batch.error
+            rows = np.full((len(batch.indices), work.backbone.feature_dim), np.nan, dtype=np.float32)
+            if batch.pictures is not None:
+                size = size or batch.pictures.shape[1:]
+                check_size(dataset, batch.kept[0], batch.pictures[0], size)
+                features = work.backbone(batch.pictures.to(work.device))
+                rows[[i - batch.indices.start for i in batch.kept]] = _checked(work, features, batch.kept)
+            take(batch.indices.start, rows)
+            bar.update(len(rows))
+
+
+def _checked(work: _Work, features: Tensor, indices: list[int]) -> np.ndarray:
+    expected = (len(indices), work.backbone.feature_dim)
+    if not isinstance(features, Tensor) or features.shape != expected:
+        got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"extract: backbone {work.backbone.name} gave {got}, expected features {expected}")
+    values = features.float().cpu().numpy()
+    for fault, bad in (("not finite", ~np.isfinite(values).all(1)), ("all zeros", ~values.any(1))):
+        if bad.any():
+            picture = work.dataset.describe(indices[int(np.flatnonzero(bad)[0])])
+            raise ValueError(
+                f"extract: backbone {work.backbone.name} gave features that are {fault} for {picture}; "
+                "look at the picture, or use another backbone or precision"
+            )
+    return values
+
+
+@contextlib.contextmanager
+def _ready(backbone: Backbone, device: torch.device) -> Iterator[None]:
+    """Put the backbone on ``device`` in evaluation mode, and each of its modules back as it was afterwards."""
+    training = [module for module in backbone.modules() if module.training]
+    home = next((parameter.device for parameter in backbone.parameters()), None)
+    backbone.eval()
+    backbone.to(device)
+    try:
+        yield
+    finally:
+        if home is not None:
+            backbone.to(home)
+        for module in training:
+            module.training = True
+
+
+def _bank(work: _Work, rows: np.ndarray) -> FeatureBank:
+    """Return the bank of ``rows`` (n, D), one for each picture, without those that are NaN."""
+    skipped = np.flatnonzero(np.isnan(rows[:, 0]))
+    labels = work.dataset.labels
+    if len(skipped) == len(rows):
+        raise ValueError(f"extract: none of the {len(rows)} pictures of {work.dataset.name} can be read")
+    if len(skipped):
+        rows, labels = np.delete(rows, skipped, axis=0), np.delete(labels, skipped)
+    provenance = {
+        "backbone": work.backbone.name,
+        "weights_hash": work.backbone.weights_hash,
+        "transform_id": work.backbone.transform_id,
+        "dataset": work.dataset.name,
+        "dataset_fingerprint": work.dataset.fingerprint,
+        "skipped": json.dumps([work.dataset.describe(int(index)) for index in skipped]),
+    }
+    return FeatureBank(rows, labels, work.dataset.classes, provenance=provenance)
+
+
+def _without_cache(work: _Work) -> FeatureBank:
+    rows = np.empty((len(work.dataset), work.backbone.feature_dim), dtype=np.float32)
+
+    def take(start: int, batch: np.ndarray) -> None:
+        rows[start : start + len(batch)] = batch
+
+    _run(work, 0, take)
+    return _bank(work, rows)
+
+
+def _with_cache(work: _Work, folder: Path) -> FeatureBank:
+    path = folder / f"{cache_key(work.backbone, work.dataset)}.safetensors"
+    bank = cached_bank(path, work.skip_unreadable)  # before any lock: a cache that is full and read-only serves well
+    if bank is not None:
+        return bank
+    if not writable(folder):
+        return _without_cache(work)
+    with locked(path, work.progress):
+        bank = cached_bank(path, work.skip_unreadable)  # another process may have made it while this one waited
+        if bank is None:
+            _into_cache(work, path)
+            bank = FeatureBank.load(path, check=False)
+    return bank
+
+
+def _into_cache(work: _Work, path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    n, width = len(work.dataset), work.backbone.feature_dim
+    start = rows_to_keep(partial, width, work.batch_size, n, work.skip_unreadable) if partial.exists() else 0
+    with open(partial, "ab") as file:
+        file.truncate(start * width * 4)
+
+        def take(_: int, batch: np.ndarray) -> None:
+            file.write(batch.astype("<f4").tobytes())
+            file.flush()
+
+        if start < n:
+            _run(work, start, take)
+    rows = np.memmap(partial, dtype="<f4", mode="r", shape=(n, width))
+    _bank(work, rows).save(path)
+    del rows  # some systems keep a file that is still mapped
+    partial.unlink()

@@ -1,0 +1,93 @@
+"""Pictures in a directory tree, one directory for each class."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from episodes.pictures import FilePictures
+
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def folder(path: str | os.PathLike[str], name: str | None = None) -> FilePictures:
+    """Return the pictures of a directory that holds one directory for each class.
+
+    Args:
+        path: the directory. The class of a picture is the directory directly below ``path`` that holds it, at any depth.
+            Names that begin with a dot, and loose files directly in ``path``, are left out.
+        name: for reports; default the directory's own name.
+
+    Returns:
+        The set; classes and, in each, relative paths sorted as strings of code points, the same on every machine.
+
+    Raises:
+        ValueError: ``path`` is no directory, has no directories in it, or one of these holds no picture.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise ValueError(
+            f"folder {root}: no such directory; expected one that holds a directory of pictures for each class"
+        )
+    classes = directories(root)
+    if not classes:
+        raise ValueError(
+            f"folder {root}: no class directories in it; expected one directory of pictures for each class"
+        )
+    return class_folders(name or root.resolve().name, root, classes)
+
+
+def class_folders(name: str, root: Path, classes: list[str]) -> FilePictures:
+    """Return the pictures below ``root`` whose classes are the directories ``classes``, given relative to it.
+
+    Raises:
+        ValueError: a class directory without pictures, named.
+    """
+    files: list[str] = []
+    labels: list[int] = []
+    empty: list[str] = []
+    for label, directory in enumerate(classes):
+        found = pictures_below(root / directory)
+        files += [f"{directory}/{file}" for file in found]
+        labels += [label] * len(found)
+        if not found:
+            empty.append(directory)
+    if empty:
+        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+        raise ValueError(
+            f"{name}: class directory {root / empty[0]}{more} holds no pictures; add some or remove it "
+            f"(known are {', '.join(EXTENSIONS)})"
+        )
+    return FilePictures(name, root, files, np.asarray(labels, dtype=np.int64), classes)
+
+
+def directories(path: Path) -> list[str]:
+    """Return the names of the directories directly in ``path``, sorted, without hidden ones."""
+    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def pictures_below(path: Path) -> list[str]:
+    """Return the pictures at any depth below ``path``: relative paths with forward slashes, sorted, without hidden ones."""
+    found: list[str] = []
+    seen = {os.path.realpath(path)}
+    for where, subdirectories, names in os.walk(path, followlinks=True, onerror=_fail):
+        below = Path(where).relative_to(path)
+        for file in names:
+            wanted = file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+            if wanted and os.path.isfile(os.path.join(where, file)):
+                found.append((below / file).as_posix())
+        visible = sorted(name for name in subdirectories if not name.startswith("."))
+        subdirectories.clear()
+        for name in visible:
+            real = os.path.realpath(os.path.join(where, name))
+            if real not in seen:  # else links in a circle would be followed for ever
+                seen.add(real)
+                subdirectories.append(name)
+    return sorted(found)
+
+
+def _fail(error: OSError) -> NoReturn:
+    raise error  # os.walk would pass over a directory that it may not read

@@ -1,0 +1,91 @@
+"""Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings each, with its usual roles.
+
+Source: Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic program induction" (2015). The
+background alphabets but the last five by name are ``base``, those five are ``val``, and the evaluation alphabets are ``novel``.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+from episodes.folders import class_folders, directories
+from episodes.pictures import FilePictures
+
+_HALVES = ("images_background", "images_evaluation")
+_CHARACTERS = (964, 659)
+_VAL_ALPHABETS = 5
+
+
+def omniglot(data_dir: str | os.PathLike[str] | None = None, download: bool = False) -> dict[str, FilePictures]:
+    """Return Omniglot by role: ``base``, ``val`` and ``novel``, with classes called ``"Greek/character01"``.
+
+    Args:
+        data_dir: where ``images_background`` and ``images_evaluation`` are, or the directory above it if that is called
+            ``omniglot-py``. Default: the environment's ``FEWSHOT_DATA``, else ``data`` in the working directory.
+        download: fetch Omniglot into ``data_dir`` by way of torchvision if it is not there.
+
+    Raises:
+        ValueError: it is not there, or what is there has too few alphabets or a character without drawings.
+        OSError: the download failed.
+    """
+    top = Path(data_dir or os.environ.get("FEWSHOT_DATA") or "data").expanduser()
+    root = _find(top)
+    if root is None and download:
+        _download(top)
+        root = _find(top)
+    if root is None:
+        mend = (
+            "what was downloaded is incomplete: remove its .zip files there and try again"
+            if download
+            else "name the directory that holds it, or fetch it there with --download (download=True)"
+        )
+        raise ValueError(
+            f"omniglot: looked for images_background and images_evaluation in {top} and {top / 'omniglot-py'}, "
+            f"and did not find both; {mend}"
+        )
+    background = directories(root / "images_background")
+    if len(background) <= _VAL_ALPHABETS:
+        raise ValueError(
+            f"omniglot: {root / 'images_background'} has {len(background)} alphabets, expected 30 (at least "
+            f"{_VAL_ALPHABETS + 1}); unpack it again"
+        )
+    roles = {
+        "base": ("images_background", background[:-_VAL_ALPHABETS]),
+        "val": ("images_background", background[-_VAL_ALPHABETS:]),
+        "novel": ("images_evaluation", directories(root / "images_evaluation")),
+    }
+    sets = {role: _characters(role, root / half, alphabets) for role, (half, alphabets) in roles.items()}
+    found = (len(sets["base"].classes) + len(sets["val"].classes), len(sets["novel"].classes))
+    if found != _CHARACTERS:
+        warnings.warn(
+            f"omniglot: {root} has {found[0]} background and {found[1]} evaluation characters, the whole set has "
+            f"{_CHARACTERS[0]} and {_CHARACTERS[1]}; figures will not compare with published ones",
+            stacklevel=2,
+        )
+    return sets
+
+
+def _find(top: Path) -> Path | None:
+    for root in (top, top / "omniglot-py"):
+        if all((root / half).is_dir() for half in _HALVES):
+            return root
+    return None
+
+
+def _characters(role: str, root: Path, alphabets: list[str]) -> FilePictures:
+    classes = [f"{alphabet}/{character}" for alphabet in alphabets for character in directories(root / alphabet)]
+    if not classes:
+        raise ValueError(f"omniglot: no alphabets with characters in {root}; unpack it again")
+    return class_folders(f"omniglot/{role}", root, classes)
+
+
+def _download(top: Path) -> None:
+    from torchvision.datasets import Omniglot
+
+    for background in (True, False):
+        try:
+            Omniglot(str(top), background=background, download=True)
+        except (OSError, RuntimeError) as error:
+            raise OSError(f"omniglot: download into {top} failed: {' '.join(str(error).split())}") from error

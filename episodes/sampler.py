@@ -1,0 +1,296 @@
+"""Sampling of episodes as index tensors: many at once, and the same for the same seed everywhere.
+
+Episodes are drawn in blocks of fixed length, each from a random stream of its own (Philox, keyed by seed, purpose and block), by
+integer arithmetic alone. So episode 7 of seed 0 is the same whatever the batch size, the device or the machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from episodes.atomic import replacing
+
+if TYPE_CHECKING:
+    from episodes.bank import FeatureBank
+
+Integers = npt.NDArray[np.int64]
+
+_BLOCK = 256
+_CLASSES, _PICTURES, _BASE = range(3)  # what a random stream is for
+_FORMAT = "fewshot-nam episodes 1"
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Index tensors of ``E`` episodes; support, known and unknown queries index one bank, base queries another.
+
+    Attributes:
+        classes: ``(E, N)``, the known classes; column ``n`` of the scores is ``classes[:, n]``.
+        support: ``(E, N, K)``.
+        query: ``(E, N, Q)``, known queries; none is in the support.
+        unknown_classes: ``(E, U)``, none of them known.
+        unknown: ``(E, U, Q')``, unknown queries.
+        base_query: ``(E, Q_b)``, queries of base classes, an index into the bank of base queries.
+        base_classes: ``(E, Q_b)``, their classes.
+    """
+
+    classes: Tensor
+    support: Tensor
+    query: Tensor
+    unknown_classes: Tensor
+    unknown: Tensor
+    base_query: Tensor
+    base_classes: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of episodes."""
+        return len(self.classes)
+
+    def __getitem__(self, chosen: slice) -> Episodes:
+        """Return a run of episodes."""
+        return Episodes(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+    @staticmethod
+    def cat(parts: list[Episodes]) -> Episodes:
+        """Return the episodes of several runs in a row."""
+        return Episodes(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Episodes)))
+
+    def save(self, path: str | os.PathLike[str], fingerprint: str = "") -> None:
+        """Write the index tensors to one safetensors file, whole or not at all.
+
+        Args:
+            path: the file.
+            fingerprint: of the bank that they index (``FeatureBank.fingerprint``), checked by ``load``.
+        """
+        from safetensors.torch import save_file
+
+        tensors = {field.name: getattr(self, field.name).contiguous() for field in fields(self)}
+        with replacing(path) as unfinished:
+            save_file(tensors, unfinished, metadata={"format": _FORMAT, "fingerprint": fingerprint})
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], fingerprint: str | None = None) -> Episodes:
+        """Return the episodes that ``save`` wrote.
+
+        Args:
+            path: the file.
+            fingerprint: of the bank to be indexed; ``None`` trusts the caller.
+
+        Raises:
+            ValueError: not such a file, cut short, or made for other pictures.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        names = [field.name for field in fields(Episodes)]
+        try:
+            with safe_open(os.fspath(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in names if name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a file of episodes, or it is cut short ({error})") from None
+        if metadata.get("format") != _FORMAT or len(tensors) != len(names):
+            raise ValueError(f"{path} is not a file of episodes of this version: expected {_FORMAT!r}")
+        if fingerprint is not None and metadata.get("fingerprint") != fingerprint:
+            raise ValueError(
+                f"{path} was made for other pictures or classes than these: sample new episodes, or use that data set"
+            )
+        return Episodes(**tensors)
+
+
+class EpisodeSampler:
+    """Draws N-way K-shot episodes from a bank, with queries of unknown classes and of base classes where asked for.
+
+    Classes are drawn uniformly without replacement, known before unknown; pictures uniformly without replacement within their
+    class. The class of each base query is drawn uniformly with replacement, its picture without; a class whose pictures are used
+    up passes the query on to the next class.
+
+    Args:
+        bank: what support, known and unknown queries are drawn from; only its labels are looked at.
+        ways: ``N``, known classes an episode.
+        shots: ``K``, support pictures of each.
+        queries: ``Q``, known queries of each.
+        open_ways: ``U``, unknown classes an episode; 0 for none.
+        open_queries: queries of each unknown class; ``None`` for as many as ``queries``.
+        base: the bank that base queries are drawn from; ``None`` for none.
+        base_queries: base queries an episode; ``None`` for ``ways * queries``.
+        seed: any integer from 0.
+
+    Raises:
+        ValueError: more classes or pictures are asked for than there are (the class is named), or a number below 1.
+    """
+
+    def __init__(
+        self,
+        bank: FeatureBank,
+        ways: int = 5,
+        shots: int = 1,
+        queries: int = 15,
+        open_ways: int = 5,
+        open_queries: int | None = None,
+        base: FeatureBank | None = None,
+        base_queries: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        open_queries = queries if open_queries is None else open_queries
+        base_queries = ways * queries if base_queries is None else base_queries
+        positive = {
+            "ways": ways,
+            "shots": shots,
+            "queries": queries,
+            "open_queries": open_queries,
+            "base_queries": base_queries,
+        }
+        for name, number in positive.items():
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        for name, number in {"open_ways": open_ways, "seed": seed}.items():
+            if number < 0:
+                raise ValueError(f"{name} must be at least 0, got {number}")
+        if ways + open_ways > bank.num_classes:
+            wanted = f"{ways} ways" + (f" and {open_ways} unknown ways" if open_ways else "")
+            raise ValueError(
+                f"{wanted} need {ways + open_ways} classes, and there are {bank.num_classes}: ask for fewer ways"
+            )
+        _check_pictures(
+            bank, max(shots + queries, open_queries if open_ways else 0), f"{shots} shots and {queries} queries"
+        )
+        if base is not None and base_queries > len(base):
+            raise ValueError(
+                f"{base_queries} base queries an episode need as many base pictures, and there are {len(base)}"
+            )
+        self.bank, self.base, self.seed = bank, base, seed
+        self.ways, self.shots, self.queries = ways, shots, queries
+        self.open_ways, self.open_queries = open_ways, open_queries if open_ways else 0
+        self.base_queries = base_queries if base is not None else 0
+        self._last: tuple[int, Episodes] | None = None
+
+    def sample(self, start: int, stop: int) -> Episodes:
+        """Return episodes ``start`` to ``stop - 1`` of the endless sequence that the seed stands for."""
+        if not 0 <= start < stop:
+            raise ValueError(f"needs 0 <= start < stop, got start {start} and stop {stop}")
+        parts = []
+        for block in range(start // _BLOCK, (stop - 1) // _BLOCK + 1):
+            first = block * _BLOCK
+            parts.append(self._block(block)[max(start - first, 0) : min(stop - first, _BLOCK)])
+        return parts[0] if len(parts) == 1 else Episodes.cat(parts)
+
+    def batches(self, episodes: int, batch_size: int) -> Iterator[Episodes]:
+        """Yield the first ``episodes`` episodes, ``batch_size`` at a time (the last batch may be smaller)."""
+        for start in range(0, episodes, batch_size):
+            yield self.sample(start, min(start + batch_size, episodes))
+
+    def check(self, episodes: Episodes) -> None:
+        """Raise ``ValueError`` unless ``episodes`` have the shape that this sampler draws, over its banks."""
+        drawn = self.sample(0, 1)
+        for field in fields(Episodes):
+            wanted, given = getattr(drawn, field.name).shape[1:], getattr(episodes, field.name).shape[1:]
+            if given != wanted:
+                raise ValueError(
+                    f"these episodes have {field.name} of shape {tuple(given)} each, and {tuple(wanted)} is asked for: "
+                    "ask for the ways, shots, queries and protocol that they were drawn with"
+                )
+        for name, bank in (
+            ("support", self.bank),
+            ("query", self.bank),
+            ("unknown", self.bank),
+            ("base_query", self.base),
+        ):
+            index = getattr(episodes, name)
+            if bank is not None and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(bank):
+                raise ValueError(
+                    f"these episodes index pictures that the bank of {len(bank)} does not have: see {name}"
+                )
+
+    def _block(self, block: int) -> Episodes:
+        if self._last is None or self._last[0] != block:
+            self._last = (block, self._draw_block(block))
+        return self._last[1]
+
+    def _draw_block(self, block: int) -> Episodes:
+        ways = self.ways + self.open_ways
+        raw = self._raw(_CLASSES, block, ways * _BLOCK).reshape(ways, _BLOCK)
+        classes = _draw(raw, np.zeros_like(raw), np.full_like(raw, self.bank.num_classes), _ranks(raw))
+        pictures = self._raw(_PICTURES, block, _BLOCK * (ways * max(self.shots + self.queries, self.open_queries)))
+        known, unknown = classes[: self.ways].T, classes[self.ways :].T
+        known_pictures = self._pictures(known, self.shots + self.queries, pictures)
+        unknown_pictures = self._pictures(unknown, self.open_queries, pictures[known_pictures.size :])
+        base_query, base_classes = self._base(block)
+        arrays = (
+            known,
+            known_pictures[:, :, : self.shots],
+            known_pictures[:, :, self.shots :],
+            unknown,
+            unknown_pictures,
+            base_query,
+            base_classes,
+        )
+        return Episodes(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+
+    def _pictures(self, classes: Integers, count: int, raw: Integers) -> Integers:
+        """Return ``count`` distinct pictures of each class, ``(E, ways, count)`` as indices into the bank."""
+        raw = raw[: count * classes.size].reshape(count, classes.size)
+        starts, counts, order = self.bank.starts.numpy(), self.bank.counts.numpy(), self.bank.order.numpy()
+        flat = np.broadcast_to(classes.reshape(-1), raw.shape)
+        drawn = _draw(raw, starts[flat], counts[flat], _ranks(raw))
+        return order[drawn].T.reshape(*classes.shape, count)
+
+    def _base(self, block: int) -> tuple[Integers, Integers]:
+        if self.base is None:
+            empty = np.zeros((_BLOCK, 0), dtype=np.int64)
+            return empty, empty
+        raw = self._raw(_BASE, block, 2 * self.base_queries * _BLOCK).reshape(2, self.base_queries, _BLOCK)
+        classes, counts = raw[0] % self.base.num_classes, self.base.counts.numpy()
+        ranks = np.zeros_like(classes)  # how many earlier queries of the episode are of the same class
+        for i in range(self.base_queries):
+            used_up = np.ones(_BLOCK, dtype=bool)
+            while used_up.any():
+                ranks[i] = (classes[:i] == classes[i]).sum(axis=0)
+                used_up = ranks[i] >= counts[classes[i]]
+                classes[i] = np.where(used_up, (classes[i] + 1) % self.base.num_classes, classes[i])
+        drawn = _draw(raw[1], self.base.starts.numpy()[classes], counts[classes], ranks)
+        return self.base.order.numpy()[drawn].T, classes.T
+
+    def _raw(self, purpose: int, block: int, count: int) -> Integers:
+        """Return ``count`` random integers from 0 to 2^63 - 1, the same on every machine and numpy release."""
+        bits = np.random.Philox(np.random.SeedSequence([self.seed, purpose, block]))
+        raw: Integers = (bits.random_raw(count) >> np.uint64(1)).astype(np.int64)
+        return raw
+
+
+def _ranks(raw: Integers) -> Integers:
+    """Return ``(k, rows)``, the position of each draw in its row, for rows that draw from one set throughout."""
+    return np.broadcast_to(np.arange(len(raw))[:, None], raw.shape)
+
+
+def _draw(raw: Integers, start: Integers, count: Integers, rank: Integers) -> Integers:
+    """Return draws without replacement ``(k, rows)``, by the Fisher-Yates shuffle of arrays that are never written down.
+
+    A row's draw ``j`` comes from the set ``start[j]`` to ``start[j] + count[j] - 1``; sets of one row are the same or disjoint,
+    and ``rank[j]`` is the number of earlier draws from the same set. The shuffle swaps slot ``own = start + rank`` with a random
+    slot at or after it; a slot's value is followed back through the few swaps made so far.
+    """
+    own = start + rank
+    slot = own + raw % (count - rank)
+    drawn, moved = slot.copy(), own.copy()
+    for j in range(len(raw)):
+        for i in range(j):
+            np.copyto(drawn[j], moved[i], where=slot[i] == slot[j])
+            np.copyto(moved[j], moved[i], where=slot[i] == own[j])
+    return drawn
+
+
+def _check_pictures(bank: FeatureBank, needed: int, purpose: str) -> None:
+    fewest = int(bank.counts.argmin())
+    if int(bank.counts[fewest]) < needed:
+        raise ValueError(
+            f"class {bank.classes[fewest]!r} has {int(bank.counts[fewest])} pictures, and {purpose} need {needed}: "
+            "ask for fewer, or leave the class out"
+        )

@@ -1,0 +1,202 @@
+"""Scoring of episodes with several heads at once, and the measures of what came out.
+
+A batch of episodes is gathered from the bank once and shown to every head. What is fixed beforehand (temperature, and with
+validation classes thresholds and novel bias) is chosen here too, on other episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from episodes.bank import FeatureBank
+from episodes.calibration import ece_sums, ece_values, fit_temperature
+from episodes.frozen import best_bias, frozen_measures, joint_margins, pooled_threshold
+from episodes.measures import accuracy, generalized_measures, open_measures
+from episodes.sampler import Episodes
+from fewshot_nam.heads import Head
+
+
+class Scores(NamedTuple):
+    """One head's scores of a batch of episodes.
+
+    Columns are base classes first, then the episode's own; a part that the protocol lacks is ``None``.
+
+    Attributes:
+        known: ``(E, N Q, C)``, queries of the episode's own classes.
+        known_targets: ``(N Q,)``, their columns.
+        unknown: ``(E, U Q', C)``.
+        base: ``(E, Q_b, C)``, queries of base classes.
+        base_targets: ``(E, Q_b)``, their columns.
+        num_base: how many columns are base classes.
+    """
+
+    known: Tensor
+    known_targets: Tensor
+    unknown: Tensor | None
+    base: Tensor | None
+    base_targets: Tensor
+    num_base: int
+
+    def with_a_column(self) -> tuple[Tensor, Tensor]:
+        """Return scores and targets of all queries whose class is among the columns: base queries first."""
+        if self.base is None:
+            return self.known, self.known_targets
+        novel_targets = self.known_targets.expand(len(self.known), -1)
+        return torch.cat([self.base, self.known], dim=1), torch.cat([self.base_targets, novel_targets], dim=1)
+
+
+class Frozen(NamedTuple):
+    """What is fixed for a head before it meets the test episodes; thresholds and bias only with validation classes."""
+
+    temperature: float
+    open_threshold: float | None = None
+    class_threshold: float | None = None
+    bias: float | None = None
+
+
+class Scorer:
+    """Scores episodes of one bank with every head.
+
+    Args:
+        bank: what support, known and unknown queries index.
+        heads: by name; already on ``device``.
+        device: where to compute.
+        base_queries: what base queries index; ``None`` outside the generalized protocol.
+        base_prototypes: ``(B, D)``, the classes that share the label space; likewise.
+    """
+
+    def __init__(
+        self,
+        bank: FeatureBank,
+        heads: Mapping[str, Head],
+        device: torch.device,
+        base_queries: FeatureBank | None = None,
+        base_prototypes: Tensor | None = None,
+    ) -> None:
+        self.heads, self.device = heads, device
+        self._features = bank.features.to(device)
+        self._base_features = None if base_queries is None else base_queries.features.to(device)
+        self._prototypes = None if base_prototypes is None else base_prototypes.to(device)
+        self._buffers: dict[str, Tensor] = {}
+
+    @torch.inference_mode()
+    def score(self, episodes: Episodes) -> Iterator[tuple[str, Scores]]:
+        """Yield every head's name and scores of some episodes.
+
+        Raises:
+            ValueError: a head gives NaN or infinite scores.
+        """
+        ways = episodes.classes.shape[1]
+        num_base = 0 if self._prototypes is None else len(self._prototypes)
+        known, unknown = episodes.query.flatten(1), episodes.unknown.flatten(1)
+        support = self._gather("support", self._features, episodes.support)
+        query = self._gather("query", self._features, torch.cat([known, unknown], dim=1))
+        if self._base_features is not None:
+            query = torch.cat([query, self._gather("base", self._base_features, episodes.base_query)], dim=1)
+        parts = [known.shape[1], unknown.shape[1], episodes.base_query.shape[1]]
+        targets = num_base + torch.arange(ways, device=self.device).repeat_interleave(parts[0] // ways)
+        for name, head in self.heads.items():
+            # Every row was checked when the bank was made; the public score_episodes would check again for every head.
+            scores = head._score_checked(support, query, self._prototypes)
+            if not bool(scores.isfinite().all()):
+                raise ValueError(f"the head {name!r} gave scores that are NaN or infinite for these features")
+            of_known, of_unknown, of_base = torch.split(scores, parts, dim=1)
+            yield (
+                name,
+                Scores(
+                    of_known,
+                    targets,
+                    of_unknown if parts[1] else None,
+                    of_base if parts[2] else None,
+                    episodes.base_classes.to(self.device),
+                    num_base,
+                ),
+            )
+
+    def _gather(self, name: str, features: Tensor, index: Tensor) -> Tensor:
+        """Return ``features[index]`` in a buffer that is used again: a fresh one would cost more than the copying."""
+        flat = index.reshape(-1).to(self.device)
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < len(flat):
+            buffer = self._buffers[name] = features.new_empty(len(flat), features.shape[1])
+        out = buffer[: len(flat)]
+        torch.index_select(features, 0, flat, out=out)
+        return out.view(*index.shape, features.shape[1])
+
+
+def calibrate(scorer: Scorer, batches: Iterable[Episodes], thresholds: bool) -> dict[str, Frozen]:
+    """Return what to fix for every head, chosen on all queries of these episodes together.
+
+    Args:
+        scorer: of validation classes; or of the classes to be tested, for the temperature alone.
+        batches: the episodes, all of whose scores are kept at once.
+        thresholds: choose thresholds and, where there are base queries, the novel bias as well.
+    """
+    seen: dict[str, list[Scores]] = {name: [] for name in scorer.heads}
+    for batch in batches:
+        for name, scores in scorer.score(batch):
+            seen[name].append(scores)
+    return {name: _choose(parts, thresholds) for name, parts in seen.items()}
+
+
+def measure(scorer: Scorer, batches: Iterable[Episodes], frozen: Mapping[str, Frozen]) -> dict[str, dict[str, Tensor]]:
+    """Return the value of every measure in every episode, ``{head: {measure: (E,)}}`` on the CPU."""
+    found: dict[str, dict[str, list[Tensor]]] = {name: {} for name in scorer.heads}
+    queries = 0
+    for batch in batches:
+        for name, scores in scorer.score(batch):
+            queries = scores.with_a_column()[0].shape[1]
+            for printed, value in _measures(scores, frozen[name]).items():
+                found[name].setdefault(printed, []).append(value.cpu())
+    values = {name: {printed: torch.cat(parts) for printed, parts in lists.items()} for name, lists in found.items()}
+    for measures in values.values():
+        measures["ece"] = ece_values(measures["ece"], queries)
+    return values
+
+
+def _choose(parts: list[Scores], thresholds: bool) -> Frozen:
+    known = [part.with_a_column() for part in parts]
+    scores = torch.cat([of.flatten(0, 1) for of, _ in known])
+    targets = torch.cat([wanted.expand(of.shape[:2]).flatten() for of, wanted in known])
+    temperature = fit_temperature(scores, targets)
+    if not thresholds:
+        return Frozen(temperature)
+    bias = None
+    if parts[0].base is not None:
+        margins = [
+            joint_margins(part.base, part.base_targets, part.known, part.known_targets, part.num_base)
+            for part in parts
+            if part.base is not None
+        ]
+        bias = best_bias(torch.cat([base for base, _ in margins]), torch.cat([novel for _, novel in margins]))
+    true = scores.gather(1, targets[:, None])
+    return Frozen(temperature, pooled_threshold(scores.amax(dim=1)), pooled_threshold(true), bias)
+
+
+def _measures(scores: Scores, frozen: Frozen) -> dict[str, Tensor]:
+    """Return ``{printed name: (E,)}``; for ``ece`` the sums ``(E, 15)``, which are pooled at the end."""
+    known, targets = scores.with_a_column()
+    measures: dict[str, Tensor] = {}
+    if scores.unknown is not None:
+        measures |= open_measures(known, targets, scores.unknown)
+        if frozen.open_threshold is not None and frozen.class_threshold is not None:
+            measures |= frozen_measures(
+                known,
+                targets,
+                scores.unknown,
+                open_threshold=frozen.open_threshold,
+                class_threshold=frozen.class_threshold,
+            )
+    else:
+        measures["accuracy"] = accuracy(known, targets)
+    if scores.base is not None:
+        del measures["accuracy"]  # it is joint_accuracy, a name that says over which classes
+        measures |= generalized_measures(
+            scores.base, scores.base_targets, scores.known, scores.known_targets, scores.num_base, frozen.bias
+        )
+    measures["ece"] = ece_sums(known, targets, frozen.temperature)
+    return measures

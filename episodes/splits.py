@@ -1,0 +1,179 @@
+"""Splitting classes into base, validation and novel: from a file, by counts or by fractions.
+
+A seeded split orders class names by a hash of seed and name. So it is the same on every machine and with every version of every
+library, and does not depend on the order in which the classes are listed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import overload
+
+from episodes.atomic import replacing
+from episodes.bank import FeatureBank
+from episodes.classes import ROLES, Label, check_classes, nearest
+from episodes.pictures import PictureSet
+
+_SHARES = re.compile(r"[\d.]+(/[\d.]+)*")
+
+Split = str | os.PathLike[str] | Sequence[int] | Sequence[float] | Mapping[str, Sequence[Label]]
+
+
+def split_classes(classes: Iterable[Label], split: Split, seed: int = 0) -> dict[str, list[Label]]:
+    """Return which classes are base, validation and novel.
+
+    Args:
+        classes: all class names.
+        split: the path of a YAML or JSON file that maps ``base``, ``val`` and ``novel`` to lists of names, or such a mapping;
+            or three counts, ``"64/16/20"`` or ``(64, 16, 20)``; or three fractions, ``"0.6/0.2/0.2"`` or ``(0.6, 0.2, 0.2)``.
+            Classes that a file does not mention, or that counts and fractions leave over, are in no part.
+        seed: which of the splits by counts or fractions.
+
+    Returns:
+        Three lists under ``base``, ``val`` and ``novel``. From a file, in its order; else in the order of ``classes``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file of another form, a name that is not among the classes or comes twice, parts that are not three
+            counts or fractions or are more than there are classes.
+    """
+    names = check_classes(classes, "split")
+    if isinstance(split, str) and _SHARES.fullmatch(split.strip()):
+        return _by_shares(names, split.strip().split("/"), seed)
+    if isinstance(split, Mapping):
+        return _by_names(names, split, "split")
+    if isinstance(split, str | os.PathLike):
+        return _by_names(names, _read(Path(split).expanduser()), str(split))
+    return _by_shares(names, [str(part) for part in split], seed)
+
+
+@overload
+def apply_split(items: FeatureBank, split: Split, seed: int = 0) -> dict[str, FeatureBank]: ...
+@overload
+def apply_split(items: PictureSet, split: Split, seed: int = 0) -> dict[str, PictureSet]: ...
+def apply_split(
+    items: FeatureBank | PictureSet, split: Split, seed: int = 0
+) -> dict[str, FeatureBank] | dict[str, PictureSet]:
+    """Return a bank or a set of pictures in parts by class.
+
+    Args:
+        items: the bank or the pictures.
+        split: as in ``split_classes``.
+        seed: likewise.
+
+    Returns:
+        The parts under ``base``, ``val`` and ``novel``; a part without classes is left out.
+
+    Raises:
+        ValueError: as in ``split_classes``.
+    """
+    parts = {role: names for role, names in split_classes(items.classes, split, seed).items() if names}
+    if isinstance(items, FeatureBank):
+        return {role: items.select_classes(names) for role, names in parts.items()}
+    return {role: items.subset(names) for role, names in parts.items()}
+
+
+def save_split(path: str | os.PathLike[str], split: Mapping[str, Sequence[Label]]) -> None:
+    """Write a split to a ``.yaml``, ``.yml`` or ``.json`` file, whole or not at all, for ``split_classes`` to read.
+
+    Raises:
+        ValueError: another ending.
+        OSError: the directory is missing or cannot be written.
+    """
+    path = Path(path)
+    content = {role: list(names) for role, names in split.items()}
+    if path.suffix == ".json":
+        text = json.dumps(content, indent=2) + "\n"
+    elif path.suffix in (".yaml", ".yml"):
+        import yaml
+
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    else:
+        raise ValueError(f"split file {path}: expected a name ending in .yaml, .yml or .json")
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _by_shares(classes: list[Label], parts: list[str], seed: int) -> dict[str, list[Label]]:
+    written = "/".join(parts)
+    try:
+        shares = [Fraction(part) for part in parts]
+    except ValueError:
+        shares = []
+    if len(shares) != len(ROLES) or min(shares) < 0:
+        raise ValueError(f"split {written!r}: expected three counts like 64/16/20, or fractions like 0.6/0.2/0.2")
+    total = sum(shares)
+    if all(part.isdigit() for part in parts):
+        if total > len(classes):
+            raise ValueError(
+                f"split {written!r}: {total} classes asked for, and there are {len(classes)}; ask for fewer"
+            )
+    elif total > 1:
+        raise ValueError(f"split {written!r}: fractions add up to {float(total):g}, expected at most 1")
+    else:
+        shares = [share * len(classes) for share in shares]
+    # Rounding the borders, not the parts, keeps fractions that add up to 1 from losing or inventing a class.
+    borders = [int(sum(shares[:i], Fraction(0)) + Fraction(1, 2)) for i in range(len(ROLES) + 1)]
+    shuffled = sorted(range(len(classes)), key=lambda i: _rank(seed, classes[i]))
+    split: dict[str, list[Label]] = {}
+    for role, share, start, end in zip(ROLES, shares, borders, borders[1:], strict=False):
+        if share > 0 and start == end:
+            raise ValueError(
+                f"split {written!r}: of {len(classes)} classes none is left for {role}; give it a larger part"
+            )
+        split[role] = [classes[i] for i in sorted(shuffled[start:end])]
+    return split
+
+
+def _rank(seed: int, name: Label) -> bytes:
+    # File systems may hold names that are not UTF-8, which Python carries as surrogates.
+    return hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogateescape")).digest()
+
+
+def _read(path: Path) -> Mapping[str, Sequence[Label]]:
+    text = path.read_text(encoding="utf-8")
+    import yaml
+
+    try:
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"split file {path}: not valid JSON or YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"split file {path}: expected a mapping of base, val and novel to lists of class names")
+    return content
+
+
+def _by_names(classes: list[Label], content: Mapping[str, Sequence[Label]], where: str) -> dict[str, list[Label]]:
+    for role in content:
+        if role not in ROLES:
+            raise ValueError(f"{where}: unknown part {role!r}, expected base, val and novel{nearest(role, ROLES)}")
+    for role in ROLES:
+        if role not in content:
+            raise ValueError(f"{where}: no part {role!r}; give base, val and novel, [] for one without classes")
+    known = {str(name): name for name in classes}  # an unquoted 7 in a file is the class "7" just as well
+    used: dict[Label, str] = {}
+    split: dict[str, list[Label]] = {}
+    for role in ROLES:
+        if isinstance(content[role], str) or not isinstance(content[role], Sequence):
+            raise ValueError(f"{where}: part {role!r} must be a list of class names, got {content[role]!r}")
+        split[role] = []
+        for written in content[role]:
+            if isinstance(written, bool) or str(written) not in known:
+                quote = "" if isinstance(written, str) else " (read as no string: put the name in quotes)"
+                raise ValueError(
+                    f"{where}: {role} has {written!r}{quote}, which is none of the {len(classes)} classes"
+                    f"{nearest(written, classes)}"
+                )
+            name = known[str(written)]
+            if name in used:
+                twice = f"in both {used[name]} and {role}" if used[name] != role else f"twice in {role}"
+                raise ValueError(f"{where}: class {name!r} is {twice}; name each class once")
+            used[name] = role
+            split[role].append(name)
+    return split

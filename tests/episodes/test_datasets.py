@@ -1,0 +1,338 @@
+"""Sets of pictures: digits, folders and Omniglot, with what is in them and what is refused."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from episodes.bank import FeatureBank
+from episodes.datasets import UnreadablePicture, digits, folder, omniglot, open_bank, open_dataset
+from episodes.pictures import FilePictures, read_picture
+
+DATA = os.environ.get("FEWSHOT_DATA")
+
+
+def paint(path, shade=100, size=(6, 4), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size, shade).save(path, **options)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Three classes, with pictures at two depths, hidden files, other files and a link."""
+    root = tmp_path / "animals"
+    paint(root / "dog" / "b.JPG", 10)
+    paint(root / "dog" / "a.png", 20)
+    paint(root / "dog" / "images" / "c.jpeg", 30)
+    paint(root / "cat" / "deep" / "er" / "a.bmp", 40)
+    paint(root / "Zebu" / "z.tif", 50)
+    paint(root / "dog" / ".hidden.png")
+    paint(root / "dog" / ".trash" / "old.png")
+    paint(root / ".thumbnails" / "t.png")
+    paint(root / "loose.png")
+    (root / "dog" / "notes.txt").write_text("no picture")
+    return root
+
+
+# --- digits
+
+
+def test_digits_are_dark_ink_on_light_paper():
+    from sklearn.datasets import load_digits
+
+    pictures, source = digits(), load_digits()
+    assert len(pictures) == 1797
+    assert pictures.classes == [str(d) for d in range(10)]
+    assert pictures.labels.tolist() == source.target.tolist()
+    for index in (0, 700, 1796):
+        picture = pictures.picture(index)
+        assert (picture.mode, picture.size) == ("L", (8, 8))
+        assert np.asarray(picture).tolist() == [
+            [255 - round(v * 255 / 16) for v in row] for row in source.images[index]
+        ]
+
+
+def test_subset_keeps_pictures_with_their_class_and_has_a_fingerprint_of_its_own():
+    pictures = digits()
+    part = pictures.subset(["7", "2"])
+    rows = [i for i, label in enumerate(pictures.labels) if label in (7, 2)]
+    assert part.classes == ["7", "2"]
+    assert part.labels.tolist() == [0 if pictures.labels[i] == 7 else 1 for i in rows]
+    assert np.array_equal(np.asarray(part.picture(5)), np.asarray(pictures.picture(rows[5])))
+    assert digits().fingerprint == pictures.fingerprint
+    assert len({pictures.fingerprint, part.fingerprint, pictures.subset(["2", "7"]).fingerprint}) == 3
+    with pytest.raises(ValueError, match="digits: there is no class 'seven' among its 10"):
+        pictures.subset(["seven"])
+
+
+# --- folders
+
+
+def test_folder_finds_pictures_at_any_depth_sorted_and_without_hidden_ones(tree):
+    pictures = folder(tree)
+    assert pictures.name == "animals"
+    assert pictures.classes == ["Zebu", "cat", "dog"]
+    assert pictures.files == ["Zebu/z.tif", "cat/deep/er/a.bmp", "dog/a.png", "dog/b.JPG", "dog/images/c.jpeg"]
+    assert pictures.labels.tolist() == [0, 1, 2, 2, 2]
+    assert [pictures.picture(i).getpixel((0, 0)) for i in (0, 1, 2)] == [50, 40, 20]
+    assert pictures.describe(2) == str(tree / "dog" / "a.png")
+
+
+def test_folder_follows_links_but_not_in_circles(tree, tmp_path):
+    (tree / "dog" / "images" / "up").symlink_to(tree / "dog")
+    paint(tmp_path / "elsewhere" / "e.png")
+    (tree / "dog" / "more").symlink_to(tmp_path / "elsewhere")
+    (tree / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert folder(tree).subset(["dog"]).files == ["dog/a.png", "dog/b.JPG", "dog/images/c.jpeg", "dog/more/e.png"]
+
+
+def test_folder_subset_keeps_files_with_their_class(tree):
+    part = folder(tree).subset(["dog", "Zebu"])
+    assert part.classes == ["dog", "Zebu"]
+    assert list(zip(part.files, part.labels.tolist(), strict=True)) == [
+        ("Zebu/z.tif", 1),
+        ("dog/a.png", 0),
+        ("dog/b.JPG", 0),
+        ("dog/images/c.jpeg", 0),
+    ]
+
+
+def test_folder_fingerprint_follows_names_sizes_times_and_classes_and_not_the_place(tree, tmp_path):
+    first = folder(tree).fingerprint
+    assert folder(tree).fingerprint == first
+    moved = tree.rename(tmp_path / "moved")
+    assert folder(moved).fingerprint == first
+    seen = {first, folder(moved).subset(["cat", "dog"]).fingerprint, folder(moved).subset(["dog", "cat"]).fingerprint}
+    os.utime(moved / "dog" / "a.png", ns=(0, 1))
+    seen.add(folder(moved).fingerprint)
+    (moved / "dog" / "a.png").rename(moved / "dog" / "aa.png")
+    seen.add(folder(moved).fingerprint)
+    (moved / "cat").rename(moved / "cot")
+    seen.add(folder(moved).fingerprint)
+    assert len(seen) == 6
+    again = folder(moved)
+    seen.add(FilePictures(again.name, again.root, again.files, again.labels, ["x", "y", "z"]).fingerprint)
+    assert len(seen) == 7
+
+
+def test_picture_sets_can_be_sent_to_worker_processes(tree):
+    pictures = folder(tree)
+    sent = pickle.loads(pickle.dumps(pictures))
+    assert sent.files == pictures.files
+    assert sent.fingerprint == pictures.fingerprint
+
+
+def test_folder_refuses_what_is_no_folder_of_classes(tmp_path):
+    with pytest.raises(ValueError, match="nowhere: no such directory"):
+        folder(tmp_path / "nowhere")
+    paint(tmp_path / "flat" / "a.png")
+    with pytest.raises(ValueError, match="flat: no class directories"):
+        folder(tmp_path / "flat")
+    paint(tmp_path / "set" / "full" / "a.png")
+    (tmp_path / "set" / "bare").mkdir()
+    (tmp_path / "set" / "hollow").mkdir()
+    with pytest.raises(ValueError, match=r"set: class directory .*set/bare \(and 1 more\) holds no pictures"):
+        folder(tmp_path / "set")
+
+
+# --- single pictures
+
+
+def test_read_picture_turns_the_picture_as_its_exif_says(tmp_path):
+    picture = Image.new("L", (6, 4), 200)
+    picture.paste(0, (0, 0, 2, 2))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    picture.save(tmp_path / "a.png", exif=exif)
+    turned = read_picture(tmp_path / "a.png")
+    assert turned.size == (4, 6)
+    assert (turned.getpixel((3, 0)), turned.getpixel((0, 0))) == (0, 200)
+
+
+def test_read_picture_with_a_broken_exif_block_is_read_as_it_stands(tmp_path):
+    paint(tmp_path / "a.jpg", size=(6, 4), exif=b"Exif\0\0" + b"\xff" * 40)
+    assert read_picture(tmp_path / "a.jpg").size == (6, 4)
+
+
+def test_read_picture_decodes_wholly_and_leaves_no_file_open(tmp_path):
+    paint(tmp_path / "a.png", 77)
+    picture = read_picture(tmp_path / "a.png")
+    (tmp_path / "a.png").unlink()
+    assert picture.getpixel((5, 3)) == 77
+    if os.path.isdir("/proc/self/fd"):
+        links = [os.path.realpath(f"/proc/self/fd/{entry}") for entry in os.listdir("/proc/self/fd")]
+        assert not any(str(tmp_path) in link for link in links)
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "cut.png", "cut.jpg", "broken.png"])
+def test_unreadable_pictures_are_named_in_one_line(tmp_path, kind):
+    path = tmp_path / (kind if "." in kind else f"{kind}.png")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8))
+    if kind == "text":
+        path.write_text("not a picture")
+    elif kind == "empty":
+        path.touch()
+    else:
+        noise.save(path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2] if "cut" in kind else whole[:60] + b"\0" * 100 + whole[160:])
+    with pytest.raises(UnreadablePicture, match=f"{path.name}: not a picture, or cut short") as caught:
+        read_picture(path)
+    assert "\n" not in str(caught.value)
+    assert "BytesIO" not in str(caught.value)
+
+
+def test_a_missing_file_is_no_unreadable_picture(tree):
+    pictures = folder(tree)
+    (tree / "dog" / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.png"):
+        pictures.picture(2)
+
+
+# --- Omniglot
+
+
+def small_omniglot(root, background=7, evaluation=2):
+    for half, count in (("images_background", background), ("images_evaluation", evaluation)):
+        for a in range(count):
+            for c in (1, 2):
+                paint(root / half / f"Alphabet{a}" / f"character{c:02d}" / "0001_01.png")
+
+
+@pytest.mark.parametrize("below", ["", "omniglot-py"])
+def test_omniglot_roles_follow_the_alphabets(tmp_path, below):
+    small_omniglot(tmp_path / below)
+    with pytest.warns(
+        UserWarning, match="has 14 background and 4 evaluation characters, the whole set has 964 and 659"
+    ):
+        roles = omniglot(tmp_path)
+    assert list(roles) == ["base", "val", "novel"]
+    assert roles["base"].classes == [f"Alphabet{a}/character{c:02d}" for a in (0, 1) for c in (1, 2)]
+    assert roles["val"].classes == [f"Alphabet{a}/character{c:02d}" for a in (2, 3, 4, 5, 6) for c in (1, 2)]
+    assert roles["novel"].name == "omniglot/novel"
+    assert roles["novel"].describe(0) == str(tmp_path / below / "images_evaluation/Alphabet0/character01/0001_01.png")
+
+
+def test_omniglot_that_is_not_there_says_where_it_was_sought_and_how_to_get_it(tmp_path, monkeypatch):
+    (tmp_path / "images_background").mkdir()  # one half is not enough
+    with pytest.raises(ValueError, match=rf"looked for .* in {tmp_path} and {tmp_path}/omniglot-py.*--download"):
+        omniglot(tmp_path)
+    monkeypatch.delenv("FEWSHOT_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="in data and data/omniglot-py"):
+        omniglot()
+    small_omniglot(tmp_path / "e")
+    monkeypatch.setenv("FEWSHOT_DATA", str(tmp_path / "e"))
+    with pytest.warns(UserWarning, match="characters"):
+        assert len(open_dataset("omniglot")["novel"]) == 4
+
+
+def test_omniglot_with_too_few_alphabets_is_refused(tmp_path):
+    small_omniglot(tmp_path, background=5)
+    with pytest.raises(ValueError, match="images_background has 5 alphabets, expected 30"):
+        omniglot(tmp_path)
+
+
+def test_omniglot_is_downloaded_only_when_asked_and_missing(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("torchvision.datasets")
+    calls = []
+
+    def fetch(root, background, download):
+        calls.append((root, background, download))
+        small_omniglot(Path(root) / "omniglot-py")
+
+    monkeypatch.setattr(datasets, "Omniglot", fetch)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="characters"):
+            omniglot(tmp_path, download=True)
+    assert calls == [(str(tmp_path), True, True), (str(tmp_path), False, True)]
+
+
+def test_a_failed_download_says_so(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("torchvision.datasets")
+
+    def fail(*_, **__):
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(datasets, "Omniglot", fail)
+    with pytest.raises(OSError, match=f"download into {tmp_path} failed: no route to host"):
+        omniglot(tmp_path, download=True)
+    monkeypatch.setattr(datasets, "Omniglot", lambda *_, **__: None)
+    with pytest.raises(ValueError, match=r"incomplete: remove its \.zip files"):
+        omniglot(tmp_path, download=True)
+
+
+# --- specs
+
+
+def test_specs_open_what_they_name(tree, tmp_path):
+    assert list(open_dataset("digits")) == ["novel"]
+    opened = open_dataset(f"folder:{tree}")
+    assert list(opened) == ["novel"]
+    assert opened["novel"].classes == ["Zebu", "cat", "dog"]
+    bank = FeatureBank(torch.ones(2, 3), ["a", "b"])
+    bank.save(tmp_path / "bank")
+    assert open_bank(f"features:{tmp_path / 'bank'}").classes == open_bank(str(tmp_path / "bank")).classes == ["a", "b"]
+
+
+def test_a_folder_that_is_split_already_opens_by_role(tmp_path):
+    for role in ("novel", "base"):
+        paint(tmp_path / "set" / role / f"{role}-class" / "a.png")
+    opened = open_dataset(f"folder:{tmp_path / 'set'}")
+    assert {role: part.classes for role, part in opened.items()} == {"base": ["base-class"], "novel": ["novel-class"]}
+    assert opened["base"].name == "set/base"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            "omniglott",
+            "dataset 'omniglott': expected one of digits, omniglot, folder:<path>, .*did you mean 'omniglot'",
+        ),
+        ("digits:8", "dataset 'digits:8': expected one of"),
+        ("", "dataset '': expected one of"),
+        ("folder:", "no path in it; write folder:<path>"),
+        ("folder:nowhere", "folder nowhere: no such directory"),
+        ("features:a.npz", "holds features, not pictures"),
+    ],
+)
+def test_bad_specs_are_explained(spec, message):
+    with pytest.raises(ValueError, match=message):
+        open_dataset(spec)
+
+
+def test_a_features_spec_without_a_path_is_explained():
+    with pytest.raises(ValueError, match="write features:<file>"):
+        open_bank("features:")
+
+
+# --- real data
+
+
+@pytest.mark.skipif(not DATA, reason="FEWSHOT_DATA is not set")
+def test_real_omniglot_has_its_published_size():
+    roles = omniglot(DATA)
+    assert {role: len(part.classes) for role, part in roles.items()}["novel"] == 659
+    assert len(roles["base"].classes) + len(roles["val"].classes) == 964
+    for part in roles.values():
+        assert np.bincount(part.labels).tolist() == [20] * len(part.classes)
+    assert sorted({name.split("/")[0] for name in roles["val"].classes}) == [
+        "Ojibwe_(Canadian_Aboriginal_Syllabics)",
+        "Sanskrit",
+        "Syriac_(Estrangelo)",
+        "Tagalog",
+        "Tifinagh",
+    ]
+    assert roles["novel"].picture(0).size == (105, 105)
+
+
+@pytest.mark.skipif(not DATA, reason="FEWSHOT_DATA is not set")
+def test_real_tiny_imagenet_opens_by_role():
+    opened = open_dataset(f"folder:{Path(DATA) / 'tiny-imagenet'}")
+    assert {role: len(part.classes) for role, part in opened.items()} == {"base": 100, "val": 25, "novel": 35}
+    assert opened["novel"].picture(0).size == (64, 64)

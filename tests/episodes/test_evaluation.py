@@ -1,0 +1,213 @@
+"""The evaluation as a whole: against one plain loop over episodes and heads, for every protocol."""
+
+import json
+import math
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from episodes import Episodes, EpisodeSampler, FeatureBank, evaluate
+from episodes.evaluation import as_device
+from episodes.holdout import hold_out
+from fewshot_nam.heads import CosineHead, NAMHead, available, create
+
+D = 13
+
+
+def bank(classes: int, pictures: int, seed: int, first: int = 0) -> FeatureBank:
+    """Return clustered features with a direction that all share."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.rand(classes, 1, D, generator=generator) + 0.5
+    features = (centres + 0.5 * torch.randn(classes, pictures, D, generator=generator)).relu() + 0.01
+    labels = torch.arange(classes).repeat_interleave(pictures)
+    return FeatureBank(features.flatten(0, 1), labels, [f"class{first + i}" for i in range(classes)])
+
+
+NOVEL, BASE, OTHER = bank(12, 20, seed=1), bank(7, 24, seed=2, first=100), bank(11, 20, seed=3, first=200)
+
+
+def loop(protocol: str, name: str, shots: int, count: int = 6) -> dict[str, float]:
+    """Return some measures by a plain loop: one head written and read for each episode."""
+    base, base_queries = hold_out(BASE, 0.25, seed=4)
+    generalized, open_ways = protocol == "generalized", 0 if protocol == "closed" else 3
+    sampler = EpisodeSampler(NOVEL, 4, shots, 5, open_ways, base=base_queries if generalized else None, seed=4)
+    found: dict[str, list[float]] = {}
+    for e in range(count):
+        episode = sampler.sample(e, e + 1)
+        head = create(name, mean=(base if generalized else BASE).mean())
+        if generalized:
+            head.write_base(base.class_means(), base.classes)
+        for classwise, label in zip(episode.support[0], episode.classes[0].tolist(), strict=True):
+            head.write(NOVEL.features[classwise], [NOVEL.classes[label]] * shots)
+        known = NOVEL.features[episode.query[0].flatten()]
+        names = [NOVEL.classes[i] for i in episode.classes[0].tolist() for _ in range(5)]
+        right = [a == b for a, b in zip(head.predict(known), names, strict=True)]
+        best = head(known).max(-1).values
+        if generalized:
+            queries = base_queries.features[episode.base_query[0]]
+            answers, wanted = head.predict(queries), [base.classes[i] for i in episode.base_classes[0].tolist()]
+            base_right = [a == b for a, b in zip(answers, wanted, strict=True)]
+            found.setdefault("base_accuracy", []).append(sum(base_right) / len(base_right))
+            found.setdefault("novel_accuracy", []).append(sum(right) / len(right))
+            found.setdefault("base_to_novel", []).append(sum(a not in base.classes for a in answers) / len(answers))
+            best = torch.cat([head(queries).max(-1).values, best])
+        else:
+            found.setdefault("accuracy", []).append(sum(right) / len(right))
+        if open_ways:
+            unknown = head(NOVEL.features[episode.unknown[0].flatten()]).max(-1).values
+            threshold = best.sort(descending=True).values[math.ceil(0.95 * len(best)) - 1]
+            found.setdefault("open_fpr@95tpr", []).append((unknown >= threshold).double().mean().item())
+            truth = [1] * len(best) + [0] * len(unknown)
+            found.setdefault("auroc", []).append(roc_auc_score(truth, torch.cat([best, unknown]).numpy()))
+    return {measure: sum(values) / len(values) for measure, values in found.items()}
+
+
+def run(protocol: str, heads, shots: int, **options):
+    return evaluate(NOVEL, heads, protocol, 4, shots, 5, 3, options.pop("episodes", 6), 4, BASE, **options)
+
+
+@pytest.mark.parametrize("protocol", ["closed", "open", "generalized"])
+@pytest.mark.parametrize("name", list(available()))
+def test_evaluate_equals_a_loop_over_episodes(protocol, name):
+    for shots in (1, 3):
+        results = run(protocol, [name], shots).results[name]
+        for measure, expected in loop(protocol, name, shots).items():
+            # One score that ties in one path and not in the other moves one query.
+            assert results[measure]["mean"] == pytest.approx(expected, abs=0.01), (measure, shots)
+
+
+@pytest.mark.parametrize("protocol", ["closed", "open", "generalized"])
+def test_the_batch_size_does_not_matter(protocol):
+    one, many = (run(protocol, ["nam", "cosine"], 1, episodes=20, batch_size=size) for size in (1, 20))
+    for head, measures in one.results.items():
+        for measure, value in measures.items():
+            assert value["mean"] == pytest.approx(many.results[head][measure]["mean"], abs=1e-4)
+
+
+def test_every_promised_measure_is_there():
+    opened = {"accuracy", "auroc", "oscr", "ece", "open_fpr@95tpr", "class_fpr@95tpr"}
+    opened |= {"class_fpr@95tpr:known", "class_fpr@95tpr:unknown"}
+    frozen = {"tpr:frozen", "open_fpr@95tpr:frozen", "class_fpr@95tpr:frozen"}
+    joint = {
+        "base_accuracy",
+        "novel_accuracy",
+        "harmonic_mean",
+        "novel_to_base",
+        "base_to_novel",
+        "joint_accuracy",
+        "ausuc",
+    }
+    assert set(run("closed", ["nam"], 1).results["nam"]) == {"accuracy", "ece"}
+    assert set(run("open", ["nam"], 1).results["nam"]) == opened
+    assert frozen <= set(run("open", ["nam"], 1, validation=OTHER).results["nam"])
+    generalized = set(run("generalized", ["nam"], 1, validation=OTHER).results["nam"])
+    assert joint | frozen | (opened - {"accuracy"}) | {"harmonic_mean:frozen"} <= generalized
+    assert "accuracy" not in generalized
+
+
+def test_frozen_thresholds_come_from_validation_classes_alone():
+    report = run("open", ["nam"], 1, episodes=40, validation=OTHER).results["nam"]
+    same = run("open", ["nam"], 1, episodes=40, validation=NOVEL).results["nam"]
+    # Chosen on the very episodes they are used on, thresholds accept just what they were asked to.
+    assert 0.95 <= same["tpr:frozen"]["mean"] < 0.96
+    assert report["tpr:frozen"]["mean"] != same["tpr:frozen"]["mean"]
+    assert report["auroc"] == same["auroc"]
+
+
+def test_paired_differences_are_those_of_the_means_and_narrower():
+    report = run("open", ["nam", "cosine", "protonet"], 1, episodes=60)
+    assert list(report.paired) == ["nam-cosine", "protonet-cosine", "nam-protonet"]
+    for measure, difference in report.paired["nam-cosine"].items():
+        nam, cosine = report.results["nam"][measure], report.results["cosine"][measure]
+        assert difference["mean"] == pytest.approx(nam["mean"] - cosine["mean"], abs=1e-12)
+    assert report.paired["protonet-cosine"]["accuracy"]["ci95"] < 0.8 * report.results["cosine"]["accuracy"]["ci95"]
+
+
+def test_heads_of_ones_own_are_used_as_they_are():
+    heads = {"mine": NAMHead("block", ridge=3.0), "cosine": CosineHead()}
+    report = run("open", heads, 1)
+    assert list(report.results) == ["mine", "cosine"]
+    assert "ridge=3.0" in report.config["heads"]["mine"]
+    assert heads["mine"].classes == []
+
+
+def test_episodes_from_a_file_are_those_that_were_written(tmp_path):
+    path = tmp_path / "episodes.safetensors"
+    first = run("open", ["cosine"], 1, episodes=8, episodes_file=path)
+    assert len(Episodes.load(path)) == 8
+    again = evaluate(NOVEL, ["cosine"], "open", 4, 1, 5, 3, 99, seed=77, base=BASE, episodes_file=path)
+    assert again.config["episodes"] == 8
+    assert again.results["cosine"]["auroc"] == first.results["cosine"]["auroc"]
+    given = run("open", ["cosine"], 1, episodes=Episodes.load(path))
+    assert given.results["cosine"]["auroc"] == first.results["cosine"]["auroc"]
+    with pytest.raises(ValueError, match="made for other pictures"):
+        evaluate(OTHER, ["cosine"], "open", 4, 1, 5, 3, base=BASE, episodes_file=path)
+    with pytest.raises(ValueError, match="ask for the ways, shots, queries and protocol"):
+        run("open", ["cosine"], 2, episodes_file=path)
+
+
+def test_a_bank_of_half_precision_gives_close_results():
+    half = FeatureBank(NOVEL.features.bfloat16(), NOVEL.labels, NOVEL.classes)
+    exact, close = (evaluate(b, ["nam"], "open", 4, 1, 5, 3, 50) for b in (NOVEL, half))
+    assert close.results["nam"]["auroc"]["mean"] == pytest.approx(exact.results["nam"]["auroc"]["mean"], abs=0.02)
+
+
+def test_reports_of_the_same_run_are_the_same_text():
+    first, second = (json.dumps(run("open", ["nam", "cosine"], 1, validation=OTHER).to_dict()) for _ in range(2))
+    assert first == second
+
+
+def test_base_pictures_held_out_are_disjoint_and_of_every_class():
+    keep, held = hold_out(BASE, share=0.25, seed=3)
+    assert keep.counts.tolist() == [18] * 7
+    assert held.counts.tolist() == [6] * 7
+    together = torch.cat([keep.features, held.features])
+    assert torch.equal(together.sum(1).sort().values, BASE.features.sum(1).sort().values)
+    assert not torch.equal(hold_out(BASE, share=0.25, seed=4)[1].features, held.features)
+    with pytest.raises(ValueError, match="class 'class0' has 1 pictures"):
+        hold_out(bank(2, 1, seed=0), share=0.25)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "opened"}, "no protocol 'opened': there are closed, open, generalized"),
+        ({"heads": ["nam", "cosne"]}, "no head 'cosne': did you mean 'cosine'"),
+        ({"heads": []}, "heads is empty"),
+        ({"ways": 10}, "10 ways and 5 unknown ways need 15 classes, and there are 12"),
+        ({"shots": 6}, "and 6 shots and 15 queries need 21"),
+        ({"open_ways": 0}, "without unknown classes it is the closed protocol"),
+        ({"episodes": 0}, "episodes must be at least 1, got 0"),
+        ({"protocol": "generalized"}, "needs base classes"),
+        ({"heads": ["cosine-centred"]}, "subtracts the mean base feature"),
+        (
+            {"base": FeatureBank(torch.ones(4, D + 1), [0, 0, 1, 1])},
+            "the base bank has features of width 14, the bank of 13",
+        ),
+        ({"protocol": "generalized", "base": BASE, "base_queries": OTHER}, "need the same classes in the same order"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
+        ({"device": "nonsense"}, "device 'nonsense' cannot be used here"),
+    ],
+)
+def test_bad_requests_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(NOVEL, **{"episodes": 3, **options})
+
+
+def test_scores_that_are_not_finite_are_no_result():
+    class Broken(CosineHead):
+        def _score(self, learned, query):
+            return super()._score(learned, query) * float("nan")
+
+    with pytest.raises(ValueError, match="the head 'broken' gave scores that are NaN"):
+        evaluate(NOVEL, {"broken": Broken()}, episodes=3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_cuda_gives_the_same_answers():
+    cpu, cuda = (run("generalized", ["nam", "cosine", "ridge"], 2, episodes=50, device=d) for d in ("cpu", "cuda"))
+    for head, measures in cpu.results.items():
+        for measure, value in measures.items():
+            assert cuda.results[head][measure]["mean"] == pytest.approx(value["mean"], abs=2e-3)
+    assert as_device("cuda").type == "cuda"

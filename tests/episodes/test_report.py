@@ -1,0 +1,86 @@
+"""What a reader sees: names, directions, marks, and JSON that any reader can parse."""
+
+import json
+
+import pytest
+
+from episodes.measures import MEASURES
+from episodes.report import Report
+
+
+def report(**changes) -> Report:
+    value = {"mean": 0.25, "ci95": 0.01}
+    measures = ["class_fpr@95tpr", "open_fpr@95tpr", "accuracy", "auroc", "oscr", "ece"]
+    config = {
+        "protocol": "open",
+        "ways": 5,
+        "shots": 1,
+        "queries": 15,
+        "open_ways": 5,
+        "episodes": 1000,
+        "seed": 0,
+        "bank": {"pictures": 1797, "classes": 10, "features": 64, "dataset": "digits"},
+        "base": None,
+        "validation": None,
+    }
+    better = {name: {"mean": -0.1 if MEASURES[name].better == "lower" else 0.1, "ci95": 0.02} for name in measures}
+    made = {
+        "config": config,
+        "results": {"nam": dict.fromkeys(measures, value), "cosine": dict.fromkeys(measures, value)},
+        "paired": {"nam-cosine": better},
+        "notes": ["a thing to know"],
+    }
+    return Report(**{**made, **changes})
+
+
+def test_the_table_says_what_was_run_and_what_the_names_mean():
+    text = report().table()
+    for part in ["5-way 1-shot", "1,000 episodes", "digits: 1,797 pictures of 10 classes", "seed 0", "a thing to know"]:
+        assert part in text
+    for name in report().columns:
+        assert f"{name} {'↑' if MEASURES[name].better == 'higher' else '↓'}" in text
+        assert MEASURES[name].meaning in text
+    assert "25.0 ± 1.0" in text
+    assert text.index("class_fpr@95tpr") < text.index("accuracy"), "false alarms come first"
+    assert max(len(line) for line in text.splitlines()) <= 130
+
+
+@pytest.mark.parametrize(("sign", "mark"), [(1, "+*"), (-1, "-*"), (0.1, "")])
+def test_differences_are_marked_by_direction_and_only_beyond_their_interval(sign, mark):
+    paired = {"nam-cosine": {k: {**v, "mean": sign * v["mean"]} for k, v in report().paired["nam-cosine"].items()}}
+    row = report(paired=paired).table().split("minus cosine")[1].splitlines()[1]
+    assert row.startswith("nam")
+    assert row.count(mark) == 6 if mark else "*" not in row
+
+
+def test_json_is_strict_and_has_the_promised_shape(tmp_path):
+    broken = {"nam": {"accuracy": {"mean": 0.5, "ci95": float("nan")}}}
+    report(results=broken, paired={}).save_json(tmp_path / "out.json")
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    read = json.loads((tmp_path / "out.json").read_text(), parse_constant=refuse)
+    assert set(read) == {"config", "results", "paired", "notes"}
+    assert read["results"]["nam"]["accuracy"] == {"mean": 0.5, "ci95": None}
+
+
+def test_a_single_episode_has_no_interval_and_says_so():
+    lonely = {"nam": {"accuracy": {"mean": 0.5, "ci95": float("nan")}}}
+    assert "50.0 ± n/a" in report(results=lonely, paired={}).table()
+
+
+def test_markdown_has_every_measure(tmp_path):
+    report().save_markdown(tmp_path / "out.md")
+    text = (tmp_path / "out.md").read_text()
+    assert text.startswith("# 5-way 1-shot")
+    assert text.count("| nam |") == 1
+    assert "nam-cosine" in text
+    for name in report().columns:
+        assert f"`{name}`" in text
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path):
+    with pytest.raises(OSError, match="missing"):
+        report().save_json(tmp_path / "missing" / "out.json")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,172 @@
+"""Episodes: the same for the same seed, disjoint where they must be, uniform, and refused where there is too little."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from episodes import Episodes, EpisodeSampler, FeatureBank
+
+FIELDS = ["classes", "support", "query", "unknown_classes", "unknown", "base_query", "base_classes"]
+
+
+def bank(*counts: int, seed: int = 0) -> FeatureBank:
+    """Return a bank with so many pictures of each class, in mixed order."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    np.random.default_rng(seed).shuffle(labels)
+    return FeatureBank(torch.ones(len(labels), 2), labels, [f"class{i}" for i in range(len(counts))])
+
+
+def equal(a: Episodes, b: Episodes) -> bool:
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in FIELDS)
+
+
+@pytest.mark.parametrize("batch_size", [1, 32, 1000])
+def test_episodes_do_not_depend_on_the_batch_size(batch_size):
+    def sampler() -> EpisodeSampler:
+        return EpisodeSampler(bank(*[20] * 12), open_ways=4, base=bank(*[30] * 6), seed=3)
+
+    whole = sampler().sample(0, 1000)
+    assert equal(Episodes.cat(list(sampler().batches(1000, batch_size))), whole)
+    assert equal(sampler().sample(700, 703), whole[700:703])
+
+
+def test_episodes_are_the_same_on_every_machine():
+    source, base = (
+        FeatureBank(torch.ones(n * c, 2), torch.arange(n).repeat_interleave(c)) for n, c in ((12, 20), (4, 9))
+    )
+    drawn = EpisodeSampler(source, ways=3, shots=2, queries=2, open_ways=2, base=base, seed=5).sample(0, 300)
+    # Computed once; a change here means that published figures can no longer be reproduced.
+    assert drawn.classes[0].tolist() == [10, 6, 0]
+    assert drawn.support[299].tolist() == [[135, 132], [9, 14], [211, 218]]
+    assert drawn.unknown[299].tolist() == [[159, 149], [76, 72]]
+    assert drawn.base_query[299].tolist() == [20, 22, 13, 19, 11, 16]
+
+
+def test_seeds_and_episodes_differ():
+    first, second = (EpisodeSampler(bank(*[20] * 12), seed=seed).sample(0, 2) for seed in (0, 1))
+    assert not torch.equal(first.support, second.support)
+    assert not torch.equal(first.support[0], first.support[1])
+
+
+def test_more_shots_keep_the_classes():
+    one, five = (EpisodeSampler(bank(*[30] * 12), shots=shots).sample(0, 50) for shots in (1, 5))
+    assert torch.equal(one.classes, five.classes)
+    assert torch.equal(one.unknown_classes, five.unknown_classes)
+
+
+@given(st.data())
+def test_every_picture_is_of_its_class_and_used_once(data):
+    ways, open_ways = data.draw(st.integers(1, 4)), data.draw(st.integers(0, 3))
+    shots, queries = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
+    counts = data.draw(st.lists(st.integers(7, 12), min_size=7, max_size=9))
+    base = bank(3, 5, 4, seed=1)
+    source = bank(*counts)
+    seed = data.draw(st.integers(0, 2**31))
+    drawn = EpisodeSampler(source, ways, shots, queries, open_ways, base=base, base_queries=3, seed=seed).sample(0, 300)
+    assert drawn.support.shape == (300, ways, shots)
+    assert drawn.query.shape == (300, ways, queries)
+    assert drawn.unknown.shape == (300, open_ways, queries if open_ways else 0)
+    assert (source.labels[drawn.support] == drawn.classes[..., None]).all()
+    assert (source.labels[drawn.query] == drawn.classes[..., None]).all()
+    assert (source.labels[drawn.unknown] == drawn.unknown_classes[..., None]).all()
+    assert (base.labels[drawn.base_query] == drawn.base_classes).all()
+    pictures = torch.cat([drawn.support.flatten(1), drawn.query.flatten(1), drawn.unknown.flatten(1)], dim=1)
+    for used in (torch.cat([drawn.classes, drawn.unknown_classes], dim=1), pictures, drawn.base_query):
+        ordered = used.sort(dim=1).values
+        assert (ordered[:, 1:] != ordered[:, :-1]).all()
+
+
+def test_all_pictures_of_a_class_can_be_asked_for():
+    drawn = EpisodeSampler(bank(4, 4, 4), ways=2, shots=1, queries=3, open_ways=1).sample(0, 5)
+    assert (torch.cat([drawn.support, drawn.query], dim=2).sort(dim=2).values.diff(dim=2) > 0).all()
+
+
+def test_draws_are_uniform():
+    source, base = bank(*[6] * 5), bank(*[8] * 5, seed=2)
+    drawn = EpisodeSampler(source, ways=2, shots=1, queries=2, open_ways=1, base=base, base_queries=4, seed=1).sample(
+        0, 6000
+    )
+    for used, among in [
+        (drawn.classes[:, 0], 5),
+        (drawn.classes[:, 1], 5),
+        (drawn.unknown_classes, 5),
+        (drawn.support, 30),
+        (drawn.query[:, :, 1], 30),
+        (drawn.unknown[:, :, 1], 30),
+        (drawn.base_query[:, 0], 40),
+        (drawn.base_query[:, 3], 40),
+    ]:
+        assert chisquare(torch.bincount(used.flatten(), minlength=among)).pvalue > 1e-4
+    pairs = drawn.classes[:, 0] * 5 + drawn.classes[:, 1]
+    counts = torch.bincount(pairs, minlength=25).reshape(5, 5)
+    assert counts.diagonal().sum() == 0
+    assert chisquare(counts[~torch.eye(5, dtype=torch.bool)]).pvalue > 1e-4
+
+
+def test_saved_episodes_come_back(tmp_path):
+    source = bank(*[20] * 12)
+    drawn = EpisodeSampler(source, base=source).sample(0, 10)
+    drawn.save(tmp_path / "episodes.safetensors", source.fingerprint)
+    assert equal(Episodes.load(tmp_path / "episodes.safetensors", source.fingerprint), drawn)
+    with pytest.raises(ValueError, match="was made for other pictures or classes"):
+        Episodes.load(tmp_path / "episodes.safetensors", bank(*[21] * 12).fingerprint)
+
+
+def test_a_file_that_is_cut_short_or_foreign_is_refused(tmp_path):
+    path = tmp_path / "episodes.safetensors"
+    EpisodeSampler(bank(*[20] * 12)).sample(0, 10).save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a file of episodes, or it is cut short"):
+        Episodes.load(path)
+    bank(3, 3).save(path)
+    with pytest.raises(ValueError, match="not a file of episodes of this version"):
+        Episodes.load(path)
+    with pytest.raises(FileNotFoundError):
+        Episodes.load(tmp_path / "missing.safetensors")
+
+
+def test_episodes_of_another_shape_or_bank_are_refused():
+    sampler = EpisodeSampler(bank(*[20] * 12))
+    sampler.check(sampler.sample(3, 9))
+    with pytest.raises(ValueError, match=r"support of shape \(5, 2\) each, and \(5, 1\) is asked for"):
+        sampler.check(EpisodeSampler(bank(*[20] * 12), shots=2).sample(0, 2))
+    with pytest.raises(ValueError, match="index pictures that the bank of 240 does not have"):
+        sampler.check(EpisodeSampler(bank(*[50] * 12)).sample(0, 20))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ways": 9, "open_ways": 4}, "9 ways and 4 unknown ways need 13 classes, and there are 12"),
+        ({"ways": 13, "open_ways": 0}, "13 ways need 13 classes"),
+        ({"shots": 3}, "class 'class7' has 17 pictures, and 3 shots and 15 queries need 18"),
+        ({"queries": 17}, "class 'class7' has 17 pictures"),
+        ({"open_queries": 18}, "class 'class7' has 17 pictures"),
+        ({"ways": 0}, "ways must be at least 1, got 0"),
+        ({"shots": 0}, "shots must be at least 1"),
+        ({"queries": -1}, "queries must be at least 1"),
+        ({"open_ways": -1}, "open_ways must be at least 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+    ],
+)
+def test_too_little_is_named(options, message):
+    source = bank(*[20] * 7, 17, *[20] * 4)
+    with pytest.raises(ValueError, match=message):
+        EpisodeSampler(source, **options)
+
+
+def test_base_classes_whose_pictures_are_used_up_pass_their_queries_on():
+    base = bank(2, 0, 3)
+    drawn = EpisodeSampler(bank(*[20] * 12), base=base, base_queries=5).sample(0, 40)
+    assert (drawn.base_query.sort(dim=1).values == torch.arange(5)).all()
+    assert (base.labels[drawn.base_query] == drawn.base_classes).all()
+    with pytest.raises(ValueError, match="6 base queries an episode need as many base pictures, and there are 5"):
+        EpisodeSampler(bank(*[20] * 12), base=base, base_queries=6)
+
+
+def test_an_empty_run_of_episodes_is_refused():
+    with pytest.raises(ValueError, match="0 <= start < stop, got start 4 and stop 4"):
+        EpisodeSampler(bank(*[20] * 12)).sample(4, 4)
