@@ -90,7 +90,9 @@ def run(options: argparse.Namespace) -> Report:
         device=options.device,
         progress=not options.quiet and sys.stderr.isatty(),
     )
-    given = {key: value for key, value in vars(options).items() if key not in ("json", "markdown", "quiet", "config")}
+    # What changes the numbers; where files lie and how fast the machine is does not.
+    kept = ("backbone", "model_option", "transform_option", "split", "skip_unreadable")
+    given = {name: getattr(options, name) for name in kept}
     report = dataclasses.replace(report, config={**report.config, "options": given}, notes=notes + report.notes)
     if options.save_features:
         banks["novel"].save(options.save_features)

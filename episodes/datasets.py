@@ -22,11 +22,16 @@ _SPECS = ("digits", "omniglot", "folder:<path>", "features:<file>")
 
 
 def digits() -> ArrayPictures:
-    """Return scikit-learn's 1,797 handwritten digits: 8x8 grey pictures, dark ink on light paper, classes "0" to "9"."""
+    """Return scikit-learn's 1,797 handwritten digits: 14x14 grey pictures, dark ink on light paper, classes "0" to "9".
+
+    The originals are 8x8 and cropped to the digit. Three pixels of paper are laid around them, so that a digit takes 57% of
+    its picture's height, as a handwritten character takes 59% of its picture in Omniglot.
+    """
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
     pixels = (255 - np.rint(loaded.images * (255 / 16))).astype(np.uint8)
+    pixels = np.pad(pixels, ((0, 0), (3, 3), (3, 3)), constant_values=255)
     return ArrayPictures("digits", pixels, loaded.target, [str(digit) for digit in range(10)])
 
 

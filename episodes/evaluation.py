@@ -206,7 +206,10 @@ def _drawn(episodes: int | Episodes, file: str | os.PathLike[str] | None, sample
 def _batch_size(bank: FeatureBank, sampler: EpisodeSampler) -> int:
     known = sampler.ways * (sampler.shots + sampler.queries)
     pictures = known + sampler.open_ways * sampler.open_queries + sampler.base_queries
-    return min(256, max(1, _BATCH_BYTES // (pictures * bank.feature_dim * bank.features.element_size())))
+    columns = sampler.ways + (sampler.base.num_classes if sampler.base is not None else 0)
+    return min(
+        256, max(1, _BATCH_BYTES // (pictures * max(bank.feature_dim * bank.features.element_size(), 4 * columns)))
+    )
 
 
 def _slices(episodes: Episodes, size: int) -> Iterator[Episodes]:

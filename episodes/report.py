@@ -11,6 +11,7 @@ from typing import Any
 
 from episodes.atomic import replacing
 from episodes.measures import MEASURES
+from fewshot_nam.heads import available
 
 Table = dict[str, dict[str, dict[str, float]]]
 
@@ -57,8 +58,7 @@ class Report:
     @property
     def columns(self) -> list[str]:
         """The measures of the short table, in its order."""
-        measured = next(iter(self.results.values()))
-        return [name for name in _COLUMNS[self.config["protocol"]] if name in measured]
+        return [name for name in _COLUMNS[self.config["protocol"]] if name in self._measured]
 
     def title(self) -> str:
         """Return one line on what was run."""
@@ -73,8 +73,8 @@ class Report:
             facts.append(("base", _bank_line(config["base"])))
         if config["validation"] is not None:
             facts.append(("validation", _bank_line(config["validation"])))
-        if "backbone" in config:
-            facts.append(("backbone", f"{config['backbone']}, {config['bank']['features']} features"))
+        if "backbone" in config["bank"]:
+            facts.append(("backbone", f"{config['bank']['backbone']}, {config['bank']['features']} features"))
         episode = f"{config['ways']} known classes x ({config['shots']} to learn from + {config['queries']} queries)"
         if config["open_ways"]:
             episode += f", {config['open_ways']} unknown classes x {config['queries']} queries"
@@ -84,27 +84,27 @@ class Report:
     def table(self) -> str:
         """Return the report for a terminal: what was run, the results, the differences, what the names mean."""
         lines = [self.title(), *(f"  {word:<11}{line}" for word, line in self.facts()), ""]
-        lines += _aligned([["percent, mean ± 95% interval", *map(_heading, self.columns)], *self._rows(self.results)])
+        lines += self._blocks(self.columns)
+        frozen = [f"{name}:frozen" for name in ["tpr", *self.columns] if f"{name}:frozen" in self._measured]
+        if frozen:
+            lines += ["", "thresholds and bias chosen on validation classes, then frozen", *self._blocks(frozen)]
         if self._reference:
-            differences = {
-                name.removesuffix(f"-{self._reference}"): row for name, row in self._against_reference().items()
-            }
-            heading = f"minus {self._reference}, same episodes"
-            lines += ["", *_aligned([[heading, *[""] * len(self.columns)], *self._rows(differences, signed=True)])]
             lines += [
                 "",
-                "* the 95% interval of the difference excludes 0: better (+*) or worse (-*) than " + self._reference,
+                f"* the interval of the difference excludes 0: better (+*) or worse (-*) than {self._reference}",
             ]
+        meanings = available()
+        lines += ["", *(f"  {name:<16} {meanings[name]}" for name in self.results if name in meanings)]
         lines += [
             "",
-            *(f"  {name:<17}{MEASURES[name].better} is better: {MEASURES[name].meaning}" for name in self.columns),
+            *(f"  {name:<16} {MEASURES[name].better} is better: {MEASURES[name].meaning}" for name in self.columns),
         ]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines) + "\n"
 
     def markdown(self) -> str:
         """Return the report as Markdown, with every measure."""
-        measures = [name for name in MEASURES if name in next(iter(self.results.values()))]
+        measures = [name for name in MEASURES if name in self._measured]
         lines = [f"# {self.title()}", "", *(f"- {word}: {line}" for word, line in self.facts()), ""]
         lines += ["Percent, mean ± 95% interval over episodes.", ""]
         lines += _markdown_table([["", *map(_heading, measures)], *self._rows(self.results, measures)])
@@ -119,18 +119,25 @@ class Report:
         return "\n".join(lines) + "\n"
 
     @property
+    def _measured(self) -> dict[str, dict[str, float]]:
+        return next(iter(self.results.values()))
+
+    @property
     def _reference(self) -> str | None:
         return "cosine" if "cosine" in self.results and len(self.results) > 1 else None
 
-    def _against_reference(self) -> Table:
-        return {
-            name: self.paired[name]
-            for name in (f"{head}-{self._reference}" for head in self.results)
-            if name in self.paired
-        }
+    def _blocks(self, measures: list[str]) -> list[str]:
+        """Return the lines of one table: results, and below them the differences to the reference."""
+        rows = [["percent, mean ± 95% interval", *map(_heading, measures)], *self._rows(self.results, measures)]
+        if self._reference:
+            heads = [head for head in self.results if head != self._reference]
+            differences = {head: self.paired[f"{head}-{self._reference}"] for head in heads}
+            rows += [[f"minus {self._reference}, same episodes", *[""] * len(measures)]]
+            rows += self._rows(differences, measures, signed=True)
+        lines = [line.rstrip() for line in _aligned(rows)]
+        return [*lines[: len(self.results) + 1], *([""] if self._reference else []), *lines[len(self.results) + 1 :]]
 
-    def _rows(self, results: Table, measures: list[str] | None = None, signed: bool = False) -> list[list[str]]:
-        measures = measures or self.columns
+    def _rows(self, results: Table, measures: list[str], signed: bool = False) -> list[list[str]]:
         return [[head, *(_cell(name, found[name], signed) for name in measures)] for head, found in results.items()]
 
 

@@ -100,8 +100,8 @@ class Scorer:
         parts = [known.shape[1], unknown.shape[1], episodes.base_query.shape[1]]
         targets = num_base + torch.arange(ways, device=self.device).repeat_interleave(parts[0] // ways)
         for name, head in self.heads.items():
-            # Every row was checked when the bank was made; the public score_episodes would check again for every head.
-            scores = head._score_checked(support, query, self._prototypes)
+            # Every row was checked when the bank was made.
+            scores = head.score_episodes(support, query, self._prototypes, check=False)
             if not bool(scores.isfinite().all()):
                 raise ValueError(f"the head {name!r} gave scores that are NaN or infinite for these features")
             of_known, of_unknown, of_base = torch.split(scores, parts, dim=1)

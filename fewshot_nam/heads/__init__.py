@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _HEADS: dict[str, tuple[Callable[..., Head], dict[str, Any], str]] = {
-    "nam": (NAMHead, {"mode": "block"}, "Neural Attention Memory, all support written jointly"),
+    "nam": (NAMHead, {"mode": "block"}, "Neural Attention Memory: all support written jointly, read with a plain memory, classes compete"),
     "nam-sequential": (NAMHead, {"mode": "sequential"}, "the literal rule, one prototype after another"),
     "nam-parallel": (NAMHead, {"mode": "parallel"}, "every prototype erases against the same earlier memory"),
     "cosine": (CosineHead, {}, "cosine to the class prototypes"),

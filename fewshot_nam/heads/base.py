@@ -10,6 +10,7 @@ Legend: ``E`` episodes, ``N`` ways, ``K`` shots, ``Q`` queries, ``D`` features, 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -60,16 +61,13 @@ class Head(nn.Module):
 
     Args:
         mean: ``(D,)``, subtracted from every feature first (say the mean feature of the base classes); ``None`` for none.
-
-    Attributes:
-        threshold: a query is accepted when its largest score reaches it; NaN until it is set. See ``predict``.
     """
 
     support: Tensor
     targets: Tensor
     base: Tensor
     mean: Tensor
-    threshold: Tensor
+    acceptance_threshold: Tensor
 
     def __init__(self, mean: Tensor | None = None) -> None:
         super().__init__()
@@ -79,7 +77,7 @@ class Head(nn.Module):
         self.register_buffer(
             "mean", torch.empty(0) if mean is None else _checked(mean, "mean", zero_allowed=True).clone()
         )
-        self.register_buffer("threshold", torch.tensor(float("nan")))
+        self.register_buffer("acceptance_threshold", torch.tensor(math.nan))
         self._base_classes: list[Label] = []
         self._written_classes: list[Label] = []
         self._derived: Any = None
@@ -106,6 +104,18 @@ class Head(nn.Module):
         """Width of the features, or ``None`` before anything has told."""
         known = next((buffer for buffer in (self.support, self.base, self.mean) if buffer.numel()), None)
         return None if known is None else known.shape[-1]
+
+    @property
+    def threshold(self) -> float | None:
+        """A query is accepted when its largest score reaches this number; ``None`` until it is set. See ``predict``."""
+        value = float(self.acceptance_threshold)
+        return None if math.isnan(value) else value
+
+    @threshold.setter
+    def threshold(self, value: float | None) -> None:
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"threshold must be a finite number or None, got {value}")
+        self.acceptance_threshold.fill_(math.nan if value is None else value)
 
     def write(self: HeadT, features: Tensor, labels: Label | Iterable[Label] | Tensor) -> HeadT:
         """Learn features of new classes, or more features of classes that were written before; return the head.
@@ -200,7 +210,7 @@ class Head(nn.Module):
         scores = self._score(self._current(), self._centred(flat))
         return scores.reshape(*checked.shape[:-1], len(self.classes))
 
-    def predict(self, features: Tensor, unknown: Label | None = None) -> Any:
+    def predict(self, features: Tensor, unknown: Label | None = None) -> Label | list[Label]:
         """Return the best class of each feature.
 
         Args:
@@ -215,19 +225,20 @@ class Head(nn.Module):
         """
         if features.dim() > 2:
             raise ValueError(f"predict: features must be (n, D) or (D,), got shape {tuple(features.shape)}")
-        if unknown is not None and bool(self.threshold.isnan()):
+        if unknown is not None and self.threshold is None:
             raise ValueError("predict: unknown= needs a threshold to refuse below: set head.threshold first")
         with torch.no_grad():
             best, column = self(features).max(dim=-1)
         classes = self.classes
-        refused = best < self.threshold if unknown is not None else torch.zeros_like(best, dtype=torch.bool)
-        answers = [
-            unknown if no else classes[i]
-            for i, no in zip(column.reshape(-1).tolist(), refused.reshape(-1).tolist(), strict=True)
-        ]
+        answers = [classes[i] for i in column.reshape(-1).tolist()]
+        if unknown is not None:
+            refused = (best < self.acceptance_threshold).reshape(-1).tolist()
+            answers = [unknown if no else answer for answer, no in zip(answers, refused, strict=True)]
         return answers[0] if features.dim() == 1 else answers
 
-    def score_episodes(self, support: Tensor, query: Tensor, base: Tensor | None = None) -> Tensor:
+    def score_episodes(
+        self, support: Tensor, query: Tensor, base: Tensor | None = None, *, check: bool = True
+    ) -> Tensor:
         """Return the scores ``(E, Q, B + N)`` of many episodes at once; what was written into the head plays no part.
 
         For every episode the result is that of a head with the same settings after ``write_base(base)`` and ``write`` of the
@@ -237,6 +248,7 @@ class Head(nn.Module):
             support: ``(E, N, K, D)``.
             query: ``(E, Q, D)``.
             base: ``(B, D)``, prototypes of base classes that share the label space; ``None`` for none.
+            check: look for NaN, infinite and zero features; leave out only for features that were checked before.
 
         Raises:
             ValueError: shapes that do not fit, an empty support set, or NaN, infinite or zero features.
@@ -248,13 +260,10 @@ class Head(nn.Module):
             )
         if not (support.shape[1] and support.shape[2]):
             raise ValueError(f"score_episodes: the support set {tuple(support.shape)} (E, N, K, D) is empty")
-        for name, features in (("support", support), ("query", query), ("base", base)):
-            if features is not None:
-                _checked(features, name, width=support.shape[-1] if not self.mean.numel() else len(self.mean))
-        return self._score_checked(support, query, base)
-
-    def _score_checked(self, support: Tensor, query: Tensor, base: Tensor | None) -> Tensor:
-        """``score_episodes`` without the checks, for callers that have made them once for all episodes."""
+        if check:
+            for name, features in (("support", support), ("query", query), ("base", base)):
+                if features is not None:
+                    _checked(features, name, width=len(self.mean) or support.shape[-1])
         episodes, ways, shots, width = support.shape
         base = support.new_empty(0, width) if base is None else base
         targets = len(base) + torch.arange(ways, device=support.device).repeat_interleave(shots)
@@ -283,6 +292,8 @@ class Head(nn.Module):
 
     def _checked_features(self, features: Tensor, name: str, keep_shape: bool = False) -> Tensor:
         features = _checked(features, name, width=self.feature_dim)
+        if self.mean.numel():
+            _checked(self._centred(features), f"{name} minus the mean")
         if keep_shape:
             return features
         if features.dim() not in (1, 2) or not features.numel():
@@ -318,6 +329,17 @@ class Head(nn.Module):
     def extra_repr(self) -> str:
         """Say how many classes are known."""
         return f"classes={len(self.classes)}, feature_dim={self.feature_dim}, centred={bool(self.mean.numel())}"
+
+
+def compete(scores: Tensor, share: float, temperature: float) -> Tensor:
+    """Return ``s - share * T * log sum_c exp(s_c / T)``: scores ``(..., C)`` from which classes that compete take something.
+
+    The same number is taken off all classes of a query, so their order and their softmax stay as they are. Share 0 leaves
+    the scores, share 1 makes them log-probabilities times the temperature ``T``.
+    """
+    if not share:
+        return scores
+    return scores - share * temperature * torch.logsumexp(scores / temperature, dim=-1, keepdim=True)
 
 
 def _appended(stored: Tensor, features: Tensor, device: torch.device) -> Tensor:

@@ -6,10 +6,12 @@ scale); Wang et al., "SimpleShot" (2019), section 3.2 (CL2N: centred by the mean
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from fewshot_nam.heads.base import Head, Support
+from fewshot_nam.heads.base import Head, Support, compete
 from fewshot_nam.memory.primitives import unit
 
 
@@ -19,13 +21,28 @@ class CosineHead(Head):
     Args:
         scale: what cosines are multiplied by; it changes probabilities, never ranks.
         learn_scale: make ``scale`` a parameter to be trained.
+        compete: share of the softmax normaliser that is taken off the scores, as in ``NAMHead``; 0 is a plain cosine classifier.
+        temperature: of that softmax, above 0, on the scale of the scores.
         mean: ``(D,)``, subtracted from every feature first: with the mean base feature this is SimpleShot's CL2N.
     """
 
     scale: Tensor
 
-    def __init__(self, scale: float = 1.0, *, learn_scale: bool = False, mean: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        scale: float = 1.0,
+        *,
+        learn_scale: bool = False,
+        compete: float = 0.0,
+        temperature: float = 0.1,
+        mean: Tensor | None = None,
+    ) -> None:
         super().__init__(mean)
+        if not 0 <= compete <= 1:
+            raise ValueError(f"CosineHead: compete must be from 0 to 1, got {compete}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"CosineHead: temperature must be above 0, got {temperature}")
+        self.compete, self.temperature = compete, temperature
         value = torch.tensor(float(scale))
         if learn_scale:
             self.scale = nn.Parameter(value)
@@ -39,4 +56,9 @@ class CosineHead(Head):
     def _score(self, learned: Tensor, query: Tensor) -> Tensor:
         """Return scaled cosines ``(E, Q, C)``."""
         lengths = torch.linalg.vector_norm(query, dim=-1, keepdim=True).clamp_min(torch.finfo(query.dtype).tiny)
-        return self.scale.to(query) * (query @ learned.mT) / lengths
+        return compete(self.scale.to(query) * (query @ learned.mT) / lengths, self.compete, self.temperature)
+
+    def extra_repr(self) -> str:
+        """Say how scores are scaled and whether classes compete."""
+        competing = f"compete={self.compete}, temperature={self.temperature}"
+        return f"scale={float(self.scale.detach())}, {competing}, {super().extra_repr()}"

@@ -5,6 +5,7 @@ Source: Snell et al., "Prototypical Networks for Few-shot Learning" (2017), equa
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fewshot_nam.heads.base import Head, Support
@@ -19,8 +20,12 @@ class ProtoNetHead(Head):
 
     def _score(self, learned: Tensor, query: Tensor) -> Tensor:
         """Return minus squared distances ``(E, Q, C)``."""
-        # Distances do not change when everything is shifted; around the prototypes' mean less is lost to rounding.
+        # Around the prototypes' middle m, |q - c|^2 = |q - m|^2 - 2 (q - m).(c - m) + |c - m|^2: what tells classes apart is
+        # then a difference of small numbers, and no shifted copy of the many queries is needed.
         middle = learned.mean(dim=-2, keepdim=True)
-        learned, query = learned - middle, query - middle
-        lengths = query.square().sum(dim=-1, keepdim=True) + learned.square().sum(dim=-1).unsqueeze(-2)
-        return 2 * (query @ learned.mT) - lengths
+        apart = learned - middle
+        products = query @ torch.cat([middle, apart], dim=-2).mT
+        from_middle = torch.linalg.vector_norm(query, dim=-1, keepdim=True).square() - 2 * products[..., :1]
+        from_middle = from_middle + middle.square().sum(dim=-1, keepdim=True)
+        offsets = (2 * (middle * apart) + apart.square()).sum(dim=-1).unsqueeze(-2)
+        return 2 * products[..., 1:] - offsets - from_middle

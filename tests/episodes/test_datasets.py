@@ -50,10 +50,12 @@ def test_digits_are_dark_ink_on_light_paper():
     assert pictures.labels.tolist() == source.target.tolist()
     for index in (0, 700, 1796):
         picture = pictures.picture(index)
-        assert (picture.mode, picture.size) == ("L", (8, 8))
-        assert np.asarray(picture).tolist() == [
-            [255 - round(v * 255 / 16) for v in row] for row in source.images[index]
-        ]
+        assert (picture.mode, picture.size) == ("L", (14, 14))
+        paper = np.asarray(picture).copy()
+        drawn = paper[3:-3, 3:-3].copy()
+        paper[3:-3, 3:-3] = 255
+        assert (paper == 255).all(), "three pixels of paper around the digit"
+        assert drawn.tolist() == [[255 - round(v * 255 / 16) for v in row] for row in source.images[index]]
 
 
 def test_subset_keeps_pictures_with_their_class_and_has_a_fingerprint_of_its_own():

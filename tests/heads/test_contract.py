@@ -104,13 +104,13 @@ def test_state_dict_holds_all_that_was_learned(name, tmp_path):
     from safetensors.torch import load_file, save_file
 
     head = written(name).write(features(8), 7)
-    head.threshold.fill_(0.3)
+    head.threshold = 0.3
     save_file(head.state_dict(), tmp_path / "head.safetensors")
     loaded = make(name)
     loaded.load_state_dict(load_file(tmp_path / "head.safetensors"))
     assert loaded.classes == ["c0", "c1", "c2", 7]
     assert torch.equal(loaded(features(2, 5)), head(features(2, 5)))
-    assert loaded.threshold == head.threshold
+    assert loaded.threshold == pytest.approx(0.3)
     empty = make(name)
     empty.load_state_dict(make(name).state_dict())
     assert empty.classes == []
@@ -175,10 +175,14 @@ def test_predict_refuses_below_the_threshold_and_accepts_at_it(name):
     head = written(name)
     query = features(2, 9)
     best = head(query).max(dim=-1).values
-    head.threshold.copy_(best.median())
+    head.threshold = best.median().item()
     answers = head.predict(query, unknown="stranger")
     assert [a == "stranger" for a in answers] == (best < best.median()).tolist()
     assert "stranger" not in head.predict(query)
+    head.threshold = None
+    assert head.threshold is None
+    with pytest.raises(ValueError, match="threshold must be a finite number or None, got nan"):
+        head.threshold = float("nan")
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -263,6 +267,14 @@ def test_a_fresh_head_says_that_it_knows_nothing(name):
         make(name)(features(1, 2))
     assert make(name).classes == []
     assert "classes=0" in repr(make(name))
+
+
+def test_a_feature_that_equals_the_mean_points_nowhere():
+    head = make("cosine-centred").write(features(1, 3), ["a", "b", "c"])
+    for call in (head, lambda feature: head.write(feature, "d")):
+        with pytest.raises(ValueError, match=r"features minus the mean: 1 of 1 .* is zero"):
+            call(features(99))
+    assert head.classes == ["a", "b", "c"]
 
 
 def test_create_names_what_there_is_and_the_nearest():

@@ -10,6 +10,7 @@ from fewshot_nam.heads import CosineHead, NAMHead
 from fewshot_nam.memory import read, unit, write
 
 seeds = st.integers(0, 2**31)
+ALONE = {"plain": 0.0, "compete": 0.0}  # the block memory without the plain one, and read without competition
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -66,7 +67,7 @@ def test_a_class_written_from_a_short_feature_scores_higher_only_with_raw_readin
 @given(seeds, st.booleans())
 def test_block_mode_without_ridge_reads_every_shot_back(seed, with_base):
     rows, labels = normal(seed, 6, 9), ["a", "b", "c", "c", "b", "a"]
-    head = NAMHead("block", ridge=0.0)
+    head = NAMHead("block", ridge=0.0, **ALONE)
     if with_base:
         head.write_base(normal(seed + 1, 4, 9), ["w", "x", "y", "z"])
     scores = head.write(rows, labels)(rows)
@@ -77,7 +78,7 @@ def test_block_mode_without_ridge_reads_every_shot_back(seed, with_base):
 @given(seeds)
 def test_novel_keys_are_erased_from_base_rows_and_nothing_else_is(seed):
     base, novel = normal(seed, 3, 8), normal(seed + 1, 2, 8)
-    head = NAMHead("block", ridge=0.0).write_base(base, ["x", "y", "z"])
+    head = NAMHead("block", ridge=0.0, **ALONE).write_base(base, ["x", "y", "z"])
     before = head.memory
     after = head.write(novel, ["a", "b"]).memory[:3]
     torch.testing.assert_close(after @ unit(novel).mT, torch.zeros(3, 2, dtype=torch.float64), rtol=1e-7, atol=1e-7)
@@ -106,9 +107,45 @@ def test_parallel_mode_into_an_empty_memory_is_a_cosine_classifier(seed):
 @given(seeds)
 def test_a_growing_ridge_turns_block_mode_into_outer_products(seed):
     rows, labels, query = normal(seed, 6, 8), ["a", "b", "c"] * 2, normal(seed + 1, 5, 8)
-    block = NAMHead("block", ridge=1e7).write(rows, labels)(query) * 1e7
+    block = NAMHead("block", ridge=1e7, **ALONE).write(rows, labels)(query) * 1e7
     plain = NAMHead("parallel", keys="shots").write(rows, labels)(query)
     torch.testing.assert_close(block, plain, rtol=1e-4, atol=1e-4)
+
+
+@given(seeds, st.booleans())
+def test_the_plain_memory_adds_a_cosine_read(seed, with_base):
+    rows, labels, query, base = normal(seed, 6, 8), ["a", "b", "c"] * 2, normal(seed + 1, 5, 8), normal(seed + 2, 2, 8)
+    alone, both = NAMHead(**ALONE), NAMHead(plain=0.7, level=0.0, compete=0.0)
+    cosine = CosineHead()
+    for head in (alone, both, cosine):
+        if with_base:
+            head.write_base(base, ["x", "y"])
+        head.write(rows, labels)
+    torch.testing.assert_close(both(query), alone(query) + 0.7 * cosine(query), rtol=1e-9, atol=1e-9)
+
+
+@given(seeds, st.floats(0, 1))
+def test_level_makes_classes_read_alike_over_their_own_shots(seed, level):
+    rows, labels = normal(seed, 9, 8) + 1, ["a", "b", "c"] * 3
+    both, alone = (NAMHead(plain=p, level=level, compete=0.0).write(rows, labels)(rows) for p in (1.0, 0.0))
+    for column, name in enumerate("abc"):
+        own = [i for i, label in enumerate(labels) if label == name]
+        length = unit(rows[own]).mean(0).norm()
+        torch.testing.assert_close((both - alone)[own, column].mean(), length ** (1 - level), rtol=1e-9, atol=1e-9)
+
+
+@given(seeds, st.floats(0, 1), st.floats(0.02, 2))
+def test_competing_keeps_ranks_and_probabilities_and_ends_at_log_probabilities(seed, share, temperature):
+    rows, labels, query = normal(seed, 6, 8), ["a", "b", "c"] * 2, normal(seed + 1, 5, 8)
+    settings = {"compete": share, "temperature": temperature}
+    for plain, competing in (
+        (NAMHead(compete=0.0), NAMHead(**settings)),
+        (CosineHead(), CosineHead(**settings)),
+    ):
+        scores, changed = plain.write(rows, labels)(query), competing.write(rows, labels)(query)
+        torch.testing.assert_close(changed.softmax(-1), scores.softmax(-1), rtol=1e-9, atol=1e-9)
+        expected = (1 - share) * scores + share * temperature * (scores / temperature).log_softmax(-1)
+        torch.testing.assert_close(changed, expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("mode", ["block", "sequential", "parallel"])
@@ -127,6 +164,10 @@ def test_centring_equals_centring_by_hand(mode):
         ({"p_erase": 1.5}, "p_erase must be from 0 to 1, got 1.5"),
         ({"p_write": float("nan")}, "p_write must be from 0 to 1"),
         ({"ridge": -0.1}, "ridge must be at least 0"),
+        ({"plain": -1.0}, "plain must be at least 0"),
+        ({"compete": 1.1}, "compete must be from 0 to 1"),
+        ({"level": -0.1}, "level must be from 0 to 1"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

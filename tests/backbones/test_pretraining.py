@@ -1,0 +1,92 @@
+"""Pretraining: a run that is stopped ends at the same weights, and training learns what it is shown."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from backbones.conv4 import Conv4
+from backbones.pretraining import CosineSoftmax, Pretraining, Recipe, augment
+
+RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=1e-2, seed=3)
+
+
+def pictures() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return 24 pictures of three classes: a stroke down, across, or a square."""
+    ink = torch.zeros(24, 56, 56, dtype=torch.uint8)
+    labels = torch.arange(24) % 3
+    for i, label in enumerate(labels.tolist()):
+        at = 8 + i
+        if label == 0:
+            ink[i, 6:50, at : at + 5] = 255
+        elif label == 1:
+            ink[i, at : at + 3, 6:30] = 255
+        else:
+            ink[i, at : at + 14, at : at + 14] = 255
+    return ink, labels
+
+
+def run(checkpoint=None, recipe=RECIPE) -> Pretraining:
+    torch.manual_seed(recipe.seed)
+    return Pretraining(Conv4(8), *pictures(), recipe, checkpoint)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
+    whole = run()
+    for _ in range(3):
+        whole.run_epoch()
+    run(tmp_path / "c.pt").run_epoch()
+    resumed = run(tmp_path / "c.pt")
+    assert resumed.epoch == 1
+    resumed.run_epoch()
+    torch.manual_seed(99)  # the global state plays no part once training has begun
+    last = Pretraining(Conv4(8), *pictures(), RECIPE, tmp_path / "c.pt")
+    last.run_epoch()
+    assert last.epoch == 3
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(last.model.state_dict()[name], value), name
+
+
+def test_training_learns_what_it_is_shown():
+    training = run(recipe=dataclasses.replace(RECIPE, epochs=12))
+    seen: list[float] = []
+    first = training.run_epoch(on_step=seen.append)
+    assert len(seen) == training.steps_per_epoch == 6
+    for _ in range(11):
+        last = training.run_epoch()
+    assert last["loss"] < 0.6 * first["loss"]
+    assert last["accuracy"] > first["accuracy"] + 0.2
+
+
+def test_a_checkpoint_of_another_recipe_or_other_classes_is_refused(tmp_path):
+    run(tmp_path / "c.pt").run_epoch()
+    with pytest.raises(ValueError, match=r"another recipe \(scale 20.0 not 7.0\): remove it"):
+        run(tmp_path / "c.pt", dataclasses.replace(RECIPE, scale=7.0))
+    ink, labels = pictures()
+    with pytest.raises(ValueError, match="is for 3 classes, the data have 2"):
+        Pretraining(Conv4(8), ink, labels % 2, RECIPE, tmp_path / "c.pt")
+
+
+def test_augmented_pictures_depend_on_the_generator_alone_and_stay_in_range():
+    ink = pictures()[0].float().div(255).unsqueeze(1)
+    first, same, other = (augment(ink, RECIPE, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert first.shape == (24, 1, 28, 28)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    assert first.min() >= 0
+    assert first.max() <= 1
+
+
+def test_without_changes_augmenting_is_halving_the_side():
+    still = dataclasses.replace(
+        RECIPE, max_turn=0.0, max_shift=0.0, zoom=(1.0, 1.0), max_shear=0.0, thicken=0.0, blur=0.0, coarse=0.0
+    )
+    ink = torch.rand(5, 1, 56, 56)
+    expected = torch.nn.functional.avg_pool2d(ink, 2)
+    torch.testing.assert_close(augment(ink, still, torch.Generator()), expected, atol=1e-5, rtol=0)
+
+
+def test_training_logits_are_scaled_cosines():
+    layer, features = CosineSoftmax(5, 3, scale=7.0), torch.randn(4, 5)
+    expected = 7 * torch.cosine_similarity(features[:, None], layer.weight[None], dim=-1)
+    torch.testing.assert_close(layer(features), expected)

@@ -1,0 +1,261 @@
+"""The command as a user meets it: the main job, files, configuration, and one clear line for whatever is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from episodes import Episodes, FeatureBank
+from episodes.command import main
+from episodes.options import parser, read_options
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "episode_eval.py"
+FEW = ["--episodes", "20", "--quiet"]
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Return a folder of six classes with four pictures each: bars at another place for every class."""
+    generator = np.random.default_rng(0)
+    for label in range(6):
+        (tmp_path / "photos" / f"class{label}").mkdir(parents=True)
+        for i in range(4):
+            pixels = np.full((32, 32), 255, dtype=np.uint8)
+            pixels[4 * label : 4 * label + 4, 4:28] = 0
+            pixels[generator.integers(28) :, 20:22] = 30
+            Image.fromarray(pixels).save(tmp_path / "photos" / f"class{label}" / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def small(photos: Path) -> list[str]:
+    return ["--dataset", f"folder:{photos}", "--ways", "3", "--queries", "2", "--open-ways", "2", *FEW]
+
+
+def test_the_main_job_prints_a_table_that_explains_itself(capsys):
+    assert main(["--ways", "5", "--shots", "1", *FEW]) == 0
+    out = capsys.readouterr().out
+    for part in ["digits: 1,797 pictures of 10 classes", "conv4, 64 features", "seed 0", "minus cosine", "time:"]:
+        assert part in out
+    for head in ["nam ", "nam-sequential ", "cosine ", "cosine-centred ", "protonet "]:
+        assert f"\n{head}" in out
+
+
+def test_json_holds_config_results_and_paired(tmp_path, capsys):
+    for _ in range(2):
+        assert main([*FEW, "--json", str(tmp_path / "out.json"), "--markdown", str(tmp_path / "out.md")]) == 0
+        text = (tmp_path / "out.json").read_text()
+        first = locals().get("first", text)
+        assert text == first, "the same run gives the same text"
+    read = json.loads(text)
+    assert read["config"]["bank"]["dataset"] == "digits"
+    assert read["config"]["options"]["backbone"] == "conv4"
+    value = read["results"]["nam"]["class_fpr@95tpr"]
+    assert set(value) == {"mean", "ci95"}
+    assert 0 <= value["mean"] <= 1
+    assert set(read["paired"]["nam-cosine"]) == set(read["results"]["nam"])
+    assert (tmp_path / "out.md").read_text().startswith("# 5-way 1-shot")
+
+
+def test_own_pictures_saved_features_and_episodes_give_the_same_answer(photos, tmp_path, capsys):
+    out, bank, episodes = tmp_path / "out.json", tmp_path / "bank.safetensors", tmp_path / "episodes.safetensors"
+    heads = ["--heads", "nam", "cosine", "--json", str(out)]
+    assert main([*small(photos), *heads, "--save-features", str(bank), "--episodes-file", str(episodes)]) == 0
+    first = json.loads(out.read_text())["results"]
+    assert len(FeatureBank.load(bank)) == 24
+    assert len(Episodes.load(episodes)) == 20
+    again = [*small(photos), *heads, "--dataset", f"features:{bank}", "--episodes-file", str(episodes), "--seed", "9"]
+    assert main(again) == 0
+    second = json.loads(out.read_text())["results"]
+    assert second["nam"]["auroc"] == first["nam"]["auroc"]
+
+
+def test_a_split_gives_base_and_validation_classes(photos, tmp_path, capsys):
+    split = tmp_path / "split.yaml"
+    split.write_text(
+        yaml.safe_dump({"base": ["class0", "class1"], "val": [], "novel": [f"class{i}" for i in range(2, 6)]})
+    )
+    arguments = [*small(photos), "--split", str(split), "--ways", "2", "--open-ways", "1", "--protocol", "generalized"]
+    assert main([*arguments, "--queries", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "novel_to_base" in out
+    assert "cosine-centred" in out
+
+
+def test_heads_that_need_base_classes_are_left_out_and_said_so(tmp_path, capsys):
+    bank = FeatureBank(torch.rand(40, 8) + 0.1, torch.arange(40) % 4)
+    bank.save(tmp_path / "bank.safetensors")
+    options = [
+        "--dataset",
+        f"features:{tmp_path}/bank.safetensors",
+        "--ways",
+        "2",
+        "--open-ways",
+        "2",
+        "--queries",
+        "3",
+        *FEW,
+    ]
+    assert main(options) == 0
+    assert "note: cosine-centred is left out: it needs base classes" in capsys.readouterr().out
+    assert main([*options, "--heads", "cosine-centred"]) == 2
+    assert "give base classes" in capsys.readouterr().err
+
+
+def test_unreadable_pictures_are_named_or_counted_and_listed(photos, capsys):
+    (photos / "class2" / "broken.png").write_bytes(b"no picture")
+    assert main(small(photos)) == 2
+    assert "class2/broken.png" in capsys.readouterr().err
+    assert main([*small(photos), "--skip-unreadable"]) == 0
+    out = capsys.readouterr().out
+    assert "1 unreadable pictures" in out
+    assert "broken.png" in out
+
+
+@pytest.mark.parametrize(("value", "fault"), [(float("nan"), "NaN"), (float("inf"), "infinity"), (0.0, "all zeros")])
+def test_features_that_cannot_be_used_are_named(value, fault, tmp_path, capsys):
+    features = np.random.default_rng(0).random((40, 8)).astype(np.float32) + 0.1
+    features[17] = value
+    np.savez(tmp_path / "bank.npz", features=features, labels=np.arange(40) % 4)
+    assert main(["--dataset", f"features:{tmp_path}/bank.npz", "--ways", "2", "--open-ways", "2", *FEW]) == 2
+    error = capsys.readouterr().err
+    assert "row 17 (class 1)" in error
+    assert fault in error
+    assert error.count("\n") == 1
+
+
+def test_weights_that_do_not_fit_are_named_by_their_keys(tmp_path, capsys):
+    torch.save({"blocks.0.0.weight": torch.zeros(64, 1, 3, 3), "other": torch.zeros(3)}, tmp_path / "weights.pt")
+    assert main([*FEW, "--weights", str(tmp_path / "weights.pt")]) == 2
+    error = capsys.readouterr().err
+    assert "other" in error
+    assert "blocks.0.1.weight" in error
+    assert error.count("\n") == 1
+
+
+def test_a_configuration_file_gives_any_option_and_flags_win(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "ways: 3\nopen-ways: 2\nheads: [nam, ridge]\nskip_unreadable: true\nseed: 5\n"
+        "model_option: {pad_type: same}\ntransform_option:\n  mean: [0.5, 0.5, 0.5]\n"
+    )
+    options = read_options(["--config", str(config), "--seed", "6"])
+    assert (options.ways, options.open_ways, options.seed, options.skip_unreadable) == (3, 2, 6, True)
+    assert options.heads == ["nam", "ridge"]
+    assert options.model_option == ["pad_type=same"]
+    assert options.transform_option == ["mean=[0.5, 0.5, 0.5]"]
+    assert options.shots == 1
+
+
+def test_every_option_can_stand_in_a_configuration_file(tmp_path):
+    made, config = parser(), tmp_path / "run.yaml"
+    values = {}
+    for action in made._actions:
+        if action.dest not in ("help", "config"):
+            values[action.dest] = (
+                True if action.nargs == 0 else 2 if action.type is int else ["a=1"] if action.nargs else "text"
+            )
+    config.write_text(yaml.safe_dump(values))
+    assert {**vars(read_options(["--config", str(config)])), "config": None} == {**values, "config": None}
+
+
+def config_of(tmp_path: Path, text: str) -> str:
+    (tmp_path / "run.yaml").write_text(text)
+    return str(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ways", "11"], "11 ways and 5 unknown ways need 16 classes, and there are 10"),
+        (["--queries", "400"], "class '8' has 174 pictures, and 1 shots and 400 queries need 401"),
+        (["--heads", "nam", "cosin"], "no head 'cosin': did you mean 'cosine'"),
+        (["--backbone", "conv5"], "conv5"),
+        (["--backbone", "resnet18"], "timm/resnet18"),
+        (["--dataset", "digit"], "did you mean 'digits'"),
+        (["--dataset", "folder:/nowhere"], "/nowhere"),
+        (["--dataset", "features:/nowhere.safetensors"], "/nowhere.safetensors"),
+        (["--dataset", "omniglot", "--data-dir", "/nowhere"], "--download"),
+        (["--protocol", "opened"], "no protocol 'opened'"),
+        (["--protocol", "generalized"], "needs base classes"),
+        (["--device", "cuda:77"], "device 'cuda:77' cannot be used here"),
+        (["--weights", "/nowhere.safetensors"], "/nowhere.safetensors"),
+        (["--model-option", "width"], "--model-option: expected KEY=VALUE, got 'width'"),
+        (["--model-option", "wdth=3"], "wdth"),
+        (["--split", "4/2/9"], "split"),
+        (["--threads", "0"], "--threads must be at least 1"),
+        (["--ways", "five"], "argument --ways: invalid int value: 'five'"),
+        (["--wasy", "5"], "unrecognized arguments: --wasy 5"),
+        (["--episodes", "0"], "episodes must be at least 1"),
+        (["--seed", "-1"], "seed must be at least 0"),
+        (["--json", "/nowhere/out.json"], "--json: the directory of /nowhere/out.json does not exist"),
+        (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(arguments, message, capsys):
+    try:
+        code = main([*FEW, *arguments])
+    except SystemExit as stopped:  # argparse ends the process itself
+        code = stopped.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert message in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("wasy: 3", "no option 'wasy'; did you mean 'ways'"),
+        ("ways: three", "ways must be a whole number, got 'three'"),
+        ("ways: true", "ways must be a whole number, got True"),
+        ("quiet: 1", "quiet must be true or false, got 1"),
+        ("dataset: 3", "dataset must be text, got 3"),
+        ("- ways", "expected a mapping of options to values, got list"),
+        ("ways: [3", "is not YAML"),
+        ("config: other.yaml", "no option 'config'"),
+    ],
+)
+def test_bad_configuration_is_named(text, message, tmp_path, capsys):
+    assert main(["--config", config_of(tmp_path, text)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "run.yaml" in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_nothing_is_written_when_something_is_wrong(tmp_path, capsys):
+    names = ["json", "markdown", "save-features", "episodes-file"]
+    files = [part for name in names for part in (f"--{name}", str(tmp_path / name))]
+    assert main([*FEW, *files, "--ways", "11"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_answers_without_torch_and_bad_input_without_a_traceback():
+    code = (
+        "import sys, runpy; sys.argv = ['x', '--help']\n"
+        f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "except SystemExit as stopped: assert stopped.code == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--episodes-file" in done.stdout
+    done = subprocess.run([sys.executable, str(SCRIPT), "--ways", "11"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: 11 ways")
+
+
+def test_alphabets_and_thresholds_frozen_on_another_alphabet(data_dir, capsys):
+    arguments = ["--dataset", f"folder:{data_dir}/omniglot-py/images_evaluation/Gurmukhi", "--queries", "5"]
+    validation = ["--validation", f"folder:{data_dir}/omniglot-py/images_background/Sanskrit"]
+    assert main([*arguments, *validation, *FEW]) == 0
+    out = capsys.readouterr().out
+    assert "Gurmukhi: 900 pictures of 45 classes" in out
+    assert "open_fpr@95tpr:frozen" in out

@@ -1,0 +1,55 @@
+"""The README's promises that can be run: its two commands are those of CI, and its Python prints what it says."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from episodes.measures import MEASURES
+from episodes.options import parser
+from fewshot_nam.heads import available
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_two_commands_are_what_ci_runs():
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    commands = [body.strip() for kind, body in BLOCKS if kind == "bash"][:2]
+    assert commands[0] == "pip install . && python scripts/episode_eval.py --ways 5 --shots 1"
+    for command in commands:
+        assert command.replace("pip install", "pip install -q") in ci
+
+
+def test_the_example_prints_what_the_readme_says():
+    python = [i for i, (kind, _) in enumerate(BLOCKS) if kind == "python"]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(BLOCKS[python[0]][1], "README.md", "exec"), {})
+    kind, expected = BLOCKS[python[0] + 1]
+    assert kind == "text"
+    assert out.getvalue() == expected
+
+
+def test_the_evaluation_example_runs():
+    python = [body for kind, body in BLOCKS if kind == "python"]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(python[1], "README.md", "exec"), {})
+    assert "'mean'" in out.getvalue()
+
+
+@pytest.mark.parametrize("flag", sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))))
+def test_every_flag_in_the_readme_exists(flag):
+    assert flag in parser()._option_string_actions
+
+
+def test_every_head_and_measure_is_explained():
+    for name in available():
+        assert f"`{name}`" in README
+    for name in MEASURES:
+        stem = name.split(":")[0]
+        assert f"`{stem}`" in README or stem in ("tpr", "class_tpr")
