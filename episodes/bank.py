@@ -19,6 +19,7 @@ from episodes.bank_files import NotABank, read_bank_file, write_bank_file
 from episodes.classes import Label, check_classes, nearest, select_classes
 
 _CHUNK_ELEMENTS = 1 << 22  # features looked at in one go, where all of them at once might not fit in memory
+_SMALLEST = 1e-12  # a row without a feature of this size counts as zero: it cannot be brought to length 1
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -179,13 +180,21 @@ class FeatureBank:
 
     def _check_rows(self) -> None:
         for start, chunk in self._chunks():
-            low, high = torch.aminmax(chunk, dim=1)  # NaN comes through both, and no chunk-sized temporary is made
-            bad = ~(torch.isfinite(low) & torch.isfinite(high)) | ((low == 0) & (high == 0))
+            low, high = (
+                end.float() for end in torch.aminmax(chunk, dim=1)
+            )  # NaN comes through both, and no chunk-sized temporary is made
+            bad = ~(torch.isfinite(low) & torch.isfinite(high)) | ((low > -_SMALLEST) & (high < _SMALLEST))
             if bool(bad.any()):
                 first = int(bad.nonzero()[0])
                 row = start + first
                 least, largest = float(low[first]), float(high[first])
-                fault = "holds NaN" if least != least else "is all zeros" if least == largest == 0 else "holds infinity"
+                fault = (
+                    "holds NaN"
+                    if least != least
+                    else "is all zeros"
+                    if -_SMALLEST < least <= largest < _SMALLEST
+                    else "holds infinity"
+                )
                 name = self.classes[int(self.labels[row])]
                 raise ValueError(
                     f"FeatureBank: features row {row} (class {name!r}) {fault}; every row must be finite and not zero: "

@@ -70,9 +70,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
                     f"{path}: bank format {content['format']}, and this version reads up to {BANK_FORMAT}; update the toolkit"
                 )
             tensors = {name: file.get_tensor(name) for name in ("features", "labels")}
+            return {**tensors, "classes": content["classes"], "provenance": content["provenance"]}
     except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise _foreign(path, error) from error
-    return {**tensors, "classes": content["classes"], "provenance": content["provenance"]}
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

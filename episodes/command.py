@@ -7,6 +7,7 @@ would. Nothing heavy is imported before the options are understood.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 import warnings
@@ -32,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = read_options(arguments)
         run(options)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 0
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -48,10 +52,9 @@ def run(options: argparse.Namespace) -> Report:
         ValueError, OSError, ImportError: whatever is wrong with the input, in one line. Nothing is half-written.
     """
     began = time.perf_counter()
-    for name in ("json", "markdown", "save_features", "episodes_file"):
-        path = getattr(options, name)
-        if path is not None and not Path(path).resolve().parent.is_dir():
-            raise ValueError(f"--{name.replace('_', '-')}: the directory of {path} does not exist")
+    _check_outputs(options)
+    if options.base_queries is not None and options.protocol != "generalized":
+        raise ValueError("--base-queries is for --protocol generalized alone")
 
     import dataclasses
 
@@ -94,18 +97,38 @@ def run(options: argparse.Namespace) -> Report:
     kept = ("backbone", "model_option", "transform_option", "split", "skip_unreadable")
     given = {name: getattr(options, name) for name in kept}
     report = dataclasses.replace(report, config={**report.config, "options": given}, notes=notes + report.notes)
+    print(report.table(), end="")
+    print(
+        f"  time: {extracted - began:.1f} s to start and get the features, {report.seconds:.1f} s for "
+        f"{report.config['episodes']:,} episodes and {len(report.results)} heads",
+        flush=True,
+    )
     if options.save_features:
         banks["novel"].save(options.save_features)
     if options.json:
         report.save_json(options.json)
     if options.markdown:
         report.save_markdown(options.markdown)
-    print(report.table(), end="")
-    print(
-        f"  time: {extracted - began:.1f} s to start and get the features, {report.seconds:.1f} s for "
-        f"{report.config['episodes']:,} episodes and {len(report.results)} heads"
-    )
     return report
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Raise ``ValueError`` for a file to be written that cannot be: before the work, not after it."""
+    taken: dict[Path, str] = {}
+    for name in ("json", "markdown", "save_features", "episodes_file"):
+        given, flag = getattr(options, name), f"--{name.replace('_', '-')}"
+        if given is None:
+            continue
+        path = Path(given).resolve()
+        if not given or path.is_dir():
+            raise ValueError(f"{flag}: {given!r} names no file")
+        if not path.parent.is_dir():
+            raise ValueError(f"{flag}: the directory of {given} does not exist")
+        if not os.access(path.parent, os.W_OK):
+            raise ValueError(f"{flag}: the directory of {given} cannot be written")
+        if path in taken:
+            raise ValueError(f"{flag} and {taken[path]} name the same file, {given}")
+        taken[path] = flag
 
 
 def _features(options: argparse.Namespace) -> tuple[dict[str, FeatureBank], Any, list[str]]:
@@ -139,7 +162,10 @@ def _features(options: argparse.Namespace) -> tuple[dict[str, FeatureBank], Any,
     banks: dict[str, FeatureBank] = {}
     notes: list[str] = []
     mean = None
-    if any(not isinstance(part, FeatureBank) for part in chosen.values()):
+    pictures = any(not isinstance(part, FeatureBank) for part in chosen.values())
+    if options.weights is not None and not pictures:
+        raise ValueError("--weights: the features are given, so no backbone is used")
+    if pictures:
         backbone = _backbone(options)
         banks, notes = _extract(options, backbone, chosen)
         if backbone.base_prototypes is not None and "base" not in banks:
@@ -200,7 +226,10 @@ def _key_values(option: str, pairs: list[str] | None) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise ValueError(f"{option}: expected KEY=VALUE, got {pair!r}")
-        found[key] = yaml.safe_load(value)
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"{option}: the value of {pair!r} is not YAML") from None
     return found
 
 

@@ -7,6 +7,7 @@ unknown ways.
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,13 +67,13 @@ def evaluate(
         base: features of base classes, for heads that subtract their mean and for the generalized protocol, where every base
             class has the mean of its features for a prototype.
         base_queries: features of other pictures of the base classes, for the generalized protocol; ``None`` holds out a
-            quarter of ``base``, of every class, by the seed.
+            quarter of ``base``, of every class, by the seed. With ``validation``, half of them serve to choose the bias.
         validation: features of classes for choosing thresholds, temperature and novel bias, which are then frozen: adds the
             measures that end in ``:frozen``. Without, the temperature is fitted on other episodes of the same classes.
         mean: ``(D,)``, the mean base feature; ``None`` for that of ``base``.
         episodes_file: a file of episodes to use instead; where it is not there, the episodes are written to it.
         device: where to compute.
-        batch_size: episodes at a time; ``None`` for as many as fit the cache. It does not change which episodes are drawn.
+        batch_size: episodes at a time, at least 1; ``None`` for as many as fit the cache. The episodes are the same whatever it is.
         progress: show a progress bar on stderr.
 
     Raises:
@@ -93,29 +94,47 @@ def evaluate(
             raise ValueError(
                 f"the {name} bank has features of width {other.feature_dim}, the bank of {bank.feature_dim}"
             )
+    for name, other in (("base", base), ("validation", validation)):
+        if other is not None and _same_pictures(bank, other):
+            raise ValueError(f"the {name} bank holds the pictures that are tested on: give other classes")
+    if base is not None and base_queries is not None and _same_pictures(base, base_queries):
+        raise ValueError("base_queries holds the pictures of base: give other pictures, or none to hold some out")
+    choosing_queries = None
     if protocol == "generalized":
         base, base_queries = _base_parts(base, base_queries, seed)
+        if validation is not None:  # the bias must not be chosen on the base pictures that are tested on
+            base_queries, choosing_queries = hold_out(base_queries, share=0.5, seed=seed)
     else:
         base_queries = None
     if mean is None and base is not None:
         mean = base.mean()
-    built = dict(heads) if isinstance(heads, Mapping) else {name: create(name, mean) for name in heads}
+    if mean is not None and mean.shape != (bank.feature_dim,):
+        raise ValueError(f"mean must be ({bank.feature_dim},) as the bank's features, got shape {tuple(mean.shape)}")
+    names = [heads] if isinstance(heads, str) else heads
+    built = dict(names) if isinstance(names, Mapping) else {name: create(name, mean) for name in names}
     if not built:
         raise ValueError("heads is empty: name at least one head")
-    for head in built.values():
-        head.to(place).eval()
+    built = {
+        name: copy.deepcopy(head).to(place).eval() for name, head in built.items()
+    }  # the caller's stay as they are
     prototypes = base.class_means() if base is not None and base_queries is not None else None
 
-    def sampler_over(which: FeatureBank) -> EpisodeSampler:
-        return EpisodeSampler(which, ways, shots, queries, open_ways, base=base_queries, seed=seed)
+    def sampler_over(which: FeatureBank, its_base: FeatureBank | None) -> EpisodeSampler:
+        return EpisodeSampler(which, ways, shots, queries, open_ways, base=its_base, seed=seed)
 
-    sampler, scorer = sampler_over(bank), Scorer(bank, built, place, base_queries, prototypes)
-    drawn = _drawn(episodes, episodes_file, sampler)
+    sampler, scorer = sampler_over(bank, base_queries), Scorer(bank, built, place, base_queries, prototypes)
+    drawn, from_file = _drawn(episodes, episodes_file, sampler)
     total = drawn if isinstance(drawn, int) else len(drawn)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     size = batch_size or _batch_size(bank, sampler)
     if validation is not None:
-        others = sampler_over(validation).batches(min(total, _CALIBRATION_EPISODES), size)
-        frozen = calibrate(Scorer(validation, built, place, base_queries, prototypes), others, thresholds=True)
+        try:
+            choosing = sampler_over(validation, choosing_queries)
+        except ValueError as error:
+            raise ValueError(f"validation classes: {error}") from None
+        others = choosing.batches(min(total, _CALIBRATION_EPISODES), size)
+        frozen = calibrate(Scorer(validation, built, place, choosing_queries, prototypes), others, thresholds=True)
     else:
         later = sampler.sample(total, total + _TEMPERATURE_EPISODES)
         frozen = calibrate(scorer, _slices(later, size), thresholds=False)
@@ -129,7 +148,7 @@ def evaluate(
         "queries": queries,
         "open_ways": open_ways,
         "episodes": total,
-        "seed": seed,
+        "seed": None if from_file or isinstance(episodes, Episodes) else seed,
         "heads": {name: repr(head) for name, head in built.items()},
         "bank": _described(bank),
         "base": None if base is None else _described(base),
@@ -159,7 +178,7 @@ def as_device(name: str | torch.device) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -187,20 +206,34 @@ def _base_parts(
     return base, base_queries
 
 
-def _drawn(episodes: int | Episodes, file: str | os.PathLike[str] | None, sampler: EpisodeSampler) -> int | Episodes:
-    """Return the episodes to use, or how many to sample as we go; write them to ``file`` where it is not there yet."""
-    base = sampler.base.fingerprint if sampler.base is not None else ""
-    fingerprint = sampler.bank.fingerprint + base
-    if file is not None and Path(file).exists():
-        episodes = Episodes.load(file, fingerprint)
-    elif file is not None:
-        episodes = episodes if isinstance(episodes, Episodes) else sampler.sample(0, max(episodes, 1))
-        episodes.save(file, fingerprint)
+def _same_pictures(bank: FeatureBank, other: FeatureBank) -> bool:
+    theirs = other.provenance.get("dataset_fingerprint")
+    return bank is other or (theirs is not None and theirs == bank.provenance.get("dataset_fingerprint"))
+
+
+def _drawn(
+    episodes: int | Episodes, file: str | os.PathLike[str] | None, sampler: EpisodeSampler
+) -> tuple[int | Episodes, bool]:
+    """Return the episodes to use, or how many to sample as we go, and whether they were in ``file`` already.
+
+    Where it is not there yet, they are written to it.
+    """
+    if isinstance(episodes, int) and episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    found = file is not None and Path(file).exists()
+    if file is not None:
+        if Path(file).is_dir():
+            raise ValueError(f"episodes_file {file} is a directory: name a file")
+        fingerprint = sampler.bank.fingerprint + (sampler.base.fingerprint if sampler.base is not None else "")
+        if found:
+            episodes = Episodes.load(file, fingerprint)
+        else:
+            episodes = episodes if isinstance(episodes, Episodes) else sampler.sample(0, episodes)
     if isinstance(episodes, Episodes):
         sampler.check(episodes)
-    elif episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {episodes}")
-    return episodes
+        if file is not None and not found:
+            episodes.save(file, fingerprint)
+    return episodes, found
 
 
 def _batch_size(bank: FeatureBank, sampler: EpisodeSampler) -> int:
@@ -227,7 +260,7 @@ def _pairs(heads: list[str]) -> list[tuple[str, str]]:
 
 def _described(bank: FeatureBank) -> dict[str, Any]:
     shape = {"pictures": len(bank), "classes": bank.num_classes, "features": bank.feature_dim}
-    return {**shape, "fingerprint": bank.fingerprint, **bank.provenance}
+    return {**bank.provenance, **shape, "fingerprint": bank.fingerprint}
 
 
 def _with_bar(batches: Iterator[Episodes], total: int, progress: bool) -> Iterator[Episodes]:

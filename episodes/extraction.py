@@ -100,18 +100,19 @@ def extract(
         device: where the backbone runs. The features come back on the CPU.
         cache_dir: a directory; None for no cache; "auto" for ``$FEWSHOT_NAM_CACHE``, else ``$XDG_CACHE_HOME/fewshot-nam``, else
             ``~/.cache/fewshot-nam``. Where it cannot be written there is a warning and no cache.
-        skip_unreadable: leave out pictures that cannot be decoded and list them in the bank's ``skipped``, with a warning;
-            else they are errors.
+        skip_unreadable: leave out pictures that cannot be decoded, or for which the transform raises an error, and list them in
+            the bank's ``skipped``, with a warning; else they are errors.
         progress: show a bar on stderr, if that is a terminal and the work takes more than a second.
 
     Returns:
         A bank of ``(n - skipped, D)`` float32 features with the dataset's classes; mapped from its file where it is cached.
 
     Raises:
-        UnreadablePicture: a picture that cannot be decoded, named, without ``skip_unreadable``.
+        UnreadablePicture: a picture that cannot be decoded, or a link that leads nowhere, named, without ``skip_unreadable``.
         OSError: a picture's file is missing or cannot be read, whether or not unreadable ones are skipped.
-        ValueError: no pictures, or none that can be read; a transform that fails or gives another size than for the pictures
-            before; features of another shape, or not finite, or all zeros. The picture is named.
+        ValueError: no pictures, or none that can be read and transformed; a transform that fails, without
+            ``skip_unreadable``, or gives another size than for the pictures before; features of another shape, or not finite,
+            or all zeros. The picture is named.
     """
     if not len(dataset):
         raise ValueError(f"extract: {dataset.name} has no pictures")
@@ -228,7 +229,9 @@ def _bank(work: _Work, rows: np.ndarray) -> FeatureBank:
     skipped = np.flatnonzero(np.isnan(rows[:, 0]))
     labels = work.dataset.labels
     if len(skipped) == len(rows):
-        raise ValueError(f"extract: none of the {len(rows)} pictures of {work.dataset.name} can be read")
+        raise ValueError(
+            f"extract: none of the {len(rows)} pictures of {work.dataset.name} can be read and transformed"
+        )
     if len(skipped):
         rows, labels = np.delete(rows, skipped, axis=0), np.delete(labels, skipped)
     provenance = {

@@ -25,7 +25,8 @@ def folder(path: str | os.PathLike[str], name: str | None = None) -> FilePicture
         The set; classes and, in each, relative paths sorted as strings of code points, the same on every machine.
 
     Raises:
-        ValueError: ``path`` is no directory, has no directories in it, or one of these holds no picture.
+        ValueError: ``path`` is no directory, has no directories in it, or one of these holds no picture; or a link leads to
+            pictures of other classes.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -44,13 +45,15 @@ def class_folders(name: str, root: Path, classes: list[str]) -> FilePictures:
     """Return the pictures below ``root`` whose classes are the directories ``classes``, given relative to it.
 
     Raises:
-        ValueError: a class directory without pictures, named.
+        ValueError: a class directory without pictures, or a link that leads from one class to another or to ``root`` or above
+            it; named.
     """
+    owners = _owners(name, root, classes)
     files: list[str] = []
     labels: list[int] = []
     empty: list[str] = []
     for label, directory in enumerate(classes):
-        found = pictures_below(root / directory)
+        found = _pictures_below(name, root, directory, owners)
         files += [f"{directory}/{file}" for file in found]
         labels += [label] * len(found)
         if not found:
@@ -69,23 +72,52 @@ def directories(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def pictures_below(path: Path) -> list[str]:
-    """Return the pictures at any depth below ``path``: relative paths with forward slashes, sorted, without hidden ones."""
+def _owners(name: str, root: Path, classes: list[str]) -> dict[str, str]:
+    """Return the class of each real path of a class directory; ``ValueError`` for links that would mix classes."""
+    top = os.path.realpath(root)
+    real = {directory: os.path.realpath(root / directory) for directory in classes}
+    owners: dict[str, str] = {}
+    # Directories that are what they are called come first, so that it is the link that is named.
+    for directory in sorted(classes, key=lambda directory: real[directory] != os.path.join(top, directory)):
+        _check_link(name, root, directory, directory, owners)
+        owners[real[directory]] = directory
+    return owners
+
+
+def _check_link(name: str, root: Path, path: str, directory: str, owners: dict[str, str]) -> None:
+    """Raise ``ValueError`` where ``path``, in or of class ``directory``, is really ``root``, above it, or another class."""
+    real, top = Path(os.path.realpath(root / path)), Path(os.path.realpath(root))
+    owner = owners.get(str(real), directory)
+    if top.is_relative_to(real):
+        what = "which holds all classes"
+    elif owner != directory:
+        what = f"which is class {owner}"
+    else:
+        return
+    raise ValueError(f"{name}: {root / path} leads to {real}, {what}; remove the link")
+
+
+def _pictures_below(name: str, root: Path, directory: str, owners: dict[str, str]) -> list[str]:
+    """Return the pictures of a class: relative paths with forward slashes, sorted, at any depth, without hidden ones.
+
+    Names with a picture's ending that are no files, say links that lead nowhere, are kept, for reading to name them.
+    """
+    path = root / directory
     found: list[str] = []
     seen = {os.path.realpath(path)}
     for where, subdirectories, names in os.walk(path, followlinks=True, onerror=_fail):
         below = Path(where).relative_to(path)
         for file in names:
-            wanted = file.lower().endswith(EXTENSIONS) and not file.startswith(".")
-            if wanted and os.path.isfile(os.path.join(where, file)):
+            if file.lower().endswith(EXTENSIONS) and not file.startswith("."):
                 found.append((below / file).as_posix())
-        visible = sorted(name for name in subdirectories if not name.startswith("."))
+        visible = sorted(entry for entry in subdirectories if not entry.startswith("."))
         subdirectories.clear()
-        for name in visible:
-            real = os.path.realpath(os.path.join(where, name))
+        for subdirectory in visible:
+            real = os.path.realpath(os.path.join(where, subdirectory))
             if real not in seen:  # else links in a circle would be followed for ever
+                _check_link(name, root, (directory / below / subdirectory).as_posix(), directory, owners)
                 seen.add(real)
-                subdirectories.append(name)
+                subdirectories.append(subdirectory)
     return sorted(found)
 
 

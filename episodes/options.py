@@ -161,15 +161,17 @@ def _read_config(path: Path, made: argparse.ArgumentParser) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_pairs_loader())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, _Pairs):
         raise ValueError(f"{path}: expected a mapping of options to values, got {type(content).__name__}")
     actions = {action.dest: action for action in made._actions if action.dest not in ("help", "config")}
-    found = {}
-    for key, value in content.items():
+    found: dict[str, Any] = {}
+    for key, value in content:
         name = str(key).replace("-", "_")
+        if name in found:
+            raise ValueError(f"{path}: {key!r} is given twice")
         if name not in actions:
             near = difflib.get_close_matches(name, actions, n=1)
             raise ValueError(
@@ -180,12 +182,32 @@ def _read_config(path: Path, made: argparse.ArgumentParser) -> dict[str, Any]:
     return found
 
 
+class _Pairs(list[tuple[Any, Any]]):
+    """The keys and values of a YAML mapping as they stand, a key that comes twice included."""
+
+
+def _pairs_loader() -> Any:
+    """Return a safe YAML loader that gives mappings as ``_Pairs``."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        pass
+
+    Loader.add_constructor(
+        yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
+        lambda loader, node: _Pairs(loader.construct_pairs(node, deep=True)),
+    )
+    return Loader
+
+
 def _as_option(path: Path, key: str, value: Any, action: argparse.Action) -> Any:
     """Return a YAML value as the flag would have given it."""
     several = action.nargs == "+"
-    if several and isinstance(value, dict):
-        return [f"{name}={item}" for name, item in value.items()]
-    if several and isinstance(value, list):
+    if several and isinstance(value, _Pairs) and action.dest.endswith("_option"):
+        return [f"{name}={item}" for name, item in value]
+    if several and isinstance(value, list) and not isinstance(value, _Pairs):
+        if not value or any(isinstance(item, (list, dict)) for item in value):
+            raise ValueError(f"{path}: {key} must be a list of names with at least one in it, got {value!r}")
         return [str(item) for item in value]
     wanted = "true or false" if action.nargs == 0 else "a whole number" if action.type is int else "text"
     fits = {

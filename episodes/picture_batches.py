@@ -14,11 +14,15 @@ from torch.utils.data import Dataset
 from episodes.pictures import PictureSet, UnreadablePicture
 
 
+class TransformFailed(ValueError):
+    """A picture for which the backbone's transform raised an error. The message names it."""
+
+
 class PictureBatch(NamedTuple):
     """What became of some pictures.
 
     Attributes:
-        pictures: ``(k, C, H, W)``, those that could be read; None without any.
+        pictures: ``(k, C, H, W)``, those that could be read and transformed; None without any.
         kept: k numbers of these pictures in their set.
         indices: the numbers of all pictures of the batch.
         error: what went wrong, for the receiver to raise: raised in a worker, it would arrive in a page of traceback.
@@ -51,12 +55,12 @@ class PictureBatches(Dataset[PictureBatch]):
         try:
             for index in indices:
                 try:
-                    picture = self.dataset.picture(index)
-                except UnreadablePicture:
+                    transformed = self._transformed(self.dataset.picture(index), index)
+                except (UnreadablePicture, TransformFailed):
                     if not self.skip_unreadable:
                         raise
                     continue
-                pictures[index] = self._transformed(picture, index)
+                pictures[index] = transformed
                 check_size(self.dataset, index, pictures[index], next(iter(pictures.values())).shape)
         except (OSError, ValueError) as error:
             return PictureBatch(None, [], indices, error)
@@ -66,7 +70,9 @@ class PictureBatches(Dataset[PictureBatch]):
         try:
             transformed = self.transform(picture)
         except Exception as error:
-            raise ValueError(
+            # Too little memory is no fault of the picture, which must not be skipped for it.
+            failure = ValueError if isinstance(error, MemoryError) else TransformFailed
+            raise failure(
                 f"extract: the backbone's transform failed on {self.dataset.describe(index)}: "
                 f"{type(error).__name__}: {' '.join(str(error).split())}"
             ) from error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +20,7 @@ from episodes.classes import Label, check_classes, select_classes
 
 
 class UnreadablePicture(ValueError):
-    """A file that is there and can be read, but is no picture or only part of one. The message names it."""
+    """A file that can be read but is no picture or only part of one, or a link that leads nowhere. The message names it."""
 
 
 class PictureSet(Protocol):
@@ -130,7 +132,8 @@ class FilePictures:
         """
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for file, label in zip(self.files, self.labels, strict=True):
-            found = os.stat(self.root / file)
+            path = self.root / file
+            found = os.stat(path, follow_symlinks=not _leads_nowhere(path))
             digest.update(os.fsencode(f"{label}\0{file}\0{found.st_size}\0{found.st_mtime_ns}\n"))
         return digest.hexdigest()
 
@@ -148,13 +151,29 @@ class FilePictures:
         return FilePictures(self.name, self.root, [self.files[i] for i in rows], labels, [str(c) for c in names])
 
 
+def _leads_nowhere(path: str | os.PathLike[str]) -> bool:
+    """Return whether ``path`` is a link to what is not there, or in a circle; not where its target only cannot be reached."""
+    if not os.path.islink(path):
+        return False
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+    return False
+
+
 def read_picture(path: str | os.PathLike[str]) -> Image.Image:
     """Return the picture in ``path``, fully decoded, turned as its EXIF orientation says, its file closed.
 
     Raises:
         OSError: the file is missing or cannot be read.
-        UnreadablePicture: its content is no picture or is cut short.
+        UnreadablePicture: its content is no picture or is cut short; or it is no file but a pipe, say, or a link that leads
+            nowhere.
     """
+    if _leads_nowhere(path):
+        raise UnreadablePicture(f"{path}: a link that leads nowhere; mend or remove it, or skip unreadable pictures")
+    if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for a writer
+        raise UnreadablePicture(f"{path}: not a file; remove it, or skip unreadable pictures")
     # Read first and decode after: a disk that fails is not a bad picture, and must never be skipped like one.
     with open(path, "rb") as file:
         content = file.read()

@@ -78,7 +78,8 @@ class Report:
         episode = f"{config['ways']} known classes x ({config['shots']} to learn from + {config['queries']} queries)"
         if config["open_ways"]:
             episode += f", {config['open_ways']} unknown classes x {config['queries']} queries"
-        facts.append(("episode", f"{episode}; seed {config['seed']}"))
+        source = f"seed {config['seed']}" if config["seed"] is not None else "drawn beforehand"
+        facts.append(("episode", f"{episode}; {source}"))
         return facts
 
     def table(self) -> str:

@@ -188,7 +188,7 @@ class EpisodeSampler:
             yield self.sample(start, min(start + batch_size, episodes))
 
     def check(self, episodes: Episodes) -> None:
-        """Raise ``ValueError`` unless ``episodes`` have the shape that this sampler draws, over its banks."""
+        """Raise ``ValueError`` unless ``episodes`` are such as this sampler draws, over its banks."""
         drawn = self.sample(0, 1)
         for field in fields(Episodes):
             wanted, given = getattr(drawn, field.name).shape[1:], getattr(episodes, field.name).shape[1:]
@@ -197,17 +197,27 @@ class EpisodeSampler:
                     f"these episodes have {field.name} of shape {tuple(given)} each, and {tuple(wanted)} is asked for: "
                     "ask for the ways, shots, queries and protocol that they were drawn with"
                 )
-        for name, bank in (
-            ("support", self.bank),
-            ("query", self.bank),
-            ("unknown", self.bank),
-            ("base_query", self.base),
-        ):
-            index = getattr(episodes, name)
-            if bank is not None and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(bank):
+            index = getattr(episodes, field.name)
+            if index.dtype != torch.int64 or len(index) != len(episodes) or not len(index):
                 raise ValueError(
-                    f"these episodes index pictures that the bank of {len(bank)} does not have: see {name}"
+                    f"these episodes have {len(index)} of {field.name}, {index.dtype}, and {len(episodes)} of classes: "
+                    "expected int64, as many of each, and at least one"
                 )
+        for pictures, classes, bank in (
+            (episodes.support, episodes.classes.unsqueeze(-1), self.bank),
+            (episodes.query, episodes.classes.unsqueeze(-1), self.bank),
+            (episodes.unknown, episodes.unknown_classes.unsqueeze(-1), self.bank),
+            (episodes.base_query, episodes.base_classes, self.base),
+        ):
+            if bank is None or not pictures.numel():
+                continue
+            if not 0 <= int(pictures.min()) <= int(pictures.max()) < len(bank):
+                raise ValueError(f"these episodes index pictures that the bank of {len(bank)} does not have")
+            if not bool((bank.labels[pictures] == classes).all()):
+                raise ValueError("these episodes hold pictures that are not of the class they stand under")
+        used = torch.cat([episodes.support.flatten(1), episodes.query.flatten(1), episodes.unknown.flatten(1)], dim=1)
+        if bool((used.sort(dim=1).values.diff(dim=1) == 0).any()):
+            raise ValueError("these episodes use a picture twice: support and queries must not share any")
 
     def _block(self, block: int) -> Episodes:
         if self._last is None or self._last[0] != block:

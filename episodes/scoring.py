@@ -19,6 +19,8 @@ from episodes.measures import accuracy, generalized_measures, open_measures
 from episodes.sampler import Episodes
 from fewshot_nam.heads import Head
 
+_TEMPERATURE_SCORES = 1 << 22  # scores that the temperature is fitted on, and kept for it: 16 MiB a head
+
 
 class Scores(NamedTuple):
     """One head's scores of a batch of episodes.
@@ -79,7 +81,7 @@ class Scorer:
     ) -> None:
         self.heads, self.device = heads, device
         self._features = bank.features.to(device)
-        self._base_features = None if base_queries is None else base_queries.features.to(device)
+        self._base_features = None if base_queries is None else base_queries.features.to(self._features)
         self._prototypes = None if base_prototypes is None else base_prototypes.to(device)
         self._buffers: dict[str, Tensor] = {}
 
@@ -133,14 +135,14 @@ def calibrate(scorer: Scorer, batches: Iterable[Episodes], thresholds: bool) -> 
 
     Args:
         scorer: of validation classes; or of the classes to be tested, for the temperature alone.
-        batches: the episodes, all of whose scores are kept at once.
+        batches: the episodes. The temperature is fitted on the first of them, which is plenty for one number.
         thresholds: choose thresholds and, where there are base queries, the novel bias as well.
     """
-    seen: dict[str, list[Scores]] = {name: [] for name in scorer.heads}
+    seen = {name: _Seen() for name in scorer.heads}
     for batch in batches:
         for name, scores in scorer.score(batch):
-            seen[name].append(scores)
-    return {name: _choose(parts, thresholds) for name, parts in seen.items()}
+            seen[name].add(scores, thresholds)
+    return {name: found.frozen(thresholds) for name, found in seen.items()}
 
 
 def measure(scorer: Scorer, batches: Iterable[Episodes], frozen: Mapping[str, Frozen]) -> dict[str, dict[str, Tensor]]:
@@ -158,23 +160,42 @@ def measure(scorer: Scorer, batches: Iterable[Episodes], frozen: Mapping[str, Fr
     return values
 
 
-def _choose(parts: list[Scores], thresholds: bool) -> Frozen:
-    known = [part.with_a_column() for part in parts]
-    scores = torch.cat([of.flatten(0, 1) for of, _ in known])
-    targets = torch.cat([wanted.expand(of.shape[:2]).flatten() for of, wanted in known])
-    temperature = fit_temperature(scores, targets)
-    if not thresholds:
-        return Frozen(temperature)
-    bias = None
-    if parts[0].base is not None:
-        margins = [
-            joint_margins(part.base, part.base_targets, part.known, part.known_targets, part.num_base)
-            for part in parts
-            if part.base is not None
-        ]
-        bias = best_bias(torch.cat([base for base, _ in margins]), torch.cat([novel for _, novel in margins]))
-    true = scores.gather(1, targets[:, None])
-    return Frozen(temperature, pooled_threshold(scores.amax(dim=1)), pooled_threshold(true), bias)
+class _Seen:
+    """What is kept of one head's scores while episodes go by: little for each query, all columns only of the first ones."""
+
+    def __init__(self) -> None:
+        self.scores: list[Tensor] = []
+        self.targets: list[Tensor] = []
+        self.best: list[Tensor] = []
+        self.true: list[Tensor] = []
+        self.base_margins: list[Tensor] = []
+        self.novel_margins: list[Tensor] = []
+
+    def add(self, scores: Scores, thresholds: bool) -> None:
+        """Take note of a batch of episodes."""
+        known, targets = scores.with_a_column()
+        known, targets = known.flatten(0, 1), targets.expand(known.shape[:2]).flatten()
+        room = max(_TEMPERATURE_SCORES // known.shape[1] - sum(map(len, self.targets)), 0)
+        self.scores.append(known[:room].clone())
+        self.targets.append(targets[:room])
+        if not thresholds:
+            return
+        self.best.append(known.amax(dim=1))
+        self.true.append(known.gather(1, targets[:, None]).squeeze(1))
+        if scores.base is not None:
+            base, novel = joint_margins(
+                scores.base, scores.base_targets, scores.known, scores.known_targets, scores.num_base
+            )
+            self.base_margins.append(base)
+            self.novel_margins.append(novel)
+
+    def frozen(self, thresholds: bool) -> Frozen:
+        """Return what to fix."""
+        temperature = fit_temperature(torch.cat(self.scores), torch.cat(self.targets))
+        if not thresholds:
+            return Frozen(temperature)
+        bias = best_bias(torch.cat(self.base_margins), torch.cat(self.novel_margins)) if self.base_margins else None
+        return Frozen(temperature, pooled_threshold(self.best), pooled_threshold(self.true), bias)
 
 
 def _measures(scores: Scores, frozen: Frozen) -> dict[str, Tensor]:

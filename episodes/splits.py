@@ -20,7 +20,7 @@ from episodes.bank import FeatureBank
 from episodes.classes import ROLES, Label, check_classes, nearest
 from episodes.pictures import PictureSet
 
-_SHARES = re.compile(r"[\d.]+(/[\d.]+)*")
+_SHARES = re.compile(r"[\d./]+")  # also shares gone wrong, say 5//5, which are no file to look for
 
 Split = str | os.PathLike[str] | Sequence[int] | Sequence[float] | Mapping[str, Sequence[Label]]
 
@@ -137,8 +137,12 @@ def _rank(seed: int, name: Label) -> bytes:
 
 
 def _read(path: Path) -> Mapping[str, Sequence[Label]]:
-    text = path.read_text(encoding="utf-8")
     import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"split file {path}: not a text file; expected YAML or JSON in UTF-8") from error
 
     try:
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)

@@ -26,3 +26,5 @@ for shots in 1 5; do
   evaluate "tiny-imagenet-5way-${shots}shot" "${tiny[@]}" --shots $shots
   evaluate "tiny-imagenet-generalized-${shots}shot" "${tiny[@]}" --shots $shots --protocol generalized
 done
+
+python scripts/summarize_results.py results/*.json >results/summary.md

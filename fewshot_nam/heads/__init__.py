@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fewshot_nam.heads.base import Head, Label
+from fewshot_nam.heads.base import Head
 from fewshot_nam.heads.cosine import CosineHead
+from fewshot_nam.heads.inputs import Label
 from fewshot_nam.heads.logistic import LogisticHead
 from fewshot_nam.heads.nam import NAMHead
 from fewshot_nam.heads.nearest import NearestHead
@@ -38,7 +39,11 @@ __all__ = [
 ]
 
 _HEADS: dict[str, tuple[Callable[..., Head], dict[str, Any], str]] = {
-    "nam": (NAMHead, {"mode": "block"}, "Neural Attention Memory: all support written jointly, read with a plain memory, classes compete"),
+    "nam": (
+        NAMHead,
+        {"mode": "block"},
+        "Neural Attention Memory: all support written jointly, read with a plain memory, classes compete",
+    ),
     "nam-sequential": (NAMHead, {"mode": "sequential"}, "the literal rule, one prototype after another"),
     "nam-parallel": (NAMHead, {"mode": "parallel"}, "every prototype erases against the same earlier memory"),
     "cosine": (CosineHead, {}, "cosine to the class prototypes"),

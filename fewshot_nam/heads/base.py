@@ -9,15 +9,17 @@ Legend: ``E`` episodes, ``N`` ways, ``K`` shots, ``Q`` queries, ``D`` features, 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-Label = int | str
+from fewshot_nam.heads.inputs import Label, as_labels, check_type, checked_vectors, listed
+
 HeadT = TypeVar("HeadT", bound="Head")
 
 
@@ -67,19 +69,18 @@ class Head(nn.Module):
     targets: Tensor
     base: Tensor
     mean: Tensor
-    acceptance_threshold: Tensor
 
     def __init__(self, mean: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("support", torch.empty(0, 0))
         self.register_buffer("targets", torch.empty(0, dtype=torch.long))
         self.register_buffer("base", torch.empty(0, 0))
-        self.register_buffer(
-            "mean", torch.empty(0) if mean is None else _checked(mean, "mean", zero_allowed=True).clone()
-        )
-        self.register_buffer("acceptance_threshold", torch.tensor(math.nan))
+        if mean is not None and checked_vectors(mean, "mean", zero_allowed=True).dim() != 1:
+            raise ValueError(f"mean must be (D,), got shape {tuple(mean.shape)}")
+        self.register_buffer("mean", torch.empty(0) if mean is None else mean.detach().clone())
         self._base_classes: list[Label] = []
         self._written_classes: list[Label] = []
+        self._threshold: float | None = None
         self._derived: Any = None
 
     # What subclasses give.
@@ -108,14 +109,13 @@ class Head(nn.Module):
     @property
     def threshold(self) -> float | None:
         """A query is accepted when its largest score reaches this number; ``None`` until it is set. See ``predict``."""
-        value = float(self.acceptance_threshold)
-        return None if math.isnan(value) else value
+        return self._threshold
 
     @threshold.setter
     def threshold(self, value: float | None) -> None:
         if value is not None and not math.isfinite(value):
             raise ValueError(f"threshold must be a finite number or None, got {value}")
-        self.acceptance_threshold.fill_(math.nan if value is None else value)
+        self._threshold = None if value is None else float(value)
 
     def write(self: HeadT, features: Tensor, labels: Label | Iterable[Label] | Tensor) -> HeadT:
         """Learn features of new classes, or more features of classes that were written before; return the head.
@@ -130,7 +130,7 @@ class Head(nn.Module):
             TypeError: a label is neither an int nor a string.
         """
         features = self._checked_features(features, "features")
-        names = _as_labels(labels, len(features))
+        names = as_labels(labels, len(features))
         base_classes = set(self._base_classes)
         for name in names:
             if name in base_classes:
@@ -158,7 +158,7 @@ class Head(nn.Module):
             TypeError: a label is neither an int nor a string.
         """
         prototypes = self._checked_features(prototypes, "prototypes")
-        names = _as_labels(labels, len(prototypes))
+        names = as_labels(labels, len(prototypes))
         known = set(self.classes)
         for name in names:
             if name in known:
@@ -177,10 +177,10 @@ class Head(nn.Module):
         Raises:
             ValueError: a label was never written; nothing is forgotten then.
         """
-        names = set(_as_labels(labels, None))
+        names = set(as_labels(labels, None))
         unknown = [name for name in names if name not in self.classes]
         if unknown:
-            raise ValueError(f"forget: class {unknown[0]!r} was never written; there are: {_listed(self.classes)}")
+            raise ValueError(f"forget: class {unknown[0]!r} was never written; there are: {listed(self.classes)}")
         stay = torch.tensor(
             [name not in names for name in self._written_classes], device=self.targets.device, dtype=torch.bool
         )
@@ -206,7 +206,7 @@ class Head(nn.Module):
         if not self.classes:
             raise ValueError(f"{type(self).__name__} knows no class yet: call write(features, labels) first")
         checked = self._checked_features(features, "features", keep_shape=True)
-        flat = checked.reshape(1, -1, checked.shape[-1])
+        flat = checked.reshape(1, -1, checked.shape[-1]).to(self._dtype())
         scores = self._score(self._current(), self._centred(flat))
         return scores.reshape(*checked.shape[:-1], len(self.classes))
 
@@ -223,6 +223,7 @@ class Head(nn.Module):
         Raises:
             ValueError: as calling the head, more than two dimensions, or ``unknown`` given while ``threshold`` is not set.
         """
+        check_type(features, "features")
         if features.dim() > 2:
             raise ValueError(f"predict: features must be (n, D) or (D,), got shape {tuple(features.shape)}")
         if unknown is not None and self.threshold is None:
@@ -231,8 +232,9 @@ class Head(nn.Module):
             best, column = self(features).max(dim=-1)
         classes = self.classes
         answers = [classes[i] for i in column.reshape(-1).tolist()]
-        if unknown is not None:
-            refused = (best < self.acceptance_threshold).reshape(-1).tolist()
+        if unknown is not None and self.threshold is not None:
+            # As Python floats: a tensor comparison would round the threshold to the scores' dtype, and a tie is to accept.
+            refused = [score < self.threshold for score in best.reshape(-1).tolist()]
             answers = [unknown if no else answer for answer, no in zip(answers, refused, strict=True)]
         return answers[0] if features.dim() == 1 else answers
 
@@ -263,9 +265,11 @@ class Head(nn.Module):
         if check:
             for name, features in (("support", support), ("query", query), ("base", base)):
                 if features is not None:
-                    _checked(features, name, width=len(self.mean) or support.shape[-1])
+                    checked_vectors(features, name, width=len(self.mean) or support.shape[-1])
+                    if self.mean.numel():
+                        checked_vectors(self._centred(features), f"{name} minus the mean")
         episodes, ways, shots, width = support.shape
-        base = support.new_empty(0, width) if base is None else base
+        base, query = support.new_empty(0, width) if base is None else base.to(support.dtype), query.to(support.dtype)
         targets = len(base) + torch.arange(ways, device=support.device).repeat_interleave(shots)
         features = self._centred(support.reshape(episodes, ways * shots, width))
         learned = self._learn(Support(features, targets, self._centred(base), len(base) + ways))
@@ -279,21 +283,28 @@ class Head(nn.Module):
         # A tensor made in inference mode could never take part in autograd later.
         with torch.inference_mode(False), torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
             width = self.support.shape[-1] or self.base.shape[-1]
-            written, base = (buffer.reshape(len(buffer), width) for buffer in (self.support, self.base))
+            written, base = (
+                buffer.reshape(len(buffer), width).to(self._dtype()) for buffer in (self.support, self.base)
+            )
             features = self._centred(written).unsqueeze(0)
             derived = self._learn(Support(features, len(base) + self.targets, self._centred(base), len(self.classes)))
         if not trainable:
             self._derived = derived
         return derived
 
+    def _dtype(self) -> torch.dtype:
+        """Return the dtype that scores are computed in: that of what was written, float32 at least."""
+        written = [buffer.dtype for buffer in (self.support, self.base) if buffer.numel()]
+        return functools.reduce(torch.promote_types, written, torch.float32)
+
     def _centred(self, features: Tensor) -> Tensor:
         features = features if features.dtype in (torch.float32, torch.float64) else features.float()
         return features - self.mean.to(features) if self.mean.numel() else features
 
     def _checked_features(self, features: Tensor, name: str, keep_shape: bool = False) -> Tensor:
-        features = _checked(features, name, width=self.feature_dim)
+        features = checked_vectors(features, name, width=self.feature_dim)
         if self.mean.numel():
-            _checked(self._centred(features), f"{name} minus the mean")
+            checked_vectors(self._centred(features), f"{name} minus the mean")
         if keep_shape:
             return features
         if features.dim() not in (1, 2) or not features.numel():
@@ -303,14 +314,22 @@ class Head(nn.Module):
     # State: everything learned is in state_dict, as tensors, so that it can be saved without pickling.
 
     def get_extra_state(self) -> Tensor:
-        """Return the class names as UTF-8 JSON in a uint8 tensor."""
-        names = {"base_classes": self._base_classes, "written_classes": self._written_classes}
-        return torch.tensor(list(json.dumps(names).encode()), dtype=torch.uint8)
+        """Return class names and threshold as UTF-8 JSON in a uint8 tensor."""
+        learned = {
+            "base_classes": self._base_classes,
+            "written_classes": self._written_classes,
+            "threshold": self._threshold,
+        }
+        return torch.tensor(list(json.dumps(learned).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over class names as ``get_extra_state`` gives them."""
-        names = json.loads(bytes(state.tolist()))
-        self._base_classes, self._written_classes = names["base_classes"], names["written_classes"]
+        """Take over class names and threshold as ``get_extra_state`` gives them."""
+        try:
+            learned = json.loads(bytes(state.tolist()))
+            self._base_classes, self._written_classes = list(learned["base_classes"]), list(learned["written_classes"])
+            self.threshold = learned["threshold"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{type(self).__name__}: the class names in this state are damaged ({error})") from None
         self._derived = None
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -321,6 +340,24 @@ class Head(nn.Module):
                 setattr(self, name, present.new_empty(loaded.shape, dtype=loaded.dtype))
         self._derived = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._check_state()
+
+    def _check_state(self) -> None:
+        """Raise ``ValueError`` where loaded features, targets and class names do not belong together."""
+        present = torch.bincount(self.targets.clamp_min(0), minlength=len(self._written_classes))
+        fits = (
+            len(self.support) == len(self.targets)
+            and len(self.base) == len(self._base_classes)
+            and len(present) == len(self._written_classes)
+            and bool((present > 0).all())
+            and not bool((self.targets < 0).any())
+        )
+        finite = all(bool(buffer.isfinite().all()) for buffer in (self.support, self.base, self.mean))
+        if not fits or not finite:
+            reason = (
+                "features are NaN or infinite" if fits else "features, targets and class names do not belong together"
+            )
+            raise ValueError(f"{type(self).__name__}: this state is damaged: {reason}")
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._derived = None
@@ -347,48 +384,5 @@ def _appended(stored: Tensor, features: Tensor, device: torch.device) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         if not stored.numel():
             return features.detach().to(device).clone()
-        return torch.cat([stored, features.detach().to(stored).clone()])
-
-
-def _checked(features: Tensor, name: str, width: int | None = None, zero_allowed: bool = False) -> Tensor:
-    """Return ``features`` ``(..., D)`` if they are finite, not zero and ``width`` wide; raise what is wrong otherwise."""
-    if not isinstance(features, Tensor) or not features.is_floating_point():
-        given = features.dtype if isinstance(features, Tensor) else type(features).__name__
-        raise TypeError(f"{name} must be a float tensor, got {given}")
-    if features.dim() == 0 or (width is not None and features.shape[-1] != width):
-        raise ValueError(f"{name} must have width {width or 'D'}, got shape {tuple(features.shape)}")
-    # One pass finds NaN, infinite, overflowing and zero vectors alike: the length of each is one of them then.
-    lengths = torch.linalg.vector_norm(
-        features.detach(), dim=-1, dtype=torch.promote_types(features.dtype, torch.float32)
-    )
-    wrong = ~lengths.isfinite() if zero_allowed else ~(lengths.isfinite() & (lengths > 0))
-    if bool(wrong.any()):
-        where = tuple(wrong.nonzero()[0].tolist())
-        vector = features[where] if where else features
-        kind = "NaN" if bool(vector.isnan().any()) else "zero" if not bool(vector.any()) else "infinite (or too large)"
-        raise ValueError(
-            f"{name}: {int(wrong.sum())} of {wrong.numel()} vectors cannot be used; the first, at index {list(where)}, is {kind}"
-        )
-    return features
-
-
-def _as_labels(labels: Any, count: int | None) -> list[Label]:
-    """Return labels as plain ints and strings, ``count`` of them where it is given; a single one stands for all."""
-    if isinstance(labels, (int, str)):
-        given: Sequence[Any] = [labels] * (1 if count is None else count)
-    elif hasattr(labels, "tolist"):
-        given = labels.tolist()
-        given = given if isinstance(given, list) else [given] * (1 if count is None else count)
-    else:
-        given = list(labels)
-    for label in given:
-        if not isinstance(label, (int, str)) or isinstance(label, bool):
-            raise TypeError(f"a label must be an int or a string, got {label!r}")
-    if count is not None and len(given) != count:
-        raise ValueError(f"needs one label for each feature: {count} features, {len(given)} labels")
-    return list(given)
-
-
-def _listed(classes: list[Label], most: int = 10) -> str:
-    shown = ", ".join(repr(name) for name in classes[:most])
-    return f"{shown}, ... ({len(classes)})" if len(classes) > most else shown or "none"
+        dtype = torch.promote_types(stored.dtype, features.dtype)
+        return torch.cat([stored.to(dtype), features.detach().to(device=stored.device, dtype=dtype).clone()])

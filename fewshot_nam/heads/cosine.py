@@ -38,6 +38,8 @@ class CosineHead(Head):
         mean: Tensor | None = None,
     ) -> None:
         super().__init__(mean)
+        if not 0 < scale < math.inf:
+            raise ValueError(f"CosineHead: scale must be above 0, got {scale}")
         if not 0 <= compete <= 1:
             raise ValueError(f"CosineHead: compete must be from 0 to 1, got {compete}")
         if not 0 < temperature < math.inf:

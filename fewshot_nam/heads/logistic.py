@@ -5,6 +5,8 @@ Source: Tian et al., "Rethinking Few-Shot Image Classification: a Good Embedding
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ class LogisticHead(Head):
 
     def __init__(self, inverse_penalty: float = 1.0, *, mean: Tensor | None = None) -> None:
         super().__init__(mean)
-        if not inverse_penalty > 0:
+        if not 0 < inverse_penalty < math.inf:
             raise ValueError(f"LogisticHead: inverse_penalty must be above 0, got {inverse_penalty}")
         self.inverse_penalty = inverse_penalty
 

@@ -122,7 +122,9 @@ class NAMHead(Head):
         keys, base = unit(features), unit(support.base)
         values = values.expand(len(keys), -1, -1)
         if self.reading == "raw":
-            values = values / torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+            # A class whose shots cancel out has a prototype of length 0: its key is 0 too, so nothing is written.
+            lengths = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+            values = values / lengths.clamp_min(torch.finfo(features.dtype).tiny)
             base = base / torch.linalg.vector_norm(support.base, dim=-1, keepdim=True)
         memory = support.with_base(base, keys.new_zeros(len(keys), support.columns - len(base), keys.shape[-1]))
         if self.mode == "block":
@@ -134,8 +136,8 @@ class NAMHead(Head):
         if self.plain:
             # Reading is linear, so two memories that are read together are one: their sum.
             means = support.class_means(unit(support.features))
-            lengths = torch.linalg.vector_norm(means, dim=-1, keepdim=True).clamp_min(torch.finfo(means.dtype).tiny)
-            memory = memory + self.plain * support.with_base(base, means / lengths ** (1 + self.level))
+            lengths = torch.linalg.vector_norm(means, dim=-1, keepdim=True).clamp_min(1e-6)
+            memory = memory + self.plain * support.with_base(base, unit(means) * lengths**-self.level)
         return memory
 
     def _score(self, learned: Tensor, query: Tensor) -> Tensor:

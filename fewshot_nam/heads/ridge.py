@@ -6,6 +6,8 @@ that of scikit-learn's ``Ridge``, which this equals. A block-mode NAM written in
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ class RidgeHead(Head):
 
     def __init__(self, ridge: float = 1.0, *, mean: Tensor | None = None) -> None:
         super().__init__(mean)
-        if not ridge > 0:
+        if not 0 < ridge < math.inf:
             raise ValueError(f"RidgeHead: ridge must be above 0, got {ridge}")
         self.ridge = ridge
 

@@ -112,7 +112,12 @@ def write_block(
     gram = keys_solving @ keys_solving.mT
     if isinstance(ridge, Tensor) or ridge > 0:
         damping = _per_vector(_per_vector(ridge)) * torch.eye(keys.shape[-2], dtype=solving, device=keys.device)
-        factor = torch.linalg.cholesky(gram + damping)
+        factor, failed = torch.linalg.cholesky_ex(gram + damping)
+        if bool(failed.any()):
+            raise ValueError(
+                "write_block: the keys' products plus ridge are not positive definite: keys must be finite, and ridge above 0, "
+                "or 0 as a plain number where keys are independent"
+            )
     else:
         factor = _exact_factor(gram, width=keys.shape[-1])
     solved = torch.cholesky_solve(updates.to(solving), factor)

@@ -322,6 +322,9 @@ def foreign_file(path, kind):
         save_file({"weight": torch.ones(2)}, path)
     elif kind == "metadata of another shape":
         save_file({"features": torch.ones(2, 2)}, path, metadata={"fewshot_bank": "[1]"})
+    elif kind == "no provenance":
+        content = json.dumps({"format": 1, "classes": [0]})
+        save_file({"features": torch.ones(2, 2), "labels": torch.zeros(2)}, path, metadata={"fewshot_bank": content})
     elif kind == "no labels":
         content = json.dumps({"format": 1, "classes": [0], "provenance": {}})
         save_file({"features": torch.ones(2, 2)}, path, metadata={"fewshot_bank": content})
@@ -335,7 +338,7 @@ def foreign_file(path, kind):
 
 
 KINDS = ["cut in the features", "cut in the header", "empty", "text", "other safetensors"]
-KINDS += ["metadata of another shape", "no labels", "npz without labels", "npz cut"]
+KINDS += ["metadata of another shape", "no provenance", "no labels", "npz without labels", "npz cut"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

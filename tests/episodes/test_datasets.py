@@ -88,8 +88,46 @@ def test_folder_follows_links_but_not_in_circles(tree, tmp_path):
     (tree / "dog" / "images" / "up").symlink_to(tree / "dog")
     paint(tmp_path / "elsewhere" / "e.png")
     (tree / "dog" / "more").symlink_to(tmp_path / "elsewhere")
-    (tree / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     assert folder(tree).subset(["dog"]).files == ["dog/a.png", "dog/b.JPG", "dog/images/c.jpeg", "dog/more/e.png"]
+
+
+@pytest.mark.parametrize("link", ["up", "dog/images/up", "aaa"], ids=["class", "inside a class", "first by name"])
+@pytest.mark.parametrize("target", [".", "..", "cat"], ids=["root", "ancestor", "another class"])
+def test_folder_refuses_links_that_lead_to_pictures_of_other_classes(tree, link, target):
+    (tree / link).symlink_to(tree / target)
+    leads = os.path.realpath(tree / target)
+    with pytest.raises(ValueError, match=rf"animals: {tree / link} leads to {leads}, ") as caught:
+        folder(tree)
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_takes_classes_that_are_links_to_elsewhere_but_each_place_once(tree, tmp_path):
+    paint(tmp_path / "elsewhere" / "e.png")
+    (tree / "emu").symlink_to(tmp_path / "elsewhere")
+    assert folder(tree).classes == ["Zebu", "cat", "dog", "emu"]
+    (tree / "rhea").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=rf"rhea leads to {tmp_path / 'elsewhere'}, which is class emu"):
+        folder(tree)
+
+
+@pytest.mark.parametrize("kind", ["gone", "circle", "pipe"])
+def test_folder_keeps_names_of_pictures_that_are_no_files_for_reading_to_name_them(tree, tmp_path, kind):
+    path = tree / "cat" / "odd.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(path if kind == "circle" else tmp_path / "nowhere.png")
+    pictures = folder(tree).subset(["cat"])
+    assert pictures.files == ["cat/deep/er/a.bmp", "cat/odd.png"]
+    with pytest.raises(
+        UnreadablePicture, match=f"{path}: not a (file|picture)|{path}: a link that leads nowhere"
+    ) as caught:
+        pictures.picture(1)
+    assert "\n" not in str(caught.value)
+    first = pictures.fingerprint
+    path.unlink()
+    paint(path)
+    assert folder(tree).subset(["cat"]).fingerprint != first
 
 
 def test_folder_subset_keeps_files_with_their_class(tree):

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from episodes import Episodes, EpisodeSampler, FeatureBank, evaluate
 from episodes.evaluation import as_device
 from episodes.holdout import hold_out
+from episodes.scoring import Scorer
 from fewshot_nam.heads import CosineHead, NAMHead, available, create
 
 D = 13
@@ -108,11 +109,49 @@ def test_every_promised_measure_is_there():
 
 def test_frozen_thresholds_come_from_validation_classes_alone():
     report = run("open", ["nam"], 1, episodes=40, validation=OTHER).results["nam"]
-    same = run("open", ["nam"], 1, episodes=40, validation=NOVEL).results["nam"]
+    copied = FeatureBank(NOVEL.features, NOVEL.labels, NOVEL.classes)
+    same = run("open", ["nam"], 1, episodes=40, validation=copied).results["nam"]
     # Chosen on the very episodes they are used on, thresholds accept just what they were asked to.
     assert 0.95 <= same["tpr:frozen"]["mean"] < 0.96
     assert report["tpr:frozen"]["mean"] != same["tpr:frozen"]["mean"]
     assert report["auroc"] == same["auroc"]
+
+
+def test_the_novel_bias_is_not_chosen_on_the_base_pictures_that_are_tested(monkeypatch):
+    import episodes.evaluation as evaluation
+
+    seen = []
+    monkeypatch.setattr(evaluation, "Scorer", lambda *args: seen.append(args[3]) or Scorer(*args))
+    run("generalized", ["cosine"], 1, validation=OTHER)
+    testing, choosing = seen
+    rows = {tuple(row) for row in testing.features.tolist()}
+    assert rows.isdisjoint(tuple(row) for row in choosing.features.tolist())
+
+
+def test_banks_that_share_pictures_are_refused():
+    marked = [
+        FeatureBank(b.features, b.labels, b.classes, provenance={"dataset_fingerprint": "same"}) for b in (NOVEL, OTHER)
+    ]
+    for base, validation, message in [
+        (NOVEL, None, "the base bank holds the pictures that are tested on"),
+        (None, NOVEL, "the validation bank holds the pictures that are tested on"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            evaluate(NOVEL, ["nam"], episodes=3, base=base, validation=validation)
+    with pytest.raises(ValueError, match="the base bank holds"):
+        evaluate(marked[0], ["nam"], episodes=3, base=marked[1])
+    with pytest.raises(ValueError, match="base_queries holds the pictures of base"):
+        run("generalized", ["nam"], 1, base_queries=BASE)
+
+
+def test_the_callers_heads_are_left_as_they_are():
+    head = NAMHead().train()
+    evaluate(NOVEL, {"mine": head}, episodes=3)
+    assert head.training
+
+
+def test_a_single_head_may_be_named_by_itself():
+    assert list(evaluate(NOVEL, "nam", episodes=3).results) == ["nam"]
 
 
 def test_paired_differences_are_those_of_the_means_and_narrower():
@@ -138,6 +177,7 @@ def test_episodes_from_a_file_are_those_that_were_written(tmp_path):
     assert len(Episodes.load(path)) == 8
     again = evaluate(NOVEL, ["cosine"], "open", 4, 1, 5, 3, 99, seed=77, base=BASE, episodes_file=path)
     assert again.config["episodes"] == 8
+    assert again.config["seed"] is None, "the file's seed counts, not the one that was asked for"
     assert again.results["cosine"]["auroc"] == first.results["cosine"]["auroc"]
     given = run("open", ["cosine"], 1, episodes=Episodes.load(path))
     assert given.results["cosine"]["auroc"] == first.results["cosine"]["auroc"]
@@ -187,6 +227,13 @@ def test_base_pictures_held_out_are_disjoint_and_of_every_class():
         ),
         ({"protocol": "generalized", "base": BASE, "base_queries": OTHER}, "need the same classes in the same order"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"mean": torch.zeros(3)}, r"mean must be \(13,\) as the bank's features, got shape \(3,\)"),
+        (
+            {"ways": 3, "open_ways": 3, "validation": bank(4, 20, seed=9)},
+            "validation classes: 3 ways and 3 unknown ways need 6",
+        ),
+        ({"device": "meta"}, "device 'meta' cannot be used here"),
         ({"device": "nonsense"}, "device 'nonsense' cannot be used here"),
     ],
 )

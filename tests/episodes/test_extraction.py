@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 from torch import nn
 
 import episodes.feature_cache as feature_cache_module
@@ -363,7 +364,7 @@ def test_skipped_pictures_survive_an_interruption(tmp_path, then_skip):
 def test_no_readable_picture_at_all_is_an_error(tmp_path):
     dataset = picture_files(tmp_path / "set", n=3)
     break_files(dataset, 0, 1, 2)
-    with pytest.raises(ValueError, match="none of the 3 pictures of set can be read"):
+    with pytest.raises(ValueError, match="none of the 3 pictures of set can be read and transformed"):
         extract(Backbone(), dataset, skip_unreadable=True, cache_dir=None)
 
 
@@ -373,6 +374,20 @@ def test_a_missing_file_is_an_error_also_where_unreadable_ones_are_skipped(tmp_p
     Path(dataset.describe(9)).unlink()
     with pytest.raises(FileNotFoundError, match=Path(dataset.describe(9)).name):
         extract(Backbone(), dataset, workers=workers, skip_unreadable=True, cache_dir=None)
+
+
+def test_a_link_that_leads_nowhere_is_named_or_left_out_and_listed(tmp_path):
+    dataset = picture_files(tmp_path / "set")
+    path = Path(dataset.describe(9))
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere.png")
+    dataset = folder(tmp_path / "set")
+    with pytest.raises(UnreadablePicture, match=f"{path}: a link that leads nowhere"):
+        extract(Backbone(), dataset, cache_dir=tmp_path)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=f"left out 1 unreadable pictures of set, the first is {path}"):
+            bank = extract(Backbone(), dataset, skip_unreadable=True, cache_dir=tmp_path)
+        assert (len(bank), bank.skipped) == (N - 1, [str(path)])
 
 
 # --- transforms and backbones that misbehave
@@ -386,6 +401,12 @@ def wrong_for(index, answer):
         return answer(picture) if np.asarray(picture).tolist() == wanted else to_tensor(picture)
 
     return transform
+
+
+def no_floats(picture):
+    if picture.mode == "F":
+        raise ValueError("mode F")
+    return to_tensor(picture)
 
 
 def fail(_):
@@ -410,6 +431,32 @@ def test_a_transform_that_misbehaves_is_named_with_its_picture(answer, message, 
     with pytest.raises(ValueError, match=message) as caught:
         extract(Backbone(wrong_for(13, answer)), pictures(), batch_size=batch_size, cache_dir=None)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_the_transform_fails_on_is_left_out_where_unreadable_ones_are(tmp_path, workers):
+    source = picture_files(tmp_path / "set")
+    path = tmp_path / "set" / "b" / "deep.tif"
+    Image.new("F", (4, 4), 0.5).save(path)
+    dataset = folder(tmp_path / "set")
+    with pytest.raises(ValueError, match=f"transform failed on {path}: ValueError: mode F"):
+        extract(Backbone(no_floats), dataset, workers=workers, cache_dir=tmp_path)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=f"left out 1 unreadable pictures of set, the first is {path}"):
+            bank = extract(Backbone(no_floats), dataset, workers=workers, skip_unreadable=True, cache_dir=tmp_path)
+        assert bank.skipped == [str(path)]
+        torch.testing.assert_close(bank.features, expected_features(Backbone(), source))
+
+
+@pytest.mark.parametrize("answer", [lambda _: 3, lambda _: torch.ones(1, 4, 6)], ids=["no tensor", "another size"])
+def test_a_transform_that_gives_something_else_is_an_error_also_where_pictures_are_skipped(answer):
+    with pytest.raises(ValueError, match=r"transform gave .* for noise\[13\]"):
+        extract(Backbone(wrong_for(13, answer)), pictures(), skip_unreadable=True, cache_dir=None)
+
+
+def test_a_transform_that_fails_on_every_picture_is_an_error_also_where_they_are_skipped():
+    with pytest.raises(ValueError, match="none of the 23 pictures of noise can be read and transformed"):
+        extract(Backbone(fail), pictures(), skip_unreadable=True, cache_dir=None)
 
 
 @pytest.mark.parametrize(

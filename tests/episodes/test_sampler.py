@@ -1,5 +1,7 @@
 """Episodes: the same for the same seed, disjoint where they must be, uniform, and refused where there is too little."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -135,6 +137,26 @@ def test_episodes_of_another_shape_or_bank_are_refused():
         sampler.check(EpisodeSampler(bank(*[20] * 12), shots=2).sample(0, 2))
     with pytest.raises(ValueError, match="index pictures that the bank of 240 does not have"):
         sampler.check(EpisodeSampler(bank(*[50] * 12)).sample(0, 20))
+
+
+def spoilt(**changes) -> Episodes:
+    return dataclasses.replace(EpisodeSampler(bank(*[20] * 12)).sample(0, 4), **changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: {"query": e.query.clone().index_copy(2, torch.tensor([0]), e.support)}, "use a picture twice"),
+        (lambda e: {"support": e.support.roll(1, dims=1)}, "not of the class they stand under"),
+        (lambda e: {"support": e.support.float()}, "expected int64"),
+        (lambda e: {"query": e.query[:3]}, "as many of each"),
+        (lambda e: {name: getattr(e, name)[:0] for name in FIELDS}, "at least one"),
+    ],
+)
+def test_episodes_that_would_mislead_are_refused(change, message):
+    sampler = EpisodeSampler(bank(*[20] * 12))
+    with pytest.raises(ValueError, match=message):
+        sampler.check(spoilt(**change(sampler.sample(0, 4))))
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,9 @@ def test_counts_and_fractions_as_text_and_as_tuples_agree():
         ("6/4", "split '6/4': expected three counts like 64/16/20, or fractions"),
         ("6/4/1/1", "expected three counts"),
         ("12", "expected three counts"),
+        ("5//5", "split '5//5': expected three counts"),
+        ("5/2/3/", "split '5/2/3/': expected three counts"),
+        ("/5/2", "split '/5/2': expected three counts"),
         ("0.5/0.1.2/0", "expected three counts"),
         ((5, -1, 2), "expected three counts"),
         ("8/2/1", "split '8/2/1': 11 classes asked for, and there are 10"),
@@ -159,6 +162,14 @@ def test_broken_json_and_a_missing_file_are_errors(tmp_path):
         split_classes(ANIMALS, tmp_path / "split.json")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         split_classes(ANIMALS, "nowhere.yaml")
+
+
+@pytest.mark.parametrize("name", ["a.st", "a.json"])
+def test_a_file_that_is_no_text_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x89\xff\0binary")
+    with pytest.raises(ValueError, match=rf"split file {tmp_path / name}: not a text file") as caught:
+        split_classes(ANIMALS, str(tmp_path / name))
+    assert "\n" not in str(caught.value)
 
 
 def test_yaml_files_cannot_run_code(tmp_path):

@@ -87,5 +87,12 @@ def test_logistic_needs_two_classes():
 
 @pytest.mark.parametrize(("build", "name"), [(RidgeHead, "ridge"), (LogisticHead, "inverse_penalty")])
 def test_penalties_must_be_positive(build, name):
-    with pytest.raises(ValueError, match=f"{name} must be above 0, got 0"):
-        build(0)
+    for value in (0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"{name} must be above 0, got {value}"):
+            build(value)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_must_be_positive(scale):
+    with pytest.raises(ValueError, match="scale must be above 0"):
+        CosineHead(scale)

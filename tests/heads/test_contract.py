@@ -197,6 +197,8 @@ def test_labels_may_be_ints_strings_arrays_and_tensors(name):
         (np.array(["x", "y", "z"]), ["x", "y", "z"]),
         (("x", 1, "1"), ["x", 1, "1"]),
         ("all", ["all"]),
+        ([np.int64(3), 1, torch.tensor(2)], [3, 1, 2]),
+        (np.int64(7), [7]),
     ]:
         assert make(name).write(rows, labels).classes == expected
 
@@ -221,6 +223,7 @@ def _bad(value: float) -> Tensor:
         (lambda h: h.write(torch.ones(3, D + 1), ["a", "b", "c"]), f"features must have width {D}"),
         (lambda h: h(_bad(float("nan"))), "is NaN"),
         (lambda h: h(_bad(0.0)), "is zero"),
+        (lambda h: h(_bad(1e-14)), "too short"),
         (lambda h: h(torch.ones(2, D + 1)), f"must have width {D}"),
         (lambda h: h.predict(features(1, 2), unknown="?"), "set head.threshold first"),
         (lambda h: h.predict(features(1, 2, 2)), "predict: features must be"),
@@ -252,6 +255,9 @@ def test_bad_input_is_named_and_changes_nothing(name, call, message):
     [
         lambda h: h.write(features(1, 2), [1.5, 2.5]),
         lambda h: h.write(features(1, 2), [True, False]),
+        lambda h: h.write(features(1, 2), b"ab"),
+        lambda h: h.write(features(1, 2), None),
+        lambda h: h.predict([[0.1] * D]),
         lambda h: h.write(torch.ones(2, D, dtype=torch.long), ["a", "b"]),
         lambda h: h([[0.1] * D]),
     ],
@@ -269,12 +275,73 @@ def test_a_fresh_head_says_that_it_knows_nothing(name):
     assert "classes=0" in repr(make(name))
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_a_class_whose_shots_cancel_out_gives_no_nan(name):
+    head = create(name, mean=torch.zeros(3)) if name == "cosine-centred" else create(name)
+    head.write(torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0]]), ["a", "a", "b"])
+    scores = head(torch.tensor([[0.0, 1.0, 0.1]]))
+    assert scores.isfinite().all()
+    assert (
+        scores.argmax() == 1 or name == "logistic"
+    )  # it has no prototype, and fits the opposite shots with its intercept
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_dtypes_may_be_mixed(name):
+    rows, query = features(1, 4), features(2, 3)
+    exact = make(name).write(rows, list("abcd"))(query)
+    mixed = make(name).write(rows[:2].double(), list("ab")).write(rows[2:], list("cd"))
+    torch.testing.assert_close(mixed(query).float(), exact, rtol=1e-3, atol=1e-3)
+    assert make(name).write(rows, list("abcd"))(query.double()).dtype == torch.float32
+    based = make(name).write_base(features(3, 2).double(), ["x", "y"]).write(rows, list("abcd"))
+    assert based(query).isfinite().all()
+    make(name).score_episodes(rows.view(1, 4, 1, D), query.double().view(1, 3, D), features(3, 2).double())
+
+
+def test_later_features_are_not_squeezed_into_the_first_ones_dtype():
+    head = create("cosine").write(torch.rand(2, 4).half() + 0.1, ["a", "b"]).write(torch.full((4,), 1e6), "c")
+    assert head.predict(torch.full((4,), 3e6)) == "c"
+    assert head(torch.rand(3, 4) + 0.1).isfinite().all()
+
+
+def test_a_tie_with_the_threshold_is_accepted_in_every_dtype():
+    for dtype in (torch.float32, torch.float64):
+        head, query = make("nam").write(features(1, 3).to(dtype), ["a", "b", "c"]), features(2, 200).to(dtype)
+        for row in query:
+            head.threshold = head(row).max().item()
+            assert head.predict(row, unknown="?") != "?"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda state: state["targets"].__setitem__(-1, 9), "do not belong together"),
+        (lambda state: state["targets"].__setitem__(0, -1), "do not belong together"),
+        (lambda state: state.update(support=state["support"][:2]), "do not belong together"),
+        (lambda state: state["support"].__setitem__((0, 0), float("nan")), "features are NaN or infinite"),
+        (lambda state: state.update(_extra_state=state["_extra_state"][:-4]), "class names in this state are damaged"),
+    ],
+)
+def test_a_damaged_state_is_refused(spoil, message):
+    state = {name: value.clone() for name, value in written("nam").state_dict().items()}
+    spoil(state)
+    with pytest.raises(ValueError, match=message):
+        make("nam").load_state_dict(state)
+
+
+def test_a_mean_must_be_a_vector():
+    with pytest.raises(ValueError, match=r"mean must be \(D,\), got shape \(2, 3\)"):
+        create("cosine-centred", mean=torch.ones(2, 3))
+
+
 def test_a_feature_that_equals_the_mean_points_nowhere():
     head = make("cosine-centred").write(features(1, 3), ["a", "b", "c"])
     for call in (head, lambda feature: head.write(feature, "d")):
         with pytest.raises(ValueError, match=r"features minus the mean: 1 of 1 .* is zero"):
             call(features(99))
     assert head.classes == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="support minus the mean"):
+        head.score_episodes(features(99).view(1, 1, 1, D), features(2, 1, 4))
 
 
 def test_create_names_what_there_is_and_the_nearest():

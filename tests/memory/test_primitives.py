@@ -186,6 +186,13 @@ def test_a_block_without_ridge_refuses_dependent_keys(case, dtype):
         write_block(torch.zeros(2, 6, dtype=dtype), keys, torch.ones(len(keys), 2, dtype=dtype))
 
 
+@pytest.mark.parametrize("ridge", [-0.5, 0.0])
+def test_a_tensor_of_ridges_that_cannot_be_solved_is_refused(ridge):
+    keys = unit(normal(0, 1, 4)).expand(3, 4)
+    with pytest.raises(ValueError, match="not positive definite"):
+        write_block(torch.zeros(2, 4, dtype=torch.float64), keys, keys[:, :2], ridge=torch.tensor(ridge))
+
+
 @given(seeds, st.sampled_from([-1, 0, -2]))
 @settings(max_examples=25)
 def test_unit_vectors_have_length_one_and_the_same_direction(seed, dim):

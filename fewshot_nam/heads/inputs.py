@@ -1,0 +1,64 @@
+"""Checks at the door of every head: features that can be used, and labels as plain ints and strings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Label = int | str
+_SHORTEST = 1e-12  # what ``unit`` divides by at the least: anything shorter would not come out at length 1
+
+
+def check_type(features: Any, name: str) -> None:
+    """Raise ``TypeError`` unless ``features`` is a tensor of floats."""
+    if not isinstance(features, Tensor) or not features.is_floating_point():
+        given = features.dtype if isinstance(features, Tensor) else type(features).__name__
+        raise TypeError(f"{name} must be a float tensor, got {given}")
+
+
+def checked_vectors(features: Tensor, name: str, width: int | None = None, zero_allowed: bool = False) -> Tensor:
+    """Return ``features`` ``(..., D)`` if they are finite, not zero and ``width`` wide; raise what is wrong otherwise."""
+    check_type(features, name)
+    if features.dim() == 0 or (width is not None and features.shape[-1] != width):
+        raise ValueError(f"{name} must have width {width or 'D'}, got shape {tuple(features.shape)}")
+    # One pass finds NaN, infinite, overflowing and zero vectors alike: the length of each is one of them then.
+    lengths = torch.linalg.vector_norm(
+        features.detach(), dim=-1, dtype=torch.promote_types(features.dtype, torch.float32)
+    )
+    wrong = ~lengths.isfinite() if zero_allowed else ~(lengths.isfinite() & (lengths > _SHORTEST))
+    if bool(wrong.any()):
+        where = tuple(wrong.nonzero()[0].tolist())
+        vector = features[where] if where else features
+        short = bool(lengths[where] <= _SHORTEST)
+        kind = "NaN" if bool(vector.isnan().any()) else "zero (or too short)" if short else "infinite (or too large)"
+        raise ValueError(
+            f"{name}: {int(wrong.sum())} of {wrong.numel()} vectors cannot be used; the first, at index {list(where)}, is {kind}"
+        )
+    return features
+
+
+def as_labels(labels: Any, count: int | None) -> list[Label]:
+    """Return labels as plain ints and strings, ``count`` of them where it is given; a single one stands for all."""
+    if hasattr(labels, "tolist"):  # arrays and tensors; a number of theirs gives a number
+        labels = labels.tolist()
+    single = isinstance(labels, (str, Integral)) or not isinstance(labels, Iterable) or isinstance(labels, bytes)
+    given = [labels] * (1 if count is None else count) if single else list(labels)
+    names: list[Label] = []
+    for label in given:
+        plain = label.item() if hasattr(label, "item") else label
+        if not isinstance(plain, (int, str)) or isinstance(plain, bool):
+            raise TypeError(f"a label must be an int or a string, got {label!r}")
+        names.append(plain)
+    if count is not None and len(names) != count:
+        raise ValueError(f"needs one label for each feature: {count} features, {len(names)} labels")
+    return names
+
+
+def listed(classes: list[Label], most: int = 10) -> str:
+    """Return the first few classes for an error, and how many there are."""
+    shown = ", ".join(repr(name) for name in classes[:most])
+    return f"{shown}, ... ({len(classes)})" if len(classes) > most else shown or "none"

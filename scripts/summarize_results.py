@@ -1,0 +1,43 @@
+"""Print one table over all result files: ``python scripts/summarize_results.py results/*.json``, NAM against cosine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+OPEN = {"class_fpr@95tpr": "x", "open_fpr@95tpr": "x", "accuracy": "+", "auroc": "+"}
+GENERALIZED = {"novel_to_base": "x", "base_to_novel": "x", "harmonic_mean": "+", "ausuc": "+"}
+
+
+def cell(report: dict[str, Any], measure: str, kind: str) -> str:
+    """Return cosine's and NAM's mean in percent, and the ratio, or the paired difference with its interval."""
+    cosine, nam = (100 * report["results"][head][measure]["mean"] for head in ("cosine", "nam"))
+    difference = report["paired"]["nam-cosine"][measure]
+    mean, ci95 = 100 * difference["mean"], 100 * difference["ci95"]
+    sure = "" if abs(mean) > ci95 else " (even)"
+    if kind == "x":
+        return f"{cosine:.1f} → {nam:.1f} (x {nam / cosine:.2f}){sure}" if cosine else f"{cosine:.1f} → {nam:.1f}{sure}"
+    return f"{cosine:.1f} {mean:+.1f} ± {ci95:.1f}"
+
+
+def table(reports: dict[str, dict[str, Any]], measures: dict[str, str]) -> list[str]:
+    """Return the lines of one table."""
+    lines = [f"| cosine → nam | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
+    for name, report in reports.items():
+        lines.append(f"| {name} | {' | '.join(cell(report, measure, kind) for measure, kind in measures.items())} |")
+    return lines
+
+
+def main() -> None:
+    """Read the files and print the tables."""
+    reports = {Path(name).stem: json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:]}
+    reports = {name: report for name, report in reports.items() if "results" in report}
+    generalized = {name: report for name, report in reports.items() if report["config"]["protocol"] == "generalized"}
+    others = {name: report for name, report in reports.items() if name not in generalized}
+    print("\n".join([*table(others, OPEN), "", *table(generalized, GENERALIZED)]))
+
+
+if __name__ == "__main__":
+    main()
