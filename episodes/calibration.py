@@ -39,8 +39,9 @@ def ece_sums(known: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor
     inner_edges = torch.arange(1, ECE_BINS, dtype=torch.float64, device=known.device) / ECE_BINS
     bins = torch.bucketize(confidence, inner_edges)
     excess = confidence - right.double()
-    # One bin at a time: a scatter would add in a different order on every run on CUDA.
-    return torch.stack([excess.where(bins == b, 0.0).sum(-1) for b in range(ECE_BINS)], dim=-1)
+    # Not a scatter, which would add in a different order on every run on CUDA.
+    member = bins.unsqueeze(-1) == torch.arange(ECE_BINS, device=known.device)
+    return (excess.unsqueeze(-2) @ member.double()).squeeze(-2)
 
 
 def ece_values(sums: Tensor, queries: int) -> Tensor:

@@ -27,7 +27,7 @@ from fewshot_nam.heads import Head, create, needs_mean
 
 PROTOCOLS = ("closed", "open", "generalized")
 
-_BATCH_BYTES = 8 << 20  # features gathered at a time: more would leave the processor's cache
+_BATCH_BYTES = 12 << 20  # features gathered at a time: more would leave the processor's cache
 _CALIBRATION_EPISODES = 1000
 _TEMPERATURE_EPISODES = 200
 

@@ -14,7 +14,7 @@ evaluate() { # NAME OPTIONS...: writes results/NAME.json and results/NAME.md
 }
 
 omniglot=(--dataset omniglot --data-dir "$data")
-tiny=(--dataset "folder:$data/tiny-imagenet" --base-queries "folder:$data/tiny-imagenet/base_unseen"
+tiny=(--dataset "folder:$data/tiny-imagenet"
   --backbone timm/mobilenetv2_100 --weights "$data/weights/mobilenetv2_100_imagenet.safetensors"
   --model-option pad_type=same --transform-option mean=0.5 std=0.5 input_size=160 crop_pct=1.0 interpolation=bilinear)
 
@@ -24,7 +24,8 @@ for shots in 1 5; do
   evaluate "omniglot-20way-${shots}shot" "${omniglot[@]}" --shots $shots --ways 20 --open-ways 20
   evaluate "omniglot-generalized-${shots}shot" "${omniglot[@]}" --shots $shots --protocol generalized
   evaluate "tiny-imagenet-5way-${shots}shot" "${tiny[@]}" --shots $shots
-  evaluate "tiny-imagenet-generalized-${shots}shot" "${tiny[@]}" --shots $shots --protocol generalized
+  evaluate "tiny-imagenet-generalized-${shots}shot" "${tiny[@]}" --shots $shots --protocol generalized \
+    --base-queries "folder:$data/tiny-imagenet/base_unseen"
 done
 
 python scripts/summarize_results.py results/*.json >results/summary.md

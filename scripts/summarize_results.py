@@ -12,13 +12,14 @@ GENERALIZED = {"novel_to_base": "x", "base_to_novel": "x", "harmonic_mean": "+",
 
 
 def cell(report: dict[str, Any], measure: str, kind: str) -> str:
-    """Return cosine's and NAM's mean in percent, and the ratio, or the paired difference with its interval."""
+    """Return the means of cosine and NAM in percent with their ratio, or cosine's and the paired difference to it."""
     cosine, nam = (100 * report["results"][head][measure]["mean"] for head in ("cosine", "nam"))
     difference = report["paired"]["nam-cosine"][measure]
     mean, ci95 = 100 * difference["mean"], 100 * difference["ci95"]
     sure = "" if abs(mean) > ci95 else " (even)"
     if kind == "x":
-        return f"{cosine:.1f} → {nam:.1f} (x {nam / cosine:.2f}){sure}" if cosine else f"{cosine:.1f} → {nam:.1f}{sure}"
+        ratio = f" (x {nam / cosine:.2f})" if cosine >= 1 else ""  # of next to nothing a ratio says nothing
+        return f"{cosine:.1f} → {nam:.1f}{ratio}{sure}"
     return f"{cosine:.1f} {mean:+.1f} ± {ci95:.1f}"
 
 

@@ -114,12 +114,13 @@ class NAMHead(Head):
 
     def _learn(self, support: Support) -> Tensor:
         """Return the memories ``(E, C, D)``."""
-        features, values = support.features, support.one_hot()
+        features, values, directions = support.features, support.one_hot(), unit(support.features)
         if self.keys == "prototypes":
             # Unit reading compares directions, so a prototype is then the mean direction, as in a cosine classifier.
-            features = support.class_means(unit(features) if self.reading == "unit" else features)
+            features = support.class_means(directions if self.reading == "unit" else features)
             values = torch.eye(support.columns, dtype=features.dtype, device=features.device)[len(support.base) :]
-        keys, base = unit(features), unit(support.base)
+        keys = directions if self.keys == "shots" else unit(features)
+        base = unit(support.base)
         values = values.expand(len(keys), -1, -1)
         if self.reading == "raw":
             # A class whose shots cancel out has a prototype of length 0: its key is 0 too, so nothing is written.
@@ -128,16 +129,17 @@ class NAMHead(Head):
             base = base / torch.linalg.vector_norm(support.base, dim=-1, keepdim=True)
         memory = support.with_base(base, keys.new_zeros(len(keys), support.columns - len(base), keys.shape[-1]))
         if self.mode == "block":
-            memory = write_block(memory, keys, values, self.p_write, self.p_erase, self.ridge)
+            p_erase = self.p_erase if len(base) else 0.0  # an empty memory has nothing to erase
+            memory = write_block(memory, keys, values, self.p_write, p_erase, self.ridge)
         elif self.mode == "sequential":
             memory = write_sequence(memory, keys, values, self.p_write, self.p_erase)
         else:
             memory = memory + (self.p_write * values - self.p_erase * (keys @ memory.mT)).mT @ keys
         if self.plain:
             # Reading is linear, so two memories that are read together are one: their sum.
-            means = support.class_means(unit(support.features))
+            means = support.class_means(directions)
             lengths = torch.linalg.vector_norm(means, dim=-1, keepdim=True).clamp_min(1e-6)
-            memory = memory + self.plain * support.with_base(base, unit(means) * lengths**-self.level)
+            memory = memory + self.plain * support.with_base(base, means * lengths ** -(1 + self.level))
         return memory
 
     def _score(self, learned: Tensor, query: Tensor) -> Tensor:

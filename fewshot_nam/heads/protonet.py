@@ -20,12 +20,5 @@ class ProtoNetHead(Head):
 
     def _score(self, learned: Tensor, query: Tensor) -> Tensor:
         """Return minus squared distances ``(E, Q, C)``."""
-        # Around the prototypes' middle m, |q - c|^2 = |q - m|^2 - 2 (q - m).(c - m) + |c - m|^2: what tells classes apart is
-        # then a difference of small numbers, and no shifted copy of the many queries is needed.
-        middle = learned.mean(dim=-2, keepdim=True)
-        apart = learned - middle
-        products = query @ torch.cat([middle, apart], dim=-2).mT
-        from_middle = torch.linalg.vector_norm(query, dim=-1, keepdim=True).square() - 2 * products[..., :1]
-        from_middle = from_middle + middle.square().sum(dim=-1, keepdim=True)
-        offsets = (2 * (middle * apart) + apart.square()).sum(dim=-1).unsqueeze(-2)
-        return 2 * products[..., 1:] - offsets - from_middle
+        lengths = torch.linalg.vector_norm(query, dim=-1, keepdim=True).square()
+        return 2 * (query @ learned.mT) - lengths - learned.square().sum(dim=-1).unsqueeze(-2)

@@ -107,7 +107,9 @@ def write_block(
     if isinstance(ridge, (int, float)) and not ridge >= 0:
         raise ValueError(f"write_block: ridge must be at least 0, got {ridge}")
     solving = torch.promote_types(keys.dtype, torch.float32)
-    updates = _per_vector(p_write) * values - _per_vector(p_erase) * (keys @ memory.mT)
+    updates = _per_vector(p_write) * values
+    if isinstance(p_erase, Tensor) or p_erase:
+        updates = updates - _per_vector(p_erase) * (keys @ memory.mT)
     keys_solving = keys.to(solving)
     gram = keys_solving @ keys_solving.mT
     if isinstance(ridge, Tensor) or ridge > 0:
