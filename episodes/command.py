@@ -21,11 +21,8 @@ if TYPE_CHECKING:
     from episodes.pictures import PictureSet
     from episodes.report import Report
 
-_ROLES = {
-    "base": "base",
-    "base_queries": "base",
-    "validation": "val",
-}  # option to the part of a split data set it stands for
+# Options that name further pictures, and which part of a split data set each of them takes.
+_ROLES = {"base": "base", "base_queries": "base", "validation": "val"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         options = read_options(arguments)
         run(options)
     except BrokenPipeError:  # the reader of our output has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
         return 0
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -89,16 +89,7 @@ def evaluate(
         raise ValueError(
             "the open protocol needs open_ways of at least 1; without unknown classes it is the closed protocol"
         )
-    for name, other in (("base", base), ("base_queries", base_queries), ("validation", validation)):
-        if other is not None and other.feature_dim != bank.feature_dim:
-            raise ValueError(
-                f"the {name} bank has features of width {other.feature_dim}, the bank of {bank.feature_dim}"
-            )
-    for name, other in (("base", base), ("validation", validation)):
-        if other is not None and _same_pictures(bank, other):
-            raise ValueError(f"the {name} bank holds the pictures that are tested on: give other classes")
-    if base is not None and base_queries is not None and _same_pictures(base, base_queries):
-        raise ValueError("base_queries holds the pictures of base: give other pictures, or none to hold some out")
+    _check_banks(bank, base, base_queries, validation)
     choosing_queries = None
     if protocol == "generalized":
         base, base_queries = _base_parts(base, base_queries, seed)
@@ -114,9 +105,8 @@ def evaluate(
     built = dict(names) if isinstance(names, Mapping) else {name: create(name, mean) for name in names}
     if not built:
         raise ValueError("heads is empty: name at least one head")
-    built = {
-        name: copy.deepcopy(head).to(place).eval() for name, head in built.items()
-    }  # the caller's stay as they are
+    # Copies, so that the caller's heads stay in their mode and on their device.
+    built = {name: copy.deepcopy(head).to(place).eval() for name, head in built.items()}
     prototypes = base.class_means() if base is not None and base_queries is not None else None
 
     def sampler_over(which: FeatureBank, its_base: FeatureBank | None) -> EpisodeSampler:
@@ -191,6 +181,22 @@ def usable_heads(names: Sequence[str], has_mean: bool) -> tuple[list[str], list[
     """Return the heads that can be built, and those that need the mean base feature while there is none."""
     without = [name for name in names if needs_mean(name) and not has_mean]
     return [name for name in names if name not in without], without
+
+
+def _check_banks(
+    bank: FeatureBank, base: FeatureBank | None, base_queries: FeatureBank | None, validation: FeatureBank | None
+) -> None:
+    """Raise ``ValueError`` where banks differ in width, or share pictures that they must not."""
+    for name, other in (("base", base), ("base_queries", base_queries), ("validation", validation)):
+        if other is not None and other.feature_dim != bank.feature_dim:
+            raise ValueError(
+                f"the {name} bank has features of width {other.feature_dim}, the bank of {bank.feature_dim}"
+            )
+    for name, other in (("base", base), ("validation", validation)):
+        if other is not None and _same_pictures(bank, other):
+            raise ValueError(f"the {name} bank holds the pictures that are tested on: give other classes")
+    if base is not None and base_queries is not None and _same_pictures(base, base_queries):
+        raise ValueError("base_queries holds the pictures of base: give other pictures, or none to hold some out")
 
 
 def _base_parts(

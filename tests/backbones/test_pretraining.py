@@ -47,6 +47,23 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
         assert torch.equal(last.model.state_dict()[name], value), name
 
 
+def test_every_epoch_sees_every_picture_in_every_turn_once_in_an_order_of_its_own():
+    training = run()
+    orders: list[list[int]] = []
+    batch = training._batch
+
+    def recorded(chosen: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        orders[-1].extend(chosen.tolist())
+        return batch(chosen, generator)
+
+    training._batch = recorded  # type: ignore[method-assign]
+    for _ in range(2):
+        orders.append([])
+        training.run_epoch()
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(4 * 24))
+    assert orders[0] != orders[1]
+
+
 def test_training_learns_what_it_is_shown():
     training = run(recipe=dataclasses.replace(RECIPE, epochs=12))
     seen: list[float] = []

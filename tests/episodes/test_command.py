@@ -265,6 +265,16 @@ def test_help_answers_without_torch_and_bad_input_without_a_traceback():
     assert done.stderr.startswith("error: 11 ways")
 
 
+def test_a_reader_who_has_seen_enough_is_no_error():
+    command = [sys.executable, str(SCRIPT), *FEW]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        running.stdout.close()
+        assert running.stderr is not None
+        assert running.stderr.read() == b""
+    assert running.returncode == 0
+
+
 def test_alphabets_and_thresholds_frozen_on_another_alphabet(data_dir, capsys):
     arguments = ["--dataset", f"folder:{data_dir}/omniglot-py/images_evaluation/Gurmukhi", "--queries", "5"]
     validation = ["--validation", f"folder:{data_dir}/omniglot-py/images_background/Sanskrit"]
