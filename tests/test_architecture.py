@@ -64,7 +64,19 @@ def test_scripts_are_no_package():
 @pytest.mark.parametrize(
     ("package", "expected"),
     [
-        ("fewshot_nam.memory", ["read", "unit", "write", "write_block", "write_sequence"]),
+        (
+            "fewshot_nam.memory",
+            [
+                "choose_backend",
+                "memory_scan",
+                "memory_step",
+                "read",
+                "unit",
+                "write",
+                "write_block",
+                "write_sequence",
+            ],
+        ),
         (
             "fewshot_nam.heads",
             [

@@ -1,0 +1,239 @@
+"""A whole sequence of writes and reads of a Neural Attention Memory, and the same for one token at a time.
+
+At each step, per head, ``M_t = WR(M_(t-1), k_t, v_t, p_w, p_e)``, then ``o_t = RD(M_t, q_t, p_r)`` (Nam and Seo, "Neural Attention
+Memory", arXiv 2302.09422). ``p_erase = 0`` is causal linear attention, ``p_write = p_erase`` the delta rule; the two gates are
+separate here, and 0 and 1 are exact.
+
+Backends, equal but for rounding (``tests/memory/test_scan.py`` holds each to the loop in float64):
+
+- ``"loop"``: ``write`` and ``read`` in turn, the reference;
+- ``"chunk"``: chunkwise-parallel, with a hand-written backward that recomputes: fast and lean. A second derivative raises;
+- ``"chunk-autograd"``: the same left to torch, for double backward and ``torch.func``;
+- ``"cuda"``: the kernels of flash-linear-attention where that is installed, else ``"chunk"`` on the GPU;
+- ``"auto"``: what ``choose_backend`` says, which is also logged (``logging``, "fewshot_nam.memory", level debug).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewshot_nam.memory.checks import check_alike, check_mask, check_tensor
+from fewshot_nam.memory.primitives import Gate, read, write
+from fewshot_nam.memory.scan_chunk import Tokens, scan_by_autograd, scan_by_segments
+from fewshot_nam.memory.scan_cuda import scan_by_kernels, why_no_kernels
+from fewshot_nam.memory.scan_packed import lengths_of, scan_each
+
+BACKENDS = ("auto", "loop", "chunk", "chunk-autograd", "cuda")
+_LOG = logging.getLogger("fewshot_nam.memory")
+
+
+def memory_scan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    p_read: Gate | None = None,
+    p_write: Gate | None = None,
+    p_erase: Gate | None = None,
+    *,
+    initial_memory: Tensor | None = None,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | Sequence[int] | None = None,
+    chunk_size: int | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Return what every token reads, ``(B, T, H, D_v)``, and the memory after the last, ``(B, H, D_v, D_k)``.
+
+    At each token ``M <- M + p_w v k^T - p_e M k k^T``, then ``o = p_r M q``. Nothing is normalised and nothing scaled inside
+    (attention users: there is no ``1 / sqrt(D_k)``). With unit keys and ``p_erase`` in [0, 2] erasing makes no row longer.
+
+    Args:
+        q: queries ``(B, T, H, D_k)``; float32, float64, bfloat16 or float16. T may be 0.
+        k: keys ``(B, T, H, D_k)``, taken as given: unit length is the caller's (``unit`` does it).
+        v: values ``(B, T, H, D_v)``. ``q``, ``k`` and ``v`` are of one dtype.
+        p_read: read probability: ``(B, T, H)``, a float, or None for 1; so the next two.
+        p_write: write probability.
+        p_erase: erase probability; 0.0 (the float) saves the triangular solve.
+        initial_memory: ``(B, H, D_v, D_k)``, empty where None.
+        mask: ``(B, T)`` bool, True where there is a token. Elsewhere nothing is written, whatever stands there, and 0 is read.
+        cu_seqlens: N sequences packed one after another into B = 1: their N + 1 boundaries, from 0 to T (as in
+            flash-attention). Each has a memory of its own: ``initial_memory`` and the memory returned are then
+            ``(N, H, D_v, D_k)``. Not with ``mask``.
+        chunk_size: tokens in a chunk of the chunk forms; 32 on a CPU and 64 elsewhere where None. It changes speed and
+            rounding alone.
+        backend: see the module's docstring.
+
+    Returns:
+        Reads in the dtype of ``v``, and the memory in float32 at least: it is kept, and the chunks are solved, in float32 for
+        half-precision inputs, in float64 for float64.
+
+    Raises:
+        TypeError: an argument is no floating tensor, or dtypes differ.
+        ValueError: shapes do not fit, devices differ, ``backend`` or ``chunk_size`` is none, ``cu_seqlens`` are not boundaries.
+        RuntimeError: from torch, when a second derivative is taken through ``"chunk"``: pass ``backend="chunk-autograd"``.
+    """
+    batch, length, heads, width = _check_sequence(q, k, v)
+    if backend not in BACKENDS:
+        raise ValueError(f"memory_scan: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(f"memory_scan: chunk_size must be an integer of at least 1, got {chunk_size!r}")
+    lengths = None
+    if cu_seqlens is not None:
+        lengths = lengths_of(cu_seqlens, batch, length)
+        if mask is not None:
+            raise ValueError("memory_scan: pass mask or cu_seqlens, not both: packed sequences have no padding")
+    sequences = batch if lengths is None else len(lengths)
+    if initial_memory is not None:
+        check_tensor("memory_scan", "initial_memory", initial_memory, (sequences, heads, v.shape[-1], width))
+    gates = {"p_read": p_read, "p_write": p_write, "p_erase": p_erase}
+    for name, gate in gates.items():
+        if isinstance(gate, Tensor):
+            check_tensor("memory_scan", name, gate, (batch, length, heads))
+    tensors = {name: gate for name, gate in gates.items() if isinstance(gate, Tensor)}
+    check_alike("memory_scan", dtype=False, q=q, k=k, v=v, **tensors, initial_memory=initial_memory, mask=mask)
+
+    chosen = choose_backend(q, v) if backend == "auto" else backend
+    if chosen == "cuda" and q.device.type != "cuda":
+        raise ValueError(f"memory_scan: backend 'cuda' needs tensors on a CUDA device, got {q.device}")
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    no_erase = isinstance(p_erase, (int, float)) and p_erase == 0
+    tokens = Tokens(q, k, v, _gate(p_write, v), None if no_erase else _gate(p_erase, v))
+    r = None if p_read is None else _gate(p_read, v).to(v.dtype)
+    if mask is not None:
+        check_mask("memory_scan", "mask", mask, (batch, length))
+        absent = ~mask[..., None, None]
+        # All of them, since 0 times what may stand there is not always 0. A query of 0 reads 0.
+        tokens = tokens.each(lambda x: x.masked_fill(absent, 0.0))
+        r = None if r is None else r.masked_fill(absent, 0.0)
+    if initial_memory is None:
+        memory = torch.zeros(sequences, heads, v.shape[-1], width, dtype=dtype, device=v.device)
+    else:
+        memory = initial_memory.to(dtype)
+    # Under autocast the products here would be rounded to half precision, and the memory with them.
+    with torch.autocast(device_type=q.device.type, enabled=False):
+        reads, memory = _scan(tokens, memory, lengths, chunk_size, chosen)
+        reads = reads.to(v.dtype)
+        return (reads if r is None else r * reads), memory
+
+
+def memory_step(
+    memory: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    p_read: Gate | None = None,
+    p_write: Gate | None = None,
+    p_erase: Gate | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return what one token reads after its write, ``(..., H, D_v)``, and the new memory: one step of ``memory_scan``.
+
+    ``memory_scan`` over T tokens and T steps give the same numbers; a step costs the same however many came before.
+
+    Args:
+        memory: ``(..., H, D_v, D_k)``, as ``memory_scan`` returns it; left as it is.
+        q: query ``(..., H, D_k)``.
+        k: key ``(..., H, D_k)``, taken as given.
+        v: value ``(..., H, D_v)``.
+        p_read: read probability: ``(..., H)``, a float, or None for 1; so the next two.
+        p_write: write probability.
+        p_erase: erase probability.
+
+    Returns:
+        The read in the dtype of ``v``; the memory in float32 at least.
+
+    Raises:
+        ValueError: widths do not fit the memory.
+    """
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    r, w, e = (1.0 if gate is None else gate for gate in (p_read, p_write, p_erase))
+    with torch.autocast(device_type=v.device.type, enabled=False):
+        memory = write(memory.to(dtype), k.to(dtype), v.to(dtype), w, e)
+        return read(memory, q.to(dtype), r).to(v.dtype), memory
+
+
+def choose_backend(q: Tensor, v: Tensor) -> str:
+    """Return the backend that ``"auto"`` takes for these tensors, and log why.
+
+    ``"chunk-autograd"`` inside ``torch.func`` transforms (``vmap``, ``grad``, ``jvp``), which the hand-written backward does not
+    know; ``"cuda"`` for half-precision tensors on a GPU where flash-linear-attention can take them (its kernels may multiply
+    float32 in TF32); ``"chunk"`` otherwise.
+    """
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        chosen, why = "chunk-autograd", "inside a torch.func transform"
+    elif q.device.type != "cuda":
+        chosen, why = "chunk", f"tensors on {q.device.type}"
+    elif obstacle := why_no_kernels(q, v):
+        chosen, why = "chunk", obstacle
+    elif q.dtype not in (torch.bfloat16, torch.float16):
+        chosen, why = "chunk", "full precision wanted"
+    else:
+        chosen, why = "cuda", "flash-linear-attention is installed"
+    if not torch.compiler.is_compiling():
+        _LOG.debug("memory_scan: backend %s (%s)", chosen, why)
+    return chosen
+
+
+def _scan(
+    tokens: Tokens, memory: Tensor, lengths: list[int] | None, chunk_size: int | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Run ``backend`` on checked arguments, each sequence on its own where there are ``lengths``."""
+    if backend == "cuda" and why_no_kernels(tokens.q, tokens.v) is None:
+        return scan_by_kernels(tokens, memory, lengths)
+    tokens = tokens.each(lambda x: x.to(memory.dtype))
+    chunk = chunk_size or (32 if memory.device.type == "cpu" else 64)
+
+    def scan(tokens: Tokens, memory: Tensor) -> tuple[Tensor, Tensor]:
+        if backend == "loop":
+            return _loop(tokens, memory)
+        return _chunked(tokens, memory, chunk, scan_by_autograd if backend == "chunk-autograd" else scan_by_segments)
+
+    return scan(tokens, memory) if lengths is None else scan_each(scan, tokens, memory, lengths)
+
+
+def _loop(tokens: Tokens, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """Write, then read, token after token: the reference."""
+    q, k, v, w, e = tokens
+    e = torch.zeros_like(w) if e is None else e
+    reads = []
+    # unbind, not x[:, t]: the backward of each indexing would fill a whole sequence with zeros, and cost grow with T squared.
+    for q_t, k_t, v_t, w_t, e_t in zip(*(x.unbind(1) for x in (q, k, v, w[..., 0], e[..., 0])), strict=True):
+        memory = write(memory, k_t, v_t, w_t, e_t)
+        reads.append(read(memory, q_t))
+    return (torch.stack(reads, dim=1) if reads else v), memory
+
+
+def _chunked(
+    tokens: Tokens, memory: Tensor, chunk: int, scan: Callable[[Tokens, Tensor, int], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Run a chunk form, the last chunk filled up with tokens that write nothing."""
+    length = tokens.k.shape[1]
+    if length == 0:
+        return tokens.v, memory
+    chunk = min(chunk, length)
+    missing = -length % chunk
+    if missing:
+        tokens = tokens.each(lambda x: F.pad(x, (0, 0, 0, 0, 0, missing)))
+    reads, memory = scan(tokens, memory, chunk)
+    return reads[:, :length], memory
+
+
+def _gate(gate: Gate | None, v: Tensor) -> Tensor:
+    """Return a gate as ``(B, T, H, 1)`` in float32 at least: a number, or None for 1, is repeated."""
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    if isinstance(gate, Tensor):
+        return gate.to(dtype).unsqueeze(-1)
+    return torch.full((), 1.0 if gate is None else gate, dtype=dtype, device=v.device).expand(*v.shape[:3], 1)
+
+
+def _check_sequence(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int]:
+    """Check ``q``, ``k`` and ``v`` against each other and return B, T, H and D_k."""
+    check_tensor("memory_scan", "q", q, ("B", "T", "H", "D_k"))
+    batch, tokens, heads, width = q.shape
+    check_tensor("memory_scan", "k", k, (batch, tokens, heads, width))
+    check_tensor("memory_scan", "v", v, (batch, tokens, heads, "D_v"))
+    check_alike("memory_scan", q=q, k=k, v=v)
+    return batch, tokens, heads, width

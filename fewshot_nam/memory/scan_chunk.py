@@ -1,0 +1,208 @@
+"""A whole sequence of writes and reads, chunk by chunk: matrix products instead of a loop over tokens.
+
+Per head ``M_t = M_(t-1) + w_t v_t k_t^T - e_t M_(t-1) k_t k_t^T`` and ``o_t = M_t q_t``. With ``S = M^T`` and ``u_t`` for what is
+really added at step t (``M_t = M_(t-1) + u_t k_t^T``), a chunk of C tokens that finds the memory S is, with tokens as rows,
+
+    ``L U = W V - E K S``,  ``L = I + E strict_lower(K K^T)``      what is added
+    ``O = Q S + lower(Q K^T) U``                                   what is read
+    ``S' = S + K^T U``                                             what is left behind
+
+so that only ``U`` and ``S'`` wait for the chunk before. ``L`` is unit lower triangular whatever the gates are, and nothing is
+divided by a gate: 0 and 1 are exact. It is solved as a triangle, never by a series in its strict part, whose powers explode where
+keys repeat. With ``e = 0`` it is the identity. (The UT transform of the delta rule, for two separate gates: Yang et al.,
+"Parallelizing Linear Transformers with the Delta Rule over Sequence Length", 2024.)
+
+Two forms of the same arithmetic: ``scan_by_autograd`` leaves derivatives to torch; ``scan_by_segments`` keeps the memory only
+every ``SEGMENT`` tokens and recomputes the rest when it goes back, by hand-written formulas.
+
+Legend: B batch, T tokens, H heads, n chunks, C tokens in a chunk, G = B * H, D_k and D_v the sizes of a key and a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+SEGMENT = 128
+"""Tokens between two memories that ``scan_by_segments`` keeps. Measured on a CPU: 128 to 256 is fastest, for caches."""
+
+
+class Tokens(NamedTuple):
+    """The sequence to be scanned; ``e`` is None where nothing is erased."""
+
+    q: Tensor  # queries (B, T, H, D_k)
+    k: Tensor  # keys (B, T, H, D_k)
+    v: Tensor  # values (B, T, H, D_v)
+    w: Tensor  # write gates (B, T, H, 1)
+    e: Tensor | None  # erase gates (B, T, H, 1)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Tokens:
+        """Return all of them changed alike."""
+        q, k, v, w, e = self
+        return Tokens(change(q), change(k), change(v), change(w), None if e is None else change(e))
+
+
+def scan_by_autograd(tokens: Tokens, memory: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """Return reads ``(B, T, H, D_v)`` and the memory left ``(B, H, D_v, D_k)``, which torch can differentiate again and again.
+
+    Args:
+        tokens: T of them, a multiple of ``chunk``.
+        memory: ``(B, H, D_v, D_k)``, found at the start.
+        chunk: tokens in a chunk.
+    """
+    folded = tokens.each(lambda x: _fold(x, chunk))
+    state, written = _write(folded, memory.mT.flatten(0, 1))
+    return _unfold(_read(folded, written), memory), state.mT.reshape(memory.shape)
+
+
+def scan_by_segments(tokens: Tokens, memory: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """Return the same as ``scan_by_autograd``, of the same arguments; a second derivative raises."""
+    return _SegmentedScan.apply(*tokens, memory, chunk)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Written(NamedTuple):
+    """What a run of n chunks left on the way, for reading and for going back."""
+
+    products: Tensor  # K K^T (n * G, C, C)
+    inverse: Tensor | None  # L^-1 (n * G, C, C); None without erase
+    erasing: Tensor | None  # L^-1 E K (n, G, C, D_k); None without erase
+    updates: Tensor  # U (n * G, C, D_v)
+    memories: Tensor  # the memory that each chunk finds (n * G, D_k, D_v)
+
+
+def _write(tokens: Tokens, state: Tensor) -> tuple[Tensor, _Written]:
+    """Return the state left ``(G, D_k, D_v)`` and what was found on the way. No operation here is in place.
+
+    Tokens are ``(n, G, C, .)``, the state is ``(G, D_k, D_v)``.
+    """
+    _, k, v, w, e = tokens
+    keys = k.flatten(0, 1)
+    products = keys @ keys.mT
+    updates = (w * v).flatten(0, 1)
+    inverse = erasing = None
+    if e is not None:
+        gates = e.flatten(0, 1)
+        # the solver reads the strict lower part alone and takes the diagonal for 1.
+        eye = torch.eye(k.shape[2], dtype=k.dtype, device=k.device).expand_as(products)
+        inverse = torch.linalg.solve_triangular(gates * products, eye, upper=False, unitriangular=True)
+        updates = inverse @ updates
+        erasing = ((inverse * gates.mT) @ keys).view_as(k)
+    found, added = [], []
+    for i, (k_i, u_i) in enumerate(zip(k.unbind(0), updates.view_as(v).unbind(0), strict=True)):
+        found.append(state)
+        if erasing is not None:
+            u_i = torch.baddbmm(u_i, erasing[i], state, alpha=-1)
+            added.append(u_i)
+        state = torch.baddbmm(state, k_i.mT, u_i)
+    if added:
+        updates = torch.cat(added)
+    return state, _Written(products, inverse, erasing, updates, torch.cat(found))
+
+
+def _read(tokens: Tokens, written: _Written) -> Tensor:
+    """Return what every query of ``(n, G, C, D_k)`` reads after the write of its token: ``(n, G, C, D_v)``."""
+    queries, keys = tokens.q.flatten(0, 1), tokens.k.flatten(0, 1)
+    reading = (queries @ keys.mT).tril()
+    return torch.baddbmm(queries @ written.memories, reading, written.updates).view_as(tokens.v)
+
+
+def _backward(tokens: Tokens, state: Tensor, d_reads: Tensor, d_state: Tensor) -> tuple[Tokens, Tensor]:
+    """Return the gradients of the tokens and of the state found, from those of the reads and of the state left.
+
+    With ``L^T dB = dU``, ``X = lower(dO U^T)``, ``Z = strict_lower(dB U^T)``, ``R = dB S^T`` and ``A = K K^T``:
+
+        ``dU = lower(Q K^T)^T dO + K dS'``,  ``dS = dS' + Q^T dO - (L^-1 E K)^T dU``      the only serial chain
+        ``dQ = dO S^T + X K``,  ``dV = W dB``,  ``dw = rowsum(dB V)``,  ``de = -rowsum(R K) - rowsum(Z A)``
+        ``dK = X^T Q + U dS'^T - E R - (E Z + Z^T E) K``
+    """
+    q, k, v, w, e = tokens
+    _, written = _write(tokens, state)
+    queries, keys, values, d_read = (x.flatten(0, 1) for x in (q, k, v, d_reads))
+    through_reads = ((keys @ queries.mT).triu_() @ d_read).view_as(v)
+    added, left = [], []
+    for i in reversed(range(k.shape[0])):
+        left.append(d_state)
+        d_u = torch.baddbmm(through_reads[i], k[i], d_state)
+        added.append(d_u)
+        d_state = torch.baddbmm(d_state, q[i].mT, d_reads[i])
+        if written.erasing is not None:
+            d_state.baddbmm_(written.erasing[i].mT, d_u, alpha=-1)
+    d_updates, d_left = torch.cat(added[::-1]), torch.cat(left[::-1])
+    d_right = d_updates if written.inverse is None else written.inverse.mT @ d_updates  # dB
+    reads = (d_read @ written.updates.mT).tril_()  # X
+    d_q = (d_read @ written.memories.mT).baddbmm_(reads, keys)
+    d_k = (written.updates @ d_left.mT).baddbmm_(reads.mT, queries)
+    d_v = d_right * w.flatten(0, 1)
+    d_w = (d_right * values).sum(-1, keepdim=True)
+    d_e = None
+    if e is not None:
+        gates = e.flatten(0, 1)
+        solving = (d_right @ written.updates.mT).tril_(-1)  # Z
+        through_state = d_right @ written.memories.mT  # R
+        d_e = -(through_state * keys).sum(-1, keepdim=True) - (solving * written.products).sum(-1, keepdim=True)
+        d_e = d_e.view_as(e)
+        solving.mul_(gates)
+        d_k.baddbmm_(solving + solving.mT, keys, alpha=-1).addcmul_(gates, through_state, value=-1)
+    return Tokens(d_q.view_as(q), d_k.view_as(k), d_v.view_as(v), d_w.view_as(w), d_e), d_state
+
+
+class _SegmentedScan(torch.autograd.Function):
+    """Forward and backward over segments of chunks; only inputs and the memory at each segment's start are kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, w: Tensor, e: Tensor | None, memory: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return reads and the memory left; keep what ``backward`` starts from."""
+        tokens = Tokens(q, k, v, w, e)
+        state = memory.mT.flatten(0, 1).contiguous()
+        reads, states = torch.empty_like(v, memory_format=torch.contiguous_format), []
+        for span in _segments(k, chunk):
+            states.append(state)
+            part = tokens.each(lambda x, span=span: _fold(x[span], chunk))  # type: ignore[misc]
+            state, written = _write(part, state)
+            reads[span] = _unfold(_read(part, written), memory)
+        ctx.save_for_backward(*tokens, *states)
+        ctx.chunk = chunk
+        return reads, state.mT.reshape(memory.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_reads: Tensor, d_memory: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of all inputs, walking the segments from the last to the first."""
+        tokens, states = Tokens(*ctx.saved_tensors[:5]), ctx.saved_tensors[5:]
+        grads = tokens.each(torch.empty_like)
+        d_state = d_memory.mT.flatten(0, 1)
+        # A backward that runs under autocast must not round what the forward did not.
+        with torch.autocast(device_type=d_reads.device.type, enabled=False):
+            for span, state in zip(reversed(_segments(tokens.k, ctx.chunk)), reversed(states), strict=True):
+                part = tokens.each(lambda x, span=span: _fold(x[span], ctx.chunk))  # type: ignore[misc]
+                found, d_state = _backward(part, state, _fold(d_reads[span], ctx.chunk), d_state)
+                for whole, grad in zip(grads, found, strict=True):
+                    if whole is not None and grad is not None:
+                        whole[span] = _unfold(grad, d_memory)
+        return *grads, d_state.mT.reshape(d_memory.shape), None
+
+
+def _segments(x: Tensor, chunk: int) -> list[tuple[slice, slice]]:
+    """Return the segments of ``x`` ``(B, T, ...)``, each a whole number of chunks."""
+    step = max(chunk, SEGMENT // chunk * chunk)
+    return [(slice(None), slice(start, start + step)) for start in range(0, x.shape[1], step)]
+
+
+def _fold(x: Tensor, chunk: int) -> Tensor:
+    """Return ``(B, T, H, D)`` as ``(n, G, C, D)``, contiguous: chunks first, so that each one is one piece of memory."""
+    batch, tokens, heads, width = x.shape
+    split = x.reshape(batch, tokens // chunk, chunk, heads, width).permute(1, 0, 3, 2, 4)
+    return split.reshape(tokens // chunk, batch * heads, chunk, width)
+
+
+def _unfold(x: Tensor, memory: Tensor) -> Tensor:
+    """Return ``(n, G, C, D)`` as ``(B, T, H, D)``, with the B and H of ``memory``."""
+    batch, heads = memory.shape[:2]
+    n, _, chunk, width = x.shape
+    return x.reshape(n, batch, heads, chunk, width).permute(1, 0, 3, 2, 4).reshape(batch, n * chunk, heads, width)

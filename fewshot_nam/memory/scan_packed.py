@@ -1,0 +1,64 @@
+"""Sequences packed one after another into one: each is scanned with a memory of its own.
+
+Sequences of like length (within a factor of two) are padded and scanned together, so that at most half of the work is padding
+and short sequences do not wait for long ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from fewshot_nam.memory.scan_chunk import Tokens
+
+
+def lengths_of(cu_seqlens: Tensor | Sequence[int], batch: int, tokens: int) -> list[int]:
+    """Return the lengths between the boundaries ``cu_seqlens``.
+
+    Raises:
+        ValueError: these are no boundaries of ``tokens`` tokens, or ``batch`` is not 1.
+    """
+    bounds = [int(bound) for bound in (cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else cu_seqlens)]
+    if batch != 1:
+        raise ValueError(f"memory_scan: packed sequences (cu_seqlens) come in a batch of 1, got {batch}")
+    lengths = [end - start for start, end in pairwise(bounds)]
+    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != tokens or min(lengths) < 0:
+        raise ValueError(
+            f"memory_scan: cu_seqlens must rise from 0 to the number of tokens, {tokens}, got {bounds[:3]} ... {bounds[-1:]}"
+        )
+    return lengths
+
+
+def scan_each(
+    scan: Callable[[Tokens, Tensor], tuple[Tensor, Tensor]], packed: Tokens, memory: Tensor, lengths: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Return reads ``(1, T, H, D_v)`` and the memories left ``(N, H, D_v, D_k)`` of N sequences packed into one.
+
+    Args:
+        scan: scans a batch of sequences of one length from one memory each.
+        packed: T tokens in a batch of 1.
+        memory: ``(N, H, D_v, D_k)``, what each sequence starts from.
+        lengths: the N lengths, T together.
+    """
+    starts = [0, *accumulate(lengths)]
+    alike: dict[int, list[int]] = {}
+    for number, length in enumerate(lengths):
+        alike.setdefault(max(length - 1, 0).bit_length(), []).append(number)
+    reads, places, memories = [], [], []
+    for numbers in alike.values():
+        start, size = (torch.tensor([x[n] for n in numbers], device=memory.device)[:, None] for x in (starts, lengths))
+        offset = torch.arange(int(size.max()), device=memory.device)
+        present = offset < size
+        place = torch.where(present, start + offset, 0)
+        # What stands for an absent token is another one, so it is wiped: gates and all.
+        absent = ~present[..., None, None]
+        read, left = scan(packed.each(lambda x: x[0, place].masked_fill(absent, 0.0)), memory[numbers])  # noqa: B023
+        reads.append(read[present])
+        places.append(place[present])
+        memories.append(left)
+    order = torch.argsort(torch.cat(places))
+    back = torch.argsort(torch.tensor([n for numbers in alike.values() for n in numbers], device=memory.device))
+    return torch.cat(reads)[order].unsqueeze(0), torch.cat(memories)[back]
