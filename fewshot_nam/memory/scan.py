@@ -74,7 +74,7 @@ def memory_scan(
     Raises:
         TypeError: an argument is no floating tensor, or dtypes differ.
         ValueError: shapes do not fit, devices differ, ``backend`` or ``chunk_size`` is none, ``cu_seqlens`` are not boundaries.
-        RuntimeError: from torch, when a second derivative is taken through ``"chunk"``: pass ``backend="chunk-autograd"``.
+        RuntimeError: later, where a second derivative is taken through ``"chunk"``: pass ``backend="chunk-autograd"``.
     """
     batch, length, heads, width = _check_sequence(q, k, v)
     if backend not in BACKENDS:

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 SEGMENT = 128
 """Tokens between two memories that ``scan_by_segments`` keeps. Measured on a CPU: 128 to 256 is fastest, for caches."""
@@ -171,21 +170,41 @@ class _SegmentedScan(torch.autograd.Function):
         return reads, state.mT.reshape(memory.shape)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_reads: Tensor, d_memory: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of all inputs, walking the segments from the last to the first."""
-        tokens, states = Tokens(*ctx.saved_tensors[:5]), ctx.saved_tensors[5:]
+        *inputs, states = *ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        tokens = Tokens(*inputs)
         grads = tokens.each(torch.empty_like)
         d_state = d_memory.mT.flatten(0, 1)
         # A backward that runs under autocast must not round what the forward did not.
-        with torch.autocast(device_type=d_reads.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(device_type=d_reads.device.type, enabled=False):
             for span, state in zip(reversed(_segments(tokens.k, ctx.chunk)), reversed(states), strict=True):
                 part = tokens.each(lambda x, span=span: _fold(x[span], ctx.chunk))  # type: ignore[misc]
                 found, d_state = _backward(part, state, _fold(d_reads[span], ctx.chunk), d_state)
                 for whole, grad in zip(grads, found, strict=True):
                     if whole is not None and grad is not None:
                         whole[span] = _unfold(grad, d_memory)
-        return *grads, d_state.mT.reshape(d_memory.shape), None
+        found = (*grads, d_state.mT.reshape(d_memory.shape))
+        if torch.is_grad_enabled():  # create_graph: someone may want to differentiate these
+            found = _NoSecondDerivative.apply(len(found), *found, *inputs, states[0], d_reads, d_memory)  # type: ignore[no-untyped-call]
+        return *found, None
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """Gradients as they are, on a path from all that they depend on, where a second derivative is refused.
+
+    (torch's ``once_differentiable`` refuses on a path of its own, which ``torch.autograd.grad(outputs, inputs)`` never takes.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the first ``count`` of the tensors; the others are what they depend on."""
+        return tuple(None if x is None else x.view_as(x) for x in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> None:
+        """Refuse."""
+        raise RuntimeError('memory_scan: backend "chunk" has no second derivative: pass backend="chunk-autograd"')
 
 
 def _segments(x: Tensor, chunk: int) -> list[tuple[slice, slice]]:

@@ -264,10 +264,21 @@ def test_a_second_derivative_is_right_or_refused():
         assert torch.autograd.gradcheck(scan(backend), small)
         assert torch.autograd.gradgradcheck(scan(backend), small)
     assert torch.autograd.gradcheck(scan("chunk"), small)
-    reads, _ = scan("chunk")(*small)
-    (grad,) = torch.autograd.grad(reads.square().sum(), small[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.square().sum().backward()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "p_read"])  # reads are multiplied by it outside
+def test_a_second_derivative_through_chunk_is_refused_from_every_input(name):
+    a = sequence(1, 5, 1, 2, 2)
+    for needed in ([name], NAMES):
+        some = {n: t.detach().requires_grad_(n in needed) for n, t in a.items()}
+        reads, memory = run(some, backend="chunk")
+        value = (reads.square().sum() + memory.square().sum()).square()
+        (grad,) = torch.autograd.grad(value, some[name], create_graph=True)
+        for target in needed:
+            with pytest.raises(RuntimeError, match='"chunk" has no second derivative: pass backend="chunk-autograd"'):
+                torch.autograd.grad(grad.square().sum(), some[target], retain_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            grad.square().sum().backward()
 
 
 def test_torch_func_transforms_work_on_auto():

@@ -1,0 +1,390 @@
+"""Normalized outer-product attention: a sequence attends to itself through one memory, without a T x T score matrix.
+
+Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422, and the ICLR-2023 submission of that name), the efficient
+attention of the NAM-Transformer: every token is written once without erase, ``M = sum_s p_w,s v_s k_s^T``, and every token reads,
+``out_t = p_r,t M q_t``, with unit keys and queries. With gates 1 that is ``Out = mu(Q) (mu(K)^T V)``: linear in the length, and
+no denominator. With orthonormal keys a query that equals key ``s`` reads exactly ``p_w,s v_s`` (Theorem 2).
+
+Where this departs from the authors' code: padding is really left out of the memory; a zero vector gives no NaN; the causal form
+(``M`` as prefix sums) and the scaling by the number of tokens are ours. So is ``NAMAttention(erase=True)``, where tokens are
+written one after another by the full rule ``M + p_w v k^T - p_e M k k^T``, which makes room for repeated keys.
+
+Legend: ``B`` sequences, ``T`` queries, ``S`` keys, ``H`` heads, ``D_k`` and ``D_v`` the sizes of a key and a value,
+``E`` the width of a token.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fewshot_nam.memory.checks import check_alike, check_mask, check_tensor
+from fewshot_nam.memory.primitives import Gate, unit
+from fewshot_nam.memory.scan import memory_scan, memory_step
+
+Scale = float | Literal["1/S", "1/sqrt(S)"] | None
+"""What the outputs are multiplied by: nothing, a number, or one over (the root of) the number of tokens in the memory."""
+
+
+class NAMAttentionState(NamedTuple):
+    """What a causal ``NAMAttention`` has seen so far: of one size, however much that was."""
+
+    memory: Tensor
+    """``(B, H, D_v, D_k)``, float32 at least."""
+    tokens: Tensor
+    """``(B,)`` int64: how many tokens are in it."""
+
+
+def outer_product_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    p_read: Gate | None = None,
+    p_write: Gate | None = None,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: Scale = None,
+    initial_memory: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Return what every query reads from the memory of all pairs (or of the pairs up to it), and that memory.
+
+    ``M = M_0 + sum_s p_w,s v_s k_s^T`` and ``out_t = scale p_r,t M q_t``; the causal form sums over ``s <= t``, which is
+    ``memory_scan`` with ``p_erase = 0``.
+
+    Args:
+        q: ``(B, T, H, D_k)`` queries, taken as given like the keys: unit length is the caller's (``unit`` does it).
+        k: ``(B, S, H, D_k)`` keys. ``S`` may differ from ``T`` (cross-attention) unless ``causal``.
+        v: ``(B, S, H, D_v)`` values.
+        p_read: read probability, a float or ``(B, T, H)``; None is 1.
+        p_write: write probability, a float or ``(B, S, H)``; None is 1.
+        mask: ``(B, S)`` bool, True where there is a token: elsewhere nothing is written, whatever stands there (NaN included).
+            In the causal form the outputs elsewhere are 0. None: tokens everywhere.
+        causal: let query ``t`` read only what was written by tokens ``0 .. t``.
+        scale: what the outputs are multiplied by: None (the paper: 1), a number, ``"1/S"`` or ``"1/sqrt(S)"``, where S is the
+            number of tokens in the memory that is read (those that ``mask`` shows; in the causal form, up to the query).
+        initial_memory: ``(B, H, D_v, D_k)``, what was written before. Default: zeros.
+        backend: how the causal form is run, see ``memory_scan``: "chunk-autograd" gives second derivatives. (The other form is a
+            pair of matrix products, which torch differentiates as often as wanted.)
+
+    Returns:
+        The outputs ``(B, T, H, D_v)`` in the dtype of ``v``, and the memory of all pairs ``(B, H, D_v, D_k)``, in float32 at
+        least, under autocast too.
+
+    Raises:
+        TypeError: not tensors of one floating dtype, or a mask that is not boolean.
+        ValueError: shapes or devices do not fit, ``causal`` with ``S != T``, an unknown ``scale``, or a scale by S on top of
+            ``initial_memory``, whose number of tokens nobody knows.
+    """
+    _check_arguments(q, k, v, p_read, p_write, mask, initial_memory)
+    _check_scale("outer_product_attention", scale)
+    if causal and q.shape[1] != k.shape[1]:
+        raise ValueError(
+            f"outer_product_attention: the causal form needs as many queries as keys, got {q.shape[1]} and {k.shape[1]}: "
+            "leave causal False to read the memory of another sequence"
+        )
+    if isinstance(scale, str) and initial_memory is not None:
+        raise ValueError(
+            f'outer_product_attention: scale "{scale}" cannot count the tokens of initial_memory: '
+            "leave scale None and scale the outputs"
+        )
+    if causal:
+        outputs, memory = memory_scan(
+            q, k, v, p_read, p_write, 0.0, initial_memory=initial_memory, mask=mask, backend=backend
+        )
+        return _scaled(outputs, scale, _count_tokens(k, mask, causal)), memory
+    dtype, working = v.dtype, _working_dtype(v)
+    with torch.autocast(v.device.type, enabled=False):
+        q, k, v = q.to(working), k.to(working), _gated(v.to(working), p_write)
+        if mask is not None:
+            # Both of them: a NaN in one would survive the product with a zero in the other.
+            k, v = (x.masked_fill(~mask[:, :, None, None], 0.0) for x in (k, v))
+        memory = torch.einsum("bshv,bshk->bhvk", v, k)
+        if initial_memory is not None:
+            memory = memory + initial_memory.to(working)
+        outputs = _gated(torch.einsum("bhvk,bthk->bthv", memory, q), p_read)
+        outputs = _scaled(outputs, scale, _count_tokens(k, mask, causal))
+    return outputs.to(dtype), memory
+
+
+class NAMAttention(nn.Module):
+    """Multi-head self-attention through a Neural Attention Memory: unit keys and queries, one memory for each head.
+
+    Without ``erase`` this is the attention of the paper's NAM-Transformer, ``Out = mu(Q) (mu(K)^T V)`` a head. With ``erase``
+    tokens are written in order by ``M + p_w v k^T - p_e M k k^T`` with a learned ``p_e = sigmoid(W_e x + b_e)``, one a head and
+    token. Causal, every token reads the memory as it is after its own write; otherwise every token reads the memory as it is
+    after the last write (with ``erase`` that depends on the order of tokens, without it does not).
+
+    Nothing is dropped inside: there are no attention weights to drop.
+
+    Args:
+        embed_dim: ``E``, the width of a token, a multiple of ``num_heads``.
+        num_heads: ``H``; keys, queries and values have ``E / H`` features.
+        erase: learn a ``p_erase``, and write in order.
+        gates: learn ``p_read`` and ``p_write``, ``sigmoid(W x + b)``, one a head and token. Default: both are 1.
+        scale: None (the paper), a number, ``"1/S"`` or ``"1/sqrt(S)"``: see ``outer_product_attention``. Without erase only: a
+            memory that erases does not grow with its tokens.
+        backend: how sequences are scanned, see ``memory_scan``.
+        bias: give the projections a bias.
+        batch_first: ``(B, T, E)`` in and out. Default, as in torch: ``(T, B, E)``.
+        device: where the parameters are made.
+        dtype: their dtype.
+
+    Raises:
+        ValueError: sizes that do not fit, or a scale with ``erase``.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        erase: bool = False,
+        gates: bool = False,
+        scale: Scale = None,
+        backend: str = "auto",
+        bias: bool = True,
+        batch_first: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if embed_dim < 1 or num_heads < 1 or embed_dim % num_heads:
+            raise ValueError(
+                f"NAMAttention: embed_dim must be a positive multiple of num_heads, got {embed_dim} and {num_heads}"
+            )
+        _check_scale("NAMAttention", scale)
+        if erase and scale is not None:
+            raise ValueError(f"NAMAttention: scale belongs to erase=False, got scale={scale!r} with erase=True")
+        self.embed_dim, self.num_heads = embed_dim, num_heads
+        self.erase, self.gates, self.scale = erase, gates, scale
+        self.backend, self.batch_first = backend, batch_first
+        self.in_proj = nn.Linear(embed_dim, 3 * embed_dim, bias, device, dtype)
+        per_head = num_heads * (2 * gates + erase)
+        self.gate_proj = nn.Linear(embed_dim, per_head, bias, device, dtype) if per_head else None
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias, device, dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew: Xavier-uniform for queries, keys, values and outputs each, biases 0, so gates begin at 1/2."""
+        for weight in [*self.in_proj.weight.detach().chunk(3), self.out_proj.weight]:
+            nn.init.xavier_uniform_(weight)
+        if self.gate_proj is not None:
+            nn.init.xavier_uniform_(self.gate_proj.weight)
+        for part in (self.in_proj, self.gate_proj, self.out_proj):
+            if part is not None and part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+    def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Return what every token reads, shaped as ``x``.
+
+        Args:
+            x: ``(T, B, E)``, or ``(B, T, E)`` with ``batch_first``; or one sequence ``(T, E)``.
+            key_padding_mask: ``(B, T)``, or ``(T,)`` for one sequence, as in torch: True, or -inf in a float mask, is padding.
+                Padding is neither written nor reads. A sequence of nothing but padding gives no NaN.
+            is_causal: let a token read only itself and what came before.
+
+        Raises:
+            TypeError: not a floating tensor, or a mask neither bool nor float.
+            ValueError: shapes do not fit, or a float mask with other values than 0 and -inf.
+        """
+        if isinstance(x, Tensor) and x.dim() == 2:
+            padding = key_padding_mask.unsqueeze(0) if isinstance(key_padding_mask, Tensor) else key_padding_mask
+            batch_dim = 0 if self.batch_first else 1
+            return self.forward(x.unsqueeze(batch_dim), padding, is_causal).squeeze(batch_dim)
+        tokens = self._batch_first("NAMAttention", x)
+        state = self.init_state(len(tokens))
+        return self._attend("NAMAttention", tokens, state, key_padding_mask, is_causal)[0]
+
+    def init_state(self, batch_size: int) -> NAMAttentionState:
+        """Return the state of ``batch_size`` sequences of which nothing was seen yet."""
+        weight, width = self.out_proj.weight, self.embed_dim // self.num_heads
+        memory = weight.new_zeros(batch_size, self.num_heads, width, width, dtype=_working_dtype(weight))
+        return NAMAttentionState(memory, torch.zeros(batch_size, dtype=torch.int64, device=weight.device))
+
+    def extend(
+        self, x: Tensor, state: NAMAttentionState, key_padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, NAMAttentionState]:
+        """Return the causal outputs for further tokens, and the state after them; ``state`` is left as it is.
+
+        Several calls, or steps in between, give the numbers of one causal ``forward`` over all tokens.
+
+        Args:
+            x: ``(T, B, E)``, or ``(B, T, E)`` with ``batch_first``.
+            state: of ``init_state``, ``extend`` or ``step``.
+            key_padding_mask: ``(B, T)``, see ``forward``, as for what is raised.
+        """
+        tokens = self._batch_first("NAMAttention.extend", x)
+        self._check_state("NAMAttention.extend", state, len(tokens))
+        return self._attend("NAMAttention.extend", tokens, state, key_padding_mask, causal=True)
+
+    def step(self, x: Tensor, state: NAMAttentionState) -> tuple[Tensor, NAMAttentionState]:
+        """Return the causal output for one further token of every sequence, and the state after it, at a cost that does not grow.
+
+        Args:
+            x: ``(B, E)``.
+            state: of ``init_state``, ``extend`` or ``step``; it is left as it is.
+
+        Returns:
+            ``(B, E)`` and the new state.
+
+        Raises:
+            TypeError: not a floating tensor, or no state.
+            ValueError: shapes do not fit, those of the state included.
+        """
+        check_tensor("NAMAttention.step", "x", x, ("B", self.embed_dim))
+        self._check_state("NAMAttention.step", state, len(x))
+        q, k, v, p_read, p_write, p_erase = self._project(x)
+        outputs, memory = memory_step(state.memory, q, k, v, p_read, p_write, 0.0 if p_erase is None else p_erase)
+        tokens = state.tokens + 1
+        outputs = _scaled(outputs.unsqueeze(1), self.scale, tokens.unsqueeze(1)).squeeze(1)
+        return self._join(outputs), NAMAttentionState(memory, tokens)
+
+    def extra_repr(self) -> str:
+        """Return the settings, as printed with the module."""
+        return (
+            f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, erase={self.erase}, gates={self.gates}, "
+            f"scale={self.scale}, backend={self.backend}, batch_first={self.batch_first}"
+        )
+
+    def _batch_first(self, where: str, x: Tensor) -> Tensor:
+        """Return ``x``, checked, as ``(B, T, E)``."""
+        check_tensor(where, "x", x, (*("BT" if self.batch_first else "TB"), self.embed_dim))
+        return x if self.batch_first else x.transpose(0, 1)
+
+    def _attend(
+        self, where: str, x: Tensor, state: NAMAttentionState, key_padding_mask: Tensor | None, causal: bool
+    ) -> tuple[Tensor, NAMAttentionState]:
+        """Return the outputs for ``x`` ``(B, T, E)``, in the layout of the callers, and the state after them."""
+        mask = None
+        if key_padding_mask is not None:
+            mask = ~padding_as_bool(where, key_padding_mask)
+            check_mask(where, "key_padding_mask", mask, x.shape[:2])
+        q, k, v, p_read, p_write, p_erase = self._project(x)
+        if p_erase is None:
+            outputs, memory = outer_product_attention(
+                q, k, v, p_read, p_write, mask=mask, causal=causal, initial_memory=state.memory, backend=self.backend
+            )
+        else:
+            outputs, memory = memory_scan(
+                q, k, v, p_read, p_write, p_erase, initial_memory=state.memory, mask=mask, backend=self.backend
+            )
+            if not causal:
+                nothing = k[:, :0], v[:, :0]
+                outputs, _ = outer_product_attention(q, *nothing, p_read, initial_memory=memory)
+        outputs = _scaled(outputs, self.scale, state.tokens.unsqueeze(1) + _count_tokens(k, mask, causal))
+        if mask is not None and not causal:
+            outputs = outputs.masked_fill(~mask[:, :, None, None], 0.0)
+        outputs = self._join(outputs)
+        tokens = state.tokens + _count_tokens(k, mask, causal=False).squeeze(1)
+        return outputs if self.batch_first else outputs.transpose(0, 1), NAMAttentionState(memory, tokens)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Return unit queries, unit keys and values ``(..., H, D)``, then read, write and erase gates ``(..., H)`` or None."""
+        heads = self.in_proj(x).unflatten(-1, (3, self.num_heads, -1))
+        working = _working_dtype(heads)
+        # Lengths are taken in float32; the products may be of half precision, where a GPU has fast ones.
+        q, k = unit(heads[..., :2, :, :].to(working)).to(heads.dtype).unbind(-3)
+        v = heads[..., 2, :, :]
+        p_read: Tensor | None = None
+        p_write: Tensor | None = None
+        p_erase: Tensor | None = None
+        if self.gate_proj is not None:
+            learned = self.gate_proj(x).to(working).sigmoid().unflatten(-1, (-1, self.num_heads)).unbind(-2)
+            if self.erase:
+                *learned, p_erase = learned
+            if self.gates:
+                p_read, p_write = learned
+        return q, k, v, p_read, p_write, p_erase
+
+    def _join(self, outputs: Tensor) -> Tensor:
+        """Return the heads' outputs ``(..., H, D)`` as one ``(..., E)``."""
+        return self.out_proj(outputs.flatten(-2).to(self.out_proj.weight.dtype))
+
+    def _check_state(self, where: str, state: object, batch_size: int) -> None:
+        if not isinstance(state, NAMAttentionState):
+            raise TypeError(f"{where}: state must be a NAMAttentionState, of init_state, got {type(state).__name__}")
+        width = self.embed_dim // self.num_heads
+        check_tensor(where, "the state's memory", state.memory, (batch_size, self.num_heads, width, width))
+
+
+def padding_as_bool(where: str, mask: Tensor) -> Tensor:
+    """Return a padding mask of torch's two kinds as a boolean one, True where there is padding.
+
+    Args:
+        where: what was called, for the message.
+        mask: bool (True: padding), or float (-inf: padding, 0: a token).
+
+    Raises:
+        TypeError: neither bool nor float.
+        ValueError: other numbers: a token cannot be half there. (Not looked at while torch traces the call.)
+    """
+    if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{where}: the padding mask must be a boolean or floating tensor, got {kind}")
+    if mask.dtype == torch.bool:
+        return mask
+    padding = mask == -torch.inf
+    if not torch.compiler.is_compiling() and not bool((padding | (mask == 0)).all()):
+        raise ValueError(
+            f"{where}: a floating padding mask must be -inf at padding and 0 elsewhere, as there are no scores to add "
+            "other numbers to: pass a boolean mask, True at padding"
+        )
+    return padding
+
+
+def _gated(vectors: Tensor, gate: Gate | None) -> Tensor:
+    """Return ``(B, T, H, D)`` vectors times their gates ``(B, T, H)``."""
+    if gate is None:
+        return vectors
+    return vectors * (gate.to(vectors.dtype).unsqueeze(-1) if isinstance(gate, Tensor) else gate)
+
+
+def _count_tokens(k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Return how many tokens are in the memory that is read: ``(B, S)`` for each query if ``causal``, else ``(B, 1)`` for all."""
+    present = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device) if mask is None else mask
+    return present.cumsum(1) if causal else present.sum(1, keepdim=True)
+
+
+def _scaled(outputs: Tensor, scale: Scale, tokens: Tensor) -> Tensor:
+    """Return ``(B, T, H, D)`` outputs times ``scale``, given ``(B, T)`` or ``(B, 1)`` counts of tokens."""
+    if scale is None:
+        return outputs
+    if isinstance(scale, str):
+        # Counted in float32 at least: float16 ends at 65504. Where there is no token the read is 0, whatever it is divided by.
+        count = tokens[:, :, None, None].clamp_min(1).to(_working_dtype(outputs))
+        return (outputs / (count if scale == "1/S" else count.sqrt())).to(outputs.dtype)
+    return outputs * scale
+
+
+def _working_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _check_scale(where: str, scale: object) -> None:
+    if not (scale is None or isinstance(scale, (int, float)) or scale in ("1/S", "1/sqrt(S)")):
+        raise ValueError(f'{where}: scale must be None, a number, "1/S" or "1/sqrt(S)", got {scale!r}')
+
+
+def _check_arguments(
+    q: Tensor, k: Tensor, v: Tensor, p_read: object, p_write: object, mask: Tensor | None, initial_memory: Tensor | None
+) -> None:
+    where = "outer_product_attention"
+    check_tensor(where, "q", q, ("B", "T", "H", "D_k"))
+    batch, _, heads, d_k = q.shape
+    check_tensor(where, "k", k, (batch, "S", heads, d_k))
+    check_tensor(where, "v", v, (batch, k.shape[1], heads, "D_v"))
+    check_alike(where, q=q, k=k, v=v)
+    gates = {"p_read": (p_read, q.shape[1]), "p_write": (p_write, k.shape[1])}
+    for name, (gate, length) in gates.items():
+        if gate is not None and not isinstance(gate, (int, float)):
+            check_tensor(where, name, gate, (batch, length, heads))
+    if mask is not None:
+        check_mask(where, "mask", mask, (batch, k.shape[1]))
+    if initial_memory is not None:
+        check_tensor(where, "initial_memory", initial_memory, (batch, heads, v.shape[-1], d_k))
+    tensors = {name: gate for name, (gate, _) in gates.items() if isinstance(gate, Tensor)}
+    check_alike(where, dtype=False, q=q, mask=mask, initial_memory=initial_memory, **tensors)

@@ -1,0 +1,361 @@
+"""The recurrence of LSAM over time: a plain loop for autograd, and a fast loop with a backward written by hand.
+
+Source: Nam and Seo, "Neural Attention Memory" (the ICLR 2023 submission behind arXiv 2302.09422), the LSAM cell. Per head, with
+``[q; k; v; p_r; p_w]`` computed from the input and the last hidden state, the probabilities by a sigmoid::
+
+    M_t = WR(M_(t-1), unit(k), v, p_w, p_w)        h_t = p_r M_t unit(q)
+
+``recurrence`` picks the loop. The fast one writes ``M_t = M_(t-1) + u_t k_t^T`` with ``u_t = p_w (v - M_(t-1) k_t)`` and keeps
+``k_t`` and ``u_t``, never the memories: on its way back ``M_(t-1) = M_t - u_t k_t^T`` undoes each write.
+
+Legend: ``T`` steps, ``R`` directions (1 or 2, run side by side), ``B`` sequences, ``H`` heads, ``e`` the width of a head, and
+``N = R B H``. The parts of one head lie next to each other, so that all heads of all sequences form one batch.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from fewshot_nam.memory.primitives import read, unit, write
+
+ValueActivation = Literal["tanh"] | None
+"""What a value passes through before it is written: nothing, as printed, or ``tanh``."""
+
+Backward = Literal["hand", "autograd"]
+"""How gradients are found: by the fast, hand-written backward, or by autograd through a plain loop."""
+
+_EPS = 1e-12
+
+
+class Ragged(NamedTuple):
+    """Where the tokens of a ``PackedSequence`` are in ``T`` steps of ``B`` sequences, the longest first."""
+
+    alive: Tensor
+    """``(T, B)`` bool, where there is a token."""
+    tokens: Tensor
+    """Where the tokens are in the flattened ``(T B)``, in the order of packing."""
+    mirror: Tensor
+    """``(T B)``: for each place the one that it changes with when each sequence is turned around; an empty place stays."""
+
+    @classmethod
+    def of(cls, packed: PackedSequence) -> Ragged:
+        """Return where the tokens of ``packed`` are."""
+        sizes = packed.batch_sizes
+        steps, batch = len(sizes), int(sizes[0])
+        alive = torch.arange(batch) < sizes.unsqueeze(1)
+        times = torch.arange(steps).unsqueeze(1)
+        mirror = torch.where(alive, alive.sum(0) - 1 - times, times) * batch + torch.arange(batch)
+        device = packed.data.device
+        return cls(alive.to(device), alive.flatten().nonzero().squeeze(1).to(device), mirror.flatten().to(device))
+
+    def stop(self, gates: Tensor, heads: int) -> Tensor:
+        """Make the probabilities of empty places 0, so that nothing is written there: the last memory is each sequence's own."""
+        per_head = torch.arange(gates.shape[-1] // heads, device=gates.device)
+        probabilities = (per_head >= len(per_head) - 2).repeat(heads)
+        return gates.masked_fill(~self.alive[:, None, :, None] & probabilities, -math.inf)
+
+    def last(self, hiddens: Tensor) -> Tensor:
+        """Return ``(R, B, d)``, each sequence's last of ``hiddens`` ``(T, R, B, d)``."""
+        times = self.alive.sum(0) - 1
+        return hiddens[times, :, torch.arange(len(times), device=times.device)].transpose(0, 1)
+
+
+def backwards(x: Tensor, ragged: Ragged | None) -> Tensor:
+    """Return ``x`` ``(T, B, ...)`` with each sequence turned around."""
+    if ragged is None:
+        return x.flip(0)
+    return torch.unflatten(x.flatten(0, 1).index_select(0, ragged.mirror), 0, ragged.alive.shape)
+
+
+def step(gates: Tensor, memory: Tensor, value_activation: ValueActivation = None) -> tuple[Tensor, Tensor]:
+    """Return ``h = p_r M' unit(q)`` and ``M' = WR(M, unit(k), v, p_w, p_w)``: one step of LSAM, in plain differentiable torch.
+
+    Args:
+        gates: ``(..., H, 3 e + 2)``: for each head ``[q | k | v | p_r | p_w]``, the probabilities before their sigmoid.
+        memory: ``(..., H, e, e)``.
+        value_activation: ``"tanh"`` or None, applied to ``v``.
+
+    Returns:
+        The hidden state ``(..., H, e)`` and the new memory ``(..., H, e, e)``.
+    """
+    width = memory.shape[-1]
+    query, key, value, probabilities = torch.split(gates, [width, width, width, 2], dim=-1)
+    p_read, p_write = probabilities.sigmoid().unbind(-1)
+    if value_activation == "tanh":
+        value = value.tanh()
+    memory = write(memory, _unit(key), value, p_write, p_write)
+    return read(memory, _unit(query), p_read), memory
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Return ``unit(x)``, without a gradient where ``x`` has no direction: 1 / eps, fed back at each step, would overflow."""
+    length = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
+    return unit(torch.where(length > _EPS, x, x.detach()), eps=_EPS)
+
+
+def recurrence(
+    gates: Tensor,
+    weight: Tensor,
+    hidden: Tensor,
+    memory: Tensor,
+    value_activation: ValueActivation = None,
+    backward: Backward = "hand",
+) -> tuple[Tensor, Tensor]:
+    """Return all hidden states of LSAM and its last memory: ``step`` at each ``t`` with ``gates_t + W h_(t-1)``.
+
+    All four tensors are of one dtype, float32 or float64, and one device. Within ``torch.func`` transforms and ``torch.export``
+    the plain loop runs whatever ``backward`` says; it has one graph node for each operation of each step.
+
+    Args:
+        gates: ``(T, R, B, H (3 e + 2))``, ``T`` at least 1: what the inputs contribute, each head as in ``step``.
+        weight: ``(R, H (3 e + 2), H e)``, the recurrent weight ``W``, its rows in the order of ``gates``.
+        hidden: ``(R, B, H e)``, the first hidden state.
+        memory: ``(R, B, H, e, e)``, the first memory, values by keys.
+        value_activation: ``"tanh"`` or None, applied to ``v``.
+        backward: ``"hand"``, fast, for first derivatives (a second one raises), or ``"autograd"``, for any.
+
+    Returns:
+        Hidden states ``(T, R, B, H e)`` and the last memory ``(R, B, H, e, e)``.
+    """
+    # Low precision belongs to the projections: the recurrence itself feeds rounding errors back.
+    with full_precision(gates.device):
+        if backward == "hand" and not _needs_plain_loop():
+            hiddens, last, *_ = _forward(gates, weight, hidden, memory, value_activation == "tanh")
+            return hiddens, last
+        return _plain_loop(gates, weight, hidden, memory, value_activation)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context without autocast, where ``device`` knows autocast."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
+def _needs_plain_loop() -> bool:
+    """Return whether we are inside ``torch.func`` or ``torch.export``, which cannot look into a hand-written backward."""
+    if torch.compiler.is_compiling():
+        # older releases of torch cannot tell the two apart.
+        return bool(getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)())
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _plain_loop(
+    gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, value_activation: ValueActivation
+) -> tuple[Tensor, Tensor]:
+    hiddens = []
+    transposed = weight.mT
+    # unbind: the gradient of gates[t] would be a tensor of all T steps, at each step.
+    for now in gates.unbind(0):
+        total = torch.baddbmm(now, hidden, transposed)
+        read_out, memory = step(torch.unflatten(total, -1, (memory.shape[-3], -1)), memory, value_activation)
+        hidden = read_out.flatten(-2)
+        hiddens.append(hidden)
+    return torch.stack(hiddens), memory
+
+
+# An operator rather than an autograd.Function: torch.compile takes it as it is, without unrolling the steps.
+@torch.library.custom_op(
+    "fewshot_nam::lsam",
+    mutates_args=(),
+    schema="(Tensor gates, Tensor weight, Tensor hidden, Tensor memory, bool squashed)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _forward(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squashed: bool) -> tuple[Tensor, ...]:
+    """Return the hidden states, the last memory, and what the way back needs.
+
+    That is, of each step: the unit query and key ``(T, N, 2, e)``, their lengths ``(T, N, 2, 1)``, ``v - M k`` as
+    ``(T, N, 1, e)``, the probabilities ``p_r`` and ``p_w`` ``(T, N, 1, 2)``, and ``v`` ``(T, N, 1, e)`` if
+    it is squashed (else nothing).
+    """
+    steps, _, batch, _ = gates.shape
+    heads, width = memory.shape[-3], memory.shape[-1]
+    n = memory.shape[0] * batch * heads
+    hiddens = gates.new_empty(steps, *hidden.shape)
+    units = gates.new_empty(steps, n, 2, width)
+    lengths = gates.new_empty(steps, n, 2, 1)
+    errors = gates.new_empty(steps, n, 1, width)
+    probabilities = gates.new_empty(steps, n, 1, 2)
+    values = gates.new_empty(steps if squashed else 0, n, 1, width)
+    state = memory.reshape(n, width, width).clone(memory_format=torch.contiguous_format)
+
+    # Buffers and views of them are made once: at the usual sizes a step is as much calls as arithmetic.
+    total, recalled, update = gates.new_empty(gates.shape[1:]), *gates.new_empty(2, n, 1, width)
+    by_head = total.view(n, 1, 3 * width + 2)
+    raw_units = by_head[..., : 2 * width].view(n, 2, width)
+    raw_value, raw_probabilities = by_head[..., 2 * width : 3 * width], by_head[..., 3 * width :]
+    written, state_t, weight_t = update.mT, state.mT, weight.mT
+    each_hidden, each_query, each_key = hiddens.unbind(0), units[:, :, :1].unbind(0), units[:, :, 1:].unbind(0)
+    each_read = hiddens.view(steps, n, 1, width).unbind(0)
+    each_p_read, each_p_write = probabilities[..., :1].unbind(0), probabilities[..., 1:].unbind(0)
+    each_units, each_length, each_error = units.unbind(0), lengths.unbind(0), errors.unbind(0)
+    each_probability, each_value = probabilities.unbind(0), values.unbind(0)
+
+    for t, now in enumerate(gates.unbind(0)):
+        torch.baddbmm(now, hidden, weight_t, out=total)
+        torch.linalg.vector_norm(raw_units, dim=-1, keepdim=True, out=each_length[t])
+        torch.div(raw_units, each_length[t].clamp_min_(_EPS), out=each_units[t])
+        torch.sigmoid(raw_probabilities, out=each_probability[t])
+        value = torch.tanh(raw_value, out=each_value[t]) if squashed else raw_value
+        torch.bmm(each_key[t], state_t, out=recalled)
+        torch.sub(value, recalled, out=each_error[t])
+        torch.mul(each_error[t], each_p_write[t], out=update)
+        state.addcmul_(written, each_key[t])
+        torch.bmm(each_query[t], state_t, out=recalled)
+        torch.mul(recalled, each_p_read[t], out=each_read[t])
+        hidden = each_hidden[t]
+    return hiddens, state.view(memory.shape), units, lengths, errors, probabilities, values
+
+
+@_forward.register_fake
+def _(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squashed: bool) -> tuple[Tensor, ...]:
+    steps, width = gates.shape[0], memory.shape[-1]
+    n = memory.shape[0] * memory.shape[1] * memory.shape[2]
+    kept = (
+        (steps, n, 2, width),
+        (steps, n, 2, 1),
+        (steps, n, 1, width),
+        (steps, n, 1, 2),
+        (steps * squashed, n, 1, width),
+    )
+    return gates.new_empty(steps, *hidden.shape), memory.new_empty(memory.shape), *(gates.new_empty(s) for s in kept)
+
+
+@torch.library.custom_op(
+    "fewshot_nam::lsam_backward",
+    mutates_args=(),
+    schema="(Tensor grad_hiddens, Tensor grad_memory, Tensor weight, Tensor hidden, Tensor hiddens, Tensor last, Tensor units,"
+    " Tensor lengths, Tensor errors, Tensor probabilities, Tensor values) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _backward(
+    grad_hiddens: Tensor,
+    grad_memory: Tensor,
+    weight: Tensor,
+    hidden: Tensor,
+    hiddens: Tensor,
+    last: Tensor,
+    units: Tensor,
+    lengths: Tensor,
+    errors: Tensor,
+    probabilities: Tensor,
+    values: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of ``gates``, ``weight``, ``hidden`` and ``memory``.
+
+    With ``dh`` the gradient of ``h_t`` and ``dM`` that of ``M_t``, both from later steps, and ``e = v - M_(t-1) k``::
+
+        do = p_r dh             dM += do q^T            dq = M_t^T do           dp_r = dh . o
+        du = dM k               dv = p_w du             dp_w = du . e
+        dk = dM^T u - M_(t-1)^T dv                      dM -= dv k^T            (the gradient of M_(t-1))
+
+    and for the raw ``x`` of a unit ``x / |x|``: ``(dx - x (x . dx)) / |x|``.
+    """
+    steps, n, _, width = units.shape
+    memory_shape = last.shape
+    p_read, p_write = probabilities[..., :1], probabilities[..., 1:]
+    updates = errors * p_write
+    # dp_w of the raw gate in one product; dp_r likewise, as q . dq = p_r (dh . o).
+    scaled_errors = (errors * (p_write * (1 - p_write))).mT
+    read_slope = 1 - p_read
+    # no gradient where there is no direction, as in _unit.
+    inverse = lengths.reciprocal() * (lengths > _EPS)
+    along = units * inverse
+    squashed = len(values) > 0
+    value_slope = 1 - values * values
+
+    grad_gates = hiddens.new_empty(*hiddens.shape[:3], weight.shape[1])
+    grad_hiddens = grad_hiddens.clone(memory_format=torch.contiguous_format)
+    grad_state = grad_memory.reshape(n, width, width).clone(memory_format=torch.contiguous_format)
+    state = last.reshape(n, width, width).clone(memory_format=torch.contiguous_format)
+
+    grad_read, grad_update, grad_written = (hiddens.new_empty(n, 1, width) for _ in range(3))
+    # the query's and the key's each contiguous: bmm into anything else falls back to one product for each of the N.
+    grad_query, grad_key = both = hiddens.new_empty(2, n, 1, width)
+    grad_units = both.squeeze(2).transpose(0, 1)
+    product, projection = torch.empty_like(units[0]), torch.empty_like(inverse[0])
+    read_projection = projection[:, :1]
+    by_head = grad_gates.view(steps, n, 1, 3 * width + 2)
+    each_grad, each_grad_units = grad_gates.unbind(0), by_head[..., : 2 * width].view(steps, n, 2, width).unbind(0)
+    each_grad_value = by_head[..., 2 * width : 3 * width].unbind(0)
+    each_grad_read, each_grad_write = by_head[..., 3 * width : -1].unbind(0), by_head[..., -1:].unbind(0)
+    each_grad_hidden, each_dh = grad_hiddens.unbind(0), grad_hiddens.view(steps, n, 1, width).unbind(0)
+    each_query, each_key, each_units = units[:, :, :1].unbind(0), units[:, :, 1:].unbind(0), units.unbind(0)
+    each_update, each_written, each_scaled = updates.unbind(0), updates.mT.unbind(0), scaled_errors.unbind(0)
+    each_p_read, each_p_write, each_slope = p_read.unbind(0), p_write.unbind(0), read_slope.unbind(0)
+    each_inverse, each_along = inverse.unbind(0), along.unbind(0)
+    each_value_slope = value_slope.unbind(0)
+    grad_read_t, grad_state_t = grad_read.mT, grad_state.mT
+
+    for t in range(steps - 1, -1, -1):
+        if t + 1 < steps:
+            each_grad_hidden[t].baddbmm_(each_grad[t + 1], weight)
+        torch.mul(each_dh[t], each_p_read[t], out=grad_read)
+        grad_state.addcmul_(grad_read_t, each_query[t])
+        torch.bmm(grad_read, state, out=grad_query)
+        torch.bmm(each_key[t], grad_state_t, out=grad_update)
+        torch.bmm(grad_update, each_scaled[t], out=each_grad_write[t])
+        grad_value = grad_written if squashed else each_grad_value[t]
+        torch.mul(grad_update, each_p_write[t], out=grad_value)
+        if squashed:
+            torch.mul(grad_value, each_value_slope[t], out=each_grad_value[t])
+        state.addcmul_(each_written[t], each_key[t], value=-1)
+        torch.bmm(each_update[t], grad_state, out=grad_key)
+        grad_key.baddbmm_(grad_value, state, alpha=-1)
+        grad_state.addcmul_(grad_value.mT, each_key[t], value=-1)
+        torch.mul(grad_units, each_units[t], out=product)
+        torch.sum(product, -1, keepdim=True, out=projection)
+        torch.mul(read_projection, each_slope[t], out=each_grad_read[t])
+        torch.mul(grad_units, each_inverse[t], out=each_grad_units[t])
+        each_grad_units[t].addcmul_(projection, each_along[t], value=-1)
+
+    grad_hidden = torch.bmm(each_grad[0], weight)
+    # one product over all steps, not one a step.
+    grad_weight = torch.bmm(each_grad[0].mT, hidden)
+    if steps > 1:
+        grad_weight += torch.einsum("trbc,trbd->rcd", grad_gates[1:], hiddens[:-1])
+    return grad_gates, grad_weight, grad_hidden, grad_state.view(memory_shape)
+
+
+@_backward.register_fake
+def _(
+    grad_hiddens: Tensor,
+    grad_memory: Tensor,
+    weight: Tensor,
+    hidden: Tensor,
+    hiddens: Tensor,
+    last: Tensor,
+    *kept: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gates = hiddens.new_empty(*hiddens.shape[:3], weight.shape[1])
+    return gates, weight.new_empty(weight.shape), hidden.new_empty(hidden.shape), last.new_empty(last.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, weight, hidden, _, _ = inputs
+    ctx.save_for_backward(weight, hidden, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, grad_hiddens: Tensor | None, grad_memory: Tensor | None, *_: None
+) -> tuple[Tensor | None, ...]:
+    _, _, hiddens, last, *_ = ctx.saved_tensors
+    grad_hiddens = torch.zeros_like(hiddens) if grad_hiddens is None else grad_hiddens
+    grad_memory = torch.zeros_like(last) if grad_memory is None else grad_memory
+    with full_precision(hiddens.device):
+        return *_backward(grad_hiddens, grad_memory, *ctx.saved_tensors), None
+
+
+def _refuse(ctx: Any, *grads: Tensor | None) -> None:
+    raise RuntimeError(
+        'LSAM: the hand-written backward has no derivative of its own: construct it with backward="autograd"'
+    )
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
+_backward.register_autograd(_refuse)

@@ -1,0 +1,387 @@
+"""Hierarchical memory: a sum of tensor products of any order, written under several keys at once and read one key after another.
+
+A document is kept as ``sum k_sentence (x) k_word (x) v``. Contracted with the key of a sentence it leaves a memory of that
+sentence's words, and that one, contracted with the key of a word, the value. With ``n`` levels of keys the memory is a tensor
+``(D_v, D_1, ..., D_n)``; order 1 is the matrix of ``primitives``.
+
+    RD(M, k_1 ... k_j, p_r)           = p_r M . k_1 . ... . k_j                   (contracts D_1 to D_j; j = n leaves a value)
+    WR(M, k_1 ... k_j, V, p_w, p_e)   = M + (p_w V - p_e M . k_1 . ... . k_j) (x) k_1 (x) ... (x) k_j
+
+This is the write of NAM with the compound key ``k_1 (x) ... (x) k_j``. Its length is the product of the keys' lengths and its
+product with another compound key the product of the products, level by level. So the theorems carry over: with unit keys,
+what was written by ``WR(M, ..., V, 1, 1)`` is read back from any ``M``, and a write leaves alone all that is orthogonal to it on
+at least one level. A prefix of the keys (``j < n``) names a whole branch, say a sentence: ``V`` is then a memory of order
+``n - j``, and ``p_w = 0`` erases the branch.
+
+Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422), which names hierarchical data as a use of tensor products of
+NAM; reads, writes and erasure of branches are worked out here from its ``RD`` and ``WR``.
+
+Legend: ``D_v`` size of a value, ``D_i`` size of a key of level ``i``, ``n`` the order, ``j <= n`` keys given, ``V`` a value or a
+branch ``(..., D_v, D_(j+1), ..., D_n)``, ``t`` a number of pairs, ``...`` batch dimensions, which broadcast.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewshot_nam.memory.checks import check_alike
+from fewshot_nam.memory.primitives import Gate, read, write_sequence
+
+
+def tensor_read(memory: Tensor, queries: Sequence[Tensor], p_read: Gate = 1.0, *, order: int | None = None) -> Tensor:
+    """Return ``p_r M . q_1 . ... . q_j``: the value held for all keys, or the branch held for the first ``j`` of them.
+
+    The keys are contracted in turn, so a read with fewer keys and a second read of what it leaves are the same as one read.
+
+    Args:
+        memory: ``(..., D_v, D_1, ..., D_n)``.
+        queries: ``j`` tensors ``(..., D_i)``, the first level first, taken as given (``unit`` makes lengths 1). Queries
+            ``(s, 1, D_1)`` and ``(w, D_2)`` read all ``s`` times ``w`` values at the cost of ``s`` branches.
+        p_read: read probability, a float or ``(...)``.
+        order: ``n``; by default as many as there are queries.
+
+    Returns:
+        ``(..., D_v, D_(j+1), ..., D_n)`` in the dtype of the memory, under autocast too.
+
+    Raises:
+        ValueError: shapes, number of queries or devices do not fit.
+        TypeError: not floating tensors, or of a wider dtype than the memory.
+    """
+    keys, order = _checked_keys("tensor_read", memory, queries, order)
+    (p_read,) = _checked_gates("tensor_read", memory, p_read=p_read)
+    _check_batches("tensor_read", memory.shape[: -order - 1], [key.shape[:-1] for key in keys], p_read)
+    with torch.autocast(memory.device.type, enabled=False):  # a state read in bfloat16 would be written back in it
+        return _lifted(p_read, 1 + order - len(keys)) * _contracted(memory, keys, order)
+
+
+def tensor_write(
+    memory: Tensor,
+    keys: Sequence[Tensor],
+    value: Tensor,
+    p_write: Gate = 1.0,
+    p_erase: Gate = 1.0,
+    *,
+    order: int | None = None,
+) -> Tensor:
+    """Return ``M + (p_w V - p_e M . k_1 ... k_j) (x) k_1 (x) ... (x) k_j``, a new memory; ``memory`` is left as it is.
+
+    Args:
+        memory: ``(..., D_v, D_1, ..., D_n)``.
+        keys: ``j`` tensors ``(..., D_i)``, the first level first, taken as given: the theorems need length 1 (``unit``).
+        value: ``(..., D_v)`` under all ``n`` keys; a branch ``(..., D_v, D_(j+1), ..., D_n)`` under fewer.
+        p_write: write probability, a float or ``(...)``.
+        p_erase: erase probability, a float or ``(...)``; what was under the keys is erased by so much, a whole branch at once.
+        order: ``n``; by default as many as there are keys.
+
+    Returns:
+        ``(..., D_v, D_1, ..., D_n)`` in the dtype of the memory, under autocast too.
+
+    Raises:
+        ValueError: shapes, number of keys or devices do not fit.
+        TypeError: not floating tensors, or of a wider dtype than the memory.
+    """
+    keys, order = _checked_keys("tensor_write", memory, keys, order)
+    value = _checked("tensor_write", "value", value, _branch_shape(memory, order, len(keys)), memory)
+    p_write, p_erase = _checked_gates("tensor_write", memory, p_write=p_write, p_erase=p_erase)
+    below = order - len(keys)
+    batches = [*(key.shape[:-1] for key in keys), value.shape[: -below - 1]]
+    _check_batches("tensor_write", memory.shape[: -order - 1], batches, p_write, p_erase)
+    with torch.autocast(memory.device.type, enabled=False):
+        update = _lifted(p_write, 1 + below) * value - _lifted(p_erase, 1 + below) * _contracted(memory, keys, order)
+        start = update.dim() - below
+        flat = update.reshape(*update.shape[:start], 1, math.prod(update.shape[start:]))
+        added = flat * _compound(keys).unsqueeze(-1).unsqueeze(-3)  # (..., D_v, D_1 * ... * D_j, D_(j+1) * ... * D_n)
+        return memory + added.reshape(*added.shape[:-3], *memory.shape[-order - 1 :])
+
+
+def tensor_write_sequence(
+    memory: Tensor,
+    keys: Sequence[Tensor],
+    values: Tensor,
+    p_write: Gate = 1.0,
+    p_erase: Gate = 1.0,
+    *,
+    order: int | None = None,
+) -> Tensor:
+    """Return ``memory`` after ``t`` writes, the first pair first: what ``tensor_write`` in a loop gives, in closed form.
+
+    This is ``write_sequence`` with compound keys, one triangular system of size ``t``. With ``p_erase`` the number 0 it is the
+    plain sum ``M + sum p_w V (x) k_1 (x) ... (x) k_j``, which has no order and needs no system.
+
+    Args:
+        memory: ``(..., D_v, D_1, ..., D_n)``.
+        keys: ``j`` tensors ``(..., t, D_i)`` in the order of writing, taken as given. ``t`` may be 0, which writes nothing.
+        values: ``(..., t, D_v)``, or branches ``(..., t, D_v, D_(j+1), ..., D_n)``.
+        p_write: write probability, a float or ``(..., t)``; 0 with ``p_erase`` 0 skips a pair.
+        p_erase: erase probability, a float or ``(..., t)``.
+        order: ``n``; by default as many as there are keys.
+
+    Returns:
+        ``(..., D_v, D_1, ..., D_n)`` in the dtype of the memory, under autocast too.
+
+    Raises:
+        ValueError: shapes, number of keys or pairs, or devices do not fit.
+        TypeError: not floating tensors, or of a wider dtype than the memory.
+    """
+    where = "tensor_write_sequence"
+    keys, order = _checked_keys(where, memory, keys, order, in_sequence=True)
+    pairs = keys[0].shape[-2]
+    values = _checked(where, "values", values, (pairs, *_branch_shape(memory, order, len(keys))), memory)
+    p_write, p_erase = _checked_gates(where, memory, p_write=p_write, p_erase=p_erase)
+    below = order - len(keys)
+    batches = [*(key.shape[:-1] for key in keys), values.shape[: -below - 1]]
+    _check_batches(where, (*memory.shape[: -order - 1], pairs), batches, p_write, p_erase)
+    sizes = memory.shape[-order - 1 :]
+    named, rest = math.prod(sizes[1 : 1 + len(keys)]), math.prod(sizes[1 + len(keys) :])
+    # As a matrix: what is under the keys as rows, compound keys as columns. A view where all keys are given.
+    matrix = memory.reshape(*memory.shape[: -order - 1], sizes[0], named, rest).mT.flatten(-3, -2)
+    with torch.autocast(memory.device.type, enabled=False):
+        compound, flat = _compound(keys), values.flatten(-below - 1)
+        if isinstance(p_erase, Tensor) or p_erase:
+            written = write_sequence(matrix, compound, flat, p_write, p_erase)
+        else:
+            written = matrix + (_lifted(p_write, 1) * flat).mT @ compound
+        batch = written.shape[:-2]
+        return written.reshape(*batch, sizes[0], rest, named).mT.reshape(*batch, *sizes)
+
+
+class TensorMemory(nn.Module):
+    """A memory with several levels of keys that keeps what it is told: ``write``, ``read``, ``erase``, ``reset``.
+
+    The tensor is the buffer ``memory``, in ``state_dict``; it starts empty (zeros). Writes replace it by a new tensor and stay
+    differentiable, through any number of writes, until ``detach``; nothing is ever changed in place. Its dtype is the dtype of
+    all results, and keys and values of narrower dtypes are raised to it; keep it float32 or wider where many writes add up.
+    Where state must not be kept in a module (``torch.func``), use ``tensor_read`` and ``tensor_write``, which the methods call.
+
+    Args:
+        value_size: ``D_v``.
+        key_sizes: ``(D_1, ..., D_n)``, one for each level, the outermost first: ``(sentence, word)``.
+        batch_shape: that many memories side by side, each with keys and values of its own. Default: one memory.
+        device: of the buffer.
+        dtype: of the buffer, floating.
+
+    Raises:
+        ValueError: the size of a value or key below 1, no level, or a negative batch.
+
+    Example:
+        >>> memory = TensorMemory(2, key_sizes=(3, 4))
+        >>> sentences, words = torch.eye(3), torch.eye(4)
+        >>> _ = memory.write((sentences[0], words[1]), torch.tensor([5.0, 7.0]))
+        >>> memory.read(sentences[0]).read(words[1])
+        tensor([5., 7.])
+    """
+
+    memory: Tensor
+
+    def __init__(
+        self,
+        value_size: int,
+        key_sizes: Sequence[int],
+        batch_shape: Sequence[int] = (),
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not key_sizes or min(value_size, *key_sizes) < 1 or min(batch_shape, default=0) < 0:
+            raise ValueError(
+                "TensorMemory: needs value_size and one or more key_sizes of at least 1, and a batch_shape of at least 0, "
+                f"got value_size={value_size}, key_sizes={tuple(key_sizes)}, batch_shape={tuple(batch_shape)}"
+            )
+        self.order = len(key_sizes)
+        self.register_buffer("memory", torch.zeros(*batch_shape, value_size, *key_sizes, device=device, dtype=dtype))
+
+    @classmethod
+    def from_tensor(cls, memory: Tensor, order: int) -> TensorMemory:
+        """Return a module that holds ``memory`` ``(..., D_v, D_1, ..., D_n)`` with its gradients, ``order`` being ``n``.
+
+        Raises:
+            ValueError: fewer dimensions than ``order + 1``, an order below 1, or a size of 0.
+            TypeError: not a floating tensor.
+        """
+        if not isinstance(memory, Tensor) or not memory.is_floating_point():
+            raise TypeError(f"TensorMemory.from_tensor: memory must be a floating tensor, got {_kind(memory)}")
+        if not 1 <= order < memory.dim():
+            raise ValueError(
+                f"TensorMemory.from_tensor: a memory {tuple(memory.shape)} (..., D_v, D_1, ..., D_n) can have an order of 1 to "
+                f"{memory.dim() - 1}, got {order}"
+            )
+        sizes, split = memory.shape, memory.dim() - order
+        held = cls(sizes[split - 1], sizes[split:], sizes[: split - 1], device="meta", dtype=memory.dtype)
+        held.memory = memory.clone()  # loading a state writes in place, which must not reach the caller's tensor
+        return held
+
+    @property
+    def value_size(self) -> int:
+        """``D_v``."""
+        return self.memory.shape[-self.order - 1]
+
+    @property
+    def key_sizes(self) -> tuple[int, ...]:
+        """``(D_1, ..., D_n)``."""
+        return tuple(self.memory.shape[-self.order :])
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The batch dimensions ``...``."""
+        return tuple(self.memory.shape[: -self.order - 1])
+
+    def forward(self, *queries: Tensor, p_read: Gate = 1.0) -> Tensor:
+        """Return what ``read`` finds, always as a plain tensor: ``tensor_read`` of the memory."""
+        return tensor_read(self.memory, queries, p_read, order=self.order)
+
+    def read(self, *queries: Tensor, p_read: Gate = 1.0) -> Any:  # not a union, which no caller could read on from
+        """Return the value held for all ``n`` keys, a tensor; for fewer keys, the ``TensorMemory`` of what is below them.
+
+        Arguments and errors are those of ``tensor_read``.
+        """
+        found = self(*queries, p_read=p_read)
+        return TensorMemory.from_tensor(found, self.order - len(queries)) if len(queries) < self.order else found
+
+    def write(
+        self, keys: Sequence[Tensor], value: Tensor | TensorMemory, p_write: Gate = 1.0, p_erase: Gate = 1.0
+    ) -> TensorMemory:
+        """Write ``value`` under ``keys``, by default in place of what is there; return the memory.
+
+        Arguments and errors are those of ``tensor_write``; under fewer than ``n`` keys the value is a branch, as a tensor or a
+        ``TensorMemory``. Besides, ``ValueError`` where keys, value or gates have batch dimensions that the memory has not.
+        """
+        branch = value.memory if isinstance(value, TensorMemory) else value
+        return self._keep("write", tensor_write(self.memory, keys, branch, p_write, p_erase, order=self.order))
+
+    def write_sequence(
+        self, keys: Sequence[Tensor], values: Tensor, p_write: Gate = 1.0, p_erase: Gate = 1.0
+    ) -> TensorMemory:
+        """Write ``t`` pairs in turn, or with ``p_erase=0.0`` their sum; return the memory.
+
+        Arguments and errors are those of ``tensor_write_sequence``; besides as ``write``.
+        """
+        written = tensor_write_sequence(self.memory, keys, values, p_write, p_erase, order=self.order)
+        return self._keep("write_sequence", written)
+
+    def erase(self, *keys: Tensor, p_erase: Gate = 1.0) -> TensorMemory:
+        """Erase what is under ``keys``, a value or with fewer than ``n`` keys a whole branch; return the memory.
+
+        ``M - p_e (M . k_1 ... k_j) (x) k_1 (x) ... (x) k_j``: the write with ``p_w = 0``. Errors as ``write``.
+        """
+        nothing = self.memory.new_zeros(_branch_shape(self.memory, self.order, len(keys)))
+        return self._keep("erase", tensor_write(self.memory, keys, nothing, 0.0, p_erase, order=self.order))
+
+    def reset(self) -> TensorMemory:
+        """Forget everything; return the memory."""
+        self.memory = torch.zeros_like(self.memory.detach())
+        return self
+
+    def detach(self) -> TensorMemory:
+        """Cut what is held off from the writes that made it, so that no gradient runs further back; return the memory."""
+        self.memory = self.memory.detach()
+        return self
+
+    def extra_repr(self) -> str:
+        """Say the sizes."""
+        return f"value_size={self.value_size}, key_sizes={self.key_sizes}, batch_shape={self.batch_shape}"
+
+    def _keep(self, method: str, written: Tensor) -> TensorMemory:
+        if written.shape != self.memory.shape:
+            extra = tuple(written.shape[: -self.order - 1])
+            raise ValueError(
+                f"{method}: keys, value and gates have batch dimensions {extra}, the memory has {self.batch_shape}: make it with "
+                f"batch_shape={extra}, or write several pairs into one memory by write_sequence"
+            )
+        self.memory = written
+        return self
+
+
+def _contracted(memory: Tensor, keys: Sequence[Tensor], order: int) -> Tensor:
+    """Return ``M . k_1 . ... . k_j``, one key at a time: each leaves less for the next."""
+    for left, key in zip(range(order, 0, -1), keys, strict=False):
+        if left == 1:
+            return read(memory, key)
+        rest = memory.shape[1 - left :]
+        found = (key[..., None, None, :] @ memory.flatten(1 - left)).squeeze(-2)
+        memory = found.reshape(*found.shape[:-1], *rest)
+    return memory
+
+
+def _compound(keys: Sequence[Tensor]) -> Tensor:
+    """Return ``k_1 (x) ... (x) k_j`` ``(..., D_1 * ... * D_j)`` for keys ``(..., D_i)``."""
+    return functools.reduce(lambda outer, key: (outer.unsqueeze(-1) * key.unsqueeze(-2)).flatten(-2), keys)
+
+
+def _lifted(gate: Gate, dimensions: int) -> Gate:
+    """Give a tensor of gates ``dimensions`` more at its end, so that each multiplies one value or branch."""
+    return gate.reshape(*gate.shape, *(1,) * dimensions) if isinstance(gate, Tensor) else gate
+
+
+def _branch_shape(memory: Tensor, order: int, keys: int) -> tuple[int, ...]:
+    """Return ``(D_v, D_(j+1), ..., D_n)``, what lies under the first ``keys`` levels."""
+    return (memory.shape[-order - 1], *memory.shape[memory.dim() - order + keys :])
+
+
+def _checked_keys(
+    where: str, memory: Tensor, keys: Sequence[Tensor], order: int | None, in_sequence: bool = False
+) -> tuple[tuple[Tensor, ...], int]:
+    """Return the keys in the dtype of the memory, and the order; refuse what does not fit the memory or each other."""
+    if not isinstance(memory, Tensor) or not memory.is_floating_point():
+        raise TypeError(f"{where}: memory must be a floating tensor, got {_kind(memory)}")
+    if not isinstance(keys, (tuple, list)):
+        raise TypeError(
+            f"{where}: keys must be a tuple of tensors, one for each level, got {_kind(keys)}: (key,) for one"
+        )
+    order = len(keys) if order is None else order
+    if not 1 <= len(keys) <= order:
+        raise ValueError(f"{where}: needs 1 to {order} keys in a memory of order {order}, got {len(keys)}")
+    if memory.dim() < order + 1:
+        raise ValueError(
+            f"{where}: a memory of order {order} has dimensions (..., D_v, D_1, ..., D_{order}), got {tuple(memory.shape)}"
+        )
+    count: tuple[int | str, ...] = ("t",) if in_sequence else ()
+    checked: list[Tensor] = []
+    for level, key in enumerate(keys, 1):
+        checked.append(_checked(where, f"key {level}", key, (*count, memory.shape[level - order - 1]), memory))
+        count = (checked[0].shape[-2],) if in_sequence else ()
+    return tuple(checked), order
+
+
+def _checked(where: str, name: str, value: Tensor, ending: Sequence[int | str], memory: Tensor) -> Tensor:
+    """Return ``value`` in the dtype of the memory; refuse it unless its shape ends in ``ending`` (a letter is any size)."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{where}: {name} must be a floating tensor, got {_kind(value)}")
+    sizes = value.shape[value.dim() - len(ending) :]
+    fits = value.dim() >= len(ending) and all(
+        isinstance(wanted, str) or size == wanted for size, wanted in zip(sizes, ending, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(["...", *map(str, ending)])
+        raise ValueError(f"{where}: {name} must have shape ({wanted}) in this memory, got {tuple(value.shape)}")
+    check_alike(where, dtype=False, memory=memory, **{name: value})
+    if torch.promote_types(value.dtype, memory.dtype) != memory.dtype:
+        raise TypeError(
+            f"{where}: {name} is {value.dtype}, which a memory of {memory.dtype} would cut short: make the memory {value.dtype}"
+        )
+    return value.to(memory.dtype)
+
+
+def _checked_gates(where: str, memory: Tensor, **gates: Gate) -> list[Gate]:
+    return [_checked(where, name, g, (), memory) if isinstance(g, Tensor) else g for name, g in gates.items()]
+
+
+def _check_batches(where: str, memory: Sequence[int], others: Sequence[Sequence[int]], *gates: Gate) -> None:
+    """Refuse batch dimensions that do not broadcast."""
+    shapes = [tuple(s) for s in (memory, *others, *(gate.shape for gate in gates if isinstance(gate, Tensor)))]
+    try:
+        torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        raise ValueError(
+            f"{where}: batch dimensions must broadcast, got {shapes[0]} of the memory and {shapes[1:]} of keys, values and gates"
+        ) from None
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,292 @@
+"""The NAM-Transformer: torch's Transformer encoder with a memory in place of the T x T scores, and a causal form that streams.
+
+Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422, and the ICLR-2023 submission of that name): a Transformer whose
+attention is ``Out = mu(Q) (mu(K)^T V)``, written out in ``attention``. The layer around it, with its norms before or after, is
+torch's, and called as torch's. (The authors' long-range experiments put the norms before: ``norm_first=True``.)
+
+Its work grows with the length, not with the square of it, and a causal encoder needs no cache of keys and values: ``init_state``,
+``extend`` and ``step`` carry one memory a head and layer, of the same size after any number of tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fewshot_nam.memory.attention import NAMAttention, NAMAttentionState, Scale, padding_as_bool
+
+_State = TypeVar("_State")
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+
+
+class NAMTransformerEncoderLayer(nn.Module):
+    """A layer of a NAM-Transformer encoder: constructed, called and answering like ``torch.nn.TransformerEncoderLayer``.
+
+    ``x = norm1(x + attention(x))``, ``x = norm2(x + linear2(activation(linear1(x))))``; with ``norm_first``,
+    ``x = x + attention(norm1(x))``, ``x = x + linear2(activation(linear1(norm2(x))))``. It also works inside
+    ``torch.nn.TransformerEncoder`` (with ``enable_nested_tensor=False``: it knows no nested tensors).
+
+    Args:
+        d_model: width of a token, a multiple of ``nhead``.
+        nhead: heads, each with its own memory.
+        dim_feedforward: width of the hidden layer.
+        dropout: probability of dropping a feature of what attention and feed-forward part add, and of the hidden layer. There
+            are no attention weights to drop.
+        activation: "relu", "gelu" or a function of one tensor.
+        layer_norm_eps: eps of the layer norms.
+        batch_first: ``(B, T, d_model)`` in and out. Default, as in torch: ``(T, B, d_model)``.
+        norm_first: normalise before attention and feed-forward part instead of after.
+        bias: give linear layers and norms a bias.
+        device: where the parameters are made.
+        dtype: their dtype.
+        erase: write tokens in order with a learned erase probability: see ``NAMAttention``, as for the next three.
+        gates: learn read and write probabilities.
+        scale: what reads are multiplied by.
+        backend: how sequences are scanned, see ``memory_scan``.
+
+    Raises:
+        ValueError: sizes, scale or activation that do not fit.
+    """
+
+    __constants__ = ["norm_first"]  # noqa: RUF012  (torch's own word for it)
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str | Callable[[Tensor], Tensor] = F.relu,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        erase: bool = False,
+        gates: bool = False,
+        scale: Scale = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if isinstance(activation, str):
+            if activation not in _ACTIVATIONS:
+                raise ValueError(
+                    f"NAMTransformerEncoderLayer: activation must be one of {', '.join(_ACTIVATIONS)}, or a function, "
+                    f"got {activation!r}"
+                )
+            activation = _ACTIVATIONS[activation]
+        self.self_attn = NAMAttention(
+            d_model,
+            nhead,
+            erase=erase,
+            gates=gates,
+            scale=scale,
+            backend=backend,
+            bias=bias,
+            batch_first=batch_first,
+            device=device,
+            dtype=dtype,
+        )
+        self.linear1 = nn.Linear(d_model, dim_feedforward, bias, device, dtype)
+        self.dropout = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(dim_feedforward, d_model, bias, device, dtype)
+        self.norm_first = norm_first
+        self.norm1 = nn.LayerNorm(d_model, layer_norm_eps, bias=bias, device=device, dtype=dtype)
+        self.norm2 = nn.LayerNorm(d_model, layer_norm_eps, bias=bias, device=device, dtype=dtype)
+        self.dropout1 = nn.Dropout(dropout)
+        self.dropout2 = nn.Dropout(dropout)
+        self.activation = activation
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Return the tokens after this layer, shaped as ``src``.
+
+        Args:
+            src: ``(T, B, d_model)``, or ``(B, T, d_model)`` with ``batch_first``; or one sequence ``(T, d_model)``.
+            src_mask: None, or the causal ``(T, T)`` mask, boolean (True above the diagonal) or float (-inf above it), which
+                means the same as ``is_causal``. No other can be honoured: there are no scores to mask.
+            src_key_padding_mask: ``(B, T)``, or ``(T,)`` for one sequence: True, or -inf in a float mask, is padding.
+            is_causal: let a token read only itself and what came before. Unlike torch's, it needs no ``src_mask``.
+
+        Raises:
+            TypeError: not a floating tensor, or a mask of another dtype.
+            ValueError: shapes do not fit, a ``src_mask`` that is not causal, or a padding mask with other numbers than 0, -inf.
+        """
+        causal = _is_causal("NAMTransformerEncoderLayer", src, self.self_attn.batch_first, src_mask, is_causal)
+        return self._run(src, lambda x: (self.self_attn(x, src_key_padding_mask, causal), None))[0]
+
+    def init_state(self, batch_size: int) -> NAMAttentionState:
+        """Return the state of ``batch_size`` sequences of which nothing was seen yet."""
+        return self.self_attn.init_state(batch_size)
+
+    def extend(
+        self, src: Tensor, state: NAMAttentionState, src_key_padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, NAMAttentionState]:
+        """Return the causal outputs for further tokens ``src``, batched as in ``forward``, and the state after them."""
+        return self._run(src, lambda x: self.self_attn.extend(x, state, src_key_padding_mask))
+
+    def step(self, src: Tensor, state: NAMAttentionState) -> tuple[Tensor, NAMAttentionState]:
+        """Return the causal output ``(B, d_model)`` for one further token ``(B, d_model)`` each, and the state after it."""
+        return self._run(src, lambda x: self.self_attn.step(x, state))
+
+    def extra_repr(self) -> str:
+        """Return the setting that no part shows, as printed with the module."""
+        return f"norm_first={self.norm_first}"
+
+    def _run(self, src: Tensor, attend: Callable[[Tensor], tuple[Tensor, _State]]) -> tuple[Tensor, _State]:
+        """Return the layer around ``attend``, and the state that ``attend`` gave."""
+        attended, state = attend(self.norm1(src) if self.norm_first else src)
+        x = src + self.dropout1(attended)
+        if self.norm_first:
+            return x + self._feed_forward(self.norm2(x)), state
+        x = self.norm1(x)
+        return self.norm2(x + self._feed_forward(x)), state
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
+
+
+class NAMTransformerEncoder(nn.Module):
+    """A stack of NAM-Transformer layers: called like ``torch.nn.TransformerEncoder``, and, causal, streaming token by token.
+
+    torch's two arguments about nested tensors, ``enable_nested_tensor`` and ``mask_check``, are left out: there are none here.
+
+    Args:
+        encoder_layer: a layer, of which every layer is a deep copy: they begin with equal parameters, as in torch.
+        num_layers: how many.
+        norm: applied to the outputs, ``nn.LayerNorm(d_model)`` usually with ``norm_first`` layers. Default: none.
+
+    Raises:
+        TypeError: a layer of another class.
+        ValueError: fewer than one layer.
+    """
+
+    def __init__(
+        self, encoder_layer: NAMTransformerEncoderLayer, num_layers: int, norm: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        if not isinstance(encoder_layer, NAMTransformerEncoderLayer):
+            raise TypeError(
+                "NAMTransformerEncoder: encoder_layer must be a NAMTransformerEncoderLayer, "
+                f"got {type(encoder_layer).__name__}"
+            )
+        if num_layers < 1:
+            raise ValueError(f"NAMTransformerEncoder: num_layers must be at least 1, got {num_layers}")
+        self.layers = nn.ModuleList([copy.deepcopy(encoder_layer) for _ in range(num_layers)])
+        self.batch_first = encoder_layer.self_attn.batch_first
+        self.num_layers = num_layers
+        self.norm = norm
+
+    def forward(
+        self,
+        src: Tensor,
+        mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> Tensor:
+        """Return the tokens after all layers, shaped as ``src``.
+
+        Args:
+            src: see ``NAMTransformerEncoderLayer``, as for the masks and what is raised.
+            mask: None or the causal mask.
+            src_key_padding_mask: which positions are padding.
+            is_causal: let a token read only itself and what came before. None, like False: if ``mask`` says so.
+        """
+        where = "NAMTransformerEncoder"
+        causal = _is_causal(where, src, self.batch_first, mask, bool(is_causal))
+        # The masks are looked at once, not once a layer.
+        padding = None if src_key_padding_mask is None else padding_as_bool(where, src_key_padding_mask)
+        for layer in self._layers():
+            src = layer(src, src_key_padding_mask=padding, is_causal=causal)
+        return src if self.norm is None else self.norm(src)
+
+    def init_state(self, batch_size: int) -> tuple[NAMAttentionState, ...]:
+        """Return the state, one a layer, of ``batch_size`` sequences of which nothing was seen yet."""
+        return tuple(layer.init_state(batch_size) for layer in self._layers())
+
+    def extend(
+        self, src: Tensor, state: Sequence[NAMAttentionState], src_key_padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, tuple[NAMAttentionState, ...]]:
+        """Return the causal outputs for further tokens ``src``, batched as in ``forward``, and the state after them.
+
+        Several calls, or steps in between, give the numbers of one causal ``forward`` over all tokens.
+
+        Args:
+            src: ``(T, B, d_model)``, or ``(B, T, d_model)`` with ``batch_first``.
+            state: of ``init_state``, ``extend`` or ``step``; it is left as it is.
+            src_key_padding_mask: ``(B, T)``: see ``NAMTransformerEncoderLayer``.
+
+        Raises:
+            ValueError: another number of states than layers, or shapes that do not fit.
+        """
+        return self._stream(src, state, lambda layer, x, before: layer.extend(x, before, src_key_padding_mask))
+
+    def step(self, src: Tensor, state: Sequence[NAMAttentionState]) -> tuple[Tensor, tuple[NAMAttentionState, ...]]:
+        """Return the causal output for one further token of every sequence and the state after it, at a cost that does not grow.
+
+        Args:
+            src: ``(B, d_model)``, whatever ``batch_first`` is.
+            state: of ``init_state``, ``extend`` or ``step``; it is left as it is.
+
+        Raises:
+            ValueError: another number of states than layers, or shapes that do not fit.
+        """
+        return self._stream(src, state, lambda layer, x, before: layer.step(x, before))
+
+    def _layers(self) -> list[NAMTransformerEncoderLayer]:
+        """Return the layers under their own type, which ``nn.ModuleList`` does not carry."""
+        return cast("list[NAMTransformerEncoderLayer]", list(self.layers))
+
+    def _stream(
+        self,
+        src: Tensor,
+        state: Sequence[NAMAttentionState],
+        advance: Callable[[NAMTransformerEncoderLayer, Tensor, NAMAttentionState], tuple[Tensor, NAMAttentionState]],
+    ) -> tuple[Tensor, tuple[NAMAttentionState, ...]]:
+        """Return the outputs of all layers and their states, each layer advanced by ``advance``."""
+        if len(state) != self.num_layers:
+            raise ValueError(
+                f"NAMTransformerEncoder: state must hold one NAMAttentionState a layer ({self.num_layers}), "
+                f"of init_state, got {len(state)}"
+            )
+        states = []
+        for layer, before in zip(self._layers(), state, strict=True):
+            src, after = advance(layer, src, before)
+            states.append(after)
+        return src if self.norm is None else self.norm(src), tuple(states)
+
+
+def _is_causal(where: str, src: Tensor, batch_first: bool, mask: Tensor | None, is_causal: bool) -> bool:
+    """Return whether the causal form is meant, refusing a mask that is not the causal one."""
+    if mask is None:
+        return is_causal
+    length = src.shape[1 if batch_first and src.dim() == 3 else 0]
+    if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{where}: the attention mask must be a boolean or floating tensor, got {kind}")
+    # A traced call cannot look at numbers: then the word of is_causal is taken, as in torch.
+    if tuple(mask.shape) == (length, length):
+        if torch.compiler.is_compiling() and is_causal:
+            return True
+        hidden = mask if mask.dtype == torch.bool else mask == -torch.inf
+        above = torch.ones_like(hidden).triu(diagonal=1)
+        if torch.equal(hidden, above) and (mask.dtype == torch.bool or bool(((mask == 0) | hidden).all())):
+            return True
+    raise ValueError(
+        f"{where}: the attention mask must be None or the causal mask of shape ({length}, {length}), got shape "
+        f"{tuple(mask.shape)} with other entries: NAM keeps one memory and has no scores to mask; "
+        "for padding use src_key_padding_mask"
+    )

@@ -1,0 +1,386 @@
+"""The NAM Turing Machine: tapes that are Neural Attention Memories, read and written where soft heads stand.
+
+Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422, and the ICLR-2023 submission of that name). From an input
+``x_t`` and the features ``u_t`` of a controller, with every vector once per tape and ``mu`` bringing a vector to length 1:
+
+    v = W_v x      k = mu(W_k x)      q = mu(W_q u)      [actions of the read head | of the write head | gates] = W_a u
+
+Actions pass through a softmax, gates through a sigmoid. With heads ``r, w`` over the ``L`` cells, the value tape
+``V (L x c)`` and the key tape ``K (L x c)``, one step is
+
+    write    V <- V + w (p_w v - p_e V^T w)^T
+    read     y = p_r V^T r
+    key      K <- K + w (p_w k - p_e K^T w)^T      by position, or      K <- K + (p_w w - p_e K k) k^T      by key
+    move     r <- p_left roll(r, -1) + p_noop r + p_right roll(r, 1) + p_jump K q,  and w likewise by actions of its own
+
+and the reads of all tapes pass a last linear layer. A tape starts empty, a head on cell 0. A tape is stored as its
+transpose, the ``(D_v, D_k)`` memory of the rest of the library, with cells for keys. The paper and the two states of its
+published code differ in five points: see ``TuringPreset``.
+
+Where this differs from all of them: a write head moves from its own place (in the code of 2022 LEFT and RIGHT took it to
+the read head's neighbours), head and controller states go in and come out, and a tape is as long as the sequence by default
+where the code had 32 cells that longer sequences ran around.
+
+One machine is one layer. Stack them as modules; a second layer of the 2022 code begins with the value tape that the first
+one leaves: ``second(x, second.initial_state(B, L)._replace(value_tape=state_of_first.value_tape))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fewshot_nam.memory.checks import check_alike, check_mask, check_tensor
+from fewshot_nam.memory.primitives import read, unit, write
+from fewshot_nam.memory.scan import memory_scan
+from fewshot_nam.memory.turing_control import build_controller, is_causal, run_controller
+from fewshot_nam.memory.turing_heads import (
+    Action,
+    HeadContext,
+    action_name,
+    head_positions,
+    move,
+    resolve_actions,
+)
+from fewshot_nam.memory.turing_keys import KeyControls, write_key
+from fewshot_nam.memory.turing_presets import resolve_preset
+from fewshot_nam.memory.turing_state import Controls, TuringState, TuringTrace, trace_of
+
+_SHORTEST_TAPE = 32  # of the published code, which had no other
+
+
+class NAMTuringMachine(nn.Module):
+    """A NAM Turing Machine: ``(B, T, input_size)`` to ``(B, T, input_size)``, batch first.
+
+    Heads may leave unit length: blending shrinks them and JUMP is signed and scales with what it finds. With
+    ``head_norm="none"`` a head longer than ``sqrt(2)`` makes its own erase overshoot, and tapes can grow without bound over
+    long runs; ``"access"`` bounds what the value tape sees, ``"state"`` bounds all of it and is the choice for long runs.
+
+    Args:
+        input_size: width of inputs and outputs.
+        num_tapes: how many pairs of value and key tape, each with a read and a write head.
+        tape_width: ``c``, width of a cell; default ``input_size / num_tapes``, which must then divide.
+        hidden_size: width of the controller's features; default ``input_size``.
+        tape_length: ``L``, cells of a tape; default None is the length of the sequence, at least 32. No parameter depends on it.
+        preset: ``"paper"``, ``"iclr2022"`` or ``"neurips2023"``; the next six override it one by one. See ``TuringPreset``.
+        controller: a name, or a module that is called and answers as ``torch.nn.GRU(batch_first=True)`` with features of
+            ``hidden_size``. A module that looks ahead must say so by an attribute ``bidirectional = True``.
+        actions: names and transitions of your own, see ``Action``. A transition that is a module brings its parameters.
+        erase: ``"tied"`` or ``"separate"``.
+        key_erase: ``"position"`` or ``"key"``.
+        head_norm: ``"none"``, ``"access"`` or ``"state"``.
+        order: ``"read_first"`` or ``"write_first"``.
+        backend: ``"loop"`` for the equations step by step; ``"scan"`` for head positions first (in closed form without a JUMP or
+            a transition of your own) and then each value tape as one ``memory_scan``; ``"auto"`` is the scan.
+        device: where the parameters are.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: a size below 1, a name that is not known, or sizes that do not fit each other.
+        TypeError: controller or actions of another type.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        num_tapes: int = 4,
+        tape_width: int | None = None,
+        hidden_size: int | None = None,
+        tape_length: int | None = None,
+        *,
+        preset: str = "neurips2023",
+        controller: str | nn.Module | None = None,
+        actions: Sequence[str | Action] | None = None,
+        erase: str | None = None,
+        key_erase: str | None = None,
+        head_norm: str | None = None,
+        order: str | None = None,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        flags = resolve_preset(
+            preset,
+            controller=controller,
+            actions=actions,
+            erase=erase,
+            key_erase=key_erase,
+            head_norm=head_norm,
+            order=order,
+        )
+        if backend not in ("auto", "loop", "scan"):
+            raise ValueError(f"NAMTuringMachine: backend must be 'auto', 'loop' or 'scan', got {backend!r}")
+        sizes = {"input_size": input_size, "num_tapes": num_tapes, "tape_width": tape_width}
+        for name, size in {**sizes, "hidden_size": hidden_size, "tape_length": tape_length}.items():
+            if size is not None and size < 1:
+                raise ValueError(f"NAMTuringMachine: {name} must be at least 1, got {size}")
+        if tape_width is None and input_size % num_tapes:
+            raise ValueError(
+                f"NAMTuringMachine: input_size {input_size} does not divide among {num_tapes} tapes: pass tape_width"
+            )
+        self.input_size = input_size
+        self.num_tapes = num_tapes
+        self.tape_width = input_size // num_tapes if tape_width is None else tape_width
+        self.hidden_size = input_size if hidden_size is None else hidden_size
+        self.tape_length = tape_length
+        self.erase, self.key_erase, self.head_norm, self.order = (
+            flags.erase,
+            flags.key_erase,
+            flags.head_norm,
+            flags.order,
+        )
+        self.backend = backend
+
+        self.actions = resolve_actions(flags.actions)
+        self.has_keys = any(getattr(action, "needs_keys", False) for action in self.actions)
+        # Registered, so that parameters of an action are trained, saved and moved with the machine's.
+        self.action_modules = nn.ModuleList(a for a in self.actions if isinstance(a, nn.Module))
+
+        if isinstance(flags.controller, nn.Module):
+            self.controller = flags.controller
+        elif not isinstance(flags.controller, str):
+            kind = type(flags.controller).__name__
+            raise TypeError(f"NAMTuringMachine: controller must be a name or an nn.Module, got {kind}")
+        else:
+            self.controller = build_controller(flags.controller, input_size, self.hidden_size, device, dtype)
+
+        def linear(wide: int, out: int) -> nn.Linear:
+            return nn.Linear(wide, out, device=device, dtype=dtype)
+
+        across = num_tapes * self.tape_width
+        self.num_gates = 3 if self.erase == "separate" else 2
+        self.value_proj = linear(input_size, across)
+        self.key_proj = linear(input_size, across) if self.has_keys else None
+        self.query_proj = linear(self.hidden_size, across) if self.has_keys else None
+        self.action_proj = linear(self.hidden_size, num_tapes * (2 * len(self.actions) + self.num_gates))
+        self.out_proj = linear(across, input_size)
+
+    def initial_state(self, batch_size: int, tape_length: int | None = None) -> TuringState:
+        """Return the state before a first step: empty tapes, heads on cell 0.
+
+        Args:
+            batch_size: ``B``.
+            tape_length: ``L``; default the machine's own, and one of the two must be given.
+
+        Raises:
+            ValueError: no length is known, or it is below 1.
+        """
+        length = self.tape_length if tape_length is None else tape_length
+        if length is None or length < 1:
+            raise ValueError(
+                f"NAMTuringMachine.initial_state: needs tape_length of at least 1, got {length}: tapes are circular, "
+                "so give as many cells as the heads may pass"
+            )
+        weight = self.value_proj.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        tape = torch.zeros(batch_size, self.num_tapes, self.tape_width, length, device=weight.device, dtype=dtype)
+        head = torch.zeros(batch_size, self.num_tapes, length, device=weight.device, dtype=dtype)
+        head[..., 0] = 1.0
+        return TuringState(tape, tape.clone() if self.has_keys else None, head, head.clone())
+
+    def forward(
+        self, x: Tensor, state: TuringState | None = None, mask: Tensor | None = None, *, return_trace: bool = False
+    ) -> tuple[Tensor, TuringState] | tuple[Tensor, TuringState, TuringTrace]:
+        """Return the outputs and the state after the last step.
+
+        Args:
+            x: ``(B, T, input_size)``, at least one step.
+            state: what an earlier call returned, or ``initial_state`` with a length of your choice; default the start. With a
+                bidirectional controller it carries tapes and heads alone.
+            mask: ``(B, T)`` bool, True where there is a token; elsewhere nothing is written, heads stay and the output is 0.
+            return_trace: whether to return what the machine did as well, which takes the loop whatever the backend.
+
+        Returns:
+            outputs ``(B, T, input_size)`` in the dtype of ``x``'s projection, the state, and the trace if asked for.
+
+        Raises:
+            ValueError: a shape or device does not fit the machine.
+            TypeError: a dtype does not.
+        """
+        where = "NAMTuringMachine"
+        check_tensor(where, "x", x, ("B", "T", self.input_size))
+        batch, steps, _ = x.shape
+        if steps < 1:
+            raise ValueError(f"{where}: x must have at least one step, got shape {tuple(x.shape)}")
+        if mask is not None:
+            check_mask(where, "mask", mask, (batch, steps))
+            x = x.masked_fill(~mask.unsqueeze(-1), 0.0)  # whatever stands there, NaN too
+        if state is None:
+            length = self.tape_length if self.tape_length is not None else max(_SHORTEST_TAPE, steps)
+            state = self.initial_state(batch, length)
+        self._check_state(where, state, x)
+        hidden, controller_state = run_controller(self.controller, x, state.controller, mask)
+        check_tensor(where, "the controller's hidden features", hidden, (batch, steps, self.hidden_size))
+        controls, kind = self._controls(x, hidden, state.read_head.dtype, mask)
+        # What is kept from step to step would lose digits in bfloat16: autocast ends with the projections.
+        with torch.autocast(x.device.type, enabled=False):
+            if return_trace or self.backend == "loop":
+                reads, states = self._loop(x, controls, state, mask)
+                state = states[-1]
+            else:
+                reads, state = self._scan(x, controls, state, mask)
+        outputs = self.out_proj(reads.flatten(-2).to(kind))
+        if mask is not None:
+            outputs = outputs.masked_fill(~mask.unsqueeze(-1), 0.0)
+        state = state._replace(controller=controller_state)
+        return (outputs, state, trace_of(states, controls)) if return_trace else (outputs, state)
+
+    def step(self, x: Tensor, state: TuringState) -> tuple[Tensor, TuringState]:
+        """Return the output of one step and the state after it: ``forward`` on one token.
+
+        Args:
+            x: ``(B, input_size)``.
+            state: what the step before returned, ``initial_state(B, L)`` for the first.
+
+        Returns:
+            output ``(B, input_size)`` and the new state.
+
+        Raises:
+            ValueError: the controller looks both ways, or a shape or device does not fit.
+            TypeError: a dtype does not fit.
+        """
+        where = "NAMTuringMachine.step"
+        if not is_causal(self.controller):
+            raise ValueError(
+                f"{where}: the controller reads the sequence in both directions, so no step can be taken before the "
+                "whole of it is there: call the machine on the sequence, or choose controller 'lstm' or 'mlp'"
+            )
+        check_tensor(where, "x", x, ("B", self.input_size))
+        self._check_state(where, state, x)
+        hidden, controller_state = run_controller(self.controller, x.unsqueeze(1), state.controller, None)
+        controls, kind = self._controls(x, hidden.squeeze(1), state.read_head.dtype, None)
+        with torch.autocast(x.device.type, enabled=False):
+            reads, state = self._advance(x, controls, state, None)
+        return self.out_proj(reads.flatten(-2).to(kind)), state._replace(controller=controller_state)
+
+    def extra_repr(self) -> str:
+        """Return sizes and flags."""
+        actions = ", ".join(action_name(action) for action in self.actions)
+        length = "" if self.tape_length is None else f", tape_length={self.tape_length}"
+        return (
+            f"{self.input_size}, num_tapes={self.num_tapes}, tape_width={self.tape_width}{length}, actions=({actions}), "
+            f"erase={self.erase!r}, key_erase={self.key_erase!r}, head_norm={self.head_norm!r}, order={self.order!r}, "
+            f"backend={self.backend!r}"
+        )
+
+    def _controls(
+        self, x: Tensor, hidden: Tensor, dtype: torch.dtype, mask: Tensor | None
+    ) -> tuple[Controls, torch.dtype]:
+        """Return what ``x`` and ``hidden`` ask of the tapes, in ``dtype``, and the dtype in which the projections came."""
+        by_tape = (self.num_tapes, -1)
+        values = self.value_proj(x)
+        asked = self.action_proj(hidden).unflatten(-1, by_tape).to(dtype)
+        count = len(self.actions)
+        read_actions, write_actions, gates = asked.split([count, count, self.num_gates], dim=-1)
+        gates = gates.sigmoid()
+        if mask is not None:
+            gates = gates * mask[:, :, None, None]
+        keys = queries = None
+        if self.key_proj is not None and self.query_proj is not None:
+            keys = unit(self.key_proj(x).unflatten(-1, by_tape).to(dtype))
+            queries = unit(self.query_proj(hidden).unflatten(-1, by_tape).to(dtype))
+        controls = Controls(
+            values.unflatten(-1, by_tape).to(dtype),
+            read_actions.softmax(-1),
+            write_actions.softmax(-1),
+            p_read=gates[..., 0],
+            p_write=gates[..., 1],
+            p_erase=gates[..., -1],  # which with two gates is p_write
+            keys=keys,
+            queries=queries,
+        )
+        return controls, values.dtype
+
+    def _advance(
+        self, token: Tensor, controls: Controls, state: TuringState, mask: Tensor | None
+    ) -> tuple[Tensor, TuringState]:
+        """One step as the equations stand: reads ``(B, tapes, c)`` and the new state but for the controller's."""
+        c, reader, writer = controls, state.read_head, state.write_head
+        if self.head_norm == "access":
+            reader, writer = unit(reader), unit(writer)
+        value_tape = write(state.value_tape, writer, c.values, c.p_write, c.p_erase)
+        reads = read(value_tape if self.order == "write_first" else state.value_tape, reader, c.p_read)
+        key_tape = state.key_tape
+        if key_tape is not None and c.keys is not None:
+            key_tape = write_key(key_tape, c.keys, state.write_head, c.p_write, c.p_erase, self.key_erase)
+        context = HeadContext(token, key_tape, c.queries)
+        normalise = self.head_norm == "state"
+        read_head, write_head = (
+            move(head, probabilities, self.actions, context, normalise=normalise, mask=mask)
+            for head, probabilities in ((state.read_head, c.read_actions), (state.write_head, c.write_actions))
+        )
+        return reads, TuringState(value_tape, key_tape, read_head, write_head)
+
+    def _loop(
+        self, x: Tensor, controls: Controls, state: TuringState, mask: Tensor | None
+    ) -> tuple[Tensor, list[TuringState]]:
+        """Return the reads and all states, the given one first."""
+        reads, states = [], [state]
+        masks = [None] * x.shape[1] if mask is None else mask.unbind(1)
+        for token, now, present in zip(x.unbind(1), controls.by_step(), masks, strict=True):
+            read_now, state = self._advance(token, now, state, present)
+            reads.append(read_now)
+            states.append(state)
+        return torch.stack(reads, dim=1), states
+
+    def _scan(
+        self, x: Tensor, controls: Controls, state: TuringState, mask: Tensor | None
+    ) -> tuple[Tensor, TuringState]:
+        """Head positions of the whole sequence, then each value tape as one scan with cells for keys."""
+        c = controls
+        key_controls = None
+        if c.keys is not None and c.queries is not None:
+            key_controls = KeyControls(c.keys, c.queries, c.p_write, c.p_erase)
+        heads, last_heads, key_tape = head_positions(
+            torch.stack([state.read_head, state.write_head], dim=2),
+            state.key_tape,
+            torch.stack([c.read_actions, c.write_actions], dim=3),
+            self.actions,
+            x,
+            key_controls,
+            key_erase=self.key_erase,
+            normalise=self.head_norm == "state",
+            mask=mask,
+        )
+        readers, writers = (unit(heads) if self.head_norm == "access" else heads).unbind(3)
+        if self.order == "write_first":
+            reads, value_tape = memory_scan(
+                readers, writers, c.values, c.p_read, c.p_write, c.p_erase, initial_memory=state.value_tape
+            )
+        else:
+            # The scan reads after its write: let it read for the step that follows, and read for the first step here.
+            first = read(state.value_tape, readers[:, 0], c.p_read[:, 0])
+            reads, value_tape = memory_scan(
+                readers.roll(-1, 1),
+                writers,
+                c.values,
+                c.p_read.roll(-1, 1),
+                c.p_write,
+                c.p_erase,
+                initial_memory=state.value_tape,
+            )
+            reads = torch.cat([first.unsqueeze(1), reads[:, :-1]], dim=1)
+        read_head, write_head = last_heads.unbind(2)
+        return reads, TuringState(value_tape, key_tape, read_head, write_head)
+
+    def _check_state(self, where: str, state: TuringState, x: Tensor) -> None:
+        if not isinstance(state, TuringState):
+            raise TypeError(f"{where}: state must be a TuringState, got {type(state).__name__}")
+        weight = self.value_proj.weight
+        check_alike(where, x=x, weights=weight, dtype=not torch.is_autocast_enabled(x.device.type))
+        if (state.key_tape is not None) != self.has_keys:
+            raise ValueError(
+                f"{where}: state must {'hold a' if self.has_keys else 'hold no'} key tape, as the machine has "
+                f"{'one' if self.has_keys else 'none'}"
+            )
+        length = state.read_head.shape[-1]
+        tape, head = (x.shape[0], self.num_tapes, self.tape_width, length), (x.shape[0], self.num_tapes, length)
+        kinds = {"value_tape": tape, "key_tape": tape, "read_head": head, "write_head": head}
+        held = {name: value for name in kinds if (value := getattr(state, name)) is not None}
+        for name, value in held.items():
+            check_tensor(where, f"state.{name}", value, kinds[name])
+        check_alike(where, **held)
+        check_alike(where, dtype=False, x=x, state=state.read_head)

@@ -1,0 +1,75 @@
+"""The three published versions of the NAM Turing Machine, as flags.
+
+Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422), its ICLR-2023 submission, and the two states of the authors'
+code, of 2022 and 2023, which differ from the text and from each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from fewshot_nam.memory.turing_heads import Action
+
+CHOICES = {
+    "erase": ("tied", "separate"),
+    "key_erase": ("position", "key"),
+    "head_norm": ("none", "access", "state"),
+    "order": ("read_first", "write_first"),
+}
+
+
+@dataclass(frozen=True)
+class TuringPreset:
+    """The points in which versions of the NAM Turing Machine differ.
+
+    Attributes:
+        controller: ``"lstm"``, ``"bilstm"``, ``"bigru"``, ``"mlp"``, or a module.
+        actions: ``"left"``, ``"noop"``, ``"right"``, ``"jump"``, and transitions of your own. Without one that needs keys, such
+            as ``"jump"``, there is no key tape.
+        erase: ``"tied"`` for ``p_e = p_w``, ``"separate"`` for a gate of its own.
+        key_erase: what a write on the key tape removes: ``"position"``, what stood at the head's place; ``"key"``, the place
+            where the same key stood.
+        head_norm: ``"none"``; ``"access"``, the value tape is accessed with unit copies of the heads; ``"state"``, the heads
+            themselves are brought to unit length after each move.
+        order: ``"read_first"`` or ``"write_first"``, on the value tape.
+    """
+
+    controller: str | nn.Module
+    actions: tuple[str | Action, ...]
+    erase: str
+    key_erase: str
+    head_norm: str
+    order: str
+
+
+_ALL_ACTIONS = ("left", "noop", "right", "jump")
+
+PRESETS: dict[str, TuringPreset] = {
+    "paper": TuringPreset("mlp", _ALL_ACTIONS, "tied", "position", "none", "read_first"),
+    "iclr2022": TuringPreset("bigru", _ALL_ACTIONS, "tied", "position", "none", "write_first"),
+    "neurips2023": TuringPreset("lstm", _ALL_ACTIONS, "separate", "key", "access", "write_first"),
+}
+"""``paper`` follows the text, ``iclr2022`` the code behind its tables, ``neurips2023`` the authors' latest code."""
+
+
+def resolve_preset(preset: str, **overrides: Any) -> TuringPreset:
+    """Return the preset of that name with every override that is not None in its place.
+
+    Args:
+        preset: a name out of ``PRESETS``.
+        overrides: fields of ``TuringPreset``, None for the preset's own.
+
+    Raises:
+        ValueError: the preset, or the value of a flag, is not known.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"NAMTuringMachine: unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    flags = replace(PRESETS[preset], **{name: value for name, value in overrides.items() if value is not None})
+    for name, choices in CHOICES.items():
+        value = getattr(flags, name)
+        if value not in choices:
+            raise ValueError(f"NAMTuringMachine: {name} must be one of {', '.join(choices)}, got {value!r}")
+    return flags
