@@ -172,21 +172,21 @@ class _SegmentedScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_reads: Tensor, d_memory: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of all inputs, walking the segments from the last to the first."""
-        *inputs, states = *ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-        tokens = Tokens(*inputs)
+        tokens, states = Tokens(*ctx.saved_tensors[:5]), ctx.saved_tensors[5:]
         grads = tokens.each(torch.empty_like)
         d_state = d_memory.mT.flatten(0, 1)
         # A backward that runs under autocast must not round what the forward did not.
         with torch.no_grad(), torch.autocast(device_type=d_reads.device.type, enabled=False):
             for span, state in zip(reversed(_segments(tokens.k, ctx.chunk)), reversed(states), strict=True):
                 part = tokens.each(lambda x, span=span: _fold(x[span], ctx.chunk))  # type: ignore[misc]
-                found, d_state = _backward(part, state, _fold(d_reads[span], ctx.chunk), d_state)
-                for whole, grad in zip(grads, found, strict=True):
+                part_grads, d_state = _backward(part, state, _fold(d_reads[span], ctx.chunk), d_state)
+                for whole, grad in zip(grads, part_grads, strict=True):
                     if whole is not None and grad is not None:
                         whole[span] = _unfold(grad, d_memory)
-        found = (*grads, d_state.mT.reshape(d_memory.shape))
+        found: tuple[Tensor | None, ...] = (*grads, d_state.mT.reshape(d_memory.shape))
         if torch.is_grad_enabled():  # create_graph: someone may want to differentiate these
-            found = _NoSecondDerivative.apply(len(found), *found, *inputs, states[0], d_reads, d_memory)  # type: ignore[no-untyped-call]
+            depends_on = (*tokens, states[0], d_reads, d_memory)
+            found = _NoSecondDerivative.apply(len(found), *found, *depends_on)  # type: ignore[no-untyped-call]
         return *found, None
 
 
