@@ -100,15 +100,19 @@ def memory_scan(
     if chosen == "cuda" and q.device.type != "cuda":
         raise ValueError(f"memory_scan: backend 'cuda' needs tensors on a CUDA device, got {q.device}")
     dtype = torch.promote_types(v.dtype, torch.float32)
-    no_erase = isinstance(p_erase, (int, float)) and p_erase == 0
-    tokens = Tokens(q, k, v, _gate(p_write, v), None if no_erase else _gate(p_erase, v))
-    r = None if p_read is None else _gate(p_read, v).to(v.dtype)
+    tokens = Tokens(
+        q,
+        k,
+        v,
+        None if p_read is None else _gate(p_read, v),
+        _gate(p_write, v),
+        None if isinstance(p_erase, (int, float)) and p_erase == 0 else _gate(p_erase, v),
+    )
     if mask is not None:
         check_mask("memory_scan", "mask", mask, (batch, length))
         absent = ~mask[..., None, None]
         # All of them, since 0 times what may stand there is not always 0. A query of 0 reads 0.
         tokens = tokens.each(lambda x: x.masked_fill(absent, 0.0))
-        r = None if r is None else r.masked_fill(absent, 0.0)
     if initial_memory is None:
         memory = torch.zeros(sequences, heads, v.shape[-1], width, dtype=dtype, device=v.device)
     else:
@@ -116,8 +120,7 @@ def memory_scan(
     # Under autocast the products here would be rounded to half precision, and the memory with them.
     with torch.autocast(device_type=q.device.type, enabled=False):
         reads, memory = _scan(tokens, memory, lengths, chunk_size, chosen)
-        reads = reads.to(v.dtype)
-        return (reads if r is None else r * reads), memory
+        return reads.to(v.dtype), memory
 
 
 def memory_step(
@@ -196,13 +199,15 @@ def _scan(
 
 def _loop(tokens: Tokens, memory: Tensor) -> tuple[Tensor, Tensor]:
     """Write, then read, token after token: the reference."""
-    q, k, v, w, e = tokens
+    q, k, v, r, w, e = tokens
+    r = torch.ones_like(w) if r is None else r
     e = torch.zeros_like(w) if e is None else e
     reads = []
     # unbind, not x[:, t]: the backward of each indexing would fill a whole sequence with zeros, and cost grow with T squared.
-    for q_t, k_t, v_t, w_t, e_t in zip(*(x.unbind(1) for x in (q, k, v, w[..., 0], e[..., 0])), strict=True):
+    steps = (x.unbind(1) for x in (q, k, v, r[..., 0], w[..., 0], e[..., 0]))
+    for q_t, k_t, v_t, r_t, w_t, e_t in zip(*steps, strict=True):
         memory = write(memory, k_t, v_t, w_t, e_t)
-        reads.append(read(memory, q_t))
+        reads.append(read(memory, q_t, r_t))
     return (torch.stack(reads, dim=1) if reads else v), memory
 
 

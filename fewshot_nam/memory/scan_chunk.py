@@ -1,10 +1,10 @@
 """A whole sequence of writes and reads, chunk by chunk: matrix products instead of a loop over tokens.
 
-Per head ``M_t = M_(t-1) + w_t v_t k_t^T - e_t M_(t-1) k_t k_t^T`` and ``o_t = M_t q_t``. With ``S = M^T`` and ``u_t`` for what is
-really added at step t (``M_t = M_(t-1) + u_t k_t^T``), a chunk of C tokens that finds the memory S is, with tokens as rows,
+Per head ``M_t = M_(t-1) + w_t v_t k_t^T - e_t M_(t-1) k_t k_t^T`` and ``o_t = r_t M_t q_t``. With ``S = M^T`` and ``u_t`` for what
+is really added at step t (``M_t = M_(t-1) + u_t k_t^T``), a chunk of C tokens that finds the memory S is, with tokens as rows,
 
     ``L U = W V - E K S``,  ``L = I + E strict_lower(K K^T)``      what is added
-    ``O = Q S + lower(Q K^T) U``                                   what is read
+    ``O = R (Q S + lower(Q K^T) U)``                               what is read
     ``S' = S + K^T U``                                             what is left behind
 
 so that only ``U`` and ``S'`` wait for the chunk before. ``L`` is unit lower triangular whatever the gates are, and nothing is
@@ -31,18 +31,20 @@ SEGMENT = 128
 
 
 class Tokens(NamedTuple):
-    """The sequence to be scanned; ``e`` is None where nothing is erased."""
+    """The sequence to be scanned; ``r`` is None where all is read in full, ``e`` where nothing is erased."""
 
     q: Tensor  # queries (B, T, H, D_k)
     k: Tensor  # keys (B, T, H, D_k)
     v: Tensor  # values (B, T, H, D_v)
+    r: Tensor | None  # read gates (B, T, H, 1)
     w: Tensor  # write gates (B, T, H, 1)
     e: Tensor | None  # erase gates (B, T, H, 1)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Tokens:
         """Return all of them changed alike."""
-        q, k, v, w, e = self
-        return Tokens(change(q), change(k), change(v), change(w), None if e is None else change(e))
+        q, k, v, r, w, e = self
+        r, e = (None if gate is None else change(gate) for gate in (r, e))
+        return Tokens(change(q), change(k), change(v), r, change(w), e)
 
 
 def scan_by_autograd(tokens: Tokens, memory: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
@@ -78,7 +80,7 @@ def _write(tokens: Tokens, state: Tensor) -> tuple[Tensor, _Written]:
 
     Tokens are ``(n, G, C, .)``, the state is ``(G, D_k, D_v)``.
     """
-    _, k, v, w, e = tokens
+    _, k, v, _, w, e = tokens
     keys = k.flatten(0, 1)
     products = keys @ keys.mT
     updates = (w * v).flatten(0, 1)
@@ -106,22 +108,32 @@ def _read(tokens: Tokens, written: _Written) -> Tensor:
     """Return what every query of ``(n, G, C, D_k)`` reads after the write of its token: ``(n, G, C, D_v)``."""
     queries, keys = tokens.q.flatten(0, 1), tokens.k.flatten(0, 1)
     reading = (queries @ keys.mT).tril()
-    return torch.baddbmm(queries @ written.memories, reading, written.updates).view_as(tokens.v)
+    reads = torch.baddbmm(queries @ written.memories, reading, written.updates).view_as(tokens.v)
+    return reads if tokens.r is None else tokens.r * reads
 
 
 def _backward(tokens: Tokens, state: Tensor, d_reads: Tensor, d_state: Tensor) -> tuple[Tokens, Tensor]:
     """Return the gradients of the tokens and of the state found, from those of the reads and of the state left.
 
-    With ``L^T dB = dU``, ``X = lower(dO U^T)``, ``Z = strict_lower(dB U^T)``, ``R = dB S^T`` and ``A = K K^T``:
+    With ``P = R dO``, ``L^T dB = dU``, ``X = lower(dO U^T)``, ``Z = strict_lower(dB U^T)``, ``Y = dB S^T``, ``A = K K^T``:
 
-        ``dU = lower(Q K^T)^T dO + K dS'``,  ``dS = dS' + Q^T dO - (L^-1 E K)^T dU``      the only serial chain
-        ``dQ = dO S^T + X K``,  ``dV = W dB``,  ``dw = rowsum(dB V)``,  ``de = -rowsum(R K) - rowsum(Z A)``
-        ``dK = X^T Q + U dS'^T - E R - (E Z + Z^T E) K``
+        ``dU = lower(Q K^T)^T P + K dS'``,  ``dS = dS' + Q^T P - (L^-1 E K)^T dU``        the only serial chain
+        ``F = dO S^T + X K``,  ``dQ = R F``,  ``dr = rowsum(F Q)``,  ``dV = W dB``,  ``dw = rowsum(dB V)``
+        ``dK = (R X)^T Q + U dS'^T - E Y - (E Z + Z^T E) K``,  ``de = -rowsum(Y K) - rowsum(Z A)``
     """
-    q, k, v, w, e = tokens
+    q, k, v, r, w, e = tokens
     _, written = _write(tokens, state)
     queries, keys, values, d_read = (x.flatten(0, 1) for x in (q, k, v, d_reads))
-    through_reads = ((keys @ queries.mT).triu_() @ d_read).view_as(v)
+    reads = (d_read @ written.updates.mT).tril_()  # X
+    d_q = (d_read @ written.memories.mT).baddbmm_(reads, keys)
+    d_r = None
+    if r is not None:
+        gates = r.flatten(0, 1)
+        d_r = (d_q * queries).sum(-1, keepdim=True).view_as(r)
+        d_q.mul_(gates)
+        reads.mul_(gates)
+        d_reads = r * d_reads  # P
+    through_reads = ((keys @ queries.mT).triu_() @ d_reads.flatten(0, 1)).view_as(v)
     added, left = [], []
     for i in reversed(range(k.shape[0])):
         left.append(d_state)
@@ -132,8 +144,6 @@ def _backward(tokens: Tokens, state: Tensor, d_reads: Tensor, d_state: Tensor) -
             d_state.baddbmm_(written.erasing[i].mT, d_u, alpha=-1)
     d_updates, d_left = torch.cat(added[::-1]), torch.cat(left[::-1])
     d_right = d_updates if written.inverse is None else written.inverse.mT @ d_updates  # dB
-    reads = (d_read @ written.updates.mT).tril_()  # X
-    d_q = (d_read @ written.memories.mT).baddbmm_(reads, keys)
     d_k = (written.updates @ d_left.mT).baddbmm_(reads.mT, queries)
     d_v = d_right * w.flatten(0, 1)
     d_w = (d_right * values).sum(-1, keepdim=True)
@@ -141,12 +151,12 @@ def _backward(tokens: Tokens, state: Tensor, d_reads: Tensor, d_state: Tensor) -
     if e is not None:
         gates = e.flatten(0, 1)
         solving = (d_right @ written.updates.mT).tril_(-1)  # Z
-        through_state = d_right @ written.memories.mT  # R
+        through_state = d_right @ written.memories.mT  # Y
         d_e = -(through_state * keys).sum(-1, keepdim=True) - (solving * written.products).sum(-1, keepdim=True)
         d_e = d_e.view_as(e)
         solving.mul_(gates)
         d_k.baddbmm_(solving + solving.mT, keys, alpha=-1).addcmul_(gates, through_state, value=-1)
-    return Tokens(d_q.view_as(q), d_k.view_as(k), d_v.view_as(v), d_w.view_as(w), d_e), d_state
+    return Tokens(d_q.view_as(q), d_k.view_as(k), d_v.view_as(v), d_r, d_w.view_as(w), d_e), d_state
 
 
 class _SegmentedScan(torch.autograd.Function):
@@ -154,10 +164,18 @@ class _SegmentedScan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, w: Tensor, e: Tensor | None, memory: Tensor, chunk: int
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        r: Tensor | None,
+        w: Tensor,
+        e: Tensor | None,
+        memory: Tensor,
+        chunk: int,
     ) -> tuple[Tensor, Tensor]:
         """Return reads and the memory left; keep what ``backward`` starts from."""
-        tokens = Tokens(q, k, v, w, e)
+        tokens = Tokens(q, k, v, r, w, e)
         state = memory.mT.flatten(0, 1).contiguous()
         reads, states = torch.empty_like(v, memory_format=torch.contiguous_format), []
         for span in _segments(k, chunk):
@@ -172,7 +190,7 @@ class _SegmentedScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_reads: Tensor, d_memory: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of all inputs, walking the segments from the last to the first."""
-        tokens, states = Tokens(*ctx.saved_tensors[:5]), ctx.saved_tensors[5:]
+        tokens, states = Tokens(*ctx.saved_tensors[:6]), ctx.saved_tensors[6:]
         grads = tokens.each(torch.empty_like)
         d_state = d_memory.mT.flatten(0, 1)
         # A backward that runs under autocast must not round what the forward did not.

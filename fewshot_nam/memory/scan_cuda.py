@@ -44,7 +44,7 @@ def scan_by_kernels(tokens: Tokens, memory: Tensor, lengths: list[int] | None) -
     """
     from fla.ops.comba import chunk_comba
 
-    q, k, v, w, e = tokens
+    q, k, v, r, w, e = tokens
     reads, state = chunk_comba(
         q=q,
         k=k,
@@ -57,4 +57,4 @@ def scan_by_kernels(tokens: Tokens, memory: Tensor, lengths: list[int] | None) -
         output_final_state=True,
         cu_seqlens=None if lengths is None else torch.tensor([0, *accumulate(lengths)], device=q.device),
     )
-    return reads, state.mT
+    return (reads if r is None else r * reads), state.mT

@@ -266,7 +266,7 @@ def test_a_second_derivative_is_right_or_refused():
     assert torch.autograd.gradcheck(scan("chunk"), small)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "p_read"])  # reads are multiplied by it outside
+@pytest.mark.parametrize("name", NAMES)
 def test_a_second_derivative_through_chunk_is_refused_from_every_input(name):
     a = sequence(1, 5, 1, 2, 2)
     for needed in ([name], NAMES):
@@ -342,12 +342,13 @@ def test_kernels_get_two_separate_gates(monkeypatch, form):
     a = sequence(1, 11, gates="mixed", seed=3)
     if lengths:
         a["initial_memory"] = torch.cat([a["initial_memory"], -a["initial_memory"]])
-    tokens = scan_module.Tokens(*(a[n] for n in "qkv"), a["p_write"][..., None], a["p_erase"][..., None])
-    ones = {**a, "p_read": None}
+    tokens = scan_module.Tokens(*(a[n] for n in "qkv"), *(a[n][..., None] for n in ("p_read", "p_write", "p_erase")))
     bounds = None if lengths is None else [0, 4, 11]
     for e, p_erase in ((tokens.e, a["p_erase"]), (None, 0.0)):
         found = scan_module.scan_by_kernels(tokens._replace(e=e), a["initial_memory"], lengths)
-        torch.testing.assert_close(found, run({**ones, "p_erase": p_erase}, backend="loop", cu_seqlens=bounds))
+        torch.testing.assert_close(found, run({**a, "p_erase": p_erase}, backend="loop", cu_seqlens=bounds))
+    whole = scan_module.scan_by_kernels(tokens._replace(r=None), a["initial_memory"], lengths)
+    torch.testing.assert_close(whole, run({**a, "p_read": None}, backend="loop", cu_seqlens=bounds))
 
 
 def test_auto_says_what_it_chose(caplog):
