@@ -76,7 +76,7 @@ class _Written(NamedTuple):
 
 
 def _write(tokens: Tokens, state: Tensor) -> tuple[Tensor, _Written]:
-    """Return the state left ``(G, D_k, D_v)`` and what was found on the way. No operation here is in place.
+    """Return the state left ``(G, D_k, D_v)`` and what was found on the way.
 
     Tokens are ``(n, G, C, .)``, the state is ``(G, D_k, D_v)``.
     """
@@ -92,16 +92,33 @@ def _write(tokens: Tokens, state: Tensor) -> tuple[Tensor, _Written]:
         inverse = torch.linalg.solve_triangular(gates * products, eye, upper=False, unitriangular=True)
         updates = inverse @ updates
         erasing = ((inverse * gates.mT) @ keys).view_as(k)
+    carry = _carry if torch.is_grad_enabled() else _carry_in_place
+    state, updates, memories = carry(k, updates.view_as(v), erasing, state)
+    return state, _Written(products, inverse, erasing, updates.flatten(0, 1), memories.flatten(0, 1))
+
+
+def _carry(k: Tensor, updates: Tensor, erasing: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the state left, the updates less what they erase, and the state that each chunk finds: the serial part."""
     found, added = [], []
-    for i, (k_i, u_i) in enumerate(zip(k.unbind(0), updates.view_as(v).unbind(0), strict=True)):
+    for i, (k_i, u_i) in enumerate(zip(k.unbind(0), updates.unbind(0), strict=True)):
         found.append(state)
         if erasing is not None:
             u_i = torch.baddbmm(u_i, erasing[i], state, alpha=-1)
-            added.append(u_i)
+        added.append(u_i)
         state = torch.baddbmm(state, k_i.mT, u_i)
-    if added:
-        updates = torch.cat(added)
-    return state, _Written(products, inverse, erasing, updates, torch.cat(found))
+    return state, torch.stack(added), torch.stack(found)
+
+
+def _carry_in_place(k: Tensor, updates: Tensor, erasing: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same as ``_carry``, the updates overwritten: fewer copies, for where autograd does not look."""
+    memories = state.new_empty(k.shape[0] + 1, *state.shape)
+    memories[0] = state
+    for i in range(k.shape[0]):
+        if erasing is not None:
+            updates[i].baddbmm_(erasing[i], memories[i], alpha=-1)
+        torch.baddbmm(memories[i], k[i].mT, updates[i], out=memories[i + 1])
+    # A copy, so that one state kept does not keep them all.
+    return memories[-1].clone(), updates, memories[:-1]
 
 
 def _read(tokens: Tokens, written: _Written) -> Tensor:
@@ -133,16 +150,15 @@ def _backward(tokens: Tokens, state: Tensor, d_reads: Tensor, d_state: Tensor) -
         d_q.mul_(gates)
         reads.mul_(gates)
         d_reads = r * d_reads  # P
-    through_reads = ((keys @ queries.mT).triu_() @ d_reads.flatten(0, 1)).view_as(v)
-    added, left = [], []
+    d_updates = (keys @ queries.mT).triu_() @ d_reads.flatten(0, 1)
+    d_added, d_memories = d_updates.view_as(v), d_state.new_empty(k.shape[0] + 1, *d_state.shape)
+    d_memories[-1] = d_state
     for i in reversed(range(k.shape[0])):
-        left.append(d_state)
-        d_u = torch.baddbmm(through_reads[i], k[i], d_state)
-        added.append(d_u)
-        d_state = torch.baddbmm(d_state, q[i].mT, d_reads[i])
+        d_added[i].baddbmm_(k[i], d_memories[i + 1])
+        torch.baddbmm(d_memories[i + 1], q[i].mT, d_reads[i], out=d_memories[i])
         if written.erasing is not None:
-            d_state.baddbmm_(written.erasing[i].mT, d_u, alpha=-1)
-    d_updates, d_left = torch.cat(added[::-1]), torch.cat(left[::-1])
+            d_memories[i].baddbmm_(written.erasing[i].mT, d_added[i], alpha=-1)
+    d_left = d_memories[1:].flatten(0, 1)
     d_right = d_updates if written.inverse is None else written.inverse.mT @ d_updates  # dB
     d_k = (written.updates @ d_left.mT).baddbmm_(reads.mT, queries)
     d_v = d_right * w.flatten(0, 1)
@@ -156,7 +172,7 @@ def _backward(tokens: Tokens, state: Tensor, d_reads: Tensor, d_state: Tensor) -
         d_e = d_e.view_as(e)
         solving.mul_(gates)
         d_k.baddbmm_(solving + solving.mT, keys, alpha=-1).addcmul_(gates, through_state, value=-1)
-    return Tokens(d_q.view_as(q), d_k.view_as(k), d_v.view_as(v), d_r, d_w.view_as(w), d_e), d_state
+    return Tokens(d_q.view_as(q), d_k.view_as(k), d_v.view_as(v), d_r, d_w.view_as(w), d_e), d_memories[0].clone()
 
 
 class _SegmentedScan(torch.autograd.Function):
@@ -182,7 +198,7 @@ class _SegmentedScan(torch.autograd.Function):
             states.append(state)
             part = tokens.each(lambda x, span=span: _fold(x[span], chunk))  # type: ignore[misc]
             state, written = _write(part, state)
-            reads[span] = _unfold(_read(part, written), memory)
+            _unfold_into(reads[span], _read(part, written))
         ctx.save_for_backward(*tokens, *states)
         ctx.chunk = chunk
         return reads, state.mT.reshape(memory.shape)
@@ -200,7 +216,7 @@ class _SegmentedScan(torch.autograd.Function):
                 part_grads, d_state = _backward(part, state, _fold(d_reads[span], ctx.chunk), d_state)
                 for whole, grad in zip(grads, part_grads, strict=True):
                     if whole is not None and grad is not None:
-                        whole[span] = _unfold(grad, d_memory)
+                        _unfold_into(whole[span], grad)
         found: tuple[Tensor | None, ...] = (*grads, d_state.mT.reshape(d_memory.shape))
         if torch.is_grad_enabled():  # create_graph: someone may want to differentiate these
             depends_on = (*tokens, states[0], d_reads, d_memory)
@@ -233,13 +249,21 @@ def _segments(x: Tensor, chunk: int) -> list[tuple[slice, slice]]:
 
 def _fold(x: Tensor, chunk: int) -> Tensor:
     """Return ``(B, T, H, D)`` as ``(n, G, C, D)``, contiguous: chunks first, so that each one is one piece of memory."""
-    batch, tokens, heads, width = x.shape
-    split = x.reshape(batch, tokens // chunk, chunk, heads, width).permute(1, 0, 3, 2, 4)
-    return split.reshape(tokens // chunk, batch * heads, chunk, width)
+    return _chunks_first(x, chunk).flatten(1, 2)
 
 
 def _unfold(x: Tensor, memory: Tensor) -> Tensor:
     """Return ``(n, G, C, D)`` as ``(B, T, H, D)``, with the B and H of ``memory``."""
-    batch, heads = memory.shape[:2]
-    n, _, chunk, width = x.shape
-    return x.reshape(n, batch, heads, chunk, width).permute(1, 0, 3, 2, 4).reshape(batch, n * chunk, heads, width)
+    return x.unflatten(1, memory.shape[:2]).permute(1, 0, 3, 2, 4).flatten(1, 2)  # type: ignore[no-untyped-call]
+
+
+def _unfold_into(whole: Tensor, x: Tensor) -> None:
+    """Write ``(n, G, C, D)`` into ``whole`` ``(B, T, H, D)``, in one copy."""
+    place = _chunks_first(whole, x.shape[2])
+    place.copy_(x.view(place.shape))
+
+
+def _chunks_first(x: Tensor, chunk: int) -> Tensor:
+    """Return ``(B, T, H, D)`` seen as ``(n, B, H, C, D)``."""
+    batch, tokens, heads, width = x.shape
+    return x.view(batch, tokens // chunk, chunk, heads, width).permute(1, 0, 3, 2, 4)
