@@ -42,6 +42,12 @@ def test_the_evaluation_example_runs():
     assert "'mean'" in out.getvalue()
 
 
+@pytest.mark.parametrize("number", range(2, sum(kind == "python" for kind, _ in BLOCKS)))
+def test_the_other_python_runs(number):
+    python = [body for kind, body in BLOCKS if kind == "python"]
+    exec(compile(python[number], "README.md", "exec"), {})
+
+
 @pytest.mark.parametrize("flag", sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))))
 def test_every_flag_in_the_readme_exists(flag):
     assert flag in parser()._option_string_actions

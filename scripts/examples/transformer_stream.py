@@ -10,6 +10,7 @@ must give the numbers of a pass over the whole sequence.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 
@@ -21,7 +22,6 @@ from fewshot_nam.memory.attention import NAMAttentionState
 from fewshot_nam.memory.transformer import NAMTransformerEncoder, NAMTransformerEncoderLayer
 
 WIDTH, HEADS, HIDDEN, LAYERS = 128, 4, 256, 2
-LENGTHS = [128, 512, 2048, 4096]
 
 
 def build() -> tuple[NAMTransformerEncoder, nn.TransformerEncoder]:
@@ -57,6 +57,9 @@ def largest_difference(encoder: NAMTransformerEncoder, tokens: Tensor) -> float:
 @torch.inference_mode()
 def main() -> None:
     """Compare, then time, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 2048, 4096], help="tokens that came before")
+    options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     torch.backends.mha.set_fastpath_enabled(False)  # which is the slower one here, sevenfold at 2048 tokens
@@ -66,7 +69,7 @@ def main() -> None:
     if difference > 1e-4:
         raise SystemExit("the steps do not give the numbers of the whole pass")
     print(f"{'tokens':>7}{'NAM state':>12}{'step':>10}{'torch cache':>14}{'cached':>10}{'seen again':>13}")
-    for length in LENGTHS:
+    for length in options.lengths:
         tokens = torch.randn(1, length + 1, WIDTH)
         token, heads = tokens[:, -1], torch.randn(3, 1, HEADS, length + 1, WIDTH // HEADS)
         _, state = ours.extend(tokens[:, :-1], ours.init_state(1))
