@@ -33,10 +33,10 @@ from fewshot_nam.memory.lsam_recurrence import (
     Ragged,
     ValueActivation,
     backwards,
-    full_precision,
     recurrence,
     step,
 )
+from fewshot_nam.memory.modes import full_precision
 
 State = tuple[Tensor, Tensor]
 """Hidden states and memories, ``(h, M)``, where an LSTM has ``(h, c)``."""

@@ -6,7 +6,8 @@ Source: Nam and Seo, "Neural Attention Memory" (the ICLR 2023 submission behind 
     M_t = WR(M_(t-1), unit(k), v, p_w, p_w)        h_t = p_r M_t unit(q)
 
 ``recurrence`` picks the loop. The fast one writes ``M_t = M_(t-1) + u_t k_t^T`` with ``u_t = p_w (v - M_(t-1) k_t)`` and keeps
-``k_t`` and ``u_t``, never the memories: on its way back ``M_(t-1) = M_t - u_t k_t^T`` undoes each write.
+``k_t`` and ``u_t``, but a memory only every ``BLOCK`` steps: on its way back it repeats a block's writes from there, to the bit.
+(Undoing them, ``M_(t-1) = M_t - u_t k_t^T``, would need no memory, but after one large value leaves nothing of the small ones.)
 
 Legend: ``T`` steps, ``R`` directions (1 or 2, run side by side), ``B`` sequences, ``H`` heads, ``e`` the width of a head, and
 ``N = R B H``. The parts of one head lie next to each other, so that all heads of all sequences form one batch.
@@ -15,13 +16,13 @@ Legend: ``T`` steps, ``R`` directions (1 or 2, run side by side), ``B`` sequence
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from fewshot_nam.memory.modes import full_precision, needs_plain_autograd
 from fewshot_nam.memory.primitives import read, unit, write
 
 ValueActivation = Literal["tanh"] | None
@@ -29,6 +30,9 @@ ValueActivation = Literal["tanh"] | None
 
 Backward = Literal["hand", "autograd"]
 """How gradients are found: by the fast, hand-written backward, or by autograd through a plain loop."""
+
+BLOCK = 16
+"""Steps between two memories that the fast loop keeps; its backward holds those of one block more."""
 
 _EPS = 1e-12
 
@@ -125,24 +129,10 @@ def recurrence(
     """
     # Low precision belongs to the projections: the recurrence itself feeds rounding errors back.
     with full_precision(gates.device):
-        if backward == "hand" and not _needs_plain_loop():
+        if backward == "hand" and not needs_plain_autograd():
             hiddens, last, *_ = _forward(gates, weight, hidden, memory, value_activation == "tanh")
             return hiddens, last
         return _plain_loop(gates, weight, hidden, memory, value_activation)
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context without autocast, where ``device`` knows autocast."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
-
-
-def _needs_plain_loop() -> bool:
-    """Return whether we are inside ``torch.func`` or ``torch.export``, which cannot look into a hand-written backward."""
-    if torch.compiler.is_compiling():
-        # older releases of torch cannot tell the two apart.
-        return bool(getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)())
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _plain_loop(
@@ -164,12 +154,12 @@ def _plain_loop(
     "fewshot_nam::lsam",
     mutates_args=(),
     schema="(Tensor gates, Tensor weight, Tensor hidden, Tensor memory, bool squashed)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squashed: bool) -> tuple[Tensor, ...]:
     """Return the hidden states, the last memory, and what the way back needs.
 
-    That is, of each step: the unit query and key ``(T, N, 2, e)``, their lengths ``(T, N, 2, 1)``, ``v - M k`` as
+    That is, the memory before each block ``(T / BLOCK, N, e, e)``, and of each step: the unit query and key ``(T, N, 2, e)``, their lengths ``(T, N, 2, 1)``, ``v - M k`` as
     ``(T, N, 1, e)``, the probabilities ``p_r`` and ``p_w`` ``(T, N, 1, 2)``, and ``v`` ``(T, N, 1, e)`` if
     it is squashed (else nothing).
     """
@@ -183,6 +173,7 @@ def _forward(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squa
     probabilities = gates.new_empty(steps, n, 1, 2)
     values = gates.new_empty(steps if squashed else 0, n, 1, width)
     state = memory.reshape(n, width, width).clone(memory_format=torch.contiguous_format)
+    blocks = gates.new_empty(_blocks(steps), n, width, width)
 
     # Buffers and views of them are made once: at the usual sizes a step is as much calls as arithmetic.
     total, recalled, update = gates.new_empty(gates.shape[1:]), *gates.new_empty(2, n, 1, width)
@@ -197,6 +188,8 @@ def _forward(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squa
     each_probability, each_value = probabilities.unbind(0), values.unbind(0)
 
     for t, now in enumerate(gates.unbind(0)):
+        if t % BLOCK == 0:
+            blocks[t // BLOCK] = state
         torch.baddbmm(now, hidden, weight_t, out=total)
         torch.linalg.vector_norm(raw_units, dim=-1, keepdim=True, out=each_length[t])
         torch.div(raw_units, each_length[t].clamp_min_(_EPS), out=each_units[t])
@@ -209,7 +202,11 @@ def _forward(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squa
         torch.bmm(each_query[t], state_t, out=recalled)
         torch.mul(recalled, each_p_read[t], out=each_read[t])
         hidden = each_hidden[t]
-    return hiddens, state.view(memory.shape), units, lengths, errors, probabilities, values
+    return hiddens, state.view(memory.shape), blocks, units, lengths, errors, probabilities, values
+
+
+def _blocks(steps: int) -> int:
+    return -(-steps // BLOCK)
 
 
 @_forward.register_fake
@@ -217,6 +214,7 @@ def _(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squashed: b
     steps, width = gates.shape[0], memory.shape[-1]
     n = memory.shape[0] * memory.shape[1] * memory.shape[2]
     kept = (
+        (_blocks(steps), n, width, width),
         (steps, n, 2, width),
         (steps, n, 2, 1),
         (steps, n, 1, width),
@@ -229,8 +227,8 @@ def _(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squashed: b
 @torch.library.custom_op(
     "fewshot_nam::lsam_backward",
     mutates_args=(),
-    schema="(Tensor grad_hiddens, Tensor grad_memory, Tensor weight, Tensor hidden, Tensor hiddens, Tensor last, Tensor units,"
-    " Tensor lengths, Tensor errors, Tensor probabilities, Tensor values) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor grad_hiddens, Tensor grad_memory, Tensor weight, Tensor hidden, Tensor hiddens, Tensor blocks,"
+    " Tensor units, Tensor lengths, Tensor errors, Tensor probabilities, Tensor values) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _backward(
     grad_hiddens: Tensor,
@@ -238,7 +236,7 @@ def _backward(
     weight: Tensor,
     hidden: Tensor,
     hiddens: Tensor,
-    last: Tensor,
+    blocks: Tensor,
     units: Tensor,
     lengths: Tensor,
     errors: Tensor,
@@ -256,7 +254,6 @@ def _backward(
     and for the raw ``x`` of a unit ``x / |x|``: ``(dx - x (x . dx)) / |x|``.
     """
     steps, n, _, width = units.shape
-    memory_shape = last.shape
     p_read, p_write = probabilities[..., :1], probabilities[..., 1:]
     updates = errors * p_write
     # dp_w of the raw gate in one product; dp_r likewise, as q . dq = p_r (dh . o).
@@ -271,7 +268,7 @@ def _backward(
     grad_gates = hiddens.new_empty(*hiddens.shape[:3], weight.shape[1])
     grad_hiddens = grad_hiddens.clone(memory_format=torch.contiguous_format)
     grad_state = grad_memory.reshape(n, width, width).clone(memory_format=torch.contiguous_format)
-    state = last.reshape(n, width, width).clone(memory_format=torch.contiguous_format)
+    memories = hiddens.new_empty(min(steps, BLOCK) + 1, n, width, width).unbind(0)
 
     grad_read, grad_update, grad_written = (hiddens.new_empty(n, 1, width) for _ in range(3))
     # the query's and the key's each contiguous: bmm into anything else falls back to one product for each of the N.
@@ -292,20 +289,24 @@ def _backward(
     grad_read_t, grad_state_t = grad_read.mT, grad_state.mT
 
     for t in range(steps - 1, -1, -1):
+        place = t % BLOCK
+        if t + 1 == steps or place + 1 == BLOCK:
+            memories[0].copy_(blocks[t // BLOCK])
+            for i in range(place + 1):
+                torch.addcmul(memories[i], each_written[t - place + i], each_key[t - place + i], out=memories[i + 1])
         if t + 1 < steps:
             each_grad_hidden[t].baddbmm_(each_grad[t + 1], weight)
         torch.mul(each_dh[t], each_p_read[t], out=grad_read)
         grad_state.addcmul_(grad_read_t, each_query[t])
-        torch.bmm(grad_read, state, out=grad_query)
+        torch.bmm(grad_read, memories[place + 1], out=grad_query)
         torch.bmm(each_key[t], grad_state_t, out=grad_update)
         torch.bmm(grad_update, each_scaled[t], out=each_grad_write[t])
         grad_value = grad_written if squashed else each_grad_value[t]
         torch.mul(grad_update, each_p_write[t], out=grad_value)
         if squashed:
             torch.mul(grad_value, each_value_slope[t], out=each_grad_value[t])
-        state.addcmul_(each_written[t], each_key[t], value=-1)
         torch.bmm(each_update[t], grad_state, out=grad_key)
-        grad_key.baddbmm_(grad_value, state, alpha=-1)
+        grad_key.baddbmm_(grad_value, memories[place], alpha=-1)
         grad_state.addcmul_(grad_value.mT, each_key[t], value=-1)
         torch.mul(grad_units, each_units[t], out=product)
         torch.sum(product, -1, keepdim=True, out=projection)
@@ -318,7 +319,7 @@ def _backward(
     grad_weight = torch.bmm(each_grad[0].mT, hidden)
     if steps > 1:
         grad_weight += torch.einsum("trbc,trbd->rcd", grad_gates[1:], hiddens[:-1])
-    return grad_gates, grad_weight, grad_hidden, grad_state.view(memory_shape)
+    return grad_gates, grad_weight, grad_hidden, grad_state.view(grad_memory.shape)
 
 
 @_backward.register_fake
@@ -328,11 +329,10 @@ def _(
     weight: Tensor,
     hidden: Tensor,
     hiddens: Tensor,
-    last: Tensor,
     *kept: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gates = hiddens.new_empty(*hiddens.shape[:3], weight.shape[1])
-    return gates, weight.new_empty(weight.shape), hidden.new_empty(hidden.shape), last.new_empty(last.shape)
+    return gates, weight.new_empty(weight.shape), hidden.new_empty(hidden.shape), grad_memory.new_empty(grad_memory.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -344,11 +344,11 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(
     ctx: Any, grad_hiddens: Tensor | None, grad_memory: Tensor | None, *_: None
 ) -> tuple[Tensor | None, ...]:
-    _, _, hiddens, last, *_ = ctx.saved_tensors
+    weight, hidden, hiddens, last, *kept = ctx.saved_tensors
     grad_hiddens = torch.zeros_like(hiddens) if grad_hiddens is None else grad_hiddens
     grad_memory = torch.zeros_like(last) if grad_memory is None else grad_memory
     with full_precision(hiddens.device):
-        return *_backward(grad_hiddens, grad_memory, *ctx.saved_tensors), None
+        return *_backward(grad_hiddens, grad_memory, weight, hidden, hiddens, *kept), None
 
 
 def _refuse(ctx: Any, *grads: Tensor | None) -> None:

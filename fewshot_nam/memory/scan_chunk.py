@@ -12,6 +12,9 @@ divided by a gate: 0 and 1 are exact. It is solved as a triangle, never by a ser
 keys repeat. With ``e = 0`` it is the identity. (The UT transform of the delta rule, for two separate gates: Yang et al.,
 "Parallelizing Linear Transformers with the Delta Rule over Sequence Length", 2024.)
 
+A token's products reach the whole of its chunk and are masked after, so that NaN or infinity in one token spoils reads of tokens
+before it, too, where the loop would spoil only those after it. With finite input nothing looks ahead.
+
 Two forms of the same arithmetic: ``scan_by_autograd`` leaves derivatives to torch; ``scan_by_segments`` keeps the memory only
 every ``SEGMENT`` tokens and recomputes the rest when it goes back, by hand-written formulas.
 
@@ -25,6 +28,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from fewshot_nam.memory.modes import full_precision, needs_plain_autograd
 
 SEGMENT = 128
 """Tokens between two memories that ``scan_by_segments`` keeps. Measured on a CPU: 128 to 256 is fastest, for caches."""
@@ -56,13 +61,19 @@ def scan_by_autograd(tokens: Tokens, memory: Tensor, chunk: int) -> tuple[Tensor
         chunk: tokens in a chunk.
     """
     folded = tokens.each(lambda x: _fold(x, chunk))
-    state, written = _write(folded, memory.mT.flatten(0, 1))
+    state, written = _write(folded, memory.mT.flatten(0, 1), _carry)
     return _unfold(_read(folded, written), memory), state.mT.reshape(memory.shape)
 
 
 def scan_by_segments(tokens: Tokens, memory: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """Return the same as ``scan_by_autograd``, of the same arguments; a second derivative raises."""
-    return _SegmentedScan.apply(*tokens, memory, chunk)  # type: ignore[no-any-return, no-untyped-call]
+    """Return the same as ``scan_by_autograd``, of the same arguments; a second derivative raises.
+
+    Inside ``torch.func`` and ``torch.export`` it is ``scan_by_autograd``.
+    """
+    if needs_plain_autograd():
+        return scan_by_autograd(tokens, memory, chunk)
+    reads, state = _SegmentedScan.apply(*tokens, memory.mT.flatten(0, 1), chunk)  # type: ignore[no-untyped-call]
+    return reads, state.mT.reshape(memory.shape)
 
 
 class _Written(NamedTuple):
@@ -75,10 +86,14 @@ class _Written(NamedTuple):
     memories: Tensor  # the memory that each chunk finds (n * G, D_k, D_v)
 
 
-def _write(tokens: Tokens, state: Tensor) -> tuple[Tensor, _Written]:
+def _write(
+    tokens: Tokens,
+    state: Tensor,
+    carry: Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor, Tensor]],
+) -> tuple[Tensor, _Written]:
     """Return the state left ``(G, D_k, D_v)`` and what was found on the way.
 
-    Tokens are ``(n, G, C, .)``, the state is ``(G, D_k, D_v)``.
+    Tokens are ``(n, G, C, .)``, the state is ``(G, D_k, D_v)``, ``carry`` does the serial part.
     """
     _, k, v, _, w, e = tokens
     keys = k.flatten(0, 1)
@@ -92,7 +107,6 @@ def _write(tokens: Tokens, state: Tensor) -> tuple[Tensor, _Written]:
         inverse = torch.linalg.solve_triangular(gates * products, eye, upper=False, unitriangular=True)
         updates = inverse @ updates
         erasing = ((inverse * gates.mT) @ keys).view_as(k)
-    carry = _carry if torch.is_grad_enabled() else _carry_in_place
     state, updates, memories = carry(k, updates.view_as(v), erasing, state)
     return state, _Written(products, inverse, erasing, updates.flatten(0, 1), memories.flatten(0, 1))
 
@@ -139,7 +153,7 @@ def _backward(tokens: Tokens, state: Tensor, d_reads: Tensor, d_state: Tensor) -
         ``dK = (R X)^T Q + U dS'^T - E Y - (E Z + Z^T E) K``,  ``de = -rowsum(Y K) - rowsum(Z A)``
     """
     q, k, v, r, w, e = tokens
-    _, written = _write(tokens, state)
+    _, written = _write(tokens, state, _carry_in_place)
     queries, keys, values, d_read = (x.flatten(0, 1) for x in (q, k, v, d_reads))
     reads = (d_read @ written.updates.mT).tril_()  # X
     d_q = (d_read @ written.memories.mT).baddbmm_(reads, keys)
@@ -187,40 +201,37 @@ class _SegmentedScan(torch.autograd.Function):
         r: Tensor | None,
         w: Tensor,
         e: Tensor | None,
-        memory: Tensor,
+        state: Tensor,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
-        """Return reads and the memory left; keep what ``backward`` starts from."""
+        """Return reads ``(B, T, H, D_v)`` and the state left ``(G, D_k, D_v)``; keep what ``backward`` starts from."""
         tokens = Tokens(q, k, v, r, w, e)
-        state = memory.mT.flatten(0, 1).contiguous()
         reads, states = torch.empty_like(v, memory_format=torch.contiguous_format), []
         for span in _segments(k, chunk):
             states.append(state)
             part = tokens.each(lambda x, span=span: _fold(x[span], chunk))  # type: ignore[misc]
-            state, written = _write(part, state)
+            state, written = _write(part, state, _carry_in_place)
             _unfold_into(reads[span], _read(part, written))
         ctx.save_for_backward(*tokens, *states)
         ctx.chunk = chunk
-        return reads, state.mT.reshape(memory.shape)
+        return reads, state
 
     @staticmethod
-    def backward(ctx: Any, d_reads: Tensor, d_memory: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_reads: Tensor, d_left: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of all inputs, walking the segments from the last to the first."""
         tokens, states = Tokens(*ctx.saved_tensors[:6]), ctx.saved_tensors[6:]
-        grads = tokens.each(torch.empty_like)
-        d_state = d_memory.mT.flatten(0, 1)
+        grads, d_state = tokens.each(torch.empty_like), d_left
         # A backward that runs under autocast must not round what the forward did not.
-        with torch.no_grad(), torch.autocast(device_type=d_reads.device.type, enabled=False):
+        with torch.no_grad(), full_precision(d_reads.device):
             for span, state in zip(reversed(_segments(tokens.k, ctx.chunk)), reversed(states), strict=True):
                 part = tokens.each(lambda x, span=span: _fold(x[span], ctx.chunk))  # type: ignore[misc]
                 part_grads, d_state = _backward(part, state, _fold(d_reads[span], ctx.chunk), d_state)
                 for whole, grad in zip(grads, part_grads, strict=True):
                     if whole is not None and grad is not None:
                         _unfold_into(whole[span], grad)
-        found: tuple[Tensor | None, ...] = (*grads, d_state.mT.reshape(d_memory.shape))
+        found: tuple[Tensor | None, ...] = (*grads, d_state)
         if torch.is_grad_enabled():  # create_graph: someone may want to differentiate these
-            depends_on = (*tokens, states[0], d_reads, d_memory)
-            found = _NoSecondDerivative.apply(len(found), *found, *depends_on)  # type: ignore[no-untyped-call]
+            found = _NoSecondDerivative.apply(len(found), *found, *tokens, states[0], d_reads, d_left)  # type: ignore[no-untyped-call]
         return *found, None
 
 

@@ -21,7 +21,9 @@ def lengths_of(cu_seqlens: Tensor | Sequence[int], batch: int, tokens: int) -> l
     Raises:
         ValueError: these are no boundaries of ``tokens`` tokens, or ``batch`` is not 1.
     """
-    bounds = [int(bound) for bound in (cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else cu_seqlens)]
+    bounds = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else list(cu_seqlens)
+    if not isinstance(bounds, list) or not all(isinstance(bound, int) for bound in bounds):
+        raise ValueError(f"memory_scan: cu_seqlens must be whole numbers in one dimension, got {cu_seqlens}")
     if batch != 1:
         raise ValueError(f"memory_scan: packed sequences (cu_seqlens) come in a batch of 1, got {batch}")
     lengths = [end - start for start, end in pairwise(bounds)]

@@ -353,11 +353,14 @@ def test_kernels_get_two_separate_gates(monkeypatch, form):
 
 def test_auto_says_what_it_chose(caplog):
     a = sequence()
-    with caplog.at_level(logging.DEBUG, logger="fewshot_nam.memory"):
+    scan_module._say_once.cache_clear()
+    with caplog.at_level(logging.INFO, logger="fewshot_nam.memory"):
         run(a)
+        run(a)
+        assert len(caplog.records) == 1
         assert "backend chunk (tensors on cpu)" in caplog.text
         assert torch.vmap(lambda v: v * (choose_backend(a["q"], v) == "chunk-autograd"))(a["v"]).abs().sum() > 0
-        assert "chunk-autograd (inside a torch.func transform)" in caplog.text
+        assert "chunk-autograd (inside torch.func or torch.export)" in caplog.text
     assert choose_backend(a["q"], a["v"]) == "chunk"
 
 
@@ -417,6 +420,9 @@ def test_a_gpu_gives_what_the_cpu_gives(backend):
         ({"mask": torch.ones(11, 2, dtype=torch.bool)}, ValueError, r"mask must have shape \(2, 11\), got \(11, 2\)"),
         ({"backend": "triton"}, ValueError, "backend must be one of auto, loop, .* got 'triton'"),
         ({"backend": "cuda"}, ValueError, "'cuda' needs tensors on a CUDA device, got cpu"),
+        ({"p_read": "0.5"}, TypeError, "p_read must be None, a number or a tensor, got str"),
+        ({"p_erase": float("nan")}, ValueError, "p_erase must be finite, got nan"),
+        ({"mask": [[True]]}, TypeError, "mask must be a boolean tensor, got list"),
         ({"chunk_size": 0}, ValueError, "chunk_size must be an integer of at least 1, got 0"),
         ({"chunk_size": 2.0}, ValueError, "chunk_size must be an integer of at least 1, got 2.0"),
         ({"cu_seqlens": [0, 11]}, ValueError, "come in a batch of 1, got 2"),
@@ -435,3 +441,84 @@ def test_boundaries_must_rise_from_0_to_the_end(bounds):
         run(a, cu_seqlens=bounds)
     with pytest.raises(ValueError, match="mask or cu_seqlens"):
         run(a, cu_seqlens=[0, 11], mask=torch.ones(1, 11, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("bounds", [torch.tensor([0, 10.7, 11]), torch.tensor([[0, 11]]), [0, 5.0, 11]], ids=str)
+def test_boundaries_are_whole_numbers(bounds):
+    with pytest.raises(ValueError, match="cu_seqlens must be whole numbers in one dimension"):
+        run({**sequence(1), "initial_memory": None}, cu_seqlens=bounds)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"v": torch.zeros(2, 3, 7, dtype=torch.long)}, TypeError, "v must be of a floating dtype, got torch.int64"),
+        ({"q": torch.zeros(3, 5, dtype=torch.float64)}, ValueError, r"q must have shape \(2, 3, 5\), got \(3, 5\)"),
+        ({"q": torch.zeros(2, 3, 5)}, TypeError, "one dtype, got q torch.float32"),
+        ({"p_write": torch.ones(2)}, ValueError, r"p_write must have shape \(2, 3\), got \(2,\)"),
+        ({"p_erase": torch.ones(2, 3, 1)}, ValueError, r"p_erase must have shape \(2, 3\), got \(2, 3, 1\)"),
+        ({"memory": torch.zeros(3, 7, 5)}, ValueError, r"q must have shape \(3, 5\), got \(2, 3, 5\)"),
+        ({"memory": torch.zeros(2, 3, 7, 5, device="meta")}, ValueError, "one device"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_a_step_refuses_what_does_not_fit(change, error, message):
+    a = {n: t.detach() for n, t in sequence().items()}
+    step = {n: t[:, 0] for n, t in a.items() if n != "initial_memory"}
+    with pytest.raises(error, match=message):
+        memory_step(**{"memory": a["initial_memory"], **step, **change})
+
+
+def test_a_step_takes_gates_of_another_dtype_as_the_scan_does():
+    a = {n: t.detach().float() for n, t in sequence(length=1).items()}
+    a["p_write"] = a["p_write"].double()
+    step = {n: t[:, 0] for n, t in a.items() if n != "initial_memory"}
+    torch.testing.assert_close(memory_step(a["initial_memory"], **step)[0], run(a)[0][:, 0])
+
+
+@pytest.mark.parametrize("backend", ["auto", "loop", *FAST])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_torch_func_transforms_work_where_gradients_are_off(backend, mode):
+    a = {n: t.detach() for n, t in sequence(length=9).items()}
+    with mode():
+        reads = torch.vmap(lambda v: run({**a, "v": v}, backend=backend)[0])(torch.stack([a["v"], -a["v"]]))
+        torch.testing.assert_close(reads[1], run({**a, "v": -a["v"]})[0])
+    with torch.no_grad():
+        _, tangent = torch.func.jvp(lambda v: run({**a, "v": v}, backend=backend)[0], (a["v"],), (a["v"],))
+        torch.testing.assert_close(tangent, run({**a, "initial_memory": None})[0])
+
+
+@pytest.mark.parametrize("backend", ["auto", *FAST])
+def test_an_exported_scan_has_gradients(backend):
+    a = sequence(length=40)
+
+    class Scan(torch.nn.Module):
+        def forward(self, q, k, v):
+            return memory_scan(q, k, v, chunk_size=16, backend=backend)[0]
+
+    inputs = [a[n] for n in "qkv"]
+    exported = torch.export.export(Scan(), tuple(inputs)).module()
+    found = torch.autograd.grad(exported(*inputs).square().sum(), inputs)
+    torch.testing.assert_close(found, torch.autograd.grad(Scan()(*inputs).square().sum(), inputs))
+
+
+@pytest.mark.parametrize("backend", ["loop", *FAST])
+def test_the_memory_returned_is_the_callers_to_change(backend):
+    for length in (0, 9):
+        a = {n: t.detach() for n, t in sequence(length=length).items()}
+        before = a["initial_memory"].clone()
+        a["v"].requires_grad_()
+        _, memory = run(a, backend=backend)
+        if length:
+            memory.mul_(0.9)
+        assert torch.equal(a["initial_memory"], before)
+        if backend != "loop" and not length:
+            memory.mul_(0.9)
+            assert torch.equal(a["initial_memory"], before)
+
+
+@pytest.mark.parametrize("backend", ["auto", "loop", *FAST])
+def test_shapes_are_found_on_the_meta_device(backend):
+    a = {n: t.detach().to("meta") for n, t in sequence(length=40).items()}
+    reads, memory = run(a, backend=backend)
+    assert (reads.shape, memory.shape) == ((2, 40, 3, 7), (2, 3, 7, 5))
