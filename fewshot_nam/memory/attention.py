@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from fewshot_nam.memory.checks import check_alike, check_mask, check_tensor
+from fewshot_nam.memory.modes import full_precision
+from fewshot_nam.memory.padding import check_tokens, without_padding
 from fewshot_nam.memory.primitives import Gate, unit
 from fewshot_nam.memory.scan import memory_scan, memory_step
 
@@ -97,7 +99,7 @@ def outer_product_attention(
         )
         return _scaled(outputs, scale, _count_tokens(k, mask, causal)), memory
     dtype, working = v.dtype, _working_dtype(v)
-    with torch.autocast(v.device.type, enabled=False):
+    with full_precision(v.device):
         q, k, v = q.to(working), k.to(working), _gated(v.to(working), p_write)
         if mask is not None:
             # Both of them: a NaN in one would survive the product with a zero in the other.
@@ -184,20 +186,21 @@ class NAMAttention(nn.Module):
         Args:
             x: ``(T, B, E)``, or ``(B, T, E)`` with ``batch_first``; or one sequence ``(T, E)``.
             key_padding_mask: ``(B, T)``, or ``(T,)`` for one sequence, as in torch: True, or -inf in a float mask, is padding.
-                Padding is neither written nor reads. A sequence of nothing but padding gives no NaN.
+                Padding is neither written nor reads, and what stands there (NaN included) reaches neither outputs nor
+                gradients. A sequence of nothing but padding gives no NaN.
             is_causal: let a token read only itself and what came before.
 
         Raises:
-            TypeError: not a floating tensor, or a mask neither bool nor float.
-            ValueError: shapes do not fit, or a float mask with other values than 0 and -inf.
+            TypeError: not a tensor of the dtype of the weights (under autocast: of a floating dtype), or a mask neither bool
+                nor float.
+            ValueError: shapes or devices do not fit, or a float mask with other values than 0 and -inf.
         """
         if isinstance(x, Tensor) and x.dim() == 2:
             padding = key_padding_mask.unsqueeze(0) if isinstance(key_padding_mask, Tensor) else key_padding_mask
             batch_dim = 0 if self.batch_first else 1
             return self.forward(x.unsqueeze(batch_dim), padding, is_causal).squeeze(batch_dim)
-        tokens = self._batch_first("NAMAttention", x)
-        state = self.init_state(len(tokens))
-        return self._attend("NAMAttention", tokens, state, key_padding_mask, is_causal)[0]
+        tokens, mask = self._batch_first("NAMAttention", x, key_padding_mask)
+        return self._attend(tokens, self.init_state(len(tokens)), mask, is_causal)[0]
 
     def init_state(self, batch_size: int) -> NAMAttentionState:
         """Return the state of ``batch_size`` sequences of which nothing was seen yet."""
@@ -217,9 +220,9 @@ class NAMAttention(nn.Module):
             state: of ``init_state``, ``extend`` or ``step``.
             key_padding_mask: ``(B, T)``, see ``forward``, as for what is raised.
         """
-        tokens = self._batch_first("NAMAttention.extend", x)
+        tokens, mask = self._batch_first("NAMAttention.extend", x, key_padding_mask)
         self._check_state("NAMAttention.extend", state, len(tokens))
-        return self._attend("NAMAttention.extend", tokens, state, key_padding_mask, causal=True)
+        return self._attend(tokens, state, mask, causal=True)
 
     def step(self, x: Tensor, state: NAMAttentionState) -> tuple[Tensor, NAMAttentionState]:
         """Return the causal output for one further token of every sequence, and the state after it, at a cost that does not grow.
@@ -232,10 +235,10 @@ class NAMAttention(nn.Module):
             ``(B, E)`` and the new state.
 
         Raises:
-            TypeError: not a floating tensor, or no state.
-            ValueError: shapes do not fit, those of the state included.
+            TypeError: not a tensor of the dtype of the weights (under autocast: of a floating dtype), or no state.
+            ValueError: shapes or devices do not fit, those of the state included.
         """
-        check_tensor("NAMAttention.step", "x", x, ("B", self.embed_dim))
+        check_tokens("NAMAttention.step", "x", x, ("B", self.embed_dim), self.in_proj.weight)
         self._check_state("NAMAttention.step", state, len(x))
         q, k, v, p_read, p_write, p_erase = self._project(x)
         outputs, memory = memory_step(state.memory, q, k, v, p_read, p_write, 0.0 if p_erase is None else p_erase)
@@ -250,19 +253,15 @@ class NAMAttention(nn.Module):
             f"scale={self.scale}, backend={self.backend}, batch_first={self.batch_first}"
         )
 
-    def _batch_first(self, where: str, x: Tensor) -> Tensor:
-        """Return ``x``, checked, as ``(B, T, E)``."""
-        check_tensor(where, "x", x, (*("BT" if self.batch_first else "TB"), self.embed_dim))
-        return x if self.batch_first else x.transpose(0, 1)
+    def _batch_first(self, where: str, x: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return ``x``, checked and blank at padding, as ``(B, T, E)``; and where there are tokens ``(B, T)``, or None."""
+        x, padding = without_padding(where, "x", x, key_padding_mask, self.batch_first, self.in_proj.weight)
+        return x if self.batch_first else x.transpose(0, 1), None if padding is None else ~padding
 
     def _attend(
-        self, where: str, x: Tensor, state: NAMAttentionState, key_padding_mask: Tensor | None, causal: bool
+        self, x: Tensor, state: NAMAttentionState, mask: Tensor | None, causal: bool
     ) -> tuple[Tensor, NAMAttentionState]:
         """Return the outputs for ``x`` ``(B, T, E)``, in the layout of the callers, and the state after them."""
-        mask = None
-        if key_padding_mask is not None:
-            mask = ~padding_as_bool(where, key_padding_mask)
-            check_mask(where, "key_padding_mask", mask, x.shape[:2])
         q, k, v, p_read, p_write, p_erase = self._project(x)
         if p_erase is None:
             outputs, memory = outer_product_attention(
@@ -308,32 +307,12 @@ class NAMAttention(nn.Module):
         if not isinstance(state, NAMAttentionState):
             raise TypeError(f"{where}: state must be a NAMAttentionState, of init_state, got {type(state).__name__}")
         width = self.embed_dim // self.num_heads
-        check_tensor(where, "the state's memory", state.memory, (batch_size, self.num_heads, width, width))
-
-
-def padding_as_bool(where: str, mask: Tensor) -> Tensor:
-    """Return a padding mask of torch's two kinds as a boolean one, True where there is padding.
-
-    Args:
-        where: what was called, for the message.
-        mask: bool (True: padding), or float (-inf: padding, 0: a token).
-
-    Raises:
-        TypeError: neither bool nor float.
-        ValueError: other numbers: a token cannot be half there. (Not looked at while torch traces the call.)
-    """
-    if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
-        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"{where}: the padding mask must be a boolean or floating tensor, got {kind}")
-    if mask.dtype == torch.bool:
-        return mask
-    padding = mask == -torch.inf
-    if not torch.compiler.is_compiling() and not bool((padding | (mask == 0)).all()):
-        raise ValueError(
-            f"{where}: a floating padding mask must be -inf at padding and 0 elsewhere, as there are no scores to add "
-            "other numbers to: pass a boolean mask, True at padding"
-        )
-    return padding
+        memory, tokens = state
+        check_tensor(where, "the state's memory", memory, (batch_size, self.num_heads, width, width))
+        if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.shape != (batch_size,):
+            kind = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise ValueError(f"{where}: the state's tokens must be an int64 tensor ({batch_size},), got {kind}")
+        check_alike(where, dtype=False, weights=self.out_proj.weight, memory=memory, tokens=tokens)
 
 
 def _gated(vectors: Tensor, gate: Gate | None) -> Tensor:

@@ -143,9 +143,9 @@ class LSAM(nn.Module):
         dropout: probability in [0, 1] with which outputs of all layers but the last are dropped in training. Default 0.
         bidirectional: whether a second direction of the same size reads from the end. Default False.
         value_activation: None, as printed, or ``"tanh"``, which bounds what is written. Default None.
-        backward: ``"hand"``, the fast default, keeps about ``4 d`` numbers for each token (``5 d`` with tanh); a second derivative
-            through it raises. ``"autograd"`` keeps whole memories and allows any derivative; ``torch.func`` and ``torch.export``
-            always take it.
+        backward: ``"hand"``, the fast default, keeps about ``(4 + d / 16 H) d`` numbers for each token (``d`` more with tanh);
+            a second derivative through it raises. ``"autograd"`` keeps whole memories and allows any derivative; ``torch.func``
+            and ``torch.export`` always take it.
         device: where the parameters are.
         dtype: of the parameters.
 
@@ -213,6 +213,9 @@ class LSAM(nn.Module):
     def reset_parameters(self) -> None:
         """Draw all parameters anew: uniform in ``+-1 / sqrt(d)``, recurrent rows of ``v`` with a spectral norm of at most 1."""
         _reset(self)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: the parameters are used as they lie. For code that calls this method of ``torch.nn.LSTM``."""
 
     @overload
     def forward(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]: ...

@@ -159,9 +159,9 @@ def _plain_loop(
 def _forward(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squashed: bool) -> tuple[Tensor, ...]:
     """Return the hidden states, the last memory, and what the way back needs.
 
-    That is, the memory before each block ``(T / BLOCK, N, e, e)``, and of each step: the unit query and key ``(T, N, 2, e)``, their lengths ``(T, N, 2, 1)``, ``v - M k`` as
-    ``(T, N, 1, e)``, the probabilities ``p_r`` and ``p_w`` ``(T, N, 1, 2)``, and ``v`` ``(T, N, 1, e)`` if
-    it is squashed (else nothing).
+    That is, the memory before each block ``(T / BLOCK, N, e, e)``, and of each step: the unit query and key ``(T, N, 2, e)``,
+    their lengths ``(T, N, 2, 1)``, ``v - M k`` as ``(T, N, 1, e)``, the probabilities ``p_r`` and ``p_w`` ``(T, N, 1, 2)``, and
+    ``v`` ``(T, N, 1, e)`` if it is squashed (else nothing).
     """
     steps, _, batch, _ = gates.shape
     heads, width = memory.shape[-3], memory.shape[-1]
@@ -332,7 +332,12 @@ def _(
     *kept: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gates = hiddens.new_empty(*hiddens.shape[:3], weight.shape[1])
-    return gates, weight.new_empty(weight.shape), hidden.new_empty(hidden.shape), grad_memory.new_empty(grad_memory.shape)
+    return (
+        gates,
+        weight.new_empty(weight.shape),
+        hidden.new_empty(hidden.shape),
+        grad_memory.new_empty(grad_memory.shape),
+    )
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from fewshot_nam.memory.checks import check_alike
+from fewshot_nam.memory.modes import full_precision
 from fewshot_nam.memory.primitives import Gate, read, write_sequence
 
 
@@ -56,7 +57,7 @@ def tensor_read(memory: Tensor, queries: Sequence[Tensor], p_read: Gate = 1.0, *
     keys, order = _checked_keys("tensor_read", memory, queries, order)
     (p_read,) = _checked_gates("tensor_read", memory, p_read=p_read)
     _check_batches("tensor_read", memory.shape[: -order - 1], [key.shape[:-1] for key in keys], p_read)
-    with torch.autocast(memory.device.type, enabled=False):  # a state read in bfloat16 would be written back in it
+    with full_precision(memory.device):  # a state read in bfloat16 would be written back in it
         return _lifted(p_read, 1 + order - len(keys)) * _contracted(memory, keys, order)
 
 
@@ -92,7 +93,7 @@ def tensor_write(
     below = order - len(keys)
     batches = [*(key.shape[:-1] for key in keys), value.shape[: -below - 1]]
     _check_batches("tensor_write", memory.shape[: -order - 1], batches, p_write, p_erase)
-    with torch.autocast(memory.device.type, enabled=False):
+    with full_precision(memory.device):
         update = _lifted(p_write, 1 + below) * value - _lifted(p_erase, 1 + below) * _contracted(memory, keys, order)
         start = update.dim() - below
         flat = update.reshape(*update.shape[:start], 1, math.prod(update.shape[start:]))
@@ -141,7 +142,7 @@ def tensor_write_sequence(
     named, rest = math.prod(sizes[1 : 1 + len(keys)]), math.prod(sizes[1 + len(keys) :])
     # As a matrix: what is under the keys as rows, compound keys as columns. A view where all keys are given.
     matrix = memory.reshape(*memory.shape[: -order - 1], sizes[0], named, rest).mT.flatten(-3, -2)
-    with torch.autocast(memory.device.type, enabled=False):
+    with full_precision(memory.device):
         compound, flat = _compound(keys), values.flatten(-below - 1)
         if isinstance(p_erase, Tensor) or p_erase:
             written = write_sequence(matrix, compound, flat, p_write, p_erase)
@@ -157,6 +158,7 @@ class TensorMemory(nn.Module):
     The tensor is the buffer ``memory``, in ``state_dict``; it starts empty (zeros). Writes replace it by a new tensor and stay
     differentiable, through any number of writes, until ``detach``; nothing is ever changed in place. Its dtype is the dtype of
     all results, and keys and values of narrower dtypes are raised to it; keep it float32 or wider where many writes add up.
+    A copy (``copy.deepcopy``, pickle) holds the same numbers, cut off from the writes that made them.
     Where state must not be kept in a module (``torch.func``), use ``tensor_read`` and ``tensor_write``, which the methods call.
 
     Args:
@@ -167,6 +169,7 @@ class TensorMemory(nn.Module):
         dtype: of the buffer, floating.
 
     Raises:
+        TypeError: ``key_sizes`` or ``batch_shape`` is no tuple or list.
         ValueError: the size of a value or key below 1, no level, or a negative batch.
 
     Example:
@@ -189,6 +192,9 @@ class TensorMemory(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        for name, sizes in {"key_sizes": key_sizes, "batch_shape": batch_shape}.items():
+            if not isinstance(sizes, (tuple, list)):
+                raise TypeError(f"TensorMemory: {name} must be a tuple of sizes, got {_kind(sizes)}: (size,) for one")
         if not key_sizes or min(value_size, *key_sizes) < 1 or min(batch_shape, default=0) < 0:
             raise ValueError(
                 "TensorMemory: needs value_size and one or more key_sizes of at least 1, and a batch_shape of at least 0, "
@@ -287,6 +293,10 @@ class TensorMemory(nn.Module):
         """Say the sizes."""
         return f"value_size={self.value_size}, key_sizes={self.key_sizes}, batch_shape={self.batch_shape}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of: torch copies no tensor that has a history."""
+        return {**self.__dict__, "_buffers": {**self._buffers, "memory": self.memory.detach()}}
+
     def _keep(self, method: str, written: Tensor) -> TensorMemory:
         if written.shape != self.memory.shape:
             extra = tuple(written.shape[: -self.order - 1])
@@ -369,6 +379,9 @@ def _checked(where: str, name: str, value: Tensor, ending: Sequence[int | str], 
 
 
 def _checked_gates(where: str, memory: Tensor, **gates: Gate) -> list[Gate]:
+    for name, gate in gates.items():
+        if not isinstance(gate, (Tensor, int, float)):
+            raise TypeError(f"{where}: {name} must be a number or a floating tensor, got {_kind(gate)}")
     return [_checked(where, name, g, (), memory) if isinstance(g, Tensor) else g for name, g in gates.items()]
 
 

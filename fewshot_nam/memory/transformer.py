@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewshot_nam.memory.attention import NAMAttention, NAMAttentionState, Scale, padding_as_bool
+from fewshot_nam.memory.attention import NAMAttention, NAMAttentionState, Scale
+from fewshot_nam.memory.padding import check_tokens, without_padding
 
 _State = TypeVar("_State")
 
@@ -117,16 +118,20 @@ class NAMTransformerEncoderLayer(nn.Module):
         Args:
             src: ``(T, B, d_model)``, or ``(B, T, d_model)`` with ``batch_first``; or one sequence ``(T, d_model)``.
             src_mask: None, or the causal ``(T, T)`` mask, boolean (True above the diagonal) or float (-inf above it), which
-                means the same as ``is_causal``. No other can be honoured: there are no scores to mask.
-            src_key_padding_mask: ``(B, T)``, or ``(T,)`` for one sequence: True, or -inf in a float mask, is padding.
+                means the same as ``is_causal``. One that hides nothing (all False, or 0) means the same as None. No other can
+                be honoured: there are no scores to mask.
+            src_key_padding_mask: ``(B, T)``, or ``(T,)`` for one sequence: True, or -inf in a float mask, is padding. Tokens
+                there are taken for zeros: what they are (NaN included) reaches neither outputs nor gradients.
             is_causal: let a token read only itself and what came before. Unlike torch's, it needs no ``src_mask``.
 
         Raises:
-            TypeError: not a floating tensor, or a mask of another dtype.
-            ValueError: shapes do not fit, a ``src_mask`` that is not causal, or a padding mask with other numbers than 0, -inf.
+            TypeError: not a tensor of the dtype of the weights (under autocast: of a floating dtype), or a mask of another
+                dtype.
+            ValueError: shapes or devices do not fit, another ``src_mask``, or a padding mask with other numbers than 0, -inf.
         """
+        src, padding = self._without_padding("NAMTransformerEncoderLayer", src, src_key_padding_mask)
         causal = _is_causal("NAMTransformerEncoderLayer", src, self.self_attn.batch_first, src_mask, is_causal)
-        return self._run(src, lambda x: (self.self_attn(x, src_key_padding_mask, causal), None))[0]
+        return self._run(src, lambda x: (self.self_attn(x, padding, causal), None))[0]
 
     def init_state(self, batch_size: int) -> NAMAttentionState:
         """Return the state of ``batch_size`` sequences of which nothing was seen yet."""
@@ -136,15 +141,22 @@ class NAMTransformerEncoderLayer(nn.Module):
         self, src: Tensor, state: NAMAttentionState, src_key_padding_mask: Tensor | None = None
     ) -> tuple[Tensor, NAMAttentionState]:
         """Return the causal outputs for further tokens ``src``, batched as in ``forward``, and the state after them."""
-        return self._run(src, lambda x: self.self_attn.extend(x, state, src_key_padding_mask))
+        src, padding = self._without_padding("NAMTransformerEncoderLayer.extend", src, src_key_padding_mask)
+        return self._run(src, lambda x: self.self_attn.extend(x, state, padding))
 
     def step(self, src: Tensor, state: NAMAttentionState) -> tuple[Tensor, NAMAttentionState]:
         """Return the causal output ``(B, d_model)`` for one further token ``(B, d_model)`` each, and the state after it."""
+        weight = self.self_attn.in_proj.weight
+        check_tokens("NAMTransformerEncoderLayer.step", "src", src, ("B", weight.shape[1]), weight)
         return self._run(src, lambda x: self.self_attn.step(x, state))
 
     def extra_repr(self) -> str:
         """Return the setting that no part shows, as printed with the module."""
         return f"norm_first={self.norm_first}"
+
+    def _without_padding(self, where: str, src: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return ``src``, checked and blank at padding, and where that is."""
+        return without_padding(where, "src", src, mask, self.self_attn.batch_first, self.self_attn.in_proj.weight)
 
     def _run(self, src: Tensor, attend: Callable[[Tensor], tuple[Tensor, _State]]) -> tuple[Tensor, _State]:
         """Return the layer around ``attend``, and the state that ``attend`` gave."""
@@ -201,14 +213,14 @@ class NAMTransformerEncoder(nn.Module):
 
         Args:
             src: see ``NAMTransformerEncoderLayer``, as for the masks and what is raised.
-            mask: None or the causal mask.
+            mask: None, the causal mask, or one that hides nothing.
             src_key_padding_mask: which positions are padding.
             is_causal: let a token read only itself and what came before. None, like False: if ``mask`` says so.
         """
         where = "NAMTransformerEncoder"
+        # The masks' numbers are looked at once, not once a layer.
+        src, padding = self._layers()[0]._without_padding(where, src, src_key_padding_mask)
         causal = _is_causal(where, src, self.batch_first, mask, bool(is_causal))
-        # The masks are looked at once, not once a layer.
-        padding = None if src_key_padding_mask is None else padding_as_bool(where, src_key_padding_mask)
         for layer in self._layers():
             src = layer(src, src_key_padding_mask=padding, is_causal=causal)
         return src if self.norm is None else self.norm(src)
@@ -270,7 +282,7 @@ class NAMTransformerEncoder(nn.Module):
 
 
 def _is_causal(where: str, src: Tensor, batch_first: bool, mask: Tensor | None, is_causal: bool) -> bool:
-    """Return whether the causal form is meant, refusing a mask that is not the causal one."""
+    """Return whether the causal form is meant, refusing a mask that hides anything else than the future."""
     if mask is None:
         return is_causal
     length = src.shape[1 if batch_first and src.dim() == 3 else 0]
@@ -283,8 +295,11 @@ def _is_causal(where: str, src: Tensor, batch_first: bool, mask: Tensor | None, 
             return True
         hidden = mask if mask.dtype == torch.bool else mask == -torch.inf
         above = torch.ones_like(hidden).triu(diagonal=1)
-        if torch.equal(hidden, above) and (mask.dtype == torch.bool or bool(((mask == 0) | hidden).all())):
-            return True
+        if mask.dtype == torch.bool or bool(((mask == 0) | hidden).all()):
+            if torch.equal(hidden, above):
+                return True
+            if not bool(hidden.any()):
+                return is_causal
     raise ValueError(
         f"{where}: the attention mask must be None or the causal mask of shape ({length}, {length}), got shape "
         f"{tuple(mask.shape)} with other entries: NAM keeps one memory and has no scores to mask; "

@@ -28,25 +28,20 @@ one leaves: ``second(x, second.initial_state(B, L)._replace(value_tape=state_of_
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from fewshot_nam.memory.checks import check_alike, check_mask, check_tensor
+from fewshot_nam.memory.modes import full_precision
 from fewshot_nam.memory.primitives import read, unit, write
 from fewshot_nam.memory.scan import memory_scan
 from fewshot_nam.memory.turing_control import build_controller, is_causal, run_controller
-from fewshot_nam.memory.turing_heads import (
-    Action,
-    HeadContext,
-    action_name,
-    head_positions,
-    move,
-    resolve_actions,
-)
+from fewshot_nam.memory.turing_heads import Action, HeadContext, action_name, head_positions, move, resolve_actions
 from fewshot_nam.memory.turing_keys import KeyControls, write_key
 from fewshot_nam.memory.turing_presets import resolve_preset
-from fewshot_nam.memory.turing_state import Controls, TuringState, TuringTrace, trace_of
+from fewshot_nam.memory.turing_state import Controls, TuringState, TuringTrace, admit_state, check_size, trace_of
 
 _SHORTEST_TAPE = 32  # of the published code, which had no other
 
@@ -54,16 +49,20 @@ _SHORTEST_TAPE = 32  # of the published code, which had no other
 class NAMTuringMachine(nn.Module):
     """A NAM Turing Machine: ``(B, T, input_size)`` to ``(B, T, input_size)``, batch first.
 
-    Heads may leave unit length: blending shrinks them and JUMP is signed and scales with what it finds. With
-    ``head_norm="none"`` a head longer than ``sqrt(2)`` makes its own erase overshoot, and tapes can grow without bound over
-    long runs; ``"access"`` bounds what the value tape sees, ``"state"`` bounds all of it and is the choice for long runs.
+    Heads may leave unit length: blending shrinks them and JUMP is signed and scales with what it finds, and heads and key tape
+    feed each other. With ``head_norm="none"`` a head longer than ``sqrt(2)`` makes its own erase overshoot, and tapes can grow
+    without bound. ``"access"`` (of the default preset) bounds what the value tape sees, but not the heads: within some thousand
+    steps they can fade until every read is 0, or grow until all is NaN, without an error. ``"state"`` keeps them at length 1
+    and is the choice for long runs and for streams.
 
     Args:
         input_size: width of inputs and outputs.
         num_tapes: how many pairs of value and key tape, each with a read and a write head.
         tape_width: ``c``, width of a cell; default ``input_size / num_tapes``, which must then divide.
         hidden_size: width of the controller's features; default ``input_size``.
-        tape_length: ``L``, cells of a tape; default None is the length of the sequence, at least 32. No parameter depends on it.
+        tape_length: ``L``, cells of a tape; no parameter depends on it. Tapes are circular, so that outputs depend on ``L`` once
+            heads meet from both sides. Default None is ``max(32, T)``, set by a call's first state: the same row then has
+            another tape when its batch is padded further, or when it comes in parts. Pass a length where you pad or resume.
         preset: ``"paper"``, ``"iclr2022"`` or ``"neurips2023"``; the next six override it one by one. See ``TuringPreset``.
         controller: a name, or a module that is called and answers as ``torch.nn.GRU(batch_first=True)`` with features of
             ``hidden_size``. A module that looks ahead must say so by an attribute ``bidirectional = True``.
@@ -73,13 +72,14 @@ class NAMTuringMachine(nn.Module):
         head_norm: ``"none"``, ``"access"`` or ``"state"``.
         order: ``"read_first"`` or ``"write_first"``.
         backend: ``"loop"`` for the equations step by step; ``"scan"`` for head positions first (in closed form without a JUMP or
-            a transition of your own) and then each value tape as one ``memory_scan``; ``"auto"`` is the scan.
+            a transition of your own) and then each value tape as one ``memory_scan``; ``"auto"`` is the scan. A second
+            derivative needs ``"loop"``: through the scan ``memory_scan`` raises, with advice on a backend of its own.
         device: where the parameters are.
         dtype: of the parameters.
 
     Raises:
         ValueError: a size below 1, a name that is not known, or sizes that do not fit each other.
-        TypeError: controller or actions of another type.
+        TypeError: sizes, controller or actions of another type.
     """
 
     def __init__(
@@ -115,8 +115,8 @@ class NAMTuringMachine(nn.Module):
             raise ValueError(f"NAMTuringMachine: backend must be 'auto', 'loop' or 'scan', got {backend!r}")
         sizes = {"input_size": input_size, "num_tapes": num_tapes, "tape_width": tape_width}
         for name, size in {**sizes, "hidden_size": hidden_size, "tape_length": tape_length}.items():
-            if size is not None and size < 1:
-                raise ValueError(f"NAMTuringMachine: {name} must be at least 1, got {size}")
+            if size is not None:
+                check_size("NAMTuringMachine", name, size)
         if tape_width is None and input_size % num_tapes:
             raise ValueError(
                 f"NAMTuringMachine: input_size {input_size} does not divide among {num_tapes} tapes: pass tape_width"
@@ -126,12 +126,10 @@ class NAMTuringMachine(nn.Module):
         self.tape_width = input_size // num_tapes if tape_width is None else tape_width
         self.hidden_size = input_size if hidden_size is None else hidden_size
         self.tape_length = tape_length
-        self.erase, self.key_erase, self.head_norm, self.order = (
-            flags.erase,
-            flags.key_erase,
-            flags.head_norm,
-            flags.order,
-        )
+        self.erase = flags.erase
+        self.key_erase = flags.key_erase
+        self.head_norm = flags.head_norm
+        self.order = flags.order
         self.backend = backend
 
         self.actions = resolve_actions(flags.actions)
@@ -166,20 +164,35 @@ class NAMTuringMachine(nn.Module):
             tape_length: ``L``; default the machine's own, and one of the two must be given.
 
         Raises:
-            ValueError: no length is known, or it is below 1.
+            ValueError: no length is known, or it is below 1, or ``batch_size`` below 0.
+            TypeError: either is not an integer.
         """
+        where = "NAMTuringMachine.initial_state"
         length = self.tape_length if tape_length is None else tape_length
-        if length is None or length < 1:
-            raise ValueError(
-                f"NAMTuringMachine.initial_state: needs tape_length of at least 1, got {length}: tapes are circular, "
-                "so give as many cells as the heads may pass"
-            )
-        weight = self.value_proj.weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        tape = torch.zeros(batch_size, self.num_tapes, self.tape_width, length, device=weight.device, dtype=dtype)
-        head = torch.zeros(batch_size, self.num_tapes, length, device=weight.device, dtype=dtype)
+        if length is None:
+            raise ValueError(f"{where}: needs tape_length, the machine has none: give as many cells as heads may pass")
+        check_size(where, "tape_length", length)
+        check_size(where, "batch_size", batch_size, least=0)
+        device, dtype = self.value_proj.weight.device, self._state_dtype()
+        tape = torch.zeros(batch_size, self.num_tapes, self.tape_width, length, device=device, dtype=dtype)
+        head = torch.zeros(batch_size, self.num_tapes, length, device=device, dtype=dtype)
         head[..., 0] = 1.0
         return TuringState(tape, tape.clone() if self.has_keys else None, head, head.clone())
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        state: TuringState | None = None,
+        mask: Tensor | None = None,
+        *,
+        return_trace: Literal[False] = False,
+    ) -> tuple[Tensor, TuringState]: ...
+
+    @overload
+    def forward(
+        self, x: Tensor, state: TuringState | None = None, mask: Tensor | None = None, *, return_trace: Literal[True]
+    ) -> tuple[Tensor, TuringState, TuringTrace]: ...
 
     def forward(
         self, x: Tensor, state: TuringState | None = None, mask: Tensor | None = None, *, return_trace: bool = False
@@ -188,9 +201,11 @@ class NAMTuringMachine(nn.Module):
 
         Args:
             x: ``(B, T, input_size)``, at least one step.
-            state: what an earlier call returned, or ``initial_state`` with a length of your choice; default the start. With a
-                bidirectional controller it carries tapes and heads alone.
+            state: what an earlier call returned, or ``initial_state`` with a length of your choice; default the start. Tapes keep
+                their length: without a ``tape_length`` of the machine two halves are not the whole, as the first half chooses
+                shorter ones. Half precision is raised to float32. Under a bidirectional controller: tapes and heads alone.
             mask: ``(B, T)`` bool, True where there is a token; elsewhere nothing is written, heads stay and the output is 0.
+                Padding changes nothing else where ``tape_length`` or ``state`` is given; without, it makes tapes longer.
             return_trace: whether to return what the machine did as well, which takes the loop whatever the backend.
 
         Returns:
@@ -207,16 +222,17 @@ class NAMTuringMachine(nn.Module):
             raise ValueError(f"{where}: x must have at least one step, got shape {tuple(x.shape)}")
         if mask is not None:
             check_mask(where, "mask", mask, (batch, steps))
+            check_alike(where, dtype=False, x=x, mask=mask)
             x = x.masked_fill(~mask.unsqueeze(-1), 0.0)  # whatever stands there, NaN too
         if state is None:
             length = self.tape_length if self.tape_length is not None else max(_SHORTEST_TAPE, steps)
             state = self.initial_state(batch, length)
-        self._check_state(where, state, x)
+        state = self._admit(where, x, state)
         hidden, controller_state = run_controller(self.controller, x, state.controller, mask)
         check_tensor(where, "the controller's hidden features", hidden, (batch, steps, self.hidden_size))
         controls, kind = self._controls(x, hidden, state.read_head.dtype, mask)
         # What is kept from step to step would lose digits in bfloat16: autocast ends with the projections.
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             if return_trace or self.backend == "loop":
                 reads, states = self._loop(x, controls, state, mask)
                 state = states[-1]
@@ -249,10 +265,10 @@ class NAMTuringMachine(nn.Module):
                 "whole of it is there: call the machine on the sequence, or choose controller 'lstm' or 'mlp'"
             )
         check_tensor(where, "x", x, ("B", self.input_size))
-        self._check_state(where, state, x)
+        state = self._admit(where, x, state)
         hidden, controller_state = run_controller(self.controller, x.unsqueeze(1), state.controller, None)
         controls, kind = self._controls(x, hidden.squeeze(1), state.read_head.dtype, None)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             reads, state = self._advance(x, controls, state, None)
         return self.out_proj(reads.flatten(-2).to(kind)), state._replace(controller=controller_state)
 
@@ -366,21 +382,15 @@ class NAMTuringMachine(nn.Module):
         read_head, write_head = last_heads.unbind(2)
         return reads, TuringState(value_tape, key_tape, read_head, write_head)
 
-    def _check_state(self, where: str, state: TuringState, x: Tensor) -> None:
-        if not isinstance(state, TuringState):
-            raise TypeError(f"{where}: state must be a TuringState, got {type(state).__name__}")
-        weight = self.value_proj.weight
-        check_alike(where, x=x, weights=weight, dtype=not torch.is_autocast_enabled(x.device.type))
-        if (state.key_tape is not None) != self.has_keys:
-            raise ValueError(
-                f"{where}: state must {'hold a' if self.has_keys else 'hold no'} key tape, as the machine has "
-                f"{'one' if self.has_keys else 'none'}"
-            )
-        length = state.read_head.shape[-1]
-        tape, head = (x.shape[0], self.num_tapes, self.tape_width, length), (x.shape[0], self.num_tapes, length)
-        kinds = {"value_tape": tape, "key_tape": tape, "read_head": head, "write_head": head}
-        held = {name: value for name in kinds if (value := getattr(state, name)) is not None}
-        for name, value in held.items():
-            check_tensor(where, f"state.{name}", value, kinds[name])
-        check_alike(where, **held)
+    def _admit(self, where: str, x: Tensor, state: object) -> TuringState:
+        """Return ``state`` in this machine's precision at least, once ``x`` and ``state`` are checked against the machine."""
+        kind = x.device.type
+        mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        check_alike(where, x=x, weights=self.value_proj.weight, dtype=not mixed)
+        sizes = (x.shape[0], self.num_tapes, self.tape_width)
+        state = admit_state(where, state, sizes, self.has_keys, self._state_dtype())
         check_alike(where, dtype=False, x=x, state=state.read_head)
+        return state
+
+    def _state_dtype(self) -> torch.dtype:
+        return torch.promote_types(self.value_proj.weight.dtype, torch.float32)

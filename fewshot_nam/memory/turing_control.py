@@ -86,7 +86,8 @@ def run_controller(controller: nn.Module, x: Tensor, state: Any, mask: Tensor | 
     Returns:
         hidden ``(B, T, hidden_size)``, and the state: None where the controller is bidirectional, as it cannot be resumed.
     """
-    if mask is None or not isinstance(controller, nn.RNNBase):
+    # A batch without rows cannot be packed, and has nothing to step over.
+    if mask is None or not isinstance(controller, nn.RNNBase) or x.shape[0] == 0:
         hidden, last = controller(x, state)
     else:
         hidden, last = _run_packed(controller, x, state, mask)

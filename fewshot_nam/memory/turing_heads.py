@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fewshot_nam.memory.checks import check_tensor
 from fewshot_nam.memory.primitives import unit
 from fewshot_nam.memory.turing_keys import BlockedKeyTape, KeyControls, steps_of
 
@@ -76,7 +77,7 @@ def resolve_actions(actions: Sequence[str | Action]) -> tuple[Action, ...]:
 
     Raises:
         ValueError: no action, or an unknown name.
-        TypeError: an entry is neither a name nor callable, or the whole is one string.
+        TypeError: an entry is neither a name nor callable, or a class, or the whole is one string.
     """
     if isinstance(actions, str) or not isinstance(actions, Sequence):
         raise TypeError(f"NAMTuringMachine: actions must be a sequence of names or transitions, got {actions!r}")
@@ -89,6 +90,11 @@ def resolve_actions(actions: Sequence[str | Action]) -> tuple[Action, ...]:
                 known = ", ".join(NAMED_ACTIONS)
                 raise ValueError(f"NAMTuringMachine: unknown action {action!r}: the named ones are {known}")
             resolved.append(NAMED_ACTIONS[action])
+        elif isinstance(action, type):
+            name = action.__name__
+            raise TypeError(
+                f"NAMTuringMachine: an action must be a name or a callable, got class {name}: pass {name}(...)"
+            )
         elif callable(action):
             resolved.append(action)
         else:
@@ -104,6 +110,19 @@ def action_name(action: Action) -> str:
     if isinstance(action, Shift):
         return f"shift({action.offset:+d})"
     return getattr(action, "__name__", type(action).__name__)
+
+
+def act(action: Action, heads: Tensor, context: HeadContext) -> Tensor:
+    """Return what ``action`` makes of ``heads (B, tapes, L)``, in that shape.
+
+    Raises:
+        TypeError: it returned no floating tensor.
+        ValueError: it returned one of another shape, which would be broadcast along the tape.
+    """
+    target = action(heads, context)
+    if type(action) not in (Shift, Jump):
+        check_tensor("NAMTuringMachine", f"what action {action_name(action)} returns", target, heads.shape)
+    return target
 
 
 def move(
@@ -130,7 +149,7 @@ def move(
     """
     moved = torch.zeros_like(heads)
     for action, probability in zip(actions, probabilities.unbind(-1), strict=True):
-        moved = moved + probability.unsqueeze(-1) * action(heads, context)
+        moved = moved + probability.unsqueeze(-1) * act(action, heads, context)
     if normalise:
         moved = unit(moved)
     return moved if mask is None else torch.where(mask[:, None, None], moved, heads)
@@ -168,12 +187,17 @@ def head_positions(
         offsets = [action.offset for action in actions if isinstance(action, Shift)]
         positions, last = _positions_by_fft(heads, probabilities, offsets, normalise, mask)
         return positions, last, key_tape
-    return _positions_by_loop(heads, key_tape, probabilities, actions, tokens, key_controls, key_erase, normalise, mask)
+    keys = None
+    if key_tape is not None and key_controls is not None:
+        keys = BlockedKeyTape(key_tape, key_controls, key_erase)
+    positions, last = _positions_by_loop(heads, probabilities, actions, tokens, keys, normalise=normalise, mask=mask)
+    return positions, last, None if keys is None else keys.tape()
 
 
 def _positions_by_fft(
     heads: Tensor, probabilities: Tensor, offsets: list[int], normalise: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    """``head_positions`` for rolls alone, by ``offsets``: shapes as there."""
     length = heads.shape[-1]
     frequencies = torch.arange(length // 2 + 1, dtype=torch.float64, device=heads.device)
     steps = torch.tensor(offsets, dtype=torch.float64, device=heads.device)
@@ -204,7 +228,7 @@ def _running_product(x: Tensor) -> Tensor:
     if steps == 1:
         return x
     even = steps - steps % 2
-    first, second = x[:, :even].view(x.shape[0], -1, 2, *x.shape[2:]).unbind(2)
+    first, second = x[:, :even].view(x.shape[0], even // 2, 2, *x.shape[2:]).unbind(2)
     pairs = _running_product(first * second)
     before = torch.cat([torch.ones_like(pairs[:, :1]), pairs[:, :-1]], dim=1)
     product = torch.stack([before * first, pairs], dim=2).flatten(1, 2)
@@ -213,18 +237,22 @@ def _running_product(x: Tensor) -> Tensor:
 
 def _positions_by_loop(
     heads: Tensor,
-    key_tape: Tensor | None,
     probabilities: Tensor,
     actions: Sequence[Action],
     tokens: Tensor,
-    key_controls: KeyControls | None,
-    key_erase: str,
+    keys: BlockedKeyTape | None,
+    *,
     normalise: bool,
     mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
+    """``head_positions`` for any actions, step by step; ``keys`` is the key tape, which is written along the way.
+
+    Shapes are those of ``head_positions``: heads ``(B, tapes, 2, L)``, probabilities ``(B, T, tapes, 2, A)``, tokens
+    ``(B, T, input_size)``, mask ``(B, T)``. Inside, batch and tapes are one dimension: ``head`` and what the actions make of it
+    are ``(B tapes, 2, L)``, a step's probability of one action and its ``stays`` are ``(B tapes, 2, 1)``.
+    """
     batch, tapes, _, length = heads.shape
     head = heads.flatten(0, 1)
-    keys = None if key_tape is None or key_controls is None else BlockedKeyTape(key_tape, key_controls, key_erase)
     by_action = zip(*(steps_of(p.unsqueeze(-1)) for p in probabilities.unbind(-1)), strict=True)
     stays = None if mask is None else steps_of(~mask[:, :, None, None, None].expand(-1, -1, tapes, -1, -1))
     positions = []
@@ -238,17 +266,14 @@ def _positions_by_loop(
             elif type(action) is Jump and jumped is not None:
                 target = jumped
             else:
-                context = HeadContext(
-                    token,
-                    None if keys is None else keys.tape(),
-                    None if key_controls is None else key_controls.queries[:, t],
-                )
-                both = [action(one, context) for one in head.view(batch, tapes, 2, length).unbind(2)]
+                tape, query = (None, None) if keys is None else (keys.tape(), keys.query())
+                context = HeadContext(token, tape, query)
+                both = [act(action, one, context) for one in head.view(batch, tapes, 2, length).unbind(2)]
                 target = torch.stack(both, dim=2).flatten(0, 1)
             moved = probability * target if moved is None else torch.addcmul(moved, probability, target)
         assert moved is not None
         if normalise:
             moved = unit(moved)
         head = moved if stays is None else torch.where(stays[t], head, moved)
-    everywhere = torch.stack(positions).view(-1, batch, tapes, 2, length).transpose(0, 1)
-    return everywhere, head.view(batch, tapes, 2, length), None if keys is None else keys.tape()
+    everywhere = torch.stack(positions).view(len(positions), batch, tapes, 2, length).transpose(0, 1)
+    return everywhere, head.view(batch, tapes, 2, length)

@@ -100,6 +100,10 @@ class BlockedKeyTape:
         write_and_ask = self._write_by_key if self._by_key else self._write_by_position
         return write_and_ask(place, head, p_write, p_erase)
 
+    def query(self) -> Tensor:
+        """Return the query of the last step, ``(B, tapes, c)``."""
+        return self._queries[self._t - 1].view(self._shape[:-1])
+
     def tape(self) -> Tensor:
         """Return the key tape as it stands now, ``(B, tapes, c, L)``."""
         return self._now().view(self._shape)

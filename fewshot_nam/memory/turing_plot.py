@@ -24,6 +24,7 @@ def draw_heads(trace: TuringTrace, example: int = 0, *, tokens: Sequence[str] | 
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
+        TypeError: ``trace`` is not a trace, or ``example`` not an integer.
         ValueError: the batch has no such example, or there is not one label for each step.
     """
     try:
@@ -33,6 +34,10 @@ def draw_heads(trace: TuringTrace, example: int = 0, *, tokens: Sequence[str] | 
             'draw_heads: needs matplotlib, which is not installed: pip install "fewshot-nam[plot]"'
         ) from error
 
+    if not isinstance(trace, TuringTrace):
+        raise TypeError(f"draw_heads: trace must be a TuringTrace, got {type(trace).__name__}: pass return_trace=True")
+    if not isinstance(example, int):
+        raise TypeError(f"draw_heads: example must be an integer, got {example!r}")
     batch, steps, tapes, cells = trace.read_heads.shape
     if not 0 <= example < batch:
         raise ValueError(f"draw_heads: example must be one of the batch's 0 to {batch - 1}, got {example}")

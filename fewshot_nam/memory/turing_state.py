@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fewshot_nam.memory.checks import check_alike, check_tensor
+
 
 class TuringState(NamedTuple):
     """All that a machine carries from one step to the next. Tapes and heads are in float32 at least."""
@@ -64,6 +66,55 @@ class Controls(NamedTuple):
         steps = self.values.shape[1]
         parts = [[None] * steps if field is None else field.unbind(1) for field in self]
         return [Controls(*part) for part in zip(*parts, strict=True)]
+
+
+def check_size(where: str, name: str, size: object, least: int = 1) -> None:
+    """Refuse ``size`` unless it is an integer of at least ``least``.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: below ``least``.
+    """
+    if not isinstance(size, (int, torch.SymInt)):
+        raise TypeError(f"{where}: {name} must be an integer, got {size!r}")
+    if size < least:
+        raise ValueError(f"{where}: {name} must be at least {least}, got {size}")
+
+
+def admit_state(
+    where: str, state: object, sizes: tuple[int, int, int], has_keys: bool, dtype: torch.dtype
+) -> TuringState:
+    """Return ``state`` with tapes and heads in ``dtype`` at least, or refuse it.
+
+    Args:
+        where: what was called, which begins a message.
+        state: what came in.
+        sizes: ``(B, tapes, c)``; ``L`` is the state's own.
+        has_keys: whether there must be a key tape, or must not.
+        dtype: of the machine's own states.
+
+    Raises:
+        TypeError: not a ``TuringState``, or of dtypes that differ or are not floating.
+        ValueError: a shape, or the absence of a tape, does not fit the machine, or devices differ.
+    """
+    if not isinstance(state, TuringState):
+        raise TypeError(f"{where}: state must be a TuringState, got {type(state).__name__}")
+    if (state.key_tape is not None) != has_keys:
+        raise ValueError(
+            f"{where}: state must {'hold a' if has_keys else 'hold no'} key tape, as the machine has "
+            f"{'one' if has_keys else 'none'}"
+        )
+    batch, tapes, width = sizes
+    check_tensor(where, "state.read_head", state.read_head, (batch, tapes, "L"))
+    length = state.read_head.shape[-1]
+    tape, head = (batch, tapes, width, length), (batch, tapes, length)
+    shapes = {"value_tape": tape, "key_tape": tape, "read_head": head, "write_head": head}
+    held = {name: value for name in shapes if (value := getattr(state, name)) is not None}
+    for name, value in held.items():
+        check_tensor(where, f"state.{name}", value, shapes[name])
+    check_alike(where, **held)
+    dtype = torch.promote_types(state.read_head.dtype, dtype)
+    return state._replace(**{name: value.to(dtype) for name, value in held.items()})
 
 
 def trace_of(states: Sequence[TuringState], controls: Controls) -> TuringTrace:

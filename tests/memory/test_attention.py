@@ -1,6 +1,7 @@
 """Normalized outer-product attention against an explicit matrix of scores, and the attention module against its equations."""
 
 import copy
+import functools
 import io
 
 import pytest
@@ -337,6 +338,25 @@ def test_padded_sequences_equal_sequences_cut_short(kind, causal):
     assert attention(x, padding, causal).isfinite().all()  # the third sequence is nothing but padding
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", [{"gates": True}, {"gates": True, "erase": True}], ids=str)
+def test_what_stands_in_padding_reaches_no_gradient(kind, batch_first, causal):
+    attention, x = module(**kind), normal(1, B, T, WIDTH)
+    padding, spoilt = torch.arange(T) >= torch.tensor([[4], [7]]), [0.0, torch.nan, torch.inf]
+    attention.batch_first, found = batch_first, []
+    for filling in spoilt:
+        tokens = x.masked_fill(padding.unsqueeze(-1), filling).requires_grad_()
+        outputs = attention(tokens if batch_first else tokens.transpose(0, 1), padding, causal)
+        read = (outputs if batch_first else outputs.transpose(0, 1))[~padding]
+        found.append(torch.autograd.grad(read.square().sum(), [tokens, *attention.parameters()]))
+    assert found[0][0][padding].count_nonzero() == 0
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=0)
+    outputs = attention(x[0].masked_fill(padding[0].unsqueeze(-1), torch.nan), padding[0], causal)
+    torch.testing.assert_close(outputs[:4], attention(x[0, :4], is_causal=causal), **EXACT)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_a_stream_that_pauses_goes_on_as_if_it_had_not(kind):
     attention, x = module(**kind), normal(1, B, T, WIDTH)
@@ -457,6 +477,32 @@ def test_vmap_runs_an_ensemble_of_modules(erase, causal):
 
 
 @pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("erase", [False, True])
+def test_vmap_and_jvp_work_where_no_gradient_is_recorded(erase, causal):
+    attention, x, tangent = module(erase=erase), normal(1, 3, B, T, WIDTH), normal(2, B, T, WIDTH)
+    call = functools.partial(attention, is_causal=causal)
+    expected = torch.stack([call(each) for each in x])
+    slope = torch.func.jvp(call, (x[0],), (tangent,))[1]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(call)(x), expected, **EXACT)
+        torch.testing.assert_close(torch.func.jvp(call, (x[0],), (tangent,)), (expected[0], slope), **EXACT)
+    eps = 1e-6
+    difference = (call(x[0] + eps * tangent) - call(x[0] - eps * tangent)) / (2 * eps)
+    torch.testing.assert_close(slope, difference, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("erase", [False, True])
+def test_the_meta_device_gives_shapes(erase, causal):
+    attention = NAMAttention(6, 2, erase=erase, gates=True, batch_first=True, device="meta")
+    x = torch.zeros(3, 5, 6, device="meta")
+    outputs = attention(x, is_causal=causal)
+    assert outputs.shape == (3, 5, 6)
+    assert attention.step(x[:, 0], attention.init_state(3))[1].memory.shape == (3, 2, 3, 3)
+    outputs.sum().backward()
+
+
+@pytest.mark.parametrize("causal", [False, True])
 def test_more_tokens_than_float16_can_count_do_not_silence_the_outputs(causal):
     ones = torch.ones(1, 70_000, 1, 1, dtype=torch.float16)
     keys = ones / 2
@@ -483,6 +529,31 @@ def test_the_settings_are_printed():
         (lambda a: a(normal(0, B, T, WIDTH), torch.ones(B, T).int()), TypeError, "boolean or floating.*torch.int32"),
         (lambda a: a.step(normal(0, B, T, WIDTH), a.init_state(B)), ValueError, r"step: x must have shape \(B, 15\)"),
         (lambda a: a.step(normal(0, B, WIDTH), a.init_state(3)), ValueError, r"memory must have shape \(2, 3, 5, 5\)"),
+        (lambda a: a(normal(0, B, T, WIDTH).float()), TypeError, "x torch.float32, weights torch.float64"),
+        (lambda a: a(normal(0, T, WIDTH).float()), TypeError, "NAMAttention: all must be of one dtype"),
+        (lambda a: a(normal(0, B, T, WIDTH).to("meta")), ValueError, "x on meta, weights on cpu"),
+        (
+            lambda a: a(normal(0, B, T, WIDTH), torch.ones(B, T, dtype=torch.bool, device="meta")),
+            ValueError,
+            "key_padding_mask on meta",
+        ),
+        (lambda a: a.step(normal(0, B, WIDTH).float(), a.init_state(B)), TypeError, "step: all must be of one dtype"),
+        (lambda a: a.extend(normal(0, B, T, WIDTH).float(), a.init_state(B)), TypeError, "extend: all must be of one"),
+        (
+            lambda a: a.step(normal(0, B, WIDTH), a.init_state(B)._replace(tokens=torch.zeros(3, dtype=torch.int64))),
+            ValueError,
+            r"tokens must be an int64 tensor \(2,\), got torch.int64 \(3,\)",
+        ),
+        (
+            lambda a: a.extend(normal(0, B, T, WIDTH), a.init_state(B)._replace(tokens=7)),
+            ValueError,
+            r"tokens must be an int64 tensor \(2,\), got int",
+        ),
+        (
+            lambda a: a.step(normal(0, B, WIDTH), NAMAttentionState(*(x.to("meta") for x in a.init_state(B)))),
+            ValueError,
+            "weights on cpu, memory on meta, tokens on meta",
+        ),
         (lambda a: a.extend(normal(0, B, T, WIDTH), None), TypeError, "must be a NAMAttentionState.*got NoneType"),
         (
             lambda a: a.step(normal(0, B, WIDTH), NAMAttentionState(None, None)),

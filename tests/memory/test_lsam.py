@@ -1,5 +1,6 @@
 """LSAM against the paper's equations written out, the fast loop against autograd, and the calls against ``torch.nn.LSTM``."""
 
+import copy
 import warnings
 
 import pytest
@@ -278,18 +279,45 @@ def test_tanh_bounds_what_too_large_weights_would_blow_up():
     assert reached["tanh"] <= 8
 
 
-def test_undoing_4096_writes_is_as_exact_as_keeping_every_memory():
+@pytest.mark.parametrize("activation", [None, "tanh"])
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 48, 50])
+def test_the_hand_written_backward_is_exact_at_any_number_of_blocks(length, activation):
+    net = network(71, 3, 6, 1, 2, value_activation=activation)
+    inputs = [normal(72, length, 2, 3), normal(73, 1, 2, 6), normal(74, 1, 2, 2, 3, 3)]
+    leaves = [*(x.requires_grad_() for x in inputs), *net.parameters()]
+    found = []
+    for net.backward in BACKWARDS:
+        output, state = net(inputs[0], (inputs[1], inputs[2]))
+        found.append(gradients((output, *state), leaves))
+    torch.testing.assert_close(*found, **EXACT)
+
+
+def test_one_large_token_leaves_the_gradients_of_the_small_ones_exact():
+    torch.manual_seed(1)
+    net = LSAM(8, 32, num_heads=4)
+    x = torch.randn(20, 4, 8)
+    x[-1] *= 1e6
+    found = []
+    for run, tokens in ((net, x), (copy.deepcopy(net).double(), x.double())):
+        tokens.requires_grad_()
+        small = run(tokens)[0][:10]
+        loss = (small * normal(2, *small.shape).to(tokens.dtype)).sum()
+        found.append(torch.autograd.grad(loss, [tokens, *run.parameters()]))
+    for ours, exact in zip(*found, strict=True):
+        assert (ours - exact).norm() < 1e-5 * exact.norm()
+
+
+def test_4096_writes_are_differentiated_as_exactly_as_by_keeping_every_memory():
     torch.manual_seed(3)
     net = LSAM(16, 32, num_heads=4)
     x = torch.randn(4096, 1, 16)
     found = {}
-    for name, backward, dtype in (("undone", "hand", torch.float32), ("kept", "autograd", torch.float32)):
-        net.backward = backward
-        found[name] = gradients([net(x.to(dtype))[0]], list(net.parameters()))
+    for net.backward in BACKWARDS:
+        found[net.backward] = gradients([net(x)[0]], list(net.parameters()))
     net.backward = "hand"
     exact = gradients([net.double()(x.double())[0]], list(net.parameters()))
-    for undone, kept, truth in zip(found["undone"], found["kept"], exact, strict=True):
-        error, usual = ((grad - truth).abs().max() / truth.abs().max() for grad in (undone, kept))
+    for by_hand, kept, truth in zip(found["hand"], found["autograd"], exact, strict=True):
+        error, usual = ((grad - truth).abs().max() / truth.abs().max() for grad in (by_hand, kept))
         assert error < 2e-5
         assert error < 5 * usual + 1e-6
 
@@ -402,6 +430,13 @@ def test_the_inputs_are_left_as_they_are():
     output, _ = net(inputs[0].requires_grad_(), inputs[1:])
     output.sum().backward()
     torch.testing.assert_close(list(inputs), copies, rtol=0, atol=0, check_dtype=True)
+
+
+def test_code_for_an_lstm_that_flattens_parameters_runs():
+    net = network(43, 3, 6, 2, 2)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert net.flatten_parameters() is None
+    torch.testing.assert_close(dict(net.state_dict()), before, rtol=0, atol=0)
 
 
 def test_state_dict_round_trip_and_names():

@@ -1,6 +1,7 @@
 """The hierarchical memory against explicit contraction, and the theorems at every order, in float64."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -270,7 +271,29 @@ def test_gradients_reach_back_through_the_module_until_it_is_detached():
     memory.read(key).sum().backward()
     torch.testing.assert_close(value.grad, torch.ones(WIDTH, dtype=torch.float64), **EXACT)
     assert not memory.detach().read(key.detach()).requires_grad
-    copy.deepcopy(memory)
+
+
+def test_a_copy_holds_the_numbers_without_the_history():
+    key, value = unit(normal(0, 5)), normal(1, WIDTH).requires_grad_()
+    network = torch.nn.ModuleList([TensorMemory(WIDTH, (5,), dtype=torch.float64).write((key,), value)])
+    file = io.BytesIO()
+    torch.save(network[0], file)
+    file.seek(0)
+    copies = [copy.deepcopy(network)[0], copy.copy(network[0]), torch.load(file, weights_only=False)]
+    for each in copies:
+        torch.testing.assert_close(each.read(key), value.detach(), **EXACT)
+        assert not each.memory.requires_grad
+        each.reset()
+    assert torch.equal(network[0].read(key).detach(), copy.deepcopy(network)[0].read(key))
+    network[0].read(key).sum().backward()
+    torch.testing.assert_close(value.grad, torch.ones(WIDTH, dtype=torch.float64), **EXACT)
+
+
+def test_the_meta_device_gives_shapes():
+    memory = TensorMemory(WIDTH, SIZES[:2], device="meta")
+    keys, value = [torch.ones(3, size, device="meta") for size in SIZES[:2]], torch.ones(3, WIDTH, device="meta")
+    memory.write_sequence(keys, value).write([key[0] for key in keys], value[0]).erase(keys[0][0])
+    assert memory.read(*keys).shape == (3, WIDTH)
 
 
 def test_vmap_over_memories_keys_and_values_is_the_batch():
@@ -411,6 +434,11 @@ def test_a_module_that_writes_compiles_and_remembers():
         (lambda m: tensor_read(None, (torch.ones(5),)), TypeError, "memory must be a floating tensor, got NoneType"),
         (lambda m: TensorMemory.from_tensor(m.memory, 3), ValueError, "order of 1 to 2, got 3"),
         (lambda m: TensorMemory.from_tensor("m", 3), TypeError, "got str"),
+        (lambda m: TensorMemory(11, 3), TypeError, r"key_sizes must be a tuple of sizes, got int: \(size,\) for one"),
+        (lambda m: TensorMemory(11, (3,), 2), TypeError, "batch_shape must be a tuple of sizes, got int"),
+        (lambda m: m.write((torch.ones(5),), torch.ones(11, 3), "a"), TypeError, "p_write must be a number.*got str"),
+        (lambda m: m.erase(torch.ones(5), p_erase=None), TypeError, "p_erase must be a number.*got NoneType"),
+        (lambda m: m.read(torch.ones(5), p_read=[1.0]), TypeError, "p_read must be a number.*got list"),
         (lambda m: TensorMemory(11, ()), ValueError, "one or more key_sizes"),
         (lambda m: TensorMemory(11, (5, 0)), ValueError, r"of at least 1.* got .*\(5, 0\)"),
         (lambda m: TensorMemory(11, (5,), (-1,)), ValueError, r"batch_shape=\(-1,\)"),

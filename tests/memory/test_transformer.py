@@ -153,6 +153,39 @@ def test_a_causal_mask_means_is_causal(batch_first, dtype):
         assert torch.equal(module(x[0], causal_mask(x.shape[1], dtype)), module(x[0], is_causal=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.float64])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_a_mask_that_hides_nothing_means_no_mask(is_causal, dtype):
+    x, nothing = normal(1, B, T, WIDTH), torch.zeros(T, T, dtype=dtype)
+    for module in (layer(), encoder()):
+        assert torch.equal(module(x, nothing, is_causal=is_causal), module(x, is_causal=is_causal))
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_stands_in_padding_reaches_no_gradient(causal, batch_first, norm_first):
+    padding, x = torch.arange(T) >= torch.tensor([[4], [7]]), normal(1, B, T, WIDTH)
+
+    def batched(x: Tensor) -> Tensor:
+        return x if batch_first else x.transpose(0, 1)
+
+    for stack in (part(norm_first=norm_first, batch_first=batch_first, gates=True) for part in (layer, encoder)):
+        for extends in (False, True) if causal else (False,):
+            found = []
+            for filling in (0.0, torch.nan, torch.inf):
+                src = x.masked_fill(padding.unsqueeze(-1), filling).requires_grad_()
+                if extends:
+                    outputs, _ = stack.extend(batched(src), stack.init_state(B), padding)
+                else:
+                    outputs = stack(batched(src), src_key_padding_mask=padding, is_causal=causal)
+                loss = batched(outputs)[~padding].square().sum()
+                found.append(torch.autograd.grad(loss, [src, *stack.parameters()]))
+            assert found[0][0][padding].count_nonzero() == 0
+            for other in found[1:]:
+                torch.testing.assert_close(other, found[0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_padding_changes_nothing_and_breaks_nothing(kind, causal):
@@ -340,7 +373,7 @@ X = normal(0, B, T, WIDTH)
     [
         (lambda: NAMTransformerEncoderLayer(15, 4), ValueError, "multiple of num_heads, got 15 and 4"),
         (lambda: layer(activation="swish"), ValueError, "must be one of relu, gelu, or a function, got 'swish'"),
-        (lambda: layer()(X, torch.zeros(T, T)), ValueError, r"Layer: .*None or the causal mask of shape \(7, 7\)"),
+        (lambda: layer()(X, torch.eye(T)), ValueError, r"Layer: .*None or the causal mask of shape \(7, 7\)"),
         (lambda: layer()(X, causal_mask(T + 1, torch.bool)), ValueError, r"got shape \(8, 8\)"),
         (lambda: layer()(X, ~causal_mask(T, torch.bool)), ValueError, "no scores to mask"),
         (lambda: layer()(X, ~causal_mask(T, torch.bool), None, True), ValueError, "no scores to mask"),
@@ -351,9 +384,21 @@ X = normal(0, B, T, WIDTH)
             "boolean or floating tensor, got torch.int32",
         ),
         (lambda: layer()(X, None, torch.zeros(T, B)), ValueError, r"key_padding_mask must have shape \(2, 7\)"),
-        (lambda: encoder()(X, torch.zeros(T, T)), ValueError, "NAMTransformerEncoder: the attention mask"),
+        (lambda: encoder()(X, torch.eye(T).bool()), ValueError, "NAMTransformerEncoder: the attention mask"),
         (lambda: encoder()(X, None, torch.ones(B, T)), ValueError, "NAMTransformerEncoder: .*-inf at padding"),
-        (lambda: encoder()(X[..., :4]), ValueError, r"x must have shape \(B, T, 15\), got \(2, 7, 4\)"),
+        (lambda: encoder()(X[..., :4]), ValueError, r"src must have shape \(B, T, 15\), got \(2, 7, 4\)"),
+        (lambda: layer(norm_first=True)(X[..., :4]), ValueError, "NAMTransformerEncoderLayer: src must have shape"),
+        (lambda: layer(norm_first=True)(X.float()), TypeError, "src torch.float32, weights torch.float64"),
+        (lambda: layer(norm_first=True)(X.to("meta")), ValueError, "src on meta, weights on cpu"),
+        (lambda: layer()(None, causal_mask(T, torch.bool)), TypeError, "src must be a tensor, got NoneType"),
+        (lambda: encoder()(X.float()), TypeError, "NAMTransformerEncoder: all must be of one dtype"),
+        (
+            lambda: encoder(norm_first=True).step(X[:, 0].float(), encoder().init_state(B)),
+            TypeError,
+            "step: all must be of one dtype, got src torch.float32",
+        ),
+        (lambda: encoder().step(X, encoder().init_state(B)), ValueError, r"src must have shape \(B, 15\)"),
+        (lambda: layer().extend(X.float(), layer().init_state(B)), TypeError, "extend: all must be of one dtype"),
         (lambda: encoder().step(X[:, 0], encoder().init_state(B)[:2]), ValueError, r"a layer \(3\).*got 2"),
         (lambda: NAMTransformerEncoder(nn.TransformerEncoderLayer(4, 2), 2), TypeError, "got TransformerEncoderLayer"),
         (lambda: NAMTransformerEncoder(layer(), 0), ValueError, "num_layers must be at least 1, got 0"),

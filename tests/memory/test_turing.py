@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fewshot_nam.memory.turing import NAMTuringMachine, TuringState
-from fewshot_nam.memory.turing_heads import HeadContext, Shift, head_positions
+from fewshot_nam.memory.turing_heads import HeadContext, Jump, Shift, head_positions
 from fewshot_nam.memory.turing_keys import write_key
 from fewshot_nam.memory.turing_plot import draw_heads
 from fewshot_nam.memory.turing_presets import PRESETS
@@ -338,6 +338,26 @@ def test_an_action_of_ones_own_works_in_both_backends(actions, key_erase):
         torch.testing.assert_close(scan, loop, **EXACT)
 
 
+@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        (lambda h: h.mean(-1, keepdim=True), ValueError, r"what action mine returns must have shape \(2, 3, 13\)"),
+        (lambda h: h[:1], ValueError, r"what action mine returns must have shape \(2, 3, 13\), got \(1, 3, 13\)"),
+        (lambda h: None, TypeError, "what action mine returns must be a tensor, got NoneType"),
+        (lambda h: h.argsort(), TypeError, "what action mine returns must be of a floating dtype, got torch.int64"),
+    ],
+)
+def test_an_action_that_returns_no_heads_is_refused_by_name(returned, error, message, backend):
+    def mine(heads: Tensor, context: HeadContext) -> Tensor:
+        return returned(heads)
+
+    built = machine(actions=("left", mine), backend=backend)
+    for call in (lambda: built(normal(1, B, T, D)), lambda: built.step(normal(1, B, D), built.initial_state(B))):
+        with pytest.raises(error, match=message):
+            call()
+
+
 def test_an_action_home_brings_the_heads_home_and_a_module_is_trained_with_the_machine():
     built = machine(actions=("right", home))
     steer(built, read=0, write=0)
@@ -450,6 +470,26 @@ def test_the_default_length_is_that_of_the_sequence_and_at_least_32():
         assert built(normal(1, 1, steps, D))[1].read_head.shape == (1, TAPES, length)
 
 
+@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize("length", [None, 32])
+def test_padding_and_splitting_change_nothing_where_the_tape_length_is_explicit(length, backend):
+    """Heads that run apart meet around the tape: after 16 steps with 32 cells, after 20 with 40."""
+    built = machine(tape_length=length, backend=backend)
+    steer(built, read=0, write=2)
+    x = normal(1, 1, 40, D)
+    mask = torch.arange(40)[None] < 20
+    alone, padded = built(x[:, :20])[0], built(x, mask=mask)[0][:, :20]
+    first, state = built(x[:, :20])
+    split = torch.cat([first, built(x[:, 20:], state)[0]], 1)
+    whole = built(x)[0]
+    if length is None:
+        assert (padded - alone).abs().max() > 1e-2
+        assert (split - whole).abs().max() > 1e-2
+    else:
+        torch.testing.assert_close(padded, alone, **EXACT)
+        torch.testing.assert_close(split, whole, **EXACT)
+
+
 def test_a_controller_of_ones_own_is_called_like_a_gru():
     built = machine(controller=nn.GRU(D, HIDDEN, batch_first=True, dtype=torch.float64))
     x = normal(1, B, T, D)
@@ -492,6 +532,22 @@ def test_unit_heads_keep_a_long_run_bounded(key_erase):
     torch.testing.assert_close(state.read_head.norm(dim=-1), torch.ones(1, TAPES))
 
 
+@pytest.mark.parametrize("fades", [True, False], ids=["access", "state"])
+def test_heads_fade_on_a_long_run_unless_they_are_kept_at_length_one(fades):
+    torch.manual_seed(0)
+    built = NAMTuringMachine(32, 1, tape_width=8, tape_length=8, head_norm="access" if fades else "state")
+    with torch.no_grad():
+        outputs, state = built(normal(1, 1, 4096, 32, dtype=torch.float32))
+    reads = (outputs - built.out_proj.bias).norm(dim=-1)[0]
+    lengths = torch.stack([state.read_head, state.write_head]).norm(dim=-1)
+    if fades:
+        assert (lengths < 1e-12).all()
+        assert reads[-64:].max() < 1e-6 < 0.1 < reads[:64].mean()
+    else:
+        torch.testing.assert_close(lengths, torch.ones_like(lengths))
+        assert reads[-64:].mean() > 0.5 * reads[:64].mean()
+
+
 def test_float32_stays_close_to_float64_in_closed_form():
     exact, single = (machine(actions=SHIFTS, dtype=dtype) for dtype in (torch.float64, torch.float32))
     single.load_state_dict(exact.state_dict())
@@ -513,6 +569,51 @@ def test_autocast_and_bfloat16_keep_the_state_in_float32(actions, backend):
         assert all(t.dtype == torch.float32 for t in end[:4] if t is not None)
     for got in (mixed, low):
         assert (got.float() - exact).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_state_in_half_precision_is_raised_to_float32(half, backend):
+    built = machine(dtype=torch.float32, backend=backend)
+    x = normal(1, B, T, D, dtype=torch.float32)
+    state = TuringState(*(t.to(half) for t in built(x)[1][:4]))
+    raised = TuringState(*(t.float() for t in state[:4]))
+    for call, given_x in ((built, x), (built.step, x[:, 0])):
+        outputs, end = call(given_x, state)
+        expected, _ = call(given_x, raised)
+        assert all(t.dtype == torch.float32 for t in end[:4])
+        assert torch.equal(outputs, expected)
+
+
+@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize("actions", [SHIFTS, ALL])
+@pytest.mark.parametrize("controller", ["lstm", "bigru", "mlp"])
+def test_a_batch_of_none_gives_outputs_of_none(controller, actions, backend):
+    built = machine(controller=controller, actions=actions, backend=backend)
+    for mask in (None, torch.ones(0, T, dtype=torch.bool)):
+        outputs, state = built(normal(1, 0, T, D), mask=mask)
+        assert outputs.shape == (0, T, D)
+        assert state.read_head.shape == (0, TAPES, L)
+    outputs.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize("actions", [SHIFTS, ALL])
+def test_shapes_can_be_asked_for_on_the_meta_device(actions, backend):
+    built = machine(actions=actions, backend=backend).to("meta")
+    x = torch.empty(B, T, D, dtype=torch.float64, device="meta")
+    outputs, state = built(x)
+    assert outputs.shape == x.shape
+    assert outputs.device == state.value_tape.device == torch.device("meta")
+    assert built.step(x[:, 0], state)[0].shape == (B, D)
+
+
+def test_a_second_derivative_through_the_scan_is_refused():
+    built = machine(controller="mlp", backend="scan")
+    x = normal(1, 1, 3, D).requires_grad_()
+    (gradient,) = torch.autograd.grad(built(x)[0].square().sum(), [x], create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()
 
 
 def test_the_loop_can_be_differentiated_twice():
@@ -585,11 +686,13 @@ def test_heads_are_drawn_for_every_tape():
     torch.testing.assert_close(
         torch.tensor(image.get_array().data).double(), trace.read_heads[1, :, 2].T, rtol=1e-6, atol=1e-6
     )
-    for call, message in (
-        (lambda: draw_heads(trace, 2), "example must be one of the batch's 0 to 1, got 2"),
-        (lambda: draw_heads(trace, tokens=["a"]), "one label for each of 11 steps, got 1"),
+    for call, error, message in (
+        (lambda: draw_heads(trace, 2), ValueError, "example must be one of the batch's 0 to 1, got 2"),
+        (lambda: draw_heads(trace, tokens=["a"]), ValueError, "one label for each of 11 steps, got 1"),
+        (lambda: draw_heads(trace, 0.5), TypeError, "example must be an integer, got 0.5"),
+        (lambda: draw_heads("x"), TypeError, "trace must be a TuringTrace, got str"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(error, match=message):
             call()
 
 
@@ -633,6 +736,10 @@ def test_the_example_runs(monkeypatch, capsys, tmp_path):
         ({"actions": ("up",)}, ValueError, "unknown action 'up': the named ones are left, noop, right, jump"),
         ({"actions": ()}, ValueError, "at least one action"),
         ({"actions": "left"}, TypeError, "must be a sequence"),
+        ({"actions": (Jump,)}, TypeError, r"a name or a callable, got class Jump: pass Jump\(...\)"),
+        ({"tape_length": 4.5}, TypeError, "tape_length must be an integer, got 4.5"),
+        ({"num_tapes": 2.0}, TypeError, "num_tapes must be an integer, got 2.0"),
+        ({"hidden_size": "8"}, TypeError, "hidden_size must be an integer, got '8'"),
         ({"actions": (3,)}, TypeError, "a name or a callable, got int"),
         ({"backend": "fast"}, ValueError, "backend must be"),
         ({"num_tapes": 0}, ValueError, "num_tapes must be at least 1, got 0"),
@@ -652,11 +759,27 @@ def test_a_machine_that_cannot_be_built_is_refused(options, error, message):
         (lambda m, x: m(x.float()), TypeError, "all must be of one dtype, got x torch.float32, weights torch.float64"),
         (lambda m, x: m(x, mask=torch.ones(B, T)), TypeError, "mask must be a boolean tensor"),
         (lambda m, x: m(x, mask=torch.ones(T, B, dtype=torch.bool)), ValueError, "mask must have shape"),
-        (lambda m, x: m(x, m.initial_state(3)), ValueError, r"state.value_tape must have shape \(2, 3, 5, 13\)"),
+        (
+            lambda m, x: m(x, m.initial_state(3)),
+            ValueError,
+            r"state.read_head must have shape \(2, 3, L\), got \(3, 3, 13\)",
+        ),
         (lambda m, x: m(x, m.initial_state(B)[0]), TypeError, "state must be a TuringState, got Tensor"),
         (lambda m, x: m(x, m.initial_state(B)._replace(key_tape=None)), ValueError, "must hold a key tape"),
-        (lambda m, x: m.initial_state(B, 0), ValueError, "needs tape_length of at least 1, got 0"),
-        (lambda m, x: machine(tape_length=None).initial_state(B), ValueError, "got None: tapes are circular"),
+        (lambda m, x: m.initial_state(B, 0), ValueError, "tape_length must be at least 1, got 0"),
+        (lambda m, x: m.initial_state(B, 4.5), TypeError, "tape_length must be an integer, got 4.5"),
+        (lambda m, x: m.initial_state(-1), ValueError, "batch_size must be at least 0, got -1"),
+        (
+            lambda m, x: machine(tape_length=None).initial_state(B),
+            ValueError,
+            "needs tape_length, the machine has none",
+        ),
+        (lambda m, x: m(x.to("meta")), ValueError, "all must be on one device, got x on meta, weights on cpu"),
+        (
+            lambda m, x: m(x, mask=torch.ones(B, T, dtype=torch.bool, device="meta")),
+            ValueError,
+            "all must be on one device, got x on cpu, mask on meta",
+        ),
         (lambda m, x: m.step(x, m.initial_state(B)), ValueError, r"step: x must have shape \(B, 7\)"),
         (
             lambda m, x: machine(controller="bigru").step(x[:, 0], m.initial_state(B)),
