@@ -122,8 +122,12 @@ class FeatureBank:
             features = self.features[torch.from_numpy(rows).to(self.features.device)]
         return FeatureBank(features, labels, names, provenance=self.provenance, check=False)
 
-    def class_means(self) -> Tensor:
+    def class_means(self, root: bool = False) -> Tensor:
         """Return the mean of each class, ``(C, D)`` float32, summed in float64.
+
+        Args:
+            root: take the power mean that few large features do not sway: the mean of the signed square roots, squared again
+                with its sign. Heads that take roots of features take it for their ``background``.
 
         Raises:
             ValueError: a class without items, named.
@@ -135,8 +139,12 @@ class FeatureBank:
             )
         sums = torch.zeros(self.num_classes, self.feature_dim, dtype=torch.float64)
         for start, chunk in self._chunks():
-            sums.index_add_(0, self.labels[start : start + len(chunk)], chunk.cpu().double())
-        return (sums / self.counts[:, None]).float()
+            items = chunk.cpu().double()
+            sums.index_add_(
+                0, self.labels[start : start + len(chunk)], items.sign() * items.abs().sqrt() if root else items
+            )
+        means = sums / self.counts[:, None]
+        return (means * means.abs() if root else means).float()
 
     def mean(self) -> Tensor:
         """Return the mean of all items, ``(D,)`` float32, summed in float64."""

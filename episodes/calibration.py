@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from episodes.intervals import Interval, interval
-from episodes.measures import best_and_right, true_scores_of
+from episodes.measures import best_and_right
 from episodes.score_checks import check_scores, check_targets, given
+from fewshot_nam.heads.temperature import fit_temperature as most_likely_temperature
 
 ECE_BINS = 15
 
@@ -85,22 +86,6 @@ def fit_temperature(scores: Tensor, targets: Tensor) -> float:
         scores are equal.
 
     """
-    from scipy.optimize import minimize_scalar
-
     scores = check_scores("fit_temperature", "(1, n, C)", scores[None])
     targets = check_targets("fit_temperature", targets, scores)
-    gaps = scores.double() - scores.double().amax(-1, keepdim=True)
-    scale = -gaps.mean().item()
-    if scale == 0:
-        return 1.0
-    gaps /= scale
-    true_mean = true_scores_of(gaps, targets).mean().item()
-
-    def loss(log_temperature: float) -> float:
-        sharpness = math.exp(-log_temperature)
-        return (gaps * sharpness).exp().sum(-1).log().mean().item() - true_mean * sharpness
-
-    # In 1 / T the loss is convex, so in log T it has one valley, and a bounded search finds it.
-    bound = math.log(1e6)
-    found = minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-6})
-    return scale * math.exp(float(found.x))
+    return most_likely_temperature(scores[0], targets.reshape(-1))

@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from episodes.options import DEFAULT_HEADS, read_options
+from episodes.options import DEFAULT_HEADS, command_line, read_options
 
 if TYPE_CHECKING:
     from episodes.bank import FeatureBank
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Options that name further pictures, and which part of a split data set each of them takes.
 _ROLES = {"base": "base", "base_queries": "base", "validation": "val"}
+
+_FILES = ("json", "markdown", "save_features", "episodes_file")  # options that name files to be written
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,6 +52,8 @@ def run(options: argparse.Namespace) -> Report:
     """
     began = time.perf_counter()
     _check_outputs(options)
+    if options.report is not None:
+        _check_report(options)
     if options.base_queries is not None and options.protocol != "generalized":
         raise ValueError("--base-queries is for --protocol generalized alone")
 
@@ -64,14 +68,21 @@ def run(options: argparse.Namespace) -> Report:
             raise ValueError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
     as_device(options.device)
-    banks, mean, notes = _features(options)
-    heads, without = usable_heads(options.heads or DEFAULT_HEADS, has_mean=mean is not None or "base" in banks)
+    banks, pictures, background, notes = _features(options)
+    heads, without = usable_heads(options.heads or DEFAULT_HEADS, has_base=background is not None or "base" in banks)
     if without and options.heads:
         raise ValueError(
-            f"the head {without[0]!r} subtracts the mean base feature: give base classes with --base or --split"
+            f"the head {without[0]!r} needs to know base classes: give base classes with --base or --split"
         )
     notes += [f"{name} is left out: it needs base classes (--base or --split)" for name in without]
+    if "nam" in heads and background is None and "base" not in banks:
+        notes.append("nam knows no base classes here: with some (--base or --split) it raises fewer false alarms")
     extracted = time.perf_counter()
+    watch = None
+    if options.report is not None:
+        from episodes.evidence import Evidence
+
+        watch = Evidence()
     report = evaluate(
         banks["novel"],
         heads,
@@ -85,10 +96,11 @@ def run(options: argparse.Namespace) -> Report:
         banks.get("base"),
         base_queries=banks.get("base_queries"),
         validation=banks.get("validation"),
-        mean=mean,
+        background=background,
         episodes_file=options.episodes_file,
         device=options.device,
         progress=not options.quiet and sys.stderr.isatty(),
+        watch=watch,
     )
     # What changes the numbers; where files lie and how fast the machine is does not.
     kept = ("backbone", "model_option", "transform_option", "split", "skip_unreadable")
@@ -106,13 +118,41 @@ def run(options: argparse.Namespace) -> Report:
         report.save_json(options.json)
     if options.markdown:
         report.save_markdown(options.markdown)
+    if watch is not None:
+        from episodes.page import write_page
+
+        path = write_page(options.report, report, watch, banks, pictures, command_line(options))
+        print(f"  report: {path}", flush=True)
     return report
+
+
+def _check_report(options: argparse.Namespace) -> None:
+    """Raise ``ValueError`` or ``ImportError`` where the page could not be made: before the work, not after it."""
+    given = options.report
+    path = Path(given)
+    if not given:
+        raise ValueError("--report: '' names no directory")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--report: {given!r} is a file: name a directory")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--report: the directory above {given} does not exist")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise ValueError(f"--report: {given} cannot be written")
+    if (path / "index.html").is_dir():
+        raise ValueError(f"--report: {path / 'index.html'} is a directory where the page should go")
+    for name in _FILES:
+        if getattr(options, name) and Path(getattr(options, name)).resolve() == (path / "index.html").resolve():
+            raise ValueError(f"--{name.replace('_', '-')}: {getattr(options, name)} is where the page of --report goes")
+
+    from episodes.figures import require_matplotlib
+
+    require_matplotlib()
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Raise ``ValueError`` for a file to be written that cannot be: before the work, not after it."""
     taken: dict[Path, str] = {}
-    for name in ("json", "markdown", "save_features", "episodes_file"):
+    for name in _FILES:
         given, flag = getattr(options, name), f"--{name.replace('_', '-')}"
         if given is None:
             continue
@@ -128,8 +168,10 @@ def _check_outputs(options: argparse.Namespace) -> None:
         taken[path] = flag
 
 
-def _features(options: argparse.Namespace) -> tuple[dict[str, FeatureBank], Any, list[str]]:
-    """Return the banks by role, the mean base feature that the backbone brings (or ``None``), and notes for the reader."""
+def _features(
+    options: argparse.Namespace,
+) -> tuple[dict[str, FeatureBank], dict[str, PictureSet], Any, list[str]]:
+    """Return banks by role, their pictures, the base prototypes that the backbone brings (or ``None``), and notes."""
     from episodes.bank import FeatureBank
     from episodes.datasets import open_bank, open_dataset
     from episodes.splits import apply_split
@@ -158,20 +200,20 @@ def _features(options: argparse.Namespace) -> tuple[dict[str, FeatureBank], Any,
         chosen.pop("validation", None)
     banks: dict[str, FeatureBank] = {}
     notes: list[str] = []
-    mean = None
-    pictures = any(not isinstance(part, FeatureBank) for part in chosen.values())
+    background = None
+    pictures = {role: part for role, part in chosen.items() if not isinstance(part, FeatureBank)}
     if options.weights is not None and not pictures:
         raise ValueError("--weights: the features are given, so no backbone is used")
     if pictures:
         backbone = _backbone(options)
         banks, notes = _extract(options, backbone, chosen)
         if backbone.base_prototypes is not None and "base" not in banks:
-            mean = backbone.base_prototypes.mean(dim=0).cpu()
+            background = backbone.base_prototypes.cpu()
             notes.append(
-                f"centring uses the mean of the {len(backbone.base_classes)} classes that the backbone was trained on"
+                f"what is known of base classes: the {len(backbone.base_classes)} that the backbone was trained on"
             )
     banks |= {role: part for role, part in chosen.items() if isinstance(part, FeatureBank)}
-    return banks, mean, notes
+    return banks, pictures, background, notes
 
 
 def _backbone(options: argparse.Namespace) -> Any:

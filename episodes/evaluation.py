@@ -22,8 +22,8 @@ from episodes.holdout import hold_out
 from episodes.intervals import interval, paired
 from episodes.report import Report
 from episodes.sampler import Episodes, EpisodeSampler
-from episodes.scoring import Scorer, calibrate, measure
-from fewshot_nam.heads import Head, create, needs_mean
+from episodes.scoring import Scorer, Watch, calibrate, measure
+from fewshot_nam.heads import Head, create, needs_base
 
 PROTOCOLS = ("closed", "open", "generalized")
 
@@ -47,10 +47,12 @@ def evaluate(
     base_queries: FeatureBank | None = None,
     validation: FeatureBank | None = None,
     mean: Tensor | None = None,
+    background: Tensor | None = None,
     episodes_file: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
     progress: bool = False,
+    watch: Watch | None = None,
 ) -> Report:
     """Return how well heads do on N-way K-shot episodes, with 95% intervals and paired differences.
 
@@ -64,17 +66,19 @@ def evaluate(
         open_ways: unknown classes an episode; not used in the closed protocol.
         episodes: how many, or ``Episodes`` drawn before, whose shapes must be those asked for.
         seed: of the episodes.
-        base: features of base classes, for heads that subtract their mean and for the generalized protocol, where every base
-            class has the mean of its features for a prototype.
+        base: features of base classes, for heads that know of them and for the generalized protocol, where every base class
+            has the mean of its features for a prototype.
         base_queries: features of other pictures of the base classes, for the generalized protocol; ``None`` holds out a
             quarter of ``base``, of every class, by the seed. With ``validation``, half of them serve to choose the bias.
         validation: features of classes for choosing thresholds, temperature and novel bias, which are then frozen: adds the
             measures that end in ``:frozen``. Without, the temperature is fitted on other episodes of the same classes.
-        mean: ``(D,)``, the mean base feature; ``None`` for that of ``base``.
+        mean: ``(D,)``, the mean base feature; ``None`` for that of ``base``, or of ``background``.
+        background: ``(B, D)``, the mean features of base classes; ``None`` for those of ``base`` (``class_means(root=True)``).
         episodes_file: a file of episodes to use instead; where it is not there, the episodes are written to it.
         device: where to compute.
         batch_size: episodes at a time, at least 1; ``None`` for as many as fit the cache. The episodes are the same whatever it is.
         progress: show a progress bar on stderr.
+        watch: is shown every head's scores of every batch; see ``episodes.evidence``.
 
     Raises:
         ValueError: an unknown protocol or head, classes or pictures too few for the episodes, banks whose widths differ, a
@@ -97,17 +101,27 @@ def evaluate(
             base_queries, choosing_queries = hold_out(base_queries, share=0.5, seed=seed)
     else:
         base_queries = None
+    prototypes = base.class_means() if base is not None and base_queries is not None else None
     if mean is None and base is not None:
         mean = base.mean()
+    if background is None and base is not None:
+        background = base.class_means(root=True)
     if mean is not None and mean.shape != (bank.feature_dim,):
         raise ValueError(f"mean must be ({bank.feature_dim},) as the bank's features, got shape {tuple(mean.shape)}")
+    if background is not None and (background.dim() != 2 or background.shape[1] != bank.feature_dim):
+        shape = tuple(background.shape)
+        raise ValueError(f"background must be (B, {bank.feature_dim}) as the bank's features, got shape {shape}")
     names = [heads] if isinstance(heads, str) else heads
-    built = dict(names) if isinstance(names, Mapping) else {name: create(name, mean) for name in names}
+    if isinstance(names, Mapping):
+        built = dict(names)
+    else:
+        # Base classes that share the label space are no strangers, so nobody is told that they are who can do without.
+        told = {name: background if protocol != "generalized" or needs_base(name) else None for name in names}
+        built = {name: create(name, mean, told[name]) for name in names}
     if not built:
         raise ValueError("heads is empty: name at least one head")
     # Copies, so that the caller's heads stay in their mode and on their device.
     built = {name: copy.deepcopy(head).to(place).eval() for name, head in built.items()}
-    prototypes = base.class_means() if base is not None and base_queries is not None else None
 
     def sampler_over(which: FeatureBank, its_base: FeatureBank | None) -> EpisodeSampler:
         return EpisodeSampler(which, ways, shots, queries, open_ways, base=its_base, seed=seed)
@@ -129,7 +143,7 @@ def evaluate(
         later = sampler.sample(total, total + _TEMPERATURE_EPISODES)
         frozen = calibrate(scorer, _slices(later, size), thresholds=False)
     batches = sampler.batches(drawn, size) if isinstance(drawn, int) else _slices(drawn, size)
-    values = measure(scorer, _with_bar(batches, total, progress), frozen)
+    values = measure(scorer, _with_bar(batches, total, progress), frozen, watch)
 
     config = {
         "protocol": protocol,
@@ -177,9 +191,9 @@ def as_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def usable_heads(names: Sequence[str], has_mean: bool) -> tuple[list[str], list[str]]:
-    """Return the heads that can be built, and those that need the mean base feature while there is none."""
-    without = [name for name in names if needs_mean(name) and not has_mean]
+def usable_heads(names: Sequence[str], has_base: bool) -> tuple[list[str], list[str]]:
+    """Return the heads that can be built, and those that need something known of base classes while nothing is."""
+    without = [name for name in names if needs_base(name) and not has_base]
     return [name for name in names if name not in without], without
 
 

@@ -7,10 +7,25 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import shlex
 from pathlib import Path
 from typing import Any, NoReturn
 
 DEFAULT_HEADS = ["nam", "nam-sequential", "cosine", "cosine-centred", "protonet"]
+
+# Options that change no number.
+_NO_NUMBERS = {
+    "help",
+    "config",
+    "json",
+    "markdown",
+    "report",
+    "save_features",
+    "quiet",
+    "cache_dir",
+    "threads",
+    "workers",
+}
 
 _DESCRIPTION = """\
 Measure few-shot heads on N-way K-shot episodes: how often they are right, and how often they raise a false alarm.
@@ -25,6 +40,7 @@ examples:
   episode_eval.py --dataset omniglot --data-dir DIR --ways 20 --shots 5 --json omniglot.json
   episode_eval.py --dataset folder:photos --backbone timm/resnet18 --open-ways 3 --queries 5
   episode_eval.py --dataset features:bank.safetensors --heads nam cosine ridge --protocol closed
+  episode_eval.py --report out                      (a page to look at: out/index.html)
   episode_eval.py --config run.yaml --seed 1        (flags win over the file)
 """
 
@@ -136,6 +152,9 @@ def parser() -> argparse.ArgumentParser:
     output = made.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="write all measures as JSON")
     output.add_argument("--markdown", metavar="FILE", help="write all measures as Markdown")
+    output.add_argument(
+        "--report", metavar="DIR", help="write a page with tables, figures and pictures of false alarms: DIR/index.html"
+    )
     output.add_argument("--save-features", metavar="FILE", help="write the features, for --dataset features:FILE")
     output.add_argument("--quiet", action="store_true", help="no progress bars")
     output.add_argument("--config", metavar="FILE", help="a YAML file with any of these options; flags win")
@@ -155,6 +174,19 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
         made.set_defaults(**_read_config(Path(flags.config), made))
         flags = made.parse_args(arguments)
     return flags
+
+
+def command_line(options: argparse.Namespace) -> str:
+    """Return the command that gives the same numbers: what differs from the defaults, without what only says where to write."""
+    words = ["episode_eval.py"]
+    for action in parser()._actions:
+        value = getattr(options, action.dest, None)
+        if action.dest in _NO_NUMBERS or value == action.default:
+            continue
+        words.append(action.option_strings[0])
+        if action.nargs != 0:
+            words += map(str, value) if isinstance(value, list) else [str(value)]
+    return shlex.join(words)
 
 
 def _read_config(path: Path, made: argparse.ArgumentParser) -> dict[str, Any]:

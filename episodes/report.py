@@ -60,6 +60,16 @@ class Report:
         """The measures of the short table, in its order."""
         return [name for name in _COLUMNS[self.config["protocol"]] if name in self._measured]
 
+    @property
+    def frozen_columns(self) -> list[str]:
+        """The measures of the short table with what was chosen on validation classes; none without such classes."""
+        return [f"{name}:frozen" for name in ["tpr", *self.columns] if f"{name}:frozen" in self._measured]
+
+    @property
+    def measures(self) -> list[str]:
+        """All measures there are, in the order of ``MEASURES``."""
+        return [name for name in MEASURES if name in self._measured]
+
     def title(self) -> str:
         """Return one line on what was run."""
         config = self.config
@@ -86,13 +96,13 @@ class Report:
         """Return the report for a terminal: what was run, the results, the differences, what the names mean."""
         lines = [self.title(), *(f"  {word:<11}{line}" for word, line in self.facts()), ""]
         lines += self._blocks(self.columns)
-        frozen = [f"{name}:frozen" for name in ["tpr", *self.columns] if f"{name}:frozen" in self._measured]
+        frozen = self.frozen_columns
         if frozen:
             lines += ["", "thresholds and bias chosen on validation classes, then frozen", *self._blocks(frozen)]
-        if self._reference:
+        if self.reference:
             lines += [
                 "",
-                f"* the interval of the difference excludes 0: better (+*) or worse (-*) than {self._reference}",
+                f"* the interval of the difference excludes 0: better (+*) or worse (-*) than {self.reference}",
             ]
         meanings = available()
         lines += ["", *(f"  {name:<16} {meanings[name]}" for name in self.results if name in meanings)]
@@ -105,13 +115,13 @@ class Report:
 
     def markdown(self) -> str:
         """Return the report as Markdown, with every measure."""
-        measures = [name for name in MEASURES if name in self._measured]
+        measures = self.measures
         lines = [f"# {self.title()}", "", *(f"- {word}: {line}" for word, line in self.facts()), ""]
         lines += ["Percent, mean ± 95% interval over episodes.", ""]
-        lines += _markdown_table([["", *map(_heading, measures)], *self._rows(self.results, measures)])
+        lines += _markdown_table([["", *map(heading, measures)], *self._rows(self.results, measures)])
         if self.paired:
             lines += ["", "Differences on the same episodes, percentage points; * where the interval excludes 0.", ""]
-            lines += _markdown_table([["", *map(_heading, measures)], *self._rows(self.paired, measures, signed=True)])
+            lines += _markdown_table([["", *map(heading, measures)], *self._rows(self.paired, measures, signed=True)])
         lines += [
             "",
             *(f"- `{name}`: {MEASURES[name].better} is better; {MEASURES[name].meaning}." for name in measures),
@@ -124,25 +134,27 @@ class Report:
         return next(iter(self.results.values()))
 
     @property
-    def _reference(self) -> str | None:
+    def reference(self) -> str | None:
+        """The head that the others are compared with in the short table, if there is one."""
         return "cosine" if "cosine" in self.results and len(self.results) > 1 else None
 
     def _blocks(self, measures: list[str]) -> list[str]:
         """Return the lines of one table: results, and below them the differences to the reference."""
-        rows = [["percent, mean ± 95% interval", *map(_heading, measures)], *self._rows(self.results, measures)]
-        if self._reference:
-            heads = [head for head in self.results if head != self._reference]
-            differences = {head: self.paired[f"{head}-{self._reference}"] for head in heads}
-            rows += [[f"minus {self._reference}, same episodes", *[""] * len(measures)]]
+        rows = [["percent, mean ± 95% interval", *map(heading, measures)], *self._rows(self.results, measures)]
+        if self.reference:
+            heads = [head for head in self.results if head != self.reference]
+            differences = {head: self.paired[f"{head}-{self.reference}"] for head in heads}
+            rows += [[f"minus {self.reference}, same episodes", *[""] * len(measures)]]
             rows += self._rows(differences, measures, signed=True)
         lines = [line.rstrip() for line in _aligned(rows)]
-        return [*lines[: len(self.results) + 1], *([""] if self._reference else []), *lines[len(self.results) + 1 :]]
+        return [*lines[: len(self.results) + 1], *([""] if self.reference else []), *lines[len(self.results) + 1 :]]
 
     def _rows(self, results: Table, measures: list[str], signed: bool = False) -> list[list[str]]:
-        return [[head, *(_cell(name, found[name], signed) for name in measures)] for head, found in results.items()]
+        return [[head, *(cell(name, found[name], signed) for name in measures)] for head, found in results.items()]
 
 
-def _cell(measure: str, value: dict[str, float], signed: bool) -> str:
+def cell(measure: str, value: dict[str, float], signed: bool = False) -> str:
+    """Return a value as percent with its interval; a signed one, a difference, is marked where its interval excludes 0."""
     mean, ci95 = 100 * value["mean"], 100 * value["ci95"]
     width = "n/a" if math.isnan(ci95) else f"{ci95:.1f}"
     if not signed:
@@ -154,7 +166,8 @@ def _cell(measure: str, value: dict[str, float], signed: bool) -> str:
     return "n/a" if math.isnan(mean) else f"{mean:+.1f} ± {width}{mark}"
 
 
-def _heading(measure: str) -> str:
+def heading(measure: str) -> str:
+    """Return the name of a measure with an arrow to where it is better."""
     return f"{measure} {'↑' if MEASURES[measure].better == 'higher' else '↓'}"
 
 

@@ -6,7 +6,7 @@ validation classes thresholds and novel bias) is chosen here too, on other episo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -58,6 +58,9 @@ class Frozen(NamedTuple):
     open_threshold: float | None = None
     class_threshold: float | None = None
     bias: float | None = None
+
+
+Watch = Callable[[str, Episodes, Scores, Frozen], None]  # is shown a head's name, episodes, their scores, what is fixed
 
 
 class Scorer:
@@ -145,13 +148,17 @@ def calibrate(scorer: Scorer, batches: Iterable[Episodes], thresholds: bool) -> 
     return {name: found.frozen(thresholds) for name, found in seen.items()}
 
 
-def measure(scorer: Scorer, batches: Iterable[Episodes], frozen: Mapping[str, Frozen]) -> dict[str, dict[str, Tensor]]:
-    """Return the value of every measure in every episode, ``{head: {measure: (E,)}}`` on the CPU."""
+def measure(
+    scorer: Scorer, batches: Iterable[Episodes], frozen: Mapping[str, Frozen], watch: Watch | None = None
+) -> dict[str, dict[str, Tensor]]:
+    """Return the value of every measure in every episode, ``{head: {measure: (E,)}}`` on the CPU; ``watch`` looks on."""
     found: dict[str, dict[str, list[Tensor]]] = {name: {} for name in scorer.heads}
     queries = 0
     for batch in batches:
         for name, scores in scorer.score(batch):
             queries = scores.with_a_column()[0].shape[1]
+            if watch is not None:
+                watch(name, batch, scores, frozen[name])
             for printed, value in _measures(scores, frozen[name]).items():
                 found[name].setdefault(printed, []).append(value.cpu())
     values = {name: {printed: torch.cat(parts) for printed, parts in lists.items()} for name, lists in found.items()}

@@ -4,7 +4,7 @@
 set -euo pipefail
 data=${1:?usage: bash scripts/make_results.sh DATA}
 cd "$(dirname "$0")/.."
-heads="nam nam-sequential nam-parallel cosine cosine-centred protonet nearest ridge"
+heads="nam nam-sequential nam-parallel cosine cosine-centred cosine-root cosine-root-centred protonet nearest ridge mahalanobis plda"
 
 evaluate() { # NAME OPTIONS...: writes results/NAME.json and results/NAME.md
   local name=$1
@@ -29,3 +29,4 @@ for shots in 1 5; do
 done
 
 python scripts/summarize_results.py results/*.json >results/summary.md
+python scripts/false_alarms.py "$data" --json results/false_alarms.json >results/false_alarms.md

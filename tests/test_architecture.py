@@ -97,17 +97,20 @@ def test_scripts_are_no_package():
         (
             "fewshot_nam.heads",
             [
+                "Calibration",
                 "CosineHead",
                 "Head",
                 "Label",
                 "LogisticHead",
+                "MahalanobisHead",
                 "NAMHead",
                 "NearestHead",
+                "PLDAHead",
                 "ProtoNetHead",
                 "RidgeHead",
                 "available",
                 "create",
-                "needs_mean",
+                "needs_base",
             ],
         ),
         (

@@ -10,15 +10,15 @@ Legend: ``E`` episodes, ``N`` ways, ``K`` shots, ``Q`` queries, ``D`` features, 
 from __future__ import annotations
 
 import functools
-import json
-import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fewshot_nam.heads.calibrated import CalibratedHead
 from fewshot_nam.heads.inputs import Label, as_labels, check_type, checked_vectors, listed
+from fewshot_nam.heads.state import appended
 
 HeadT = TypeVar("HeadT", bound="Head")
 
@@ -56,7 +56,7 @@ class Support(NamedTuple):
         return torch.cat([base_rows.expand(len(rows), -1, -1), rows], dim=1) if len(base_rows) else rows
 
 
-class Head(nn.Module):
+class Head(CalibratedHead):
     """A classifier that learns classes from a few features each, without training.
 
     Subclasses give ``_learn``, what is derived from the support (prototypes, a memory, ...), and ``_score``.
@@ -64,24 +64,6 @@ class Head(nn.Module):
     Args:
         mean: ``(D,)``, subtracted from every feature first (say the mean feature of the base classes); ``None`` for none.
     """
-
-    support: Tensor
-    targets: Tensor
-    base: Tensor
-    mean: Tensor
-
-    def __init__(self, mean: Tensor | None = None) -> None:
-        super().__init__()
-        self.register_buffer("support", torch.empty(0, 0))
-        self.register_buffer("targets", torch.empty(0, dtype=torch.long))
-        self.register_buffer("base", torch.empty(0, 0))
-        if mean is not None and checked_vectors(mean, "mean", zero_allowed=True).dim() != 1:
-            raise ValueError(f"mean must be (D,), got shape {tuple(mean.shape)}")
-        self.register_buffer("mean", torch.empty(0) if mean is None else mean.detach().clone())
-        self._base_classes: list[Label] = []
-        self._written_classes: list[Label] = []
-        self._threshold: float | None = None
-        self._derived: Any = None
 
     # What subclasses give.
 
@@ -94,28 +76,6 @@ class Head(nn.Module):
         raise NotImplementedError
 
     # Learning and forgetting.
-
-    @property
-    def classes(self) -> list[Label]:
-        """The known classes in the order of the score columns: base classes first, then in order of writing."""
-        return [*self._base_classes, *self._written_classes]
-
-    @property
-    def feature_dim(self) -> int | None:
-        """Width of the features, or ``None`` before anything has told."""
-        known = next((buffer for buffer in (self.support, self.base, self.mean) if buffer.numel()), None)
-        return None if known is None else known.shape[-1]
-
-    @property
-    def threshold(self) -> float | None:
-        """A query is accepted when its largest score reaches this number; ``None`` until it is set. See ``predict``."""
-        return self._threshold
-
-    @threshold.setter
-    def threshold(self, value: float | None) -> None:
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"threshold must be a finite number or None, got {value}")
-        self._threshold = None if value is None else float(value)
 
     def write(self: HeadT, features: Tensor, labels: Label | Iterable[Label] | Tensor) -> HeadT:
         """Learn features of new classes, or more features of classes that were written before; return the head.
@@ -140,10 +100,10 @@ class Head(nn.Module):
         written = list(dict.fromkeys([*self._written_classes, *names]))
         column = {name: i for i, name in enumerate(written)}
         targets = torch.tensor([column[name] for name in names], device=self.targets.device)
-        self.support = _appended(self.support, features, self.targets.device)
+        self.support = appended(self.support, features, self.targets.device)
         self.targets = torch.cat([self.targets, targets])
         self._written_classes = written
-        self._derived = None
+        self._outdate()
         return self
 
     def write_base(self: HeadT, prototypes: Tensor, labels: Iterable[Label] | Tensor) -> HeadT:
@@ -166,9 +126,9 @@ class Head(nn.Module):
                     f"write_base: class {name!r} is known already; forget it first, or give it another name"
                 )
             known.add(name)
-        self.base = _appended(self.base, prototypes, self.targets.device)
+        self.base = appended(self.base, prototypes, self.targets.device)
         self._base_classes = self._base_classes + names
-        self._derived = None
+        self._outdate()
         return self
 
     def forget(self: HeadT, labels: Label | Iterable[Label] | Tensor) -> HeadT:
@@ -192,7 +152,7 @@ class Head(nn.Module):
         self.base = self.base[base_stay]
         self._written_classes = [name for name in self._written_classes if name not in names]
         self._base_classes = [self._base_classes[i] for i in base_stay]
-        self._derived = None
+        self._outdate()
         return self
 
     # Scoring.
@@ -226,15 +186,18 @@ class Head(nn.Module):
         check_type(features, "features")
         if features.dim() > 2:
             raise ValueError(f"predict: features must be (n, D) or (D,), got shape {tuple(features.shape)}")
-        if unknown is not None and self.threshold is None:
-            raise ValueError("predict: unknown= needs a threshold to refuse below: set head.threshold first")
+        threshold = None if unknown is None else self.threshold
+        if unknown is not None and threshold is None:
+            raise ValueError(
+                "predict: unknown= needs a threshold to refuse below: call head.calibrate or set head.threshold first"
+            )
         with torch.no_grad():
             best, column = self(features).max(dim=-1)
         classes = self.classes
         answers = [classes[i] for i in column.reshape(-1).tolist()]
-        if unknown is not None and self.threshold is not None:
+        if unknown is not None and threshold is not None:
             # As Python floats: a tensor comparison would round the threshold to the scores' dtype, and a tie is to accept.
-            refused = [score < self.threshold for score in best.reshape(-1).tolist()]
+            refused = [score < threshold for score in best.reshape(-1).tolist()]
             answers = [unknown if no else answer for answer, no in zip(answers, refused, strict=True)]
         return answers[0] if features.dim() == 1 else answers
 
@@ -265,7 +228,7 @@ class Head(nn.Module):
         if check:
             for name, features in (("support", support), ("query", query), ("base", base)):
                 if features is not None:
-                    checked_vectors(features, name, width=len(self.mean) or support.shape[-1])
+                    checked_vectors(features, name, width=self._fixed_width() or support.shape[-1])
                     if self.mean.numel():
                         checked_vectors(self._centred(features), f"{name} minus the mean")
         episodes, ways, shots, width = support.shape
@@ -279,7 +242,7 @@ class Head(nn.Module):
         """Return what ``_learn`` derives from the buffers; kept until they change, unless gradients must flow through it."""
         if self._derived is not None:
             return self._derived
-        trainable = any(parameter.requires_grad for parameter in self.parameters())
+        trainable = self._trainable()
         # A tensor made in inference mode could never take part in autograd later.
         with torch.inference_mode(False), torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
             width = self.support.shape[-1] or self.base.shape[-1]
@@ -297,72 +260,6 @@ class Head(nn.Module):
         written = [buffer.dtype for buffer in (self.support, self.base) if buffer.numel()]
         return functools.reduce(torch.promote_types, written, torch.float32)
 
-    def _centred(self, features: Tensor) -> Tensor:
-        features = features if features.dtype in (torch.float32, torch.float64) else features.float()
-        return features - self.mean.to(features) if self.mean.numel() else features
-
-    def _checked_features(self, features: Tensor, name: str, keep_shape: bool = False) -> Tensor:
-        features = checked_vectors(features, name, width=self.feature_dim)
-        if self.mean.numel():
-            checked_vectors(self._centred(features), f"{name} minus the mean")
-        if keep_shape:
-            return features
-        if features.dim() not in (1, 2) or not features.numel():
-            raise ValueError(f"{name} must be (n, D) or (D,) with n at least 1, got shape {tuple(features.shape)}")
-        return features.reshape(-1, features.shape[-1])
-
-    # State: everything learned is in state_dict, as tensors, so that it can be saved without pickling.
-
-    def get_extra_state(self) -> Tensor:
-        """Return class names and threshold as UTF-8 JSON in a uint8 tensor."""
-        learned = {
-            "base_classes": self._base_classes,
-            "written_classes": self._written_classes,
-            "threshold": self._threshold,
-        }
-        return torch.tensor(list(json.dumps(learned).encode()), dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take over class names and threshold as ``get_extra_state`` gives them."""
-        try:
-            learned = json.loads(bytes(state.tolist()))
-            self._base_classes, self._written_classes = list(learned["base_classes"]), list(learned["written_classes"])
-            self.threshold = learned["threshold"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{type(self).__name__}: the class names in this state are damaged ({error})") from None
-        self._derived = None
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # The number of features and classes is learned, so these buffers take the shape of what is loaded.
-        for name in ("support", "targets", "base", "mean"):
-            loaded, present = state_dict.get(prefix + name), getattr(self, name)
-            if loaded is not None and loaded.shape != present.shape:
-                setattr(self, name, present.new_empty(loaded.shape, dtype=loaded.dtype))
-        self._derived = None
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._check_state()
-
-    def _check_state(self) -> None:
-        """Raise ``ValueError`` where loaded features, targets and class names do not belong together."""
-        present = torch.bincount(self.targets.clamp_min(0), minlength=len(self._written_classes))
-        fits = (
-            len(self.support) == len(self.targets)
-            and len(self.base) == len(self._base_classes)
-            and len(present) == len(self._written_classes)
-            and bool((present > 0).all())
-            and not bool((self.targets < 0).any())
-        )
-        finite = all(bool(buffer.isfinite().all()) for buffer in (self.support, self.base, self.mean))
-        if not fits or not finite:
-            reason = (
-                "features are NaN or infinite" if fits else "features, targets and class names do not belong together"
-            )
-            raise ValueError(f"{type(self).__name__}: this state is damaged: {reason}")
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        self._derived = None
-        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
-
     def extra_repr(self) -> str:
         """Say how many classes are known."""
         return f"classes={len(self.classes)}, feature_dim={self.feature_dim}, centred={bool(self.mean.numel())}"
@@ -377,12 +274,3 @@ def compete(scores: Tensor, share: float, temperature: float) -> Tensor:
     if not share:
         return scores
     return scores - share * temperature * torch.logsumexp(scores / temperature, dim=-1, keepdim=True)
-
-
-def _appended(stored: Tensor, features: Tensor, device: torch.device) -> Tensor:
-    """Return ``stored`` ``(n, D)`` with ``features`` below it, a normal tensor even where ``features`` came from inference mode."""
-    with torch.inference_mode(False), torch.no_grad():
-        if not stored.numel():
-            return features.detach().to(device).clone()
-        dtype = torch.promote_types(stored.dtype, features.dtype)
-        return torch.cat([stored.to(dtype), features.detach().to(device=stored.device, dtype=dtype).clone()])

@@ -1,7 +1,9 @@
 """The cosine classifier that NAM is measured against: the cosine between a query and each class prototype.
 
 Sources: Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (2018), section 3.1 (cosine, learned
-scale); Wang et al., "SimpleShot" (2019), section 3.2 (CL2N: centred by the mean base feature, then unit length).
+scale); Wang et al., "SimpleShot" (2019), section 3.2 (CL2N: centred by the mean base feature, then unit length); ``root``:
+``fewshot_nam.heads.root``; Hendrycks and Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples"
+(2017): acceptance by the largest softmax probability, which ``compete=1`` is.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fewshot_nam.heads.base import Head, Support, compete
+from fewshot_nam.heads.inputs import checked_vectors
+from fewshot_nam.heads.root import signed_root
 from fewshot_nam.memory.primitives import unit
 
 
@@ -21,9 +25,15 @@ class CosineHead(Head):
     Args:
         scale: what cosines are multiplied by; it changes probabilities, never ranks.
         learn_scale: make ``scale`` a parameter to be trained.
-        compete: share of the softmax normaliser that is taken off the scores, as in ``NAMHead``; 0 is a plain cosine classifier.
+        compete: share of the softmax normaliser that is taken off the scores, as in ``NAMHead``; 0 is a plain cosine classifier,
+            1 gives log-probabilities times the temperature.
         temperature: of that softmax, above 0, on the scale of the scores.
-        mean: ``(D,)``, subtracted from every feature first: with the mean base feature this is SimpleShot's CL2N.
+        root: take the signed square root of every feature before anything else.
+        mean: ``(D,)``, subtracted from every feature first (after ``root``): with the mean base feature this is SimpleShot's CL2N.
+        background: ``(B, D)``, mean features of other classes: the mean over them, after ``root``, takes the place of ``mean``.
+
+    Raises:
+        ValueError: a number outside its range, or NaN, infinite or zero background features, or of another shape.
     """
 
     scale: Tensor
@@ -35,8 +45,14 @@ class CosineHead(Head):
         learn_scale: bool = False,
         compete: float = 0.0,
         temperature: float = 0.1,
+        root: bool = False,
         mean: Tensor | None = None,
+        background: Tensor | None = None,
     ) -> None:
+        if background is not None:
+            if checked_vectors(background, "background").dim() != 2 or not len(background):
+                raise ValueError(f"background must be (B, D) with B at least 1, got shape {tuple(background.shape)}")
+            mean = (signed_root(background) if root else background).mean(dim=0)
         super().__init__(mean)
         if not 0 < scale < math.inf:
             raise ValueError(f"CosineHead: scale must be above 0, got {scale}")
@@ -44,12 +60,15 @@ class CosineHead(Head):
             raise ValueError(f"CosineHead: compete must be from 0 to 1, got {compete}")
         if not 0 < temperature < math.inf:
             raise ValueError(f"CosineHead: temperature must be above 0, got {temperature}")
-        self.compete, self.temperature = compete, temperature
+        self.compete, self.temperature, self.root = compete, temperature, root
         value = torch.tensor(float(scale))
         if learn_scale:
             self.scale = nn.Parameter(value)
         else:
             self.register_buffer("scale", value)
+
+    def _centred(self, features: Tensor) -> Tensor:
+        return super()._centred(signed_root(features) if self.root else features)
 
     def _learn(self, support: Support) -> Tensor:
         """Return the unit prototypes ``(E, C, D)``."""
@@ -61,6 +80,6 @@ class CosineHead(Head):
         return compete(self.scale.to(query) * (query @ learned.mT) / lengths, self.compete, self.temperature)
 
     def extra_repr(self) -> str:
-        """Say how scores are scaled and whether classes compete."""
-        competing = f"compete={self.compete}, temperature={self.temperature}"
+        """Say how scores are scaled, whether classes compete and whether features are rooted."""
+        competing = f"compete={self.compete}, temperature={self.temperature}, root={self.root}"
         return f"scale={float(self.scale.detach())}, {competing}, {super().extra_repr()}"

@@ -6,10 +6,11 @@ orthogonal, each write spoils the ones before: that is ``mode="sequential"``. ``
 jointly. Base classes are rows that exist already; novel keys are erased from them, which is what keeps novel pictures from
 being called base classes.
 
-Two things are ours. In block mode a second memory, written without erase, is read along with the first: what erasing gains
+Three things are ours. In block mode a second memory, written without erase, is read along with the first: what erasing gains
 in telling classes apart it loses in telling known from unknown, and the plain memory (a cosine classifier) gives that back.
-And classes compete when they are read: a share of the softmax normaliser is taken off, which changes no ranking within a
-query, but lets a query that several classes claim be claimed less by each.
+Classes compete when they are read: a share of the softmax normaliser is taken off, which changes no ranking within a
+query, but lets a query that several classes claim be claimed less by each. And where a background of other classes is known, the
+plain memory works on features that are settled against it, and what is familiar from it, be it a key or a query, counts for less.
 
 Departures from the authors' few-shot code: erasing is per episode (theirs averages it over a batch of episodes), and the
 write and the erase probability are separate.
@@ -18,17 +19,34 @@ write and the erase probability are separate.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fewshot_nam.heads.background import Background, Ground
 from fewshot_nam.heads.base import Head, Support, compete
 from fewshot_nam.memory.primitives import unit, write_block, write_sequence
 
 Mode = Literal["block", "sequential", "parallel"]
 Keys = Literal["shots", "prototypes"]
 Reading = Literal["unit", "raw"]
+
+
+class Learned(NamedTuple):
+    """What a NAM head reads.
+
+    Attributes:
+        memory: ``(E, C, D)``, read with features as they are. Without a background the plain memory is in it.
+        plain: ``(E, C, D)``, the plain memory for settled features; ``None`` where there is no background or no plain memory.
+        familiar: ``(E, 1, C)``, how familiar each class's key in the plain memory is; likewise.
+        ground: what settles features; likewise.
+    """
+
+    memory: Tensor
+    plain: Tensor | None = None
+    familiar: Tensor | None = None
+    ground: Ground | None = None
 
 
 class NAMHead(Head):
@@ -52,12 +70,15 @@ class NAMHead(Head):
         level: how far the plain memory makes up for classes whose shots differ, 0 to 1. A prototype of length ``l`` is
             written at length ``l ** -level``: at 0 all have length 1, at 1 every class reads 1 on average over its own shots.
         compete: share of the softmax normaliser that is taken off the scores, 0 (plain reads) to 1 (log-probabilities times
-            the temperature). ``None``: 0.4 in block mode, 0 otherwise.
+            the temperature). ``None``: in block mode 0.4, or 0.2 with a background; 0 otherwise.
         temperature: of that softmax, above 0.
+        background: ``(B, D)``, mean features of other classes, such as those that the backbone was trained on: the plain memory
+            then compares settled features (``fewshot_nam.heads.background``). ``None`` for none.
+        familiar: share of a key's and of a query's familiarity that is taken off what the plain memory reads; needs a background.
         mean: ``(D,)``, subtracted from every feature first; ``None`` for none.
 
     Raises:
-        ValueError: an unknown mode, or a number outside its range.
+        ValueError: an unknown mode, a number outside its range, or a background of NaN, infinite or zero features.
     """
 
     def __init__(
@@ -73,14 +94,17 @@ class NAMHead(Head):
         level: float = 0.3,
         compete: float | None = None,
         temperature: float = 0.1,
+        background: Tensor | None = None,
+        familiar: float = 0.4,
         mean: Tensor | None = None,
     ) -> None:
         super().__init__(mean)
-        block = mode == "block"
+        self.background = Background(background)
+        block, backed = mode == "block", background is not None
         keys = keys or ("shots" if block else "prototypes")
         reading = reading or ("raw" if mode == "sequential" else "unit")
         plain = (3.0 if block else 0.0) if plain is None else plain
-        compete = (0.4 if block else 0.0) if compete is None else compete
+        compete = ((0.2 if backed else 0.4) if block else 0.0) if compete is None else compete
         for name, value, allowed in (
             ("mode", mode, ("block", "sequential", "parallel")),
             ("keys", keys, ("shots", "prototypes")),
@@ -91,7 +115,7 @@ class NAMHead(Head):
         for name, share in (("p_write", p_write), ("p_erase", p_erase), ("level", level), ("compete", compete)):
             if not 0 <= share <= 1:
                 raise ValueError(f"NAMHead: {name} must be from 0 to 1, got {share}")
-        for name, weight in (("ridge", ridge), ("plain", plain)):
+        for name, weight in (("ridge", ridge), ("plain", plain), ("familiar", familiar)):
             if not 0 <= weight < math.inf:
                 raise ValueError(f"NAMHead: {name} must be at least 0, got {weight}")
         if not 0 < temperature < math.inf:
@@ -99,21 +123,30 @@ class NAMHead(Head):
         self.mode, self.keys, self.reading = mode, keys, reading
         self.p_write, self.p_erase, self.ridge = p_write, p_erase, ridge
         self.plain, self.level, self.compete, self.temperature = plain, level, compete, temperature
+        self.familiar = familiar
+
+    @property
+    def feature_dim(self) -> int | None:
+        """Width of the features, or ``None`` before anything has told."""
+        return super().feature_dim or self._fixed_width() or None
+
+    def _fixed_width(self) -> int:
+        return super()._fixed_width() or self.background.prototypes.shape[-1]
 
     @property
     def memory(self) -> Tensor:
-        """The memory ``W`` as it stands, ``(C, D)``: rows as in ``classes``, the plain memory added.
+        """The memory ``W`` as it stands, ``(C, D)``: rows as in ``classes``; without a background, the plain memory added.
 
         Raises:
             ValueError: no class is known yet.
         """
         if not self.classes:
             raise ValueError("NAMHead knows no class yet: call write(features, labels) first")
-        memory: Tensor = self._current()[0]
-        return memory
+        learned: Learned = self._current()
+        return learned.memory[0]
 
-    def _learn(self, support: Support) -> Tensor:
-        """Return the memories ``(E, C, D)``."""
+    def _learn(self, support: Support) -> Learned:
+        """Return the memories."""
         features, values, directions = support.features, support.one_hot(), unit(support.features)
         if self.keys == "prototypes":
             # Unit reading compares directions, so a prototype is then the mean direction, as in a cosine classifier.
@@ -135,24 +168,38 @@ class NAMHead(Head):
             memory = write_sequence(memory, keys, values, self.p_write, self.p_erase)
         else:
             memory = memory + (self.p_write * values - self.p_erase * (keys @ memory.mT)).mT @ keys
-        if self.plain:
-            # Reading is linear, so two memories that are read together are one: their sum.
-            means = support.class_means(directions)
-            lengths = torch.linalg.vector_norm(means, dim=-1, keepdim=True).clamp_min(1e-6)
-            memory = memory + self.plain * support.with_base(base, means * lengths ** -(1 + self.level))
-        return memory
+        if not self.plain:
+            return Learned(memory)
+        ground = self.background.ground(memory.dtype)
+        if ground is None:
+            # Reading is linear, so two memories that are read together with the same query are one: their sum.
+            return Learned(memory + self.plain * support.with_base(base, self._levelled(support, directions)))
+        prototypes = self._levelled(support, ground.settle(support.features))
+        plain = support.with_base(ground.settle(support.base), prototypes)
+        return Learned(memory, plain, ground.familiarity(unit(plain)).unsqueeze(-2), ground)
 
-    def _score(self, learned: Tensor, query: Tensor) -> Tensor:
+    def _levelled(self, support: Support, directions: Tensor) -> Tensor:
+        """Return one prototype a class ``(E, N, D)``, its length evened out by ``level``."""
+        means = support.class_means(directions)
+        lengths = torch.linalg.vector_norm(means, dim=-1, keepdim=True).clamp_min(1e-6)
+        return means * lengths ** -(1 + self.level)
+
+    def _score(self, learned: Learned, query: Tensor) -> Tensor:
         """Return what the memories hold for the queries, ``(E, Q, C)``."""
-        scores = query @ learned.mT
+        scores = query @ learned.memory.mT
         if self.reading == "unit":
             # Dividing the few scores by the length is the same as, and cheaper than, dividing the many features.
             length = torch.linalg.vector_norm(query, dim=-1, keepdim=True)
             scores = scores / length.clamp_min(torch.finfo(query.dtype).tiny)
+        if learned.ground is not None and learned.plain is not None and learned.familiar is not None:
+            settled = learned.ground.settle(query)
+            familiar = learned.familiar + learned.ground.familiarity(settled).unsqueeze(-1)
+            scores = scores + self.plain * (settled @ learned.plain.mT - self.familiar * familiar)
         return compete(scores, self.compete, self.temperature)
 
     def extra_repr(self) -> str:
         """Say how the memory is written and read."""
         gates = f"p_write={self.p_write}, p_erase={self.p_erase}, ridge={self.ridge}"
         reads = f"plain={self.plain}, level={self.level}, compete={self.compete}, temperature={self.temperature}"
-        return f"mode={self.mode}, keys={self.keys}, reading={self.reading}, {gates}, {reads}, {super().extra_repr()}"
+        backed = f"background={len(self.background)}, familiar={self.familiar}"
+        return f"mode={self.mode}, keys={self.keys}, reading={self.reading}, {gates}, {reads}, {backed}, {super().extra_repr()}"

@@ -58,7 +58,9 @@ def largest_difference(encoder: NAMTransformerEncoder, tokens: Tensor) -> float:
 def main() -> None:
     """Compare, then time, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 2048, 4096], help="tokens that came before")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[128, 512, 2048, 4096], help="tokens that came before"
+    )
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)

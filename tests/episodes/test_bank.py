@@ -370,3 +370,13 @@ def test_bad_features_in_a_file_are_named_with_the_file(tmp_path):
     with pytest.raises(ValueError, match=r"bank: FeatureBank: features row 1 \(class 'b'\) holds NaN"):
         FeatureBank.load(tmp_path / "bank")
     assert len(FeatureBank.load(tmp_path / "bank", check=False)) == 2
+
+
+def test_class_means_of_roots_are_power_means():
+    features = torch.randn(12, 5, generator=torch.Generator().manual_seed(3))
+    labels = torch.arange(3).repeat(4)
+    bank = FeatureBank(features, labels)
+    for number, row in enumerate(bank.class_means(root=True)):
+        roots = features[labels == number].sign() * features[labels == number].abs().sqrt()
+        torch.testing.assert_close(row.sign() * row.abs().sqrt(), roots.mean(0))
+    assert not torch.allclose(bank.class_means(root=True), bank.class_means())

@@ -36,7 +36,8 @@ def loop(protocol: str, name: str, shots: int, count: int = 6) -> dict[str, floa
     found: dict[str, list[float]] = {}
     for e in range(count):
         episode = sampler.sample(e, e + 1)
-        head = create(name, mean=(base if generalized else BASE).mean())
+        known = base if generalized else BASE
+        head = create(name, mean=known.mean(), background=known.class_means(root=True))
         if generalized:
             head.write_base(base.class_means(), base.classes)
         for classwise, label in zip(episode.support[0], episode.classes[0].tolist(), strict=True):

@@ -3,10 +3,22 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import NearestCentroid
 
-from fewshot_nam.heads import CosineHead, LogisticHead, NearestHead, ProtoNetHead, RidgeHead
+from fewshot_nam.heads import (
+    CosineHead,
+    Head,
+    LogisticHead,
+    MahalanobisHead,
+    NearestHead,
+    PLDAHead,
+    ProtoNetHead,
+    RidgeHead,
+    create,
+)
 from fewshot_nam.memory import unit
 
 LABELS = ["a", "b", "c", "a", "b", "c", "a"]
@@ -96,3 +108,192 @@ def test_penalties_must_be_positive(build, name):
 def test_a_scale_must_be_positive(scale):
     with pytest.raises(ValueError, match="scale must be above 0"):
         CosineHead(scale)
+
+
+def background(count: int = 6, seed: int = 6) -> torch.Tensor:
+    return torch.rand(count, 9, generator=torch.Generator().manual_seed(seed)).double() + 0.1
+
+
+def test_rooted_cosine_is_the_cosine_of_signed_square_roots():
+    rows, query = rows_and_query()
+    rows, query = rows - 0.3, query - 0.3  # both signs
+    roots = [np.sign(x.numpy()) * np.sqrt(np.abs(x.numpy())) for x in (rows, query)]
+    plain = CosineHead().write(torch.from_numpy(roots[0]), LABELS)
+    torch.testing.assert_close(create("cosine-root").write(rows, LABELS)(query), plain(torch.from_numpy(roots[1])))
+
+
+@pytest.mark.parametrize("root", [False, True])
+def test_the_mean_of_the_background_is_taken_off_after_the_root(root):
+    rows, query = rows_and_query()
+    head = CosineHead(root=root, background=background()).write_base(background(2, 7), ["x", "y"]).write(rows, LABELS)
+    mapped = [x.sqrt() if root else x for x in (background(), background(2, 7), rows, query)]
+    plain = CosineHead(mean=mapped[0].mean(0)).write_base(mapped[1], ["x", "y"]).write(mapped[2], LABELS)
+    torch.testing.assert_close(head(query), plain(mapped[3]))
+
+
+@pytest.mark.parametrize("build", [lambda: CosineHead(root=True), lambda: PLDAHead(background())])
+def test_features_that_are_zero_in_places_have_finite_gradients_through_the_root(build):
+    rows, query = rows_and_query()
+    query[:, ::2] = 0
+    query.requires_grad_()
+    build().write(rows, LABELS)(query).sum().backward()
+    assert query.grad.isfinite().all()
+
+
+def test_a_cosine_head_accepted_by_probability_gives_log_probabilities():
+    rows, query = rows_and_query()
+    scores, cosines = (create(name).write(rows, LABELS)(query) for name in ("cosine-msp", "cosine"))
+    torch.testing.assert_close(scores, cosines.log_softmax(-1))
+
+
+def test_mahalanobis_equals_scikit_learns_shrunk_discriminant_analysis():
+    rows, query = rows_and_query()
+    shrinkage, labels = 0.2, ["a", "b", "c"] * 2  # as many of each class, so that all priors are the same
+    rows = unit(rows[:6])
+    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage).fit(rows.numpy(), labels)
+    apart = rows - torch.stack([rows[i::3].mean(0) for i in range(3)]).repeat(2, 1)
+    # Theirs is (1 - s) S + s tr(S) / D I with S divided by n = 6, ours in the ratio S + ridge I with S divided by n - N = 3.
+    scale = (1 - shrinkage) * 3 / 6
+    ridge = shrinkage * float(apart.square().sum()) / 6 / 9 / scale
+    scores = MahalanobisHead(ridge=ridge).write(rows, labels)(query)
+    theirs = model.predict_log_proba(unit(query).numpy())
+    np.testing.assert_allclose((scores / (2 * ridge * scale)).log_softmax(-1).numpy(), theirs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("covariance", ["pooled", "diagonal"])
+@pytest.mark.parametrize("num_base", [0, 2])
+def test_mahalanobis_scores_are_distances_under_the_covariance_of_the_support(covariance, num_base):
+    rows, query = rows_and_query()
+    head = MahalanobisHead(covariance, ridge=0.04)
+    if num_base:
+        head.write_base(background(num_base), ["x", "y"])
+    scores = head.write(rows, LABELS)(query)
+    members = {name: unit(rows[[i for i, label in enumerate(LABELS) if label == name]]) for name in "abc"}
+    spreads = {name: (m - m.mean(0)).mT @ (m - m.mean(0)) for name, m in members.items()}
+    for column, name in enumerate([*["x", "y"][:num_base], "a", "b", "c"]):
+        mean = members[name].mean(0) if name in members else unit(background(num_base))[column]
+        scatter = sum(spreads.values()) / (7 - 3)
+        if covariance == "diagonal":
+            own = spreads[name].diag() / len(members[name]) if name in members else torch.zeros(9).double()
+            scatter = torch.diag(own)
+        inverse = torch.linalg.inv(torch.eye(9).double() + scatter / 0.04)
+        apart = unit(query) - mean
+        torch.testing.assert_close(scores[:, column], -((apart @ inverse) * apart).sum(-1))
+
+
+@pytest.mark.parametrize("covariance", ["pooled", "diagonal"])
+def test_mahalanobis_at_one_shot_is_the_distance_between_directions(covariance):
+    rows, query = rows_and_query()
+    scores = MahalanobisHead(covariance).write(rows[:3], ["a", "b", "c"])(query)
+    torch.testing.assert_close(scores, 2 * CosineHead().write(rows[:3], ["a", "b", "c"])(query) - 2)
+
+
+@pytest.mark.parametrize("classes", [4, 30])  # fewer and more than dimensions
+def test_plda_scores_are_the_ratio_of_gaussian_densities(classes):
+    rows, query = rows_and_query()
+    head = PLDAHead(background(classes), within=0.7, shrinkage=0.25).write_base(background(2, 7), ["x", "y"])
+    scores = head.write(rows, LABELS)(query) * 9
+
+    def directions(x):
+        return unit(x.sqrt()).numpy()
+
+    samples = directions(background(classes))
+    between = np.cov(samples.T)
+    average = np.trace(between) / 9
+    between = 0.75 * between + 0.25 * average * np.eye(9)
+    within, centre = 0.7 * average * np.eye(9), samples.mean(0)
+    alone = multivariate_normal(centre, between + within)
+    for column, prototype in enumerate(directions(background(2, 7))):
+        given = multivariate_normal(prototype, within)
+        seen = directions(query)
+        np.testing.assert_allclose(scores[:, column], given.logpdf(seen) - alone.logpdf(seen), rtol=1e-6)
+    for column, name in enumerate("abc", start=2):
+        shots = directions(rows[[i for i, label in enumerate(LABELS) if label == name]])
+        # The shots and the query share the mean of their class: p(query | shots) = p(query, shots) / p(shots).
+        joint, marginal = (
+            multivariate_normal(np.tile(centre, k), np.kron(np.ones((k, k)), between) + np.kron(np.eye(k), within))
+            for k in (len(shots) + 1, len(shots))
+        )
+        for row, seen in enumerate(directions(query)):
+            expected = joint.logpdf([*shots.ravel(), *seen]) - marginal.logpdf(shots.ravel()) - alone.logpdf(seen)
+            assert scores[row, column] == pytest.approx(expected, rel=1e-6)
+
+
+def test_plda_keeps_what_its_background_told_in_its_state(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    rows, query = rows_and_query()
+    head, other = (PLDAHead(background(seed=seed)).write(rows, LABELS) for seed in (6, 8))
+    assert not torch.allclose(head(query), other(query))
+    save_file(head.state_dict(), tmp_path / "head.safetensors")
+    other.load_state_dict(load_file(tmp_path / "head.safetensors"))
+    assert torch.equal(other(query), head(query))
+
+
+def test_plda_tells_strangers_apart_better_than_cosine_where_classes_differ_in_some_directions():
+    # Features from the model itself: classes differ along 5 of 40 directions, pictures scatter alike along all of them.
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    spread = torch.cat([torch.full((5,), 3.0), torch.full((35,), 0.3)])
+    classes = 20 + spread * normal(200 + 10, 40)
+    head, cosine = PLDAHead(classes[10:], root=False), CosineHead(mean=classes[10:].mean(0))
+    pictures = classes[:10, None] + normal(10, 51, 40)
+    found = {}
+    for name, one in (("plda", head), ("cosine", cosine)):
+        best = one.write(pictures[:5, 0], range(5))(pictures[:, 1:]).amax(-1)
+        found[name] = (best[:5].reshape(-1, 1) > best[5:].reshape(1, -1)).float().mean().item()
+    assert found["plda"] > found["cosine"] + 0.05
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: MahalanobisHead("full"), "covariance must be one of pooled, diagonal, got 'full'"),
+        (lambda: MahalanobisHead(ridge=0.0), "ridge must be above 0, got 0.0"),
+        (lambda: MahalanobisHead(ridge=float("nan")), "ridge must be above 0, got nan"),
+        (lambda: PLDAHead(), r"needs background, mean features \(B, D\) of other classes"),
+        (lambda: PLDAHead(background()[0]), r"background must be \(B, D\) with B at least 2, got shape \(9,\)"),
+        (lambda: PLDAHead(background(1)), "B at least 2"),
+        (lambda: PLDAHead(background(1).expand(3, 9)), "all have the same direction"),
+        (lambda: PLDAHead(background() * float("nan")), "background: 6 of 6 vectors cannot be used.* is NaN"),
+        (lambda: PLDAHead(background(), within=0.0), "within must be above 0"),
+        (lambda: PLDAHead(background(), shrinkage=0.0), "shrinkage must be above 0 and at most 1"),
+        (lambda: PLDAHead(background(), shrinkage=1.1), "shrinkage must be above 0 and at most 1"),
+        (lambda: CosineHead(background=background()[0]), r"background must be \(B, D\) with B at least 1"),
+        (lambda: CosineHead(background=background() * 0), "background: 6 of 6 vectors cannot be used.* is zero"),
+        (lambda: PLDAHead(background()).write(torch.ones(2, 8), "ab"), "must have width 9"),
+        (
+            lambda: PLDAHead(background()).score_episodes(torch.ones(1, 2, 1, 8), torch.ones(1, 2, 8)),
+            "must have width 9 as the background, got 8",
+        ),
+    ],
+)
+def test_settings_and_backgrounds_that_cannot_be_used_are_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def episodes_of(head: Head, shots: int) -> torch.Tensor:
+    """Return the scores of three episodes, checked to be those of one at a time."""
+    generator = torch.Generator().manual_seed(9)
+    support, query = torch.rand(3, 4, shots, 9, generator=generator), torch.rand(3, 5, 9, generator=generator)
+    together = head.score_episodes(support, query)
+    for episode in range(3):
+        labels = [name for name in "abcd" for _ in range(shots)]
+        head.write(support[episode].flatten(0, 1), labels)
+        torch.testing.assert_close(head(query[episode]), together[episode], rtol=1e-4, atol=1e-5)
+        head.forget(list("abcd"))
+    return together
+
+
+@pytest.mark.parametrize("shots", [1, 3])
+@pytest.mark.parametrize(
+    "build",
+    [lambda: PLDAHead(background().float()), lambda: CosineHead(root=True, background=background().float())],
+    ids=["plda", "cosine-root-centred"],
+)
+def test_heads_over_a_background_score_many_episodes_as_one_at_a_time(build, shots):
+    assert episodes_of(build(), shots).shape == (3, 5, 4)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fewshot_nam.heads import Head, available, create
 
-HEADS = list(available())
+HEADS = [*available(), "nam over a background"]
 ORDERED = {"nam-sequential"}  # the literal rule: the order of writing is part of it, and so of the scores
 D = 11
 
@@ -18,8 +18,12 @@ def features(seed: int, *shape: int) -> Tensor:
     return torch.rand(*shape, D, generator=torch.Generator().manual_seed(seed)) + 0.1
 
 
-def make(name: str) -> Head:
-    return create(name, mean=features(99))
+def make(name: str, background: Tensor | None = None, mean: Tensor | None = None) -> Head:
+    """Return a head with what it may know of base classes; ``nam`` both without and, as "nam over a background", with it."""
+    background = features(98, 7) if background is None else background
+    mean = features(99) if mean is None else mean
+    known = None if name == "nam" else background
+    return create(name.split()[0], mean=mean, background=known)
 
 
 def written(name: str, seed: int = 0, classes: int = 3, shots: int = 2) -> Head:
@@ -141,7 +145,7 @@ def test_scores_keep_leading_dimensions(name):
 def test_float64_and_half_features_give_close_scores(name):
     rows, query = features(1, 6), features(2, 5)
     labels = ["a", "b", "c"] * 2
-    exact = create(name, mean=features(99).double()).write(rows.double(), labels)(query.double())
+    exact = make(name, features(98, 7).double(), features(99).double()).write(rows.double(), labels)(query.double())
     assert exact.dtype == torch.float64
     torch.testing.assert_close(make(name).write(rows, labels)(query).double(), exact, rtol=1e-3, atol=1e-3)
     half = make(name).write(rows.half(), labels)(query.half())
@@ -164,7 +168,7 @@ def test_features_of_inference_mode_can_be_written_and_gradients_still_reach_a_q
 @pytest.mark.parametrize("name", HEADS)
 def test_predict_answers_in_labels(name):
     rows = torch.eye(D)[:3] + 0.05
-    head = make(name) if name != "cosine-centred" else create(name, mean=torch.full((D,), 0.05))
+    head = make(name, mean=torch.full((D,), 0.05))
     head.write(rows, ["a", 2, "c"])
     assert head.predict(rows) == ["a", 2, "c"]
     assert head.predict(rows[1]) == 2
@@ -277,7 +281,7 @@ def test_a_fresh_head_says_that_it_knows_nothing(name):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_class_whose_shots_cancel_out_gives_no_nan(name):
-    head = create(name, mean=torch.zeros(3)) if name == "cosine-centred" else create(name)
+    head = make(name, background=features(98, 7)[:, :3], mean=torch.zeros(3))
     head.write(torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0]]), ["a", "a", "b"])
     scores = head(torch.tensor([[0.0, 1.0, 0.1]]))
     assert scores.isfinite().all()
@@ -312,6 +316,12 @@ def test_a_tie_with_the_threshold_is_accepted_in_every_dtype():
             assert head.predict(row, unknown="?") != "?"
 
 
+def _renumber(state: dict[str, Tensor], old: bytes, new: bytes) -> None:
+    text = bytes(state["_extra_state"].tolist())
+    assert old in text
+    state["_extra_state"] = torch.tensor(list(text.replace(old, new)), dtype=torch.uint8)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -319,11 +329,18 @@ def test_a_tie_with_the_threshold_is_accepted_in_every_dtype():
         (lambda state: state["targets"].__setitem__(0, -1), "do not belong together"),
         (lambda state: state.update(support=state["support"][:2]), "do not belong together"),
         (lambda state: state["support"].__setitem__((0, 0), float("nan")), "features are NaN or infinite"),
+        (lambda state: state["strangers"].__setitem__((0, 0), float("nan")), "features are NaN or infinite"),
+        (lambda state: state.update(strangers=state["strangers"][:-1]), "do not belong together"),
+        (lambda state: state.update(strangers=torch.empty(0, 0)), "do not belong together"),
+        (lambda state: _renumber(state, b'"target_fpr": 0.2', b'"target_fpr": null'), "do not belong together"),
+        (lambda state: _renumber(state, b'"target_fpr": 0.2', b'"target_fpr": 2.0'), "damaged .target_fpr is 2.0"),
         (lambda state: state.update(_extra_state=state["_extra_state"][:-4]), "class names in this state are damaged"),
     ],
 )
 def test_a_damaged_state_is_refused(spoil, message):
-    state = {name: value.clone() for name, value in written("nam").state_dict().items()}
+    head = written("nam")
+    head.calibrate(features(2, 9), target_fpr=0.2, unknown_labels=list(range(9)))
+    state = {name: value.clone() for name, value in head.state_dict().items()}
     spoil(state)
     with pytest.raises(ValueError, match=message):
         make("nam").load_state_dict(state)
@@ -349,5 +366,166 @@ def test_create_names_what_there_is_and_the_nearest():
         create("cosin")
     with pytest.raises(ValueError, match="'cosine-centred' subtracts the mean base feature, and none is known"):
         create("cosine-centred")
+    for name in ("plda", "cosine-root-centred"):
+        with pytest.raises(ValueError, match=f"'{name}' needs the mean features of base classes, and none are known"):
+            create(name)
+    background = features(98, 7)
+    assert torch.equal(create("cosine-centred", background=background).mean, background.mean(dim=0))
     with pytest.raises(ValueError, match=r"the head 'nam' cannot take these settings.*rigde"):
         create("nam", rigde=1.0)
+
+
+def strangers(seed: int, count: int) -> Tensor:
+    return features(1000 + seed, count)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(("target", "passing"), [(0.1, 4), (0.05, 2), (0.03, 1)])
+def test_calibrate_accepts_above_the_stranger_that_the_bound_names(name, target, passing):
+    head = written(name)
+    found = head.calibrate(strangers(1, 43), features(2, 20), target_fpr=target)
+    assert head.threshold == found.threshold
+    best = head(strangers(1, 43)).amax(dim=-1)
+    assert head.predict(strangers(1, 43), unknown="?").count("?") == 43 - (passing - 1)
+    assert (
+        best.double() >= found.threshold
+    ).sum() == passing - 1  # a new stranger at most as high as these would be one more
+    assert found.bound == pytest.approx(passing / 44)
+    assert (found.strangers, found.stranger_classes, found.target_fpr) == (43, None, target)
+    kept = head.predict(features(2, 20), unknown="?")
+    assert found.known_accepted == pytest.approx(1 - kept.count("?") / 20)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_guarantee_goes_on_to_hold_when_classes_are_written_and_forgotten(name):
+    labels = [f"s{i % 13}" for i in range(43)]
+    for given_labels in (None, labels):
+        head = written(name)
+        options = {"target_fpr": 0.1, "unknown_labels": given_labels}
+        first = head.calibrate(strangers(1, 43), **options).threshold
+        new = [f"new{i}" for i in range(12)]
+        head.write(features(7, 12), new)
+        fresh = written(name).write(features(7, 12), new)
+        assert head.threshold == fresh.calibrate(strangers(1, 43), **options).threshold != first
+        assert head.write_base(features(8, 2), ["b0", "b1"]).threshold == (
+            fresh.write_base(features(8, 2), ["b0", "b1"]).threshold
+        )
+        head.forget([*new, "b0", "b1"])
+        assert head.threshold == first
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_strangers_that_become_known_are_left_out_for_as_long_as_they_are(name):
+    labels = [f"s{i % 13}" for i in range(43)]
+    head = written(name)
+    first = head.calibrate(strangers(1, 43), target_fpr=0.09, unknown_labels=labels)
+    assert (first.stranger_classes, first.bound) == (13, 0.09)
+    head.write(features(7), "s3")
+    others = [i for i, label in enumerate(labels) if label != "s3"]
+    fresh = written(name).write(features(7), "s3")
+    expected = fresh.calibrate(
+        strangers(1, 43)[others], target_fpr=0.09, unknown_labels=[labels[i] for i in others]
+    ).threshold
+    assert head.threshold == expected
+    head.write(features(8, 2), ["s4", "s5"])
+    with pytest.raises(ValueError, match="needs at least 11 classes of strangers, got 10"):
+        head.predict(features(9), unknown="?")
+    assert head.predict(features(9)) in head.classes
+    assert head.forget(["s3", "s4", "s5"]).threshold == first.threshold
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_calibration_is_part_of_the_state(name, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    head = written(name)
+    labels = [f"s{i % 13}" for i in range(43)]
+    head.calibrate(
+        strangers(1, 43), features(2, 3), target_fpr=0.1, unknown_labels=labels, known_labels=["c0", "c1", "c2"]
+    )
+    save_file(head.state_dict(), tmp_path / "head.safetensors")
+    loaded = make(name)
+    loaded.load_state_dict(load_file(tmp_path / "head.safetensors"))
+    assert loaded.threshold == head.threshold
+    assert torch.equal(loaded.probabilities(features(3, 4)), head.probabilities(features(3, 4)))
+    assert loaded.write(features(7), "s3").threshold == head.write(features(7), "s3").threshold
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_threshold_of_your_own_ends_calibration(name):
+    for value in (0.4, None):
+        head = written(name)
+        head.calibrate(strangers(1, 43), target_fpr=0.1)
+        head.threshold = value
+        assert head.write(features(7), "new").threshold == value
+        assert not head.strangers.numel()
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_probabilities_are_a_softmax_at_the_temperature_that_was_fitted(name):
+    head = written(name)
+    with pytest.raises(ValueError, match="needs a temperature: call calibrate with known and known_labels"):
+        head.probabilities(features(3, 4))
+    targets = [f"c{i % 3}" for i in range(30)]
+    found = head.calibrate(strangers(1, 43), features(2, 30), target_fpr=0.1, known_labels=targets)
+    assert found.temperature is not None
+    expected = torch.softmax(head(features(3, 4)) / found.temperature, dim=-1)
+    torch.testing.assert_close(head.probabilities(features(3, 4)), expected)
+    assert head.calibrate(strangers(1, 43), target_fpr=0.1).temperature == found.temperature
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda h: h.calibrate(strangers(1, 43)), "bound of 0.01 on false alarms needs at least 99 strangers, got 43"),
+        (lambda h: h.calibrate(strangers(1, 9), target_fpr=1.5), "target_fpr must be above 0 and below 1, got 1.5"),
+        (lambda h: h.calibrate(strangers(1, 9), target_fpr=0.2, unknown_labels=list(range(8))), "9 features, 8 labels"),
+        (lambda h: h.calibrate(strangers(1, 2), target_fpr=0.5, unknown_labels=["s", "c1"]), "'c1' is known: leave it"),
+        (lambda h: h.calibrate(strangers(1, 9), target_fpr=0.2, unknown_labels="one"), "needs at least 4 classes"),
+        (lambda h: h.calibrate(_bad(float("nan")), target_fpr=0.4), r"unknown: 1 of 3 .* is NaN"),
+        (lambda h: h.calibrate(strangers(1, 9), _bad(0.0), target_fpr=0.2), r"known: 1 of 3 .* is zero"),
+        (
+            lambda h: h.calibrate(strangers(1, 9), features(0), target_fpr=0.2, known_labels=["x"]),
+            "'x' in known_labels",
+        ),
+        (lambda h: h.calibrate(strangers(1, 9), target_fpr=0.2, known_labels=["c0"]), "known_labels are given without"),
+        (lambda h: h.calibrate(torch.ones(9, D + 1), target_fpr=0.2), f"unknown must have width {D}"),
+        (lambda h: make("nam").calibrate(strangers(1, 9), target_fpr=0.2), "knows no class yet"),
+    ],
+)
+def test_a_calibration_that_cannot_be_is_named_and_changes_nothing(name, call, message):
+    head = written(name)
+    head.calibrate(strangers(2, 43), features(2, 3), target_fpr=0.1, known_labels=["c0", "c1", "c2"])
+    before = {key: value.clone() for key, value in head.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        call(head)
+    assert all(torch.equal(value, before[key]) for key, value in head.state_dict().items())
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_new_strangers_pass_as_often_as_the_bound_says(name):
+    # The bound is for calibrations and strangers together, so each repeat is one draw of the rate.
+    head, alarms = written(name), []
+    for repeat in range(60):
+        drawn = strangers(repeat, 19 + 40)
+        threshold = head.calibrate(drawn[:19], target_fpr=0.2).threshold
+        alarms.append(float((head(drawn[19:]).amax(dim=-1).double() >= threshold).double().mean()))
+    rates = torch.tensor(alarms)
+    assert abs(float(rates.mean()) - 0.2) < 3.3 * float(rates.std()) / 60**0.5
+
+
+def test_a_calibrated_threshold_follows_a_scale_in_training():
+    head = create("cosine", learn_scale=True).write(features(0, 3), ["a", "b", "c"])
+    threshold = head.calibrate(strangers(1, 43), target_fpr=0.1).threshold
+    assert head.threshold == threshold
+    with torch.no_grad():
+        head.scale.mul_(2)
+    assert head.threshold == pytest.approx(2 * threshold)
+
+
+def test_a_calibrated_head_that_has_forgotten_everything_says_so():
+    head = written("nam")
+    head.calibrate(strangers(1, 43), target_fpr=0.1)
+    with pytest.raises(ValueError, match="knows no class yet"):
+        head.forget(head.classes).predict(features(1), unknown="?")

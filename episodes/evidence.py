@@ -1,0 +1,225 @@
+"""What the figures of a report need, collected while episodes stream by: exact scores up to a budget, sums, and a short list.
+
+``evaluate(..., watch=Evidence())`` hands over every head's scores of every batch. Scores are kept exactly, whole episodes
+from the first on, until a budget is full; what is kept of how many is said under each figure. Accuracy by position and the
+most confident false alarms take in all episodes. Terms and ties are those of ``episodes.measures``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from episodes.frozen import joint_margins
+from episodes.intervals import interval
+from episodes.measures import share_accepted, threshold_at_tpr, true_scores_of
+from episodes.sampler import Episodes
+from episodes.scoring import Frozen, Scores
+
+Floats = npt.NDArray[np.floating]
+
+_BUDGET = 1 << 22  # scores of one kind kept for a head: 16 MiB in float32
+_ALARMS = 12
+
+
+class FalseAlarm(NamedTuple):
+    """An unknown query that was accepted as some class.
+
+    Attributes:
+        margin: its largest score minus the threshold of its episode (``open_fpr@95tpr``), at least 0.
+        score: its largest score.
+        threshold: of the episode.
+        episode: number of the episode, from 0.
+        picture: its row in the bank.
+        true_class: its class, a position in the bank's classes.
+        taken_for: the class it was taken for, a position in the bank's classes; in those of the base bank without ``support``.
+        support: row in the bank of the first support picture of that class; ``None`` for a base class.
+    """
+
+    margin: float
+    score: float
+    threshold: float
+    episode: int
+    picture: int
+    true_class: int
+    taken_for: int
+    support: int | None
+
+
+class Kept:
+    """Values of the first episodes, in two kinds side by side, until a budget is full.
+
+    Attributes:
+        episodes: how many episodes are in it.
+    """
+
+    def __init__(self) -> None:
+        self.episodes = 0
+        self._parts: list[tuple[Tensor, Tensor]] = []
+
+    def room(self, values: int) -> int:
+        """Return how many more episodes of ``values`` values each there is room for; the first one always finds it."""
+        return max(max(_BUDGET // values, 1) - self.episodes, 0)
+
+    def add(self, first: Tensor, second: Tensor) -> None:
+        """Keep both kinds ``(E, a)`` and ``(E, b)`` of as many of these episodes as there is room for."""
+        taken = min(self.room(first.shape[1] + second.shape[1]), len(first))
+        if taken:
+            # Copies: a slice would hold the whole batch in memory.
+            self._parts.append((first[:taken].cpu().clone(), second[:taken].cpu().clone()))
+            self.episodes += taken
+
+    def pooled(self) -> tuple[Floats, Floats]:
+        """Return all values of the first and of the second kind, flat; empty before anything was added."""
+        if not self._parts:
+            return np.zeros(0), np.zeros(0)
+        first, second = (torch.cat([part[kind].flatten() for part in self._parts]).numpy() for kind in range(2))
+        return first, second
+
+
+class HeadEvidence:
+    """What is known of one head.
+
+    Attributes:
+        queries: largest scores of known and of unknown queries; empty without unknown ones.
+        pairs: scores of true and of wrong (query, class) pairs; likewise.
+        margins: margins of base and of novel queries (``joint_margins``); empty outside the generalized protocol.
+        bias: the novel bias chosen on validation classes, or ``None``.
+    """
+
+    def __init__(self) -> None:
+        self.queries, self.pairs, self.margins = Kept(), Kept(), Kept()
+        self.bias: float | None = None
+        self.episodes = 0
+        self._by_position: list[Tensor] = []
+        self._tpr_sums = torch.zeros(2, dtype=torch.float64)
+        self._alarms: dict[int, FalseAlarm] = {}
+
+    def add(self, episodes: Episodes, scores: Scores, frozen: Frozen) -> None:
+        """Take note of a batch of episodes."""
+        self.bias = frozen.bias
+        self._add_positions(scores)
+        if scores.unknown is not None:
+            known, targets = scores.with_a_column()
+            self._add_open(known, targets.expand(known.shape[:2]), scores.unknown)
+            self._add_alarms(episodes, known, scores.unknown, scores.num_base)
+        if scores.base is not None:
+            base, novel = joint_margins(
+                scores.base, scores.base_targets, scores.known, scores.known_targets, scores.num_base
+            )
+            self.margins.add(base, novel)
+        self.episodes += len(episodes)
+
+    def accuracy_by_position(self) -> tuple[Floats, Floats]:
+        """Return accuracy and half of its 95% interval, ``(N,)`` each, by the position in which a query's class was written."""
+        found = [interval(values) for values in torch.cat(self._by_position).unbind(dim=1)]
+        return np.array([each.mean for each in found]), np.array([each.ci95 for each in found])
+
+    def tpr(self) -> tuple[float, float]:
+        """Return the shares of known queries, and of true pairs, that the thresholds of the episodes accept on average.
+
+        At least 95%, and a little more: the share is a whole number of queries.
+        """
+        queries, pairs = (self._tpr_sums / self.episodes).tolist()
+        return queries, pairs
+
+    def false_alarms(self) -> list[FalseAlarm]:
+        """Return the most confident false alarms by margin, the largest first, every picture once with its largest."""
+        return sorted(self._alarms.values(), key=lambda alarm: (-alarm.margin, alarm.episode, alarm.picture))
+
+    def _add_positions(self, scores: Scores) -> None:
+        episodes, _, columns = scores.known.shape
+        right = (scores.known.argmax(dim=-1) == scores.known_targets).double()
+        # Queries stand class by class, in the order in which classes are written.
+        self._by_position.append(right.reshape(episodes, columns - scores.num_base, -1).mean(dim=-1).cpu())
+
+    def _add_open(self, known: Tensor, targets: Tensor, unknown: Tensor) -> None:
+        best, true = known.amax(dim=-1), true_scores_of(known, targets)
+        for kind, accepted in enumerate((best, true)):
+            self._tpr_sums[kind] += share_accepted(accepted, threshold_at_tpr(accepted)).sum().cpu()
+        self.queries.add(best, unknown.amax(dim=-1))
+        room = self.pairs.room(known[0].numel() + unknown[0].numel())
+        if room:
+            known, targets, true, unknown = known[:room], targets[:room], true[:room], unknown[:room]
+            wrong = torch.ones_like(known, dtype=torch.bool).scatter_(-1, targets.unsqueeze(-1), False)
+            self.pairs.add(
+                true,
+                torch.cat(
+                    [known[wrong].reshape(len(known), known.shape[1] * (known.shape[2] - 1)), unknown.flatten(1)], dim=1
+                ),
+            )
+
+    def _add_alarms(self, episodes: Episodes, known: Tensor, unknown: Tensor, num_base: int) -> None:
+        threshold = threshold_at_tpr(known.amax(dim=-1)).cpu()
+        best, column = (found.cpu() for found in unknown.max(dim=-1))
+        margin = (best.double() - threshold.double().unsqueeze(-1)).flatten()
+        order = margin.argsort(descending=True, stable=True)
+        per_episode, per_class = best.shape[1], episodes.unknown.shape[2]
+        seen: set[int] = set()
+        for place in order.tolist():
+            if margin[place] < 0 or len(seen) == _ALARMS:
+                break
+            episode, query = divmod(place, per_episode)
+            picture = int(episodes.unknown[episode].flatten()[query])
+            if picture in seen:
+                continue
+            seen.add(picture)
+            way = int(column[episode, query]) - num_base
+            alarm = FalseAlarm(
+                margin=float(margin[place]),
+                score=float(best[episode, query]),
+                threshold=float(threshold[episode]),
+                episode=self.episodes + episode,
+                picture=picture,
+                true_class=int(episodes.unknown_classes[episode, query // per_class]),
+                taken_for=int(episodes.classes[episode, way]) if way >= 0 else way + num_base,
+                support=int(episodes.support[episode, way, 0]) if way >= 0 else None,
+            )
+            if picture not in self._alarms or alarm.margin > self._alarms[picture].margin:
+                self._alarms[picture] = alarm
+        self._alarms = {alarm.picture: alarm for alarm in self.false_alarms()[:_ALARMS]}
+
+
+class Evidence:
+    """What is known of every head, ``{name: HeadEvidence}`` in ``heads``; give it to ``evaluate`` as ``watch``."""
+
+    def __init__(self) -> None:
+        self.heads: dict[str, HeadEvidence] = {}
+
+    def __call__(self, name: str, episodes: Episodes, scores: Scores, frozen: Frozen) -> None:
+        """Take note of one head's scores of a batch of episodes."""
+        self.heads.setdefault(name, HeadEvidence()).add(episodes, scores, frozen)
+
+
+def roc_points(accept: Floats, refuse: Floats) -> tuple[Floats, Floats]:
+    """Return the ROC curve: the shares of ``refuse`` and of ``accept`` that reach each threshold, from (0, 0) to (1, 1).
+
+    Args:
+        accept: scores that should be accepted, at least one; every distinct one is a threshold.
+        refuse: scores that should be refused, at least one.
+
+    Returns:
+        False and true positive rates, ``(points,)`` each, rising.
+    """
+    accept, refuse = np.sort(accept), np.sort(refuse)
+    thresholds = np.unique(accept)[::-1]
+    fpr, tpr = ((len(scores) - np.searchsorted(scores, thresholds)) / len(scores) for scores in (refuse, accept))
+    return np.concatenate([[0.0], fpr, [1.0]]), np.concatenate([[0.0], tpr, [1.0]])
+
+
+def accuracies_at(bias: float | Floats, base_margins: Floats, novel_margins: Floats) -> tuple[Floats, Floats]:
+    """Return base and novel accuracy with a bias, or several, on all novel scores; margins are those of ``joint_margins``."""
+    base = (len(base_margins) - np.searchsorted(np.sort(base_margins), bias)) / len(base_margins)
+    return np.asarray(base), np.asarray(np.searchsorted(np.sort(novel_margins), bias) / len(novel_margins))
+
+
+def bias_curve(base_margins: Floats, novel_margins: Floats) -> tuple[Floats, Floats]:
+    """Return base and novel accuracy, ``(points,)`` each, as the bias on all novel scores rises past every margin."""
+    margins = np.unique(np.concatenate([base_margins, novel_margins]))
+    margins = margins[np.isfinite(margins)]  # a query that is wrong among its own kind is never right
+    last = np.nextafter(margins[-1:], np.inf)
+    return accuracies_at(np.concatenate([margins, last]), base_margins, novel_margins)

@@ -1,0 +1,281 @@
+"""The page of a report: one HTML file with all figures in it, readable from disk, offline, in light and dark, on a phone.
+
+Nothing in it changes from run to run with the same seed: no dates, no times, no names of files that were written.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from episodes.atomic import replacing
+from episodes.bank import FeatureBank
+from episodes.evidence import Evidence, FalseAlarm
+from episodes.figures import save, sections, shown_heads
+from episodes.measures import MEASURES
+from episodes.pictures import PictureSet
+from episodes.report import Report, Table, cell, heading
+from fewshot_nam.heads import available
+
+_SIDE = 112  # of a picture on the page, in pixels
+
+_STYLE = """
+:root { color-scheme: light dark;
+  --ink: #1b1b1b; --paper: #fff; --soft: #f3f3f0; --line: #c9c9c4; --good: #00664a; --bad: #a33f00; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e4; --paper: #161718; --soft: #232526; --line: #4a4d4f; --good: #55d6ab; --bad: #ff9c66; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 70rem; padding: 1rem; color: var(--ink); background: var(--paper);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; }
+dt { font-weight: 600; } dd { margin: 0; min-width: 0; }
+pre, .scroll { overflow-x: auto; } pre, code { font: .875em/1.45 ui-monospace, monospace; }
+pre { background: var(--soft); padding: .75rem; border-radius: .4rem; }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; margin: .5rem 0; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
+caption { text-align: left; padding: .3rem 0; }
+.better { color: var(--good); font-weight: 600; } .worse { color: var(--bad); font-weight: 600; }
+figure { margin: 1rem 0; } figure > img { display: block; width: 100%; height: auto; background: #fff; border-radius: .4rem; }
+figcaption, .absent { font-size: .9rem; } .absent { background: var(--soft); padding: .75rem; border-radius: .4rem; }
+.alarms { display: grid; grid-template-columns: repeat(auto-fill, minmax(15.5rem, 1fr)); gap: 1rem; padding: 0; list-style: none; }
+.alarms li { background: var(--soft); padding: .75rem; border-radius: .4rem; font-size: .875rem; }
+.alarms img { display: block; max-width: 100%; margin-bottom: .5rem; image-rendering: pixelated; }
+@media (max-width: 36rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .5rem; } }
+"""
+
+
+class _Page:
+    """The HTML of the page as it grows, and the directory that it goes to."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.parts: list[str] = []
+
+    def add(self, *lines: str) -> None:
+        self.parts.extend(lines)
+
+    def image(self, name: str, alt: str) -> str:
+        """Return the tag of an image in the directory, its bytes in the tag."""
+        data = base64.b64encode((self.directory / f"{name}.png").read_bytes()).decode("ascii")
+        return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def write_page(
+    directory: str | os.PathLike[str],
+    report: Report,
+    evidence: Evidence,
+    banks: Mapping[str, FeatureBank],
+    pictures: Mapping[str, PictureSet],
+    command: str,
+) -> Path:
+    """Write ``index.html`` and the PNG files that are in it, and return the page's path.
+
+    The PNG files come first and the page last, each whole or not at all.
+
+    Args:
+        directory: where to; it is made if it is not there, and its parent must be.
+        report: what was found.
+        evidence: what watched the same evaluation.
+        banks: ``"novel"``, what the episodes were drawn from, and where there are base classes ``"base"``.
+        pictures: the pictures of these banks, by the same names; none for a bank that was given as features.
+        command: what makes the report again, for the reader.
+
+    Raises:
+        OSError: the directory cannot be made or written, or a picture is not there any more.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    page = _Page(Path(directory))
+    page.directory.mkdir(exist_ok=True)
+    _add_head(page, report, command)
+    _add_tables(page, report)
+    for section in sections(report, evidence):
+        page.add(f'<section id="{section.name}"><h2>{escape(section.title)}</h2>')
+        if section.draw is None:
+            page.add(f'<p class="absent">Not here: {escape(section.caption)}.</p></section>')
+            continue
+        save(section.draw, page.directory / f"{section.name}.png")
+        page.add(
+            f"<figure>{page.image(section.name, section.title)}",
+            f"<figcaption>{escape(section.caption)}</figcaption></figure></section>",
+        )
+    _add_alarms(page, report, evidence, banks, pictures)
+    _add_meanings(page, report)
+    page.add("</main></body></html>", "")
+    path = page.directory / "index.html"
+    with replacing(path) as unfinished:
+        unfinished.write_text("\n".join(page.parts), encoding="utf-8")
+    return path
+
+
+def _add_head(page: _Page, report: Report, command: str) -> None:
+    title = escape(report.title())
+    facts = [("command", f"<code>{escape(command)}</code>")]
+    facts += [(word, escape(line)) for word, line in report.facts()]
+    page.add(
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{title}</title><style>{_STYLE}</style></head><body><main>",
+        f"<h1>{title}</h1><dl>",
+        *(f"<dt>{word}</dt><dd>{line}</dd>" for word, line in facts),
+        "</dl>",
+    )
+    page.add(*(f"<p>Note: {escape(note)}.</p>" for note in report.notes))
+
+
+def _add_tables(page: _Page, report: Report) -> None:
+    page.add('<section id="results"><h2>Results</h2>')
+    others = [name for name in report.results if report.reference and name != report.reference]
+    differences = {name: report.paired[f"{name}-{report.reference}"] for name in others}
+    for columns, what in (
+        (report.columns, ""),
+        (report.frozen_columns, ", thresholds and bias frozen on validation classes"),
+    ):
+        if not columns:
+            continue
+        page.add(*_table(f"Percent, mean ± 95% interval over episodes{what}", report.results, columns))
+        if report.reference:
+            page.add(
+                *_table(
+                    f"Difference to {report.reference} on the same episodes, points{what}", differences, columns, True
+                )
+            )
+    if report.paired:
+        page.add(
+            '<p>A difference whose interval excludes 0 is marked: <span class="better">+* better</span>, '
+            '<span class="worse">-* worse</span>.</p>'
+        )
+    page.add("<details><summary>Every measure, and every pair of heads</summary>")
+    page.add(*_table("Percent, mean ± 95% interval over episodes", report.results, report.measures))
+    if report.paired:
+        page.add(*_table("Differences on the same episodes, points", report.paired, report.measures, True))
+    page.add("</details></section>")
+
+
+def _table(caption: str, rows: Table, columns: Sequence[str], signed: bool = False) -> list[str]:
+    """Return a table of heads, or pairs of heads, by measures; differences are coloured as they are marked."""
+    headings = "".join(
+        f'<th scope="col" title="{escape(MEASURES[c].meaning)}">{escape(heading(c))}</th>' for c in columns
+    )
+    lines = [f'<div class="scroll"><table><caption>{escape(caption)}</caption>', f"<tr><th></th>{headings}</tr>"]
+    for name, found in rows.items():
+        cells = [cell(column, found[column], signed) for column in columns]
+        kinds = [" class=better" if "+*" in text else " class=worse" if "-*" in text else "" for text in cells]
+        values = "".join(f"<td{kind}>{escape(text)}</td>" for kind, text in zip(kinds, cells, strict=True))
+        lines.append(f'<tr><th scope="row">{escape(name)}</th>{values}</tr>')
+    return [*lines, "</table></div>"]
+
+
+def _add_alarms(
+    page: _Page,
+    report: Report,
+    evidence: Evidence,
+    banks: Mapping[str, FeatureBank],
+    pictures: Mapping[str, PictureSet],
+) -> None:
+    head = shown_heads(report)[0]
+    found = evidence.heads[head]
+    alarms = found.false_alarms()
+    page.add(f'<section id="alarms"><h2>Most confident false alarms of {escape(head)}</h2>')
+    reason = None
+    if not found.queries.episodes:
+        reason = "the episodes have no unknown queries"
+    elif "novel" not in pictures:
+        reason = "the episodes come from a file of features, which holds no pictures"
+    elif not alarms:
+        reason = "no unknown query was accepted in any episode"
+    if reason is not None:
+        page.add(f'<p class="absent">Not here: {reason}.</p></section>')
+        return
+    page.add(
+        f"<p>Unknown queries that {escape(head)} accepted with the largest margin over their episode's threshold "
+        "(open_fpr@95tpr), every picture once, all episodes. Left the query; right a picture of the class it was taken "
+        'for: the one it was learnt from, or one of a base class.</p><ol class="alarms">'
+    )
+    opened = {role: _Opened(banks[role], pictures.get(role)) for role in ("novel", "base") if role in banks}
+    for number, alarm in enumerate(alarms, start=1):
+        name = f"false_alarm_{number:02}"
+        page.add(f"<li>{_alarm(page, name, alarm, opened)}</li>")
+    page.add("</ol></section>")
+
+
+def _alarm(page: _Page, name: str, alarm: FalseAlarm, opened: Mapping[str, _Opened]) -> str:
+    """Write the picture of a false alarm and return what the page says about it."""
+    novel, taken_role = opened["novel"], opened["base" if alarm.support is None else "novel"]
+    bank = taken_role.bank
+    example = int(bank.order[bank.starts[alarm.taken_for]]) if alarm.support is None else alarm.support
+    true, taken = (str(each) for each in (novel.bank.classes[alarm.true_class], bank.classes[alarm.taken_for]))
+    shown = [novel.picture(alarm.picture), taken_role.picture(example)]
+    with replacing(page.directory / f"{name}.png") as unfinished:
+        _side_by_side(picture for picture in shown if picture is not None).save(unfinished, format="PNG")
+    return (
+        page.image(name, f"an unknown picture of {true}, taken for {taken}")
+        + f"<b>{escape(true)}</b> taken for <b>{escape(taken)}</b>"
+        + (" (base class)" if alarm.support is None else "")
+        + f"<br>score {alarm.score:.3f}, threshold {alarm.threshold:.3f}<br>{alarm.margin:.3f} above it, "
+        f"episode {alarm.episode}"
+    )
+
+
+class _Opened:
+    """A bank and the pictures that its rows were made from, where there are such."""
+
+    def __init__(self, bank: FeatureBank, pictures: PictureSet | None) -> None:
+        self.bank, self._pictures = bank, pictures
+        skipped = set(bank.skipped)
+        # Rows of the bank are numbers of pictures but for those that were left out.
+        self._left = (
+            [i for i in range(len(pictures)) if pictures.describe(i) not in skipped] if pictures and skipped else None
+        )
+
+    def picture(self, row: int) -> Image.Image | None:
+        """Return the picture of a row of the bank; ``None`` where the bank was given as features."""
+        if self._pictures is None:
+            return None
+        return self._pictures.picture(row if self._left is None else self._left[row])
+
+
+def _side_by_side(pictures: Iterable[Image.Image]) -> Image.Image:
+    """Return pictures in a row, each fitted into a square; small ones grow by a whole factor, so that pixels stay square."""
+    fitted = [_fitted(picture) for picture in pictures]
+    row = Image.new("RGB", (_SIDE * len(fitted) + 8 * (len(fitted) - 1), _SIDE), "white")
+    for i, picture in enumerate(fitted):
+        row.paste(picture, (i * (_SIDE + 8) + (_SIDE - picture.width) // 2, (_SIDE - picture.height) // 2))
+    return row
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16"):  # Pillow would clip it to white
+        picture = Image.fromarray(np.rint(np.asarray(picture) / 257.0).astype(np.uint8))
+    rgba = picture.convert("RGBA")
+    paper = Image.new("RGBA", rgba.size, "white")  # what is transparent shows the paper
+    plain = Image.alpha_composite(paper, rgba).convert("RGB")
+    factor = _SIDE / max(plain.size)
+    if factor >= 1:
+        return plain.resize((plain.width * int(factor), plain.height * int(factor)), Image.Resampling.NEAREST)
+    return plain.resize(
+        (max(round(plain.width * factor), 1), max(round(plain.height * factor), 1)), Image.Resampling.LANCZOS
+    )
+
+
+def _add_meanings(page: _Page, report: Report) -> None:
+    heads = {name: meaning for name, meaning in available().items() if name in report.results}
+    config = json.dumps(report.to_dict()["config"], indent=2, ensure_ascii=False)
+    page.add('<section id="meanings"><h2>What the names mean</h2><dl>')
+    page.add(*(f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" for name, meaning in heads.items()))
+    page.add(
+        *(
+            f"<dt>{escape(name)}</dt><dd>{MEASURES[name].better} is better: {escape(MEASURES[name].meaning)}</dd>"
+            for name in report.measures
+        )
+    )
+    page.add("</dl></section><details><summary>All settings</summary>", f"<pre>{escape(config)}</pre>", "</details>")

@@ -1,0 +1,123 @@
+"""Probabilistic linear discriminant analysis: how much likelier a query is of a class than of any class at all.
+
+Sources: Ioffe, "Probabilistic Linear Discriminant Analysis" (2006; the two-covariance model and its likelihood ratio); Ren et al.,
+"A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection" (2021; the relative Mahalanobis distance: for class means
+that are known exactly, this is minus half of it, plus a constant); Friedman, "Regularized Discriminant Analysis" (1989; a
+covariance shrunk towards a multiple of the identity).
+
+The model: a class has a mean ``m ~ N(m0, B)``, its pictures are ``x ~ N(m, W)``. ``m0`` and ``B`` are mean and shrunk covariance of
+the background prototypes. Those tell nothing about ``W``, and adding the scatter of few shots to it cost more than it gained on
+validation classes, so ``W`` is isotropic.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fewshot_nam.heads.base import Head, Support
+from fewshot_nam.heads.inputs import checked_vectors
+from fewshot_nam.heads.root import signed_root
+from fewshot_nam.memory.primitives import unit
+
+
+class PLDAHead(Head):
+    """Scores ``log p(x | the shots of the class) - log p(x)`` over unit features, divided by their width ``D``.
+
+    A base class is one whose mean is known exactly: its prototype.
+
+    Args:
+        background: ``(B, D)``, mean features of at least two classes that are in no episode.
+        within: variance of a picture about its class mean, ``W``, as a multiple of the mean eigenvalue of ``B``; above 0.
+        shrinkage: share of ``B`` that is replaced by the identity times its mean eigenvalue, above 0 and at most 1.
+        root: take the signed square root of every feature before anything else.
+
+    Raises:
+        ValueError: no background, one of another shape or whose classes are all alike, a number outside its range.
+    """
+
+    centre: Tensor
+    axes: Tensor
+    between: Tensor
+
+    def __init__(
+        self,
+        background: Tensor | None = None,
+        *,
+        within: float = 1.0,
+        shrinkage: float = 0.3,
+        root: bool = True,
+    ) -> None:
+        super().__init__()
+        if not 0 < within < math.inf:
+            raise ValueError(f"PLDAHead: within must be above 0, got {within}")
+        if not 0 < shrinkage <= 1:
+            raise ValueError(f"PLDAHead: shrinkage must be above 0 and at most 1, got {shrinkage}")
+        if background is None:
+            raise ValueError("PLDAHead: needs background, mean features (B, D) of other classes: give base classes")
+        if checked_vectors(background, "background").dim() != 2 or len(background) < 2:
+            raise ValueError(f"background must be (B, D) with B at least 2, got shape {tuple(background.shape)}")
+        self.within, self.shrinkage, self.root = within, shrinkage, root
+        rows = self._directions(background.detach())
+        centre = rows.mean(dim=0)
+        # In float64: a direction that the background does not have must not become a tiny one that it has.
+        _, lengths, axes = torch.linalg.svd((rows - centre).double(), full_matrices=False)
+        variances = lengths.square() / (len(rows) - 1)
+        average = float(variances.sum()) / rows.shape[1]
+        if average <= 1e-12:
+            raise ValueError("background: its classes all have the same direction, so nothing tells classes apart")
+        shared = variances.new_tensor([shrinkage * average])
+        self.register_buffer("centre", centre)
+        self.register_buffer("axes", axes.to(rows).contiguous())
+        # The last is the variance in every direction off the axes.
+        self.register_buffer("between", torch.cat([variances * (1 - shrinkage) + shared, shared]).to(rows))
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features."""
+        return len(self.centre)
+
+    def _directions(self, features: Tensor) -> Tensor:
+        return unit(signed_root(features) if self.root else features)
+
+    def _placed(self, features: Tensor) -> Tensor:
+        """Return what the model is about: directions of features ``(..., D)``, relative to the centre."""
+        if features.shape[-1] != self.feature_dim:
+            raise ValueError(f"features must have width {self.feature_dim} as the background, got {features.shape[-1]}")
+        return self._directions(features) - self.centre.to(features)
+
+    def _learn(self, support: Support) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the log-ratio is made of: linear ``(E, C, D)``, constant ``(E, C)`` and square ``(C, r + 1)`` parts."""
+        means = support.with_base(self._placed(support.base), support.class_means(self._placed(support.features)))
+        shots = support.one_hot().sum(dim=0).unsqueeze(-1)
+        shots[: len(support.base)] = torch.inf
+        axes, between = self.axes.to(means), self.between.to(means)
+        spread = between[-1] * (self.within / self.shrinkage)
+        # p(x | shots) is N(known * mean of the shots, inside), p(x) is N(0, outside): all of them diagonal along the axes.
+        known = between / (between + spread / shots)
+        inside, outside = spread + known * spread / shots, spread + between
+        weights = known / inside
+        linear = weights[:, -1:] * means + ((weights[:, :-1] - weights[:, -1:]) * (means @ axes.mT)) @ axes
+        directions = torch.ones_like(between)  # how many share each variance
+        directions[-1] = self.feature_dim - len(axes)
+        constant = (self._squares(means) * known * weights + directions * (inside / outside).log()).sum(dim=-1) / -2
+        return linear, constant, (1 / outside - 1 / inside) / 2
+
+    def _score(self, learned: tuple[Tensor, Tensor, Tensor], query: Tensor) -> Tensor:
+        """Return log-ratios ``(E, Q, C)``, in nats a dimension."""
+        linear, constant, square = learned
+        query = self._placed(query)
+        ratios = query @ linear.mT + constant.unsqueeze(-2) + self._squares(query) @ square.mT
+        return ratios / self.feature_dim
+
+    def _squares(self, placed: Tensor) -> Tensor:
+        """Return the squared coordinates of ``(..., D)`` along the axes, and their sum off the axes, ``(..., r + 1)``."""
+        along = (placed @ self.axes.to(placed).mT).square()
+        total = placed.square().sum(dim=-1, keepdim=True)
+        return torch.cat([along, total - along.sum(dim=-1, keepdim=True)], dim=-1)
+
+    def extra_repr(self) -> str:
+        """Say how the model is set."""
+        return f"within={self.within}, shrinkage={self.shrinkage}, root={self.root}, {super().extra_repr()}"

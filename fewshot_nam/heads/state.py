@@ -1,0 +1,170 @@
+"""What a head has learned, as buffers and JSON: kept, saved and loaded without pickling, and checked when it is loaded.
+
+Whatever follows from it (prototypes, a memory, a calibrated threshold) is derived anew when it changes, and not saved.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewshot_nam.heads.inputs import Label, checked_vectors
+
+_BUFFERS = ("support", "targets", "base", "mean", "strangers")
+
+
+class HeadState(nn.Module):
+    """The learned state of a head.
+
+    Args:
+        mean: ``(D,)``, subtracted from every feature first; ``None`` for none.
+
+    Attributes:
+        support: ``(n, D)``, features written.
+        targets: ``(n,)`` long, positions in the written classes.
+        base: ``(B, D)``, prototypes of base classes.
+        mean: as given; empty for none.
+        strangers: ``(m, D)``, what the threshold is calibrated on; empty where it is not.
+    """
+
+    support: Tensor
+    targets: Tensor
+    base: Tensor
+    mean: Tensor
+    strangers: Tensor
+
+    def __init__(self, mean: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("support", torch.empty(0, 0))
+        self.register_buffer("targets", torch.empty(0, dtype=torch.long))
+        self.register_buffer("base", torch.empty(0, 0))
+        if mean is not None and checked_vectors(mean, "mean", zero_allowed=True).dim() != 1:
+            raise ValueError(f"mean must be (D,), got shape {tuple(mean.shape)}")
+        self.register_buffer("mean", torch.empty(0) if mean is None else mean.detach().clone())
+        self.register_buffer("strangers", torch.empty(0, 0))
+        self._base_classes: list[Label] = []
+        self._written_classes: list[Label] = []
+        self._stranger_labels: list[Label] | None = None
+        self._target_fpr: float | None = None  # the threshold follows from the strangers where this is set
+        self._threshold: float | None = None
+        self._probability_temperature: float | None = None
+        self._outdate()
+
+    def _outdate(self) -> None:
+        """Drop what was derived from the state; to be called when it has changed."""
+        self._derived: Any = None
+        self._derived_threshold: float | None = None
+
+    @property
+    def classes(self) -> list[Label]:
+        """The known classes in the order of the score columns: base classes first, then in order of writing."""
+        return [*self._base_classes, *self._written_classes]
+
+    def _fixed_width(self) -> int:
+        """Return the width of features where the settings alone fix it, 0 where they do not."""
+        return len(self.mean)
+
+    @property
+    def feature_dim(self) -> int | None:
+        """Width of the features, or ``None`` before anything has told."""
+        holders = (self.support, self.base, self.mean, self.strangers)
+        known = next((buffer for buffer in holders if buffer.numel()), None)
+        return None if known is None else known.shape[-1]
+
+    def get_extra_state(self) -> Tensor:
+        """Return names and numbers as UTF-8 JSON in a uint8 tensor."""
+        learned = {
+            "base_classes": self._base_classes,
+            "written_classes": self._written_classes,
+            "threshold": self._threshold,
+            "stranger_labels": self._stranger_labels,
+            "target_fpr": self._target_fpr,
+            "probability_temperature": self._probability_temperature,
+        }
+        return torch.tensor(list(json.dumps(learned).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over names and numbers as ``get_extra_state`` gives them."""
+        try:
+            learned = json.loads(bytes(state.tolist()))
+            self._base_classes, self._written_classes = list(learned["base_classes"]), list(learned["written_classes"])
+            labels = learned["stranger_labels"]
+            self._stranger_labels = None if labels is None else list(labels)
+            self._threshold = _number(learned, "threshold")
+            self._target_fpr = _number(learned, "target_fpr", 0.0, 1.0)
+            self._probability_temperature = _number(learned, "probability_temperature", 0.0)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{type(self).__name__}: the class names in this state are damaged ({error})") from None
+        self._outdate()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # The number of features and classes is learned, so these buffers take the shape of what is loaded.
+        for name in _BUFFERS:
+            loaded, present = state_dict.get(prefix + name), getattr(self, name)
+            if loaded is not None and loaded.shape != present.shape:
+                setattr(self, name, present.new_empty(loaded.shape, dtype=loaded.dtype))
+        self._outdate()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._check_state()
+
+    def _check_state(self) -> None:
+        """Raise ``ValueError`` where loaded features, targets and class names do not belong together."""
+        present = torch.bincount(self.targets.clamp_min(0), minlength=len(self._written_classes))
+        fits = (
+            len(self.support) == len(self.targets)
+            and len(self.base) == len(self._base_classes)
+            and len(present) == len(self._written_classes)
+            and bool((present > 0).all())
+            and not bool((self.targets < 0).any())
+            and bool(len(self.strangers)) == (self._target_fpr is not None)
+            and (self._stranger_labels is None or len(self._stranger_labels) == len(self.strangers))
+        )
+        finite = all(bool(buffer.isfinite().all()) for buffer in (self.support, self.base, self.mean, self.strangers))
+        if not fits or not finite:
+            reason = (
+                "features are NaN or infinite" if fits else "features, targets and class names do not belong together"
+            )
+            raise ValueError(f"{type(self).__name__}: this state is damaged: {reason}")
+
+    def _trainable(self) -> bool:
+        """Whether anything in the head may change without the head being told."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    def _centred(self, features: Tensor) -> Tensor:
+        features = features if features.dtype in (torch.float32, torch.float64) else features.float()
+        return features - self.mean.to(features) if self.mean.numel() else features
+
+    def _checked_features(self, features: Tensor, name: str, keep_shape: bool = False) -> Tensor:
+        features = checked_vectors(features, name, width=self.feature_dim)
+        if self.mean.numel():
+            checked_vectors(self._centred(features), f"{name} minus the mean")
+        if keep_shape:
+            return features
+        if features.dim() not in (1, 2) or not features.numel():
+            raise ValueError(f"{name} must be (n, D) or (D,) with n at least 1, got shape {tuple(features.shape)}")
+        return features.reshape(-1, features.shape[-1])
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._outdate()
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+def _number(learned: dict[str, Any], name: str, above: float = -math.inf, below: float = math.inf) -> float | None:
+    """Return a number between two bounds, or ``None``; raise ``ValueError`` for anything else."""
+    value = learned[name]
+    if value is not None and not (isinstance(value, (int, float)) and above < value < below):
+        raise ValueError(f"{name} is {value!r}")
+    return None if value is None else float(value)
+
+
+def appended(stored: Tensor, features: Tensor, device: torch.device) -> Tensor:
+    """Return ``stored`` ``(n, D)`` with ``features`` below it, a normal tensor even where ``features`` came from inference mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        if not stored.numel():
+            return features.detach().to(device).clone()
+        dtype = torch.promote_types(stored.dtype, features.dtype)
+        return torch.cat([stored.to(dtype), features.detach().to(device=stored.device, dtype=dtype).clone()])
