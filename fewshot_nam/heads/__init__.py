@@ -48,7 +48,7 @@ _HEADS: dict[str, tuple[Callable[..., Head], dict[str, Any], str]] = {
     "nam": (
         NAMHead,
         {"mode": "block"},
-        "Neural Attention Memory: all support written jointly, read with a plain memory, classes compete",
+        "Neural Attention Memory: support written jointly, a plain memory read along, base classes as background",
     ),
     "nam-sequential": (NAMHead, {"mode": "sequential"}, "the literal rule, one prototype after another"),
     "nam-parallel": (NAMHead, {"mode": "parallel"}, "every prototype erases against the same earlier memory"),

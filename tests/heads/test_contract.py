@@ -1,5 +1,7 @@
 """The contract that every head keeps, tested over all of them."""
 
+import random
+
 import pytest
 import torch
 from hypothesis import given
@@ -529,3 +531,24 @@ def test_a_calibrated_head_that_has_forgotten_everything_says_so():
     head.calibrate(strangers(1, 43), target_fpr=0.1)
     with pytest.raises(ValueError, match="knows no class yet"):
         head.forget(head.classes).predict(features(1), unknown="?")
+
+
+@pytest.mark.parametrize("name", ["nam", "nam over a background", "nam-sequential", "cosine", "plda"])
+def test_a_thousand_random_lessons_and_losses_leave_no_trace(name):
+    chance, head = random.Random(name), make(name)
+    kept: list[tuple[int, Tensor]] = []
+    for step in range(1000):
+        if kept and chance.random() < 0.45:
+            gone = chance.choice(kept)[0]
+            head.forget(gone)
+            kept = [(label, lesson) for label, lesson in kept if label != gone]
+        else:
+            kept.append((chance.randrange(6), features(1000 + step, chance.randint(1, 3))))
+            head.write(kept[-1][1], kept[-1][0])
+        if kept and step % 50 == 0:
+            fresh = make(name)
+            for label, lesson in kept:
+                fresh.write(lesson, label)
+            assert head.classes == fresh.classes
+            torch.testing.assert_close(head(features(500, 5)), fresh(features(500, 5)))
+            assert len(head.support) == sum(len(lesson) for _, lesson in kept), "what is forgotten is not kept"
