@@ -11,7 +11,7 @@ from episodes import Episodes, EpisodeSampler, FeatureBank, evaluate
 from episodes.evaluation import as_device
 from episodes.holdout import hold_out
 from episodes.scoring import Scorer
-from fewshot_nam.heads import CosineHead, NAMHead, available, create
+from fewshot_nam.heads import CosineHead, NAMHead, available, create, needs_base
 
 D = 13
 
@@ -37,7 +37,9 @@ def loop(protocol: str, name: str, shots: int, count: int = 6) -> dict[str, floa
     for e in range(count):
         episode = sampler.sample(e, e + 1)
         known = base if generalized else BASE
-        head = create(name, mean=known.mean(), background=known.class_means(root=True))
+        # Base classes in the label space are no strangers: only heads that cannot do without are told of them twice.
+        told = known.class_means(root=True) if needs_base(name) or not generalized else None
+        head = create(name, mean=known.mean(), background=told)
         if generalized:
             head.write_base(base.class_means(), base.classes)
         for classwise, label in zip(episode.support[0], episode.classes[0].tolist(), strict=True):
