@@ -24,6 +24,7 @@ from episodes.report import Report
 from episodes.sampler import Episodes, EpisodeSampler
 from episodes.scoring import Scorer, Watch, calibrate, measure
 from fewshot_nam.heads import Head, create, needs_base
+from fewshot_nam.heads.inputs import checked_vectors
 
 PROTOCOLS = ("closed", "open", "generalized")
 
@@ -111,6 +112,8 @@ def evaluate(
     if background is not None and (background.dim() != 2 or background.shape[1] != bank.feature_dim):
         shape = tuple(background.shape)
         raise ValueError(f"background must be (B, {bank.feature_dim}) as the bank's features, got shape {shape}")
+    if background is not None:
+        checked_vectors(background, "background")
     names = [heads] if isinstance(heads, str) else heads
     if isinstance(names, Mapping):
         built = dict(names)

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fewshot_nam.heads.background import NEAREST
 from fewshot_nam.heads.base import Head
 from fewshot_nam.heads.calibrated import Calibration
 from fewshot_nam.heads.cosine import CosineHead
@@ -99,7 +100,8 @@ def create(name: str, mean: Tensor | None = None, background: Tensor | None = No
     Args:
         name: one of ``available()``.
         mean: ``(D,)``, the mean base feature; only used by heads that are defined by it. ``None`` for that of ``background``.
-        background: ``(B, D)``, the mean features of base classes; only used by heads that are defined by them, and by ``nam``.
+        background: ``(B, D)``, the mean features of base classes; only used by heads that are defined by them, and by ``nam``
+            where there are ten or more.
         options: settings of the head's class, such as ``ridge``.
 
     Raises:
@@ -118,7 +120,9 @@ def create(name: str, mean: Tensor | None = None, background: Tensor | None = No
         raise ValueError(
             f"the head {name!r} needs the mean features of base classes, and none are known: give base classes"
         )
-    if background is not None and name in _NEEDS_BACKGROUND + _USES_BACKGROUND:
+    if background is not None and (
+        name in _NEEDS_BACKGROUND or (name in _USES_BACKGROUND and len(background) >= NEAREST)
+    ):
         options.setdefault("background", background)
     build, settings, _ = _HEADS[name]
     try:

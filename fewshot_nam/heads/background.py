@@ -47,7 +47,8 @@ class Background(nn.Module):
 
     Args:
         prototypes: ``(B, D)``, not of unit length and not centred; ``None`` for none. Where features are sparse, the power mean
-            of a class (its signed root is the mean of the signed roots of its features) is the better prototype.
+            of a class (its signed root is the mean of the signed roots of its features) is the better prototype. Fewer than
+            ``NEAREST`` of them can be worse than none.
 
     Raises:
         ValueError: NaN, infinite or zero rows, or another shape.
@@ -78,3 +79,5 @@ class Background(nn.Module):
         if loaded is not None and loaded.shape != self.prototypes.shape:
             self.prototypes = self.prototypes.new_empty(loaded.shape, dtype=loaded.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if not bool(self.prototypes.isfinite().all()):
+            raise ValueError("background: this state is damaged: features are NaN or infinite")

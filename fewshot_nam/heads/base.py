@@ -77,6 +77,7 @@ class Head(CalibratedHead):
 
     # Learning and forgetting.
 
+    @torch.inference_mode(False)  # a buffer made in inference mode could not be loaded into later
     def write(self: HeadT, features: Tensor, labels: Label | Iterable[Label] | Tensor) -> HeadT:
         """Learn features of new classes, or more features of classes that were written before; return the head.
 
@@ -106,6 +107,7 @@ class Head(CalibratedHead):
         self._outdate()
         return self
 
+    @torch.inference_mode(False)  # a buffer made in inference mode could not be loaded into later
     def write_base(self: HeadT, prototypes: Tensor, labels: Iterable[Label] | Tensor) -> HeadT:
         """Take over classes that are known beforehand by one prototype each, such as base classes; return the head.
 
@@ -131,6 +133,7 @@ class Head(CalibratedHead):
         self._outdate()
         return self
 
+    @torch.inference_mode(False)  # a buffer made in inference mode could not be loaded into later
     def forget(self: HeadT, labels: Label | Iterable[Label] | Tensor) -> HeadT:
         """Forget classes: the head is then the one that would never have seen them. Return the head.
 

@@ -17,6 +17,10 @@ from fewshot_nam.heads.inputs import Label, as_labels, listed
 from fewshot_nam.heads.state import HeadState, appended
 from fewshot_nam.heads.temperature import fit_temperature
 
+_SCORING_ERROR = (
+    32  # in units of the last place: scores of one picture differ by some with the size of the batch it is in
+)
+
 
 class Calibration(NamedTuple):
     """What a calibrated threshold rests on.
@@ -28,7 +32,7 @@ class Calibration(NamedTuple):
         strangers: how many it rests on.
         stranger_classes: how many classes they are of, where labels were given.
         known_accepted: share of the known pictures that are accepted, where they were given: what the bound costs.
-        temperature: of ``Head.probabilities``, where it was fitted.
+        temperature: of ``Head.probabilities``, where this call fitted it.
     """
 
     threshold: float
@@ -62,6 +66,7 @@ class CalibratedHead(HeadState):
         return threshold
 
     @threshold.setter
+    @torch.inference_mode(False)
     def threshold(self, value: float | None) -> None:
         if value is not None and not math.isfinite(value):
             raise ValueError(f"threshold must be a finite number or None, got {value}")
@@ -84,11 +89,13 @@ class CalibratedHead(HeadState):
         The guarantee (``fewshot_nam.heads.conformal``) holds for every head and every distribution of features, as long as
         the strangers to come are exchangeable with those given: drawn alike, from the same mixture of classes. Strangers
         of classes that were not among those given are not, and more of them may pass: give ``unknown_labels``, and the bound is
-        for a stranger of a new class, drawn like the classes given. Pictures of classes that the backbone was trained on
-        are no such draw; what passes then is shown in ``results/false_alarms.md``.
+        for a stranger of a new class, drawn like the classes given. Pictures of classes that the backbone was trained on are
+        no such draw, the less so where they are the head's background: ``results/false_alarms.md`` shows what passes then.
 
         The head keeps the strangers, and derives the threshold anew when classes are written or forgotten, so that the bound goes
-        on to hold. Strangers whose label is a known class are left out for as long as it is known.
+        on to hold, if those were chosen without looking at how strangers score; to write the class that raised false alarms
+        leaves strangers that raise fewer, and asks for fresh ones. Strangers whose label is a known class are left out for as
+        long as it is known; where too few are left, ``threshold`` and ``predict`` with ``unknown`` raise.
 
         Args:
             unknown: ``(m, D)``, strangers: features of classes that the head does not know, none of which was written.
@@ -108,7 +115,7 @@ class CalibratedHead(HeadState):
         if familiar:
             raise ValueError(f"calibrate: {listed(sorted(familiar, key=str))} is known: leave it out of the strangers")
         found = self._calibrated(unknown, labels, target_fpr)
-        accepted, temperature = None, self._probability_temperature
+        accepted, temperature = None, None
         if known is None and known_labels is not None:
             raise ValueError("calibrate: known_labels are given without known: give the features too")
         if known is not None:
@@ -116,20 +123,20 @@ class CalibratedHead(HeadState):
                 scores = self(self._checked_features(known, "known"))
             accepted = float((scores.amax(dim=-1).double() >= found.threshold).double().mean())
             if known_labels is not None:
-                temperature = fit_temperature(
-                    scores, self._columns(as_labels(known_labels, len(scores))).to(scores.device)
-                )
+                columns = self._columns(as_labels(known_labels, len(scores))).to(scores.device)
+                temperature = fit_temperature(scores, columns, doubts=1)
         self.threshold = None
         self.strangers = appended(self.strangers, unknown, self.targets.device)
         self._stranger_labels, self._target_fpr = labels, float(target_fpr)
-        self._probability_temperature = temperature
+        self._probability_temperature = self._probability_temperature if temperature is None else temperature
         groups = None if labels is None else found.groups
         return Calibration(found.threshold, target_fpr, found.bound, len(unknown), groups, accepted, temperature)
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Return how likely each class is, ``(..., C)``, for features ``(..., D)`` of known classes: ``softmax(scores / T)``.
 
-        They say nothing about strangers: that is what ``predict(..., unknown=...)`` is for.
+        ``T`` is the one that ``calibrate`` fitted last, whatever was written since; from few pictures, all of them right, it is
+        little more than a guess. They say nothing about strangers: that is what ``predict(..., unknown=...)`` is for.
 
         Raises:
             ValueError: as calling the head, or the temperature ``T`` was not fitted.
@@ -147,7 +154,10 @@ class CalibratedHead(HeadState):
             strangers, groups = strangers[unfamiliar], torch.tensor([number[labels[i]] for i in unfamiliar])
         with torch.no_grad():
             best = self(strangers).amax(dim=-1).cpu()
-        return conformal_threshold(best, target_fpr, groups)
+        found = conformal_threshold(best, target_fpr, groups)
+        # A stranger that equals one given must not pass because it is scored alone.
+        error = _SCORING_ERROR * torch.finfo(best.dtype).eps * max(1.0, float(best.abs().max()))
+        return found._replace(threshold=found.threshold + error)
 
     def _columns(self, names: list[Label]) -> Tensor:
         column = {name: i for i, name in enumerate(self.classes)}

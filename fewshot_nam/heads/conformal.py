@@ -84,5 +84,5 @@ def conformal_threshold(scores: Tensor, target: float, groups: Tensor | None = N
         )
     # The largest score whose p-value is too large; where votes become too many among ties, it is their value all the same.
     beyond = min(int((1 + votes.cumsum(0) <= allowed).sum()), len(values) - 1)
-    bound = target if groups is not None else math.floor(allowed) / (count + 1)
+    bound = target if groups is not None else min(math.floor(allowed) / (count + 1), target)
     return ConformalThreshold(math.nextafter(float(values[beyond]), math.inf), bound, count)

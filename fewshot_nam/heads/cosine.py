@@ -50,6 +50,8 @@ class CosineHead(Head):
         background: Tensor | None = None,
     ) -> None:
         if background is not None:
+            if mean is not None:
+                raise ValueError("CosineHead: give mean or background, not both: each says what is subtracted")
             if checked_vectors(background, "background").dim() != 2 or not len(background):
                 raise ValueError(f"background must be (B, D) with B at least 1, got shape {tuple(background.shape)}")
             mean = (signed_root(background) if root else background).mean(dim=0)

@@ -78,7 +78,8 @@ class NAMHead(Head):
         mean: ``(D,)``, subtracted from every feature first; ``None`` for none.
 
     Raises:
-        ValueError: an unknown mode, a number outside its range, or a background of NaN, infinite or zero features.
+        ValueError: an unknown mode, a number outside its range, a background of NaN, infinite or zero features, or both it and
+            a mean.
     """
 
     def __init__(
@@ -99,12 +100,17 @@ class NAMHead(Head):
         mean: Tensor | None = None,
     ) -> None:
         super().__init__(mean)
+        if mean is not None and background is not None:
+            raise ValueError("NAMHead: give mean or background, not both: a background centres features by itself")
         self.background = Background(background)
-        block, backed = mode == "block", background is not None
+        # The background is loaded after the rest of the state, which is checked on its own before.
+        self.register_load_state_dict_post_hook(_check_loaded)  # type: ignore[no-untyped-call]
+        block = mode == "block"
         keys = keys or ("shots" if block else "prototypes")
         reading = reading or ("raw" if mode == "sequential" else "unit")
         plain = (3.0 if block else 0.0) if plain is None else plain
-        compete = ((0.2 if backed else 0.4) if block else 0.0) if compete is None else compete
+        # Left open in block mode, since a state that is loaded may bring a background.
+        compete = 0.0 if compete is None and not block else compete
         for name, value, allowed in (
             ("mode", mode, ("block", "sequential", "parallel")),
             ("keys", keys, ("shots", "prototypes")),
@@ -112,7 +118,7 @@ class NAMHead(Head):
         ):
             if value not in allowed:
                 raise ValueError(f"NAMHead: {name} must be one of {', '.join(allowed)}, got {value!r}")
-        for name, share in (("p_write", p_write), ("p_erase", p_erase), ("level", level), ("compete", compete)):
+        for name, share in (("p_write", p_write), ("p_erase", p_erase), ("level", level), ("compete", compete or 0.0)):
             if not 0 <= share <= 1:
                 raise ValueError(f"NAMHead: {name} must be from 0 to 1, got {share}")
         for name, weight in (("ridge", ridge), ("plain", plain), ("familiar", familiar)):
@@ -122,8 +128,15 @@ class NAMHead(Head):
             raise ValueError(f"NAMHead: temperature must be above 0, got {temperature}")
         self.mode, self.keys, self.reading = mode, keys, reading
         self.p_write, self.p_erase, self.ridge = p_write, p_erase, ridge
-        self.plain, self.level, self.compete, self.temperature = plain, level, compete, temperature
-        self.familiar = familiar
+        self.plain, self.level, self.temperature, self.familiar = plain, level, temperature, familiar
+        self._compete = compete
+
+    @property
+    def compete(self) -> float:
+        """Share of the softmax normaliser that is taken off the scores."""
+        if self._compete is not None:
+            return self._compete
+        return 0.2 if len(self.background) else 0.4
 
     @property
     def feature_dim(self) -> int | None:
@@ -203,3 +216,7 @@ class NAMHead(Head):
         reads = f"plain={self.plain}, level={self.level}, compete={self.compete}, temperature={self.temperature}"
         backed = f"background={len(self.background)}, familiar={self.familiar}"
         return f"mode={self.mode}, keys={self.keys}, reading={self.reading}, {gates}, {reads}, {backed}, {super().extra_repr()}"
+
+
+def _check_loaded(head: NAMHead, _keys: object) -> None:
+    head._check_state()

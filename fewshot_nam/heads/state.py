@@ -123,6 +123,8 @@ class HeadState(nn.Module):
             and bool(len(self.strangers)) == (self._target_fpr is not None)
             and (self._stranger_labels is None or len(self._stranger_labels) == len(self.strangers))
         )
+        holders = [buffer for buffer in (self.support, self.base, self.strangers) if buffer.numel()]
+        fits = fits and len({buffer.shape[-1] for buffer in holders} | {self._fixed_width()} - {0}) <= 1
         finite = all(bool(buffer.isfinite().all()) for buffer in (self.support, self.base, self.mean, self.strangers))
         if not fits or not finite:
             reason = (

@@ -14,12 +14,14 @@ _REACH = math.log(1e6)
 _HALVINGS = 36  # to a relative 1e-9
 
 
-def fit_temperature(scores: Tensor, targets: Tensor) -> float:
+def fit_temperature(scores: Tensor, targets: Tensor, doubts: float = 0.0) -> float:
     """Return the ``T`` that makes ``softmax(scores / T)`` most likely.
 
     Args:
         scores: ``(n, C)``, finite, of any scale.
         targets: ``(n,)`` long, the column of each one's class.
+        doubts: how many more rows, each as likely of any class as of any other, are taken to have been seen: with some, the
+            probabilities stay below 1 where every row is right.
 
     Returns:
         ``T``, within a factor of a million of the mean gap between a score and the largest of its row. Where no ``T`` is best
@@ -32,6 +34,7 @@ def fit_temperature(scores: Tensor, targets: Tensor) -> float:
         return 1.0
     gaps = gaps / scale
     true = float(gaps.gather(1, targets.unsqueeze(1)).mean())
+    true = (len(gaps) * true + doubts * float(gaps.mean())) / (len(gaps) + doubts)
     # The loss is convex in 1 / T: halve the range that its slope, mean gap expected minus mean gap of the true class, crosses 0 in.
     low, high = -_REACH, _REACH
     for _ in range(_HALVINGS):

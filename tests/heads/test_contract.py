@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewshot_nam.heads import Head, available, create
+from fewshot_nam.heads import CosineHead, Head, NAMHead, available, create
 
 HEADS = [*available(), "nam over a background"]
 ORDERED = {"nam-sequential"}  # the literal rule: the order of writing is part of it, and so of the scores
@@ -22,7 +22,7 @@ def features(seed: int, *shape: int) -> Tensor:
 
 def make(name: str, background: Tensor | None = None, mean: Tensor | None = None) -> Head:
     """Return a head with what it may know of base classes; ``nam`` both without and, as "nam over a background", with it."""
-    background = features(98, 7) if background is None else background
+    background = features(98, 12) if background is None else background
     mean = features(99) if mean is None else mean
     known = None if name == "nam" else background
     return create(name.split()[0], mean=mean, background=known)
@@ -147,7 +147,7 @@ def test_scores_keep_leading_dimensions(name):
 def test_float64_and_half_features_give_close_scores(name):
     rows, query = features(1, 6), features(2, 5)
     labels = ["a", "b", "c"] * 2
-    exact = make(name, features(98, 7).double(), features(99).double()).write(rows.double(), labels)(query.double())
+    exact = make(name, features(98, 12).double(), features(99).double()).write(rows.double(), labels)(query.double())
     assert exact.dtype == torch.float64
     torch.testing.assert_close(make(name).write(rows, labels)(query).double(), exact, rtol=1e-3, atol=1e-3)
     half = make(name).write(rows.half(), labels)(query.half())
@@ -283,7 +283,7 @@ def test_a_fresh_head_says_that_it_knows_nothing(name):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_class_whose_shots_cancel_out_gives_no_nan(name):
-    head = make(name, background=features(98, 7)[:, :3], mean=torch.zeros(3))
+    head = make(name, background=features(98, 12)[:, :3], mean=torch.zeros(3))
     head.write(torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0]]), ["a", "a", "b"])
     scores = head(torch.tensor([[0.0, 1.0, 0.1]]))
     assert scores.isfinite().all()
@@ -371,7 +371,7 @@ def test_create_names_what_there_is_and_the_nearest():
     for name in ("plda", "cosine-root-centred"):
         with pytest.raises(ValueError, match=f"'{name}' needs the mean features of base classes, and none are known"):
             create(name)
-    background = features(98, 7)
+    background = features(98, 12)
     assert torch.equal(create("cosine-centred", background=background).mean, background.mean(dim=0))
     with pytest.raises(ValueError, match=r"the head 'nam' cannot take these settings.*rigde"):
         create("nam", rigde=1.0)
@@ -473,7 +473,7 @@ def test_probabilities_are_a_softmax_at_the_temperature_that_was_fitted(name):
     assert found.temperature is not None
     expected = torch.softmax(head(features(3, 4)) / found.temperature, dim=-1)
     torch.testing.assert_close(head.probabilities(features(3, 4)), expected)
-    assert head.calibrate(strangers(1, 43), target_fpr=0.1).temperature == found.temperature
+    assert head.calibrate(strangers(1, 43), target_fpr=0.1).temperature is None  # this call fitted none
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -552,3 +552,65 @@ def test_a_thousand_random_lessons_and_losses_leave_no_trace(name):
             assert head.classes == fresh.classes
             torch.testing.assert_close(head(features(500, 5)), fresh(features(500, 5)))
             assert len(head.support) == sum(len(lesson) for _, lesson in kept), "what is forgotten is not kept"
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if name != "logistic"])
+def test_a_stranger_that_equals_one_given_is_refused_alone_as_in_a_batch(name):
+    for seed in range(10):
+        head = written(name, seed)
+        stranger = strangers(seed, 1)
+        head.calibrate(stranger.expand(99, D).clone(), target_fpr=0.01)
+        assert head.predict(stranger[0], unknown="?") == "?"
+        assert set(head.predict(stranger.expand(50, D), unknown="?")) == {"?"}
+
+
+def test_few_pictures_that_are_all_right_leave_some_doubt():
+    head = create("nam").write(torch.eye(D)[:3], ["a", "b", "c"])
+    known = torch.eye(D)[:3] + 0.01
+    found = head.calibrate(strangers(1, 30), known, known_labels=["a", "b", "c"], target_fpr=0.1)
+    assert found.temperature is not None
+    assert 0.5 < head.probabilities(known).amax(dim=-1).mean() < 0.99
+    assert head.calibrate(strangers(1, 30), known, target_fpr=0.1).temperature is None
+    assert head.probabilities(known).isfinite().all(), "the temperature fitted before still serves"
+
+
+def test_a_background_that_is_loaded_brings_its_defaults():
+    backed, bare = make("nam over a background"), create("nam")
+    backed.write(features(1, 3), ["a", "b", "c"])
+    bare.load_state_dict(backed.state_dict())
+    torch.testing.assert_close(bare(features(2, 4)), backed(features(2, 4)))
+    assert (bare.compete, create("nam").compete, create("nam", compete=0.0).compete) == (0.2, 0.4, 0.0)
+
+
+@pytest.mark.parametrize("spoil", ["strangers", "background.prototypes"])
+def test_a_state_of_two_widths_is_refused(spoil):
+    head = written("nam over a background")
+    head.calibrate(strangers(1, 20), target_fpr=0.2)
+    state = {name: value.clone() for name, value in head.state_dict().items()}
+    state[spoil] = state[spoil][:, :5]
+    with pytest.raises(ValueError, match="do not belong together"):
+        make("nam over a background").load_state_dict(state)
+    state[spoil] = torch.full((20, D), torch.nan)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        make("nam over a background").load_state_dict(state)
+
+
+def test_mean_and_background_do_not_mix():
+    for head in (NAMHead, CosineHead):
+        with pytest.raises(ValueError, match="give mean or background, not both"):
+            head(mean=features(99), background=features(98, 12))
+
+
+def test_a_small_background_is_left_to_the_heads_that_need_one():
+    assert len(create("nam", background=features(98, 9)).background) == 0
+    assert len(create("nam", background=features(98, 10)).background) == 10
+
+
+def test_what_is_written_in_inference_mode_can_be_loaded_over():
+    state = written("nam").state_dict()
+    head = make("nam")
+    with torch.inference_mode():
+        head.write(features(5, 3), ["a", "b", "c"]).write(features(6, 3), ["a", "b", "c"]).forget("a")
+        head.threshold = 0.5
+    head.load_state_dict(state)
+    head.write(features(7, 1), "z")
