@@ -17,6 +17,7 @@ from torch import Tensor
 
 from episodes.bank_files import NotABank, read_bank_file, write_bank_file
 from episodes.classes import Label, check_classes, nearest, select_classes
+from fewshot_nam.heads.root import signed_root
 
 _CHUNK_ELEMENTS = 1 << 22  # features looked at in one go, where all of them at once might not fit in memory
 _SMALLEST = 1e-12  # a row without a feature of this size counts as zero: it cannot be brought to length 1
@@ -140,9 +141,7 @@ class FeatureBank:
         sums = torch.zeros(self.num_classes, self.feature_dim, dtype=torch.float64)
         for start, chunk in self._chunks():
             items = chunk.cpu().double()
-            sums.index_add_(
-                0, self.labels[start : start + len(chunk)], items.sign() * items.abs().sqrt() if root else items
-            )
+            sums.index_add_(0, self.labels[start : start + len(chunk)], signed_root(items) if root else items)
         means = sums / self.counts[:, None]
         return (means * means.abs() if root else means).float()
 
