@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from backbones import bundled, timm_models, torchvision_models
+from backbones import own, timm_models, torchvision_models
 from backbones.backbone import Backbone
 from backbones.libraries import LibraryNotInstalled
 
@@ -21,7 +21,7 @@ def available() -> list[str]:
     A timm or torchvision name may also carry the tag of its weights ("timm/resnet50.a1_in1k",
     "torchvision/resnet50.IMAGENET1K_V1"); these are not listed.
     """
-    names = [bundled.NAME]
+    names = [*own.NETWORKS]
     for room in (timm_models, torchvision_models):
         try:
             names += [room.PREFIX + model for model in room.model_names()]
@@ -41,8 +41,8 @@ def create(
     """Return the backbone of that name, frozen and in eval mode.
 
     Args:
-        name: "conv4" (comes with the package: handwritten characters), "timm/<model>" or "torchvision/<model>"; see
-            ``available``.
+        name: "conv4" (comes with the package: handwritten characters), "conv5" (photographs; comes without weights),
+            "timm/<model>" or "torchvision/<model>"; see ``available``.
         pretrained: ``True`` for the published weights (timm and torchvision download theirs), ``False`` for random
             ones, or the path of a local file of weights, with or without a classifier.
         model_options: passed to the model, as ``{"pad_type": "same"}`` or ``{"img_size": 160}``.
@@ -70,8 +70,8 @@ def create(
 
 
 def _maker(name: str) -> Callable[[bool | Path, Mapping[str, Any], Mapping[str, Any]], Backbone]:
-    if name == bundled.NAME:
-        return bundled.create_conv4
+    if name in own.NETWORKS:
+        return lambda *given: own.create_own(name, *given)
     model = name.partition("/")[2]
     if name.startswith(timm_models.PREFIX) and timm_models.has_model(model):
         return lambda *given: timm_models.create_timm(model, *given)
@@ -92,7 +92,9 @@ def _unknown(name: str) -> str:
         f"{prefix}<model> ({sum(known.startswith(prefix) for known in names)})"
         for prefix in (timm_models.PREFIX, torchvision_models.PREFIX)
     )
-    return f"no backbone {name!r}: {hint}There are {bundled.NAME}, {counts}; backbones.available() lists them"
+    return (
+        f"no backbone {name!r}: {hint}There are {', '.join(own.NETWORKS)}, {counts}; backbones.available() lists them"
+    )
 
 
 def _checked_device(device: str | torch.device) -> torch.device:

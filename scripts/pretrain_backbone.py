@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from backbones.conv4 import Conv4, ink_transform
-from backbones.pretraining import Pretraining, Recipe
-from episodes.atomic import replacing
+from backbones.ink import InkExamples, InkRecipe
+from backbones.pretraining import Pretraining, train
+from fewshot_nam.files.atomic import replacing
 from episodes.bank import FeatureBank
 from episodes.datasets import open_dataset
 from episodes.evaluation import evaluate
@@ -58,7 +58,7 @@ def accuracy(bank: FeatureBank, ways: int, shots: int, episodes: int) -> tuple[f
 
 
 def card_text(
-    recipe: Recipe, scores: dict[str, dict[str, tuple[float, float]]], counts: dict[str, tuple[int, int]]
+    recipe: InkRecipe, scores: dict[str, dict[str, tuple[float, float]]], counts: dict[str, tuple[int, int]]
 ) -> str:
     """Return the card, Markdown."""
     lines = [
@@ -103,7 +103,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--check-every", type=int, default=5, metavar="EPOCHS", help="validation accuracy every so many epochs"
     )
-    for field in fields(Recipe):
+    for field in fields(InkRecipe):
         if field.name != "zoom":
             option = "--" + field.name.replace("_", "-")
             parser.add_argument(option, type=type(field.default), default=field.default, help="default %(default)s")
@@ -113,24 +113,22 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Train, evaluate, and write weights and card."""
     options = parse()
-    recipe = Recipe(**{field.name: getattr(options, field.name) for field in fields(Recipe) if field.name != "zoom"})
+    recipe = InkRecipe(
+        **{field.name: getattr(options, field.name) for field in fields(InkRecipe) if field.name != "zoom"}
+    )
     data = open_dataset("omniglot", options.data_dir, options.download)
     torch.manual_seed(recipe.seed)
     model = Conv4()
-    run = Pretraining(model, *training_pictures(data["base"]), recipe, options.checkpoint)
+    run = Pretraining(model, InkExamples(*training_pictures(data["base"]), recipe), recipe, options.checkpoint)
     inputs = {
         role: torch.stack([ink_transform(part.picture(i)) for i in range(len(part))]) for role, part in data.items()
     }
-    while run.epoch < recipe.epochs:
-        with tqdm(
-            total=run.steps_per_epoch, desc=f"epoch {run.epoch + 1}/{recipe.epochs}", leave=False, mininterval=1
-        ) as bar:
-            trained = run.run_epoch(on_step=lambda _loss, bar=bar: bar.update())  # type: ignore[misc]
-        line = f"epoch {run.epoch}: loss {trained['loss']:.3f}, training accuracy {100 * trained['accuracy']:.1f}%"
-        if run.epoch % options.check_every == 0:
-            mean, ci95 = accuracy(features(model, inputs["val"], data["val"]), 20, 1, episodes=500)
-            line += f", validation 20-way 1-shot {mean:.2f} ± {ci95:.2f}%"
-        print(line, flush=True)
+
+    def check() -> str:
+        mean, ci95 = accuracy(features(model, inputs["val"], data["val"]), 20, 1, episodes=500)
+        return f"validation 20-way 1-shot {mean:.2f} ± {ci95:.2f}%"
+
+    train(run, check, options.check_every)
 
     banks = {role: features(model, inputs[role], data[role]) for role in data}
     scores = {

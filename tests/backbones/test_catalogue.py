@@ -8,7 +8,7 @@ import backbones
 
 def test_available_lists_every_kind():
     names = backbones.available()
-    assert names[0] == "conv4"
+    assert names[:2] == ["conv4", "conv5"]
     assert {"timm/resnet18", "timm/mobilenetv2_100", "torchvision/resnet18", "torchvision/squeezenet1_1"} <= set(names)
     assert len(names) == len(set(names))
     assert "torchvision/fcn_resnet50" not in names  # segments
@@ -26,7 +26,7 @@ def test_available_leaves_out_what_is_not_installed(monkeypatch):
     [
         ("timm/resnet81", "timm/resnet18"),
         ("torchvision/mobilenetv2", "torchvision/mobilenet_v2"),
-        ("conv5", "conv4"),
+        ("conv3", "conv4"),
         ("resnet18", "timm/resnet18 or torchvision/resnet18"),
         ("resnet_18", "timm/resnet18"),
         ("timm/resnet50.imagenet", "timm/resnet50"),
@@ -37,13 +37,13 @@ def test_unknown_name_gets_the_nearest(name, near):
     with pytest.raises(ValueError, match=f"no backbone '{name}': did you mean ") as caught:
         backbones.create(name)
     assert near in str(caught.value)
-    assert "There are conv4, timm/<model> (" in str(caught.value)
+    assert "There are conv4, conv5, timm/<model> (" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "zzzzzz", "timm/", "keras/zzzzzz"])
 def test_name_like_nothing_gets_what_there_is(name):
-    with pytest.raises(ValueError, match=r"There are conv4, timm/<model> \(\d+\), torchvision/<model> \(\d+\)"):
+    with pytest.raises(ValueError, match=r"There are conv4, conv5, timm/<model> \(\d+\), torchvision/<model> \(\d+\)"):
         backbones.create(name)
 
 

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 import backbones
 from backbones.conv4 import Conv4, ink_transform
+from backbones.conv5 import Conv5, photo_transform
 
 PICTURE = Image.radial_gradient("L")
 
@@ -83,3 +84,41 @@ def test_package_file_gives_prototypes_of_its_own_features():
     # Mean features of a network that ends in a ReLU: none negative, and no two classes alike.
     assert (backbone.base_prototypes >= 0).all()
     assert len(backbone.base_prototypes.unique(dim=0)) == len(backbone.base_classes)
+
+
+def test_conv5_comes_without_weights_and_says_where_to_get_them():
+    with pytest.raises(ValueError, match=r"conv5 comes without weights: train it with scripts/pretrain_photos.py"):
+        backbones.create("conv5")
+
+
+@pytest.mark.parametrize(
+    ("size", "mode"), [((64, 64), "RGB"), ((200, 90), "L"), ((1, 300), "RGBA"), ((31, 17), "CMYK")]
+)
+def test_conv5_takes_any_picture(size, mode):
+    backbone = backbones.create("conv5", pretrained=False, model_options={"width": 2})
+    levels = backbone.transform(Image.new(mode, size))
+    assert levels.shape == (3, 64, 64)
+    features = backbone(levels.unsqueeze(0))
+    assert features.shape == (1, 32)
+    assert torch.all(features >= 0)
+
+
+def test_conv5_sees_the_middle_of_a_long_picture():
+    picture = Image.new("RGB", (300, 100))
+    picture.paste((255, 255, 255), (100, 0, 200, 100))
+    levels = backbones.create("conv5", pretrained=False, model_options={"width": 2}).transform(picture)
+    inside = levels[:, :, 2:-2]  # the edge is a blend
+    torch.testing.assert_close(inside, torch.full_like(inside, (1 - 0.45) / 0.25))
+
+
+def test_conv5_reads_its_own_file_and_not_that_of_conv4(tmp_path, bundled_file):
+    network = Conv5(2)
+    path = tmp_path / "conv5.safetensors"
+    tensors = {f"model.{key}": value for key, value in network.state_dict().items()}
+    card = json.dumps({"base_classes": ["cat", "dog"]})
+    save_file(tensors | {"base_prototypes": torch.ones(2, 32)}, path, metadata={"card": card})
+    backbone = backbones.create("conv5", pretrained=path, model_options={"width": 2})
+    assert torch.equal(_features(backbone), network.eval()(photo_transform(PICTURE).unsqueeze(0)))
+    assert backbone.base_classes == ["cat", "dog"]
+    with pytest.raises(ValueError, match="does not fit conv5"):
+        backbones.create("conv5", pretrained=bundled_file())

@@ -1,0 +1,115 @@
+"""The package's own networks: Conv4, which comes trained on handwritten characters, and Conv5, which a user trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from backbones.backbone import Backbone
+from backbones.conv4 import Conv4, ink_transform
+from backbones.conv5 import Conv5, photo_transform
+from backbones.libraries import check_options
+from backbones.weights import fit_weights, read_weights
+
+_PREFIX = "model."
+
+
+class Own(NamedTuple):
+    """A network of ours.
+
+    Attributes:
+        network: makes it; takes ``width``.
+        transform: of its pictures.
+        transform_id: what the transform does.
+        weights: name of the packaged file, or ``None``.
+    """
+
+    network: Callable[..., nn.Module]
+    transform: Callable[[Image.Image], Tensor]
+    transform_id: str
+    weights: str | None
+
+
+NETWORKS = {
+    "conv4": Own(
+        Conv4,
+        ink_transform,
+        "ink on white paper, grey, 28x28 bilinear, dark 1 on light 0",
+        "conv4_omniglot.safetensors",
+    ),
+    "conv5": Own(
+        Conv5,
+        photo_transform,
+        "RGB on white paper, short side 64 bilinear, middle 64x64, mean 0.45, std 0.25",
+        None,
+    ),
+}
+
+
+def create_own(
+    name: str, pretrained: bool | Path, model_options: Mapping[str, Any], transform_options: Mapping[str, Any]
+) -> Backbone:
+    """Return Conv4, for dark strokes on light paper, or Conv5, for photographs.
+
+    Args:
+        name: a key of ``NETWORKS``.
+        pretrained: ``True`` for the package's weights, ``False`` for random ones, or a file: one in the package's form
+            (weights under "model.", "base_prototypes", and a "card" in its metadata) or a plain state dict.
+        model_options: ``width``: of conv4 the number of features (64), of conv5 a sixteenth of it (32).
+        transform_options: none; each has one way to read a picture.
+
+    Raises:
+        ValueError: an option that there is not, a file that does not fit, or no weights in the package.
+    """
+    own = NETWORKS[name]
+    check_options(name, "model", model_options, ["width"])
+    check_options(name, "transform", transform_options, [])
+    network = own.network(**model_options)
+    prototypes, classes = None, None
+    if pretrained is True and own.weights is None:
+        raise ValueError(
+            f"backbone {name} comes without weights: train it with scripts/pretrain_photos.py and give its file, "
+            "pretrained=<file> or --weights FILE"
+        )
+    if pretrained is True:
+        packaged = resources.files("backbones") / "weights" / str(own.weights)
+        with resources.as_file(packaged) as path:
+            prototypes, classes = _load(name, network, path)
+    elif pretrained:
+        prototypes, classes = _load(name, network, pretrained)
+    return Backbone(
+        name,
+        network,
+        own.transform,
+        own.transform_id,
+        model_options=model_options,
+        base_prototypes=prototypes,
+        base_classes=classes,
+    )
+
+
+def _load(name: str, network: nn.Module, path: Path) -> tuple[Tensor | None, list[str] | None]:
+    state = read_weights(path)
+    if not any(key.startswith(_PREFIX) for key in state):
+        fit_weights(network, state, path, name)
+        return None, None
+    prototypes = state.pop("base_prototypes", None)
+    fit_weights(network, {key.removeprefix(_PREFIX): tensor for key, tensor in state.items()}, path, name)
+    return prototypes, None if prototypes is None else _base_classes(path)
+
+
+def _base_classes(path: Path) -> list[str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return [str(name) for name in json.loads(file.metadata()["card"])["base_classes"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"weights file {path}: base_prototypes need a JSON 'card' with 'base_classes' in the metadata ({error!r})"
+        ) from error
