@@ -1,24 +1,37 @@
-"""Datasets by name: digits, Omniglot, a folder of pictures, or features computed elsewhere.
+"""Datasets by name: digits, Omniglot, CIFAR-10, a folder of pictures, or features computed elsewhere.
 
-A spec is ``digits``, ``omniglot``, ``folder:<path>`` or ``features:<file>``, as scripts take it on the command line.
+A spec is ``digits``, ``omniglot``, ``cifar10``, ``folder:<path>`` or ``features:<file>``, as scripts take it on the command line.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
 import numpy as np
 
 from episodes.bank import FeatureBank
+from episodes.cifar import cifar10
 from episodes.classes import ROLES, nearest
 from episodes.folders import directories, folder
 from episodes.omniglot import omniglot
-from episodes.pictures import ArrayPictures, PictureSet, UnreadablePicture
+from episodes.pictures import ArrayPictures, PictureSet
+from fewshot_nam.files.pictures import UnreadablePicture
 
-__all__ = ["ROLES", "PictureSet", "UnreadablePicture", "digits", "folder", "omniglot", "open_bank", "open_dataset"]
+__all__ = [
+    "ROLES",
+    "PictureSet",
+    "UnreadablePicture",
+    "cifar10",
+    "digits",
+    "folder",
+    "omniglot",
+    "open_bank",
+    "open_dataset",
+]
 
-_SPECS = ("digits", "omniglot", "folder:<path>", "features:<file>")
+_SPECS = ("digits", "omniglot", "cifar10", "folder:<path>", "features:<file>")
 
 
 def digits() -> ArrayPictures:
@@ -27,12 +40,27 @@ def digits() -> ArrayPictures:
     The originals are 8x8 and cropped to the digit. Three pixels of paper are laid around them, so that a digit takes 57% of
     its picture's height, as a handwritten character takes 59% of its picture in Omniglot.
     """
+    values = _digit_values()
+    levels, labels = values[:, :-1].reshape(-1, 8, 8), values[:, -1].astype(np.int64)
+    pixels = (255 - np.rint(levels * (255 / 16))).astype(np.uint8)
+    pixels = np.pad(pixels, ((0, 0), (3, 3), (3, 3)), constant_values=255)
+    return ArrayPictures("digits", pixels, labels, [str(digit) for digit in range(10)])
+
+
+def _digit_values() -> np.ndarray:
+    """Return ``(1797, 65)``: 64 grey levels 0..16 and the digit.
+
+    Read as ``load_digits`` reads them, from the file that comes with scikit-learn: importing that takes as long as torch.
+    """
+    found = importlib.util.find_spec("sklearn")
+    for place in found.submodule_search_locations or [] if found is not None else []:
+        path = Path(place, "datasets", "data", "digits.csv.gz")
+        if path.is_file():
+            return np.loadtxt(path, delimiter=",")
     from sklearn.datasets import load_digits
 
-    loaded = load_digits()
-    pixels = (255 - np.rint(loaded.images * (255 / 16))).astype(np.uint8)
-    pixels = np.pad(pixels, ((0, 0), (3, 3), (3, 3)), constant_values=255)
-    return ArrayPictures("digits", pixels, loaded.target, [str(digit) for digit in range(10)])
+    data, target = load_digits(return_X_y=True)
+    return np.column_stack([data, target])
 
 
 def open_dataset(
@@ -43,8 +71,8 @@ def open_dataset(
     Args:
         spec: ``digits`` or ``folder:<path>``: all classes are ``novel``, until they are split. A folder that holds
             directories called ``novel`` and ``base`` or ``val`` is split already: each of them is a folder of classes.
-            ``omniglot``: ``base``, ``val`` and ``novel``.
-        data_dir: where Omniglot is; see ``omniglot``.
+            ``omniglot``: ``base``, ``val`` and ``novel``. ``cifar10``: its test pictures, all ``novel``.
+        data_dir: where Omniglot or CIFAR-10 is; see ``omniglot`` and ``cifar10``.
         download: whether Omniglot may be fetched if it is not there.
 
     Returns:
@@ -58,6 +86,8 @@ def open_dataset(
         return {"novel": digits()}
     if spec == "omniglot":
         return dict(omniglot(data_dir, download))
+    if spec == "cifar10":
+        return {"novel": cifar10(data_dir)}
     if kind == "folder":
         if not path:
             raise ValueError(f"dataset {spec!r}: no path in it; write folder:<path>")

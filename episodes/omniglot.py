@@ -10,7 +10,7 @@ import os
 import warnings
 from pathlib import Path
 
-from episodes.folders import class_folders, directories
+from episodes.folders import class_folders, data_root, directories
 from episodes.pictures import FilePictures
 
 _HALVES = ("images_background", "images_evaluation")
@@ -30,7 +30,7 @@ def omniglot(data_dir: str | os.PathLike[str] | None = None, download: bool = Fa
         ValueError: it is not there, or what is there has too few alphabets or a character without drawings.
         OSError: the download failed.
     """
-    top = Path(data_dir or os.environ.get("FEWSHOT_DATA") or "data").expanduser()
+    top = data_root(data_dir)
     root = _find(top)
     if root is None and download:
         _download(top)

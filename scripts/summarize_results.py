@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 OPEN = {"class_fpr@95tpr": "x", "open_fpr@95tpr": "x", "accuracy": "+", "auroc": "+"}
-GENERALIZED = {"novel_to_base": "x", "base_to_novel": "x", "harmonic_mean": "+", "ausuc": "+"}
+GENERALIZED = {
+    "novel_to_base": "x",
+    "base_to_novel": "x",
+    "harmonic_mean": "+",
+    "harmonic_mean:frozen": "+",
+    "ausuc": "+",
+}
 
 
 def cell(report: dict[str, Any], measure: str, kind: str) -> str:
@@ -35,9 +41,12 @@ def main() -> None:
     """Read the files and print the tables."""
     reports = {Path(name).stem: json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:]}
     reports = {name: report for name, report in reports.items() if "results" in report}
-    generalized = {name: report for name, report in reports.items() if report["config"]["protocol"] == "generalized"}
-    others = {name: report for name, report in reports.items() if name not in generalized}
-    print("\n".join([*table(others, OPEN), "", *table(generalized, GENERALIZED)]))
+    protocols = {"open": OPEN, "generalized": GENERALIZED}  # closed runs have no false alarms to set side by side
+    tables = [
+        table({name: report for name, report in reports.items() if report["config"]["protocol"] == protocol}, measures)
+        for protocol, measures in protocols.items()
+    ]
+    print("\n\n".join("\n".join(lines) for lines in tables))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,41 @@
+"""The table of ``scripts/lake_runs.py``, and the summary of results beside it, which takes no closed runs."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+from episodes.report import Report
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+
+
+def report():
+    """Three heads over 20 runs of 20 trials: one better than cosine for sure, one as good."""
+    accuracy = {"cosine": (0.9, 0.02), "nam": (0.95, 0.01), "plda": (0.9, 0.03)}
+    paired = {"nam-cosine": (0.05, 0.01), "plda-cosine": (1e-18, 0.02)}
+
+    def table(values):
+        return {name: {"accuracy": {"mean": mean, "ci95": ci95}} for name, (mean, ci95) in values.items()}
+
+    config = {"protocol": "closed", "episodes": 20, "ways": 20}
+    return Report(config, table(accuracy), table(paired))
+
+
+def test_lake_runs_prints_errors_lowest_first_with_paired_differences():
+    lines = runpy.run_path(str(SCRIPTS / "lake_runs.py"))["table"](report())
+    assert lines[2:] == [
+        "| nam | 5.00 ± 1.00 | 20 of 400 | -5.00 ± 1.00* |",
+        "| cosine | 10.00 ± 2.00 | 40 of 400 |  |",
+        "| plda | 10.00 ± 3.00 | 40 of 400 | +0.00 ± 2.00 |",
+    ]
+
+
+def test_the_summary_passes_over_closed_runs(tmp_path):
+    (tmp_path / "runs.json").write_text(json.dumps(report().to_dict()))
+    (tmp_path / "speed.json").write_text("{}")
+    command = [sys.executable, str(SCRIPTS / "summarize_results.py"), *map(str, tmp_path.glob("*.json"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "runs" not in done.stdout
+    assert "harmonic_mean:frozen" in done.stdout
