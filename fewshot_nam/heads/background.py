@@ -42,6 +42,13 @@ class Ground(NamedTuple):
         return nearest.mean(dim=-1)
 
 
+def ground_of(prototypes: Tensor, share: float = 1.0) -> Ground:
+    """Return what follows from prototypes ``(B, D)``, where this ``share`` of their mean is taken off as the centre."""
+    rooted = signed_root(prototypes)
+    centre = share * rooted.mean(dim=0)
+    return Ground(centre, unit(rooted - centre))
+
+
 class Background(nn.Module):
     """Mean features of classes that a head is not asked about, such as those its backbone was trained on.
 
@@ -70,8 +77,7 @@ class Background(nn.Module):
         """Return what follows from the background, or ``None`` where there is none."""
         if not len(self):
             return None
-        rooted = signed_root(self.prototypes.to(dtype))
-        return Ground(rooted.mean(dim=0), unit(rooted - rooted.mean(dim=0)))
+        return ground_of(self.prototypes.to(dtype))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # The number of classes is learned, so the buffer takes the shape of what is loaded.

@@ -37,6 +37,7 @@ class CosineHead(Head):
     """
 
     scale: Tensor
+    _classwise = True
 
     def __init__(
         self,
@@ -69,6 +70,11 @@ class CosineHead(Head):
         else:
             self.register_buffer("scale", value)
 
+    @property
+    def rooted(self) -> bool:
+        """Whether features are rooted, and base prototypes had better be power means."""
+        return self.root
+
     def _centred(self, features: Tensor) -> Tensor:
         return super()._centred(signed_root(features) if self.root else features)
 
@@ -76,10 +82,17 @@ class CosineHead(Head):
         """Return the unit prototypes ``(E, C, D)``."""
         return support.with_base(unit(support.base), unit(support.class_means(unit(support.features))))
 
-    def _score(self, learned: Tensor, query: Tensor) -> Tensor:
+    def _rows(self, learned: Tensor) -> Tensor:
+        return learned
+
+    def _read(self, learned: Tensor, products: Tensor, lengths: Tensor) -> Tensor:
         """Return scaled cosines ``(E, Q, C)``."""
-        lengths = torch.linalg.vector_norm(query, dim=-1, keepdim=True).clamp_min(torch.finfo(query.dtype).tiny)
-        return compete(self.scale.to(query) * (query @ learned.mT) / lengths, self.compete, self.temperature)
+        lengths = lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+        return compete(self.scale.to(products) * products / lengths, self.compete, self.temperature)
+
+    @property
+    def _turns(self) -> bool:
+        return not self.root
 
     def extra_repr(self) -> str:
         """Say how scores are scaled, whether classes compete and whether features are rooted."""

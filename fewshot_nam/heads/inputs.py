@@ -30,6 +30,9 @@ def checked_vectors(features: Tensor, name: str, width: int | None = None, zero_
         features.detach(), dim=-1, dtype=torch.promote_types(features.dtype, torch.float32)
     )
     wrong = ~lengths.isfinite() if zero_allowed else ~(lengths.isfinite() & (lengths > _SHORTEST))
+    if torch.compiler.is_compiling():  # a branch on values would break the graph in two
+        torch._assert_async(~wrong.any(), f"{name}: a vector cannot be used: it is NaN, infinite or zero")
+        return features
     if bool(wrong.any()):
         where = tuple(wrong.nonzero()[0].tolist())
         vector = features[where] if where else features

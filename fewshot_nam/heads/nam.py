@@ -3,14 +3,16 @@
 Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422): a class is taught by the single write
 ``W <- WR(W, y/|x|, x/|x|, 1, 1)``, after which ``W x = y``. Written so, one after another with keys that are not
 orthogonal, each write spoils the ones before: that is ``mode="sequential"``. ``mode="block"``, the default, writes all pairs
-jointly. Base classes are rows that exist already; novel keys are erased from them, which is what keeps novel pictures from
-being called base classes.
+jointly. Base classes are rows that exist already; novel keys are erased from them (``base_rows="erased"``), which is what keeps
+novel pictures from being called base classes.
 
-Three things are ours. In block mode a second memory, written without erase, is read along with the first: what erasing gains
+Four things are ours. In block mode a second memory, written without erase, is read along with the first: what erasing gains
 in telling classes apart it loses in telling known from unknown, and the plain memory (a cosine classifier) gives that back.
 Classes compete when they are read: a share of the softmax normaliser is taken off, which changes no ranking within a
 query, but lets a query that several classes claim be claimed less by each. And where a background of other classes is known, the
 plain memory works on features that are settled against it, and what is familiar from it, be it a key or a query, counts for less.
+Base classes in the label space are written jointly with the novel ones, and lend to their prototypes
+(``fewshot_nam.heads.joint``).
 
 Departures from the authors' few-shot code: erasing is per episode (theirs averages it over a batch of episodes), and the
 write and the erase probability are separate.
@@ -24,13 +26,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fewshot_nam.heads.background import Background, Ground
+from fewshot_nam.heads import joint as joined
+from fewshot_nam.heads.background import Background, Ground, ground_of
 from fewshot_nam.heads.base import Head, Support, compete
 from fewshot_nam.memory.primitives import unit, write_block, write_sequence
 
 Mode = Literal["block", "sequential", "parallel"]
 Keys = Literal["shots", "prototypes"]
 Reading = Literal["unit", "raw"]
+BaseRows = Literal["joint", "erased"]
 
 
 class Learned(NamedTuple):
@@ -38,15 +42,17 @@ class Learned(NamedTuple):
 
     Attributes:
         memory: ``(E, C, D)``, read with features as they are. Without a background the plain memory is in it.
-        plain: ``(E, C, D)``, the plain memory for settled features; ``None`` where there is no background or no plain memory.
-        familiar: ``(E, 1, C)``, how familiar each class's key in the plain memory is; likewise.
-        ground: what settles features; likewise.
+        plain: ``(E, C, D)``, the plain memory for settled features; ``None`` where nothing settles them or it has no weight.
+        familiar: ``(E, 1, C)``, how familiar each class's key in the plain memory is; ``None`` where there is no background.
+        ground: what settles features, as ``plain``.
+        weight: of the plain memory.
     """
 
     memory: Tensor
     plain: Tensor | None = None
     familiar: Tensor | None = None
     ground: Ground | None = None
+    weight: float = 0.0
 
 
 class NAMHead(Head):
@@ -65,21 +71,25 @@ class NAMHead(Head):
         p_erase: erase probability, 0 to 1.
         ridge: damping of a joint write, at least 0: block mode only. 0 reads every key back exactly, as long as keys are
             independent; larger values forgive support features that are alike.
+        base_rows: how base classes take part (``write_base``). ``"erased"``: their prototypes are rows, and novel keys are erased
+            from them, as in the paper. ``"joint"``, in block mode with unit reading and a ridge: they are written jointly with the
+            novel pairs, and the plain memory compares settled features (``fewshot_nam.heads.joint``); for prototypes that are mean
+            features, best power means, and not for the weights of a classifier. ``None``: joint where it can be.
         plain: weight, at least 0, of the second memory, written without erase: one prototype a class, the mean of its unit
-            features. ``None``: 3 in block mode, 0 otherwise.
+            features. ``None``: 3 in block mode (1 beside joint base rows), 0 otherwise.
         level: how far the plain memory makes up for classes whose shots differ, 0 to 1. A prototype of length ``l`` is
             written at length ``l ** -level``: at 0 all have length 1, at 1 every class reads 1 on average over its own shots.
         compete: share of the softmax normaliser that is taken off the scores, 0 (plain reads) to 1 (log-probabilities times
             the temperature). ``None``: in block mode 0.4, or 0.2 with a background; 0 otherwise.
         temperature: of that softmax, above 0.
         background: ``(B, D)``, mean features of other classes, such as those that the backbone was trained on: the plain memory
-            then compares settled features (``fewshot_nam.heads.background``). ``None`` for none.
+            then compares settled features (``fewshot_nam.heads.background``). ``None`` for none. Joint base rows take its place.
         familiar: share of a key's and of a query's familiarity that is taken off what the plain memory reads; needs a background.
         mean: ``(D,)``, subtracted from every feature first; ``None`` for none.
 
     Raises:
-        ValueError: an unknown mode, a number outside its range, a background of NaN, infinite or zero features, or both it and
-            a mean.
+        ValueError: an unknown mode, a number outside its range, joint base rows where they cannot be, a background of NaN,
+            infinite or zero features, or both it and a mean.
     """
 
     def __init__(
@@ -91,6 +101,7 @@ class NAMHead(Head):
         p_write: float = 1.0,
         p_erase: float = 1.0,
         ridge: float = 0.2,
+        base_rows: BaseRows | None = None,
         plain: float | None = None,
         level: float = 0.3,
         compete: float | None = None,
@@ -108,28 +119,48 @@ class NAMHead(Head):
         block = mode == "block"
         keys = keys or ("shots" if block else "prototypes")
         reading = reading or ("raw" if mode == "sequential" else "unit")
-        plain = (3.0 if block else 0.0) if plain is None else plain
+        plain = 0.0 if plain is None and not block else plain
         # Left open in block mode, since a state that is loaded may bring a background.
         compete = 0.0 if compete is None and not block else compete
         for name, value, allowed in (
             ("mode", mode, ("block", "sequential", "parallel")),
             ("keys", keys, ("shots", "prototypes")),
             ("reading", reading, ("unit", "raw")),
+            ("base_rows", base_rows or "erased", ("erased", "joint")),
         ):
             if value not in allowed:
                 raise ValueError(f"NAMHead: {name} must be one of {', '.join(allowed)}, got {value!r}")
         for name, share in (("p_write", p_write), ("p_erase", p_erase), ("level", level), ("compete", compete or 0.0)):
             if not 0 <= share <= 1:
                 raise ValueError(f"NAMHead: {name} must be from 0 to 1, got {share}")
-        for name, weight in (("ridge", ridge), ("plain", plain), ("familiar", familiar)):
+        for name, weight in (("ridge", ridge), ("plain", plain or 0.0), ("familiar", familiar)):
             if not 0 <= weight < math.inf:
                 raise ValueError(f"NAMHead: {name} must be at least 0, got {weight}")
         if not 0 < temperature < math.inf:
             raise ValueError(f"NAMHead: temperature must be above 0, got {temperature}")
+        can_join = block and reading == "unit" and ridge > 0
+        if base_rows == "joint" and not can_join:
+            raise ValueError("NAMHead: base_rows='joint' takes mode='block', reading='unit' and a ridge above 0")
         self.mode, self.keys, self.reading = mode, keys, reading
+        self.base_rows: BaseRows = base_rows or ("joint" if can_join else "erased")
         self.p_write, self.p_erase, self.ridge = p_write, p_erase, ridge
-        self.plain, self.level, self.temperature, self.familiar = plain, level, temperature, familiar
-        self._compete = compete
+        self.level, self.temperature, self.familiar = level, temperature, familiar
+        self._plain, self._compete = plain, compete
+
+    @property
+    def rooted(self) -> bool:
+        """Whether base prototypes had better be power means."""
+        return self.base_rows == "joint"
+
+    @property
+    def plain(self) -> float:
+        """Weight of the plain memory."""
+        return self._plain_over(len(self.base))
+
+    def _plain_over(self, base_classes: int) -> float:
+        if self._plain is not None:
+            return self._plain
+        return 1.0 if base_classes and self.base_rows == "joint" else 3.0
 
     @property
     def compete(self) -> float:
@@ -137,11 +168,6 @@ class NAMHead(Head):
         if self._compete is not None:
             return self._compete
         return 0.2 if len(self.background) else 0.4
-
-    @property
-    def feature_dim(self) -> int | None:
-        """Width of the features, or ``None`` before anything has told."""
-        return super().feature_dim or self._fixed_width() or None
 
     def _fixed_width(self) -> int:
         return super()._fixed_width() or self.background.prototypes.shape[-1]
@@ -173,49 +199,71 @@ class NAMHead(Head):
             lengths = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
             values = values / lengths.clamp_min(torch.finfo(features.dtype).tiny)
             base = base / torch.linalg.vector_norm(support.base, dim=-1, keepdim=True)
+        joint = len(base) > 0 and self.base_rows == "joint"
         memory = support.with_base(base, keys.new_zeros(len(keys), support.columns - len(base), keys.shape[-1]))
-        if self.mode == "block":
+        if joint:
+            memory = joined.write_onto(base, keys, values, self.p_write, self.p_erase, self.ridge)
+        elif self.mode == "block":
             p_erase = self.p_erase if len(base) else 0.0  # an empty memory has nothing to erase
             memory = write_block(memory, keys, values, self.p_write, p_erase, self.ridge)
         elif self.mode == "sequential":
             memory = write_sequence(memory, keys, values, self.p_write, self.p_erase)
         else:
             memory = memory + (self.p_write * values - self.p_erase * (keys @ memory.mT)).mT @ keys
-        if not self.plain:
+        weight = self._plain_over(len(base))
+        if not weight:
             return Learned(memory)
-        ground = self.background.ground(memory.dtype)
-        if ground is None:
+        if joint:
+            ground = ground_of(support.base, joined.CENTRE)
+            means = support.class_means(ground.settle(support.features))
+            novel = joined.LIFT * self._levelled(joined.lend(means, ground.rows))
+            return Learned(memory, support.with_base(ground.rows, novel), None, ground, weight)
+        background = self.background.ground(memory.dtype)
+        if background is None:
             # Reading is linear, so two memories that are read together with the same query are one: their sum.
-            return Learned(memory + self.plain * support.with_base(base, self._levelled(support, directions)))
-        prototypes = self._levelled(support, ground.settle(support.features))
-        plain = support.with_base(ground.settle(support.base), prototypes)
-        return Learned(memory, plain, ground.familiarity(unit(plain)).unsqueeze(-2), ground)
+            plain = self._levelled(support.class_means(directions))
+            return Learned(memory + weight * support.with_base(base, plain))
+        plain = self._levelled(support.class_means(background.settle(support.features)))
+        plain = support.with_base(background.settle(support.base), plain)
+        return Learned(memory, plain, background.familiarity(unit(plain)).unsqueeze(-2), background, weight)
 
-    def _levelled(self, support: Support, directions: Tensor) -> Tensor:
-        """Return one prototype a class ``(E, N, D)``, its length evened out by ``level``."""
-        means = support.class_means(directions)
+    def _levelled(self, means: Tensor) -> Tensor:
+        """Return mean directions ``(E, N, D)`` at lengths evened out by ``level``."""
         lengths = torch.linalg.vector_norm(means, dim=-1, keepdim=True).clamp_min(1e-6)
         return means * lengths ** -(1 + self.level)
 
     def _score(self, learned: Learned, query: Tensor) -> Tensor:
         """Return what the memories hold for the queries, ``(E, Q, C)``."""
-        scores = query @ learned.memory.mT
-        if self.reading == "unit":
-            # Dividing the few scores by the length is the same as, and cheaper than, dividing the many features.
-            length = torch.linalg.vector_norm(query, dim=-1, keepdim=True)
-            scores = scores / length.clamp_min(torch.finfo(query.dtype).tiny)
-        if learned.ground is not None and learned.plain is not None and learned.familiar is not None:
-            settled = learned.ground.settle(query)
-            familiar = learned.familiar + learned.ground.familiarity(settled).unsqueeze(-1)
-            scores = scores + self.plain * (settled @ learned.plain.mT - self.familiar * familiar)
-        return compete(scores, self.compete, self.temperature)
+        if learned.ground is None or learned.plain is None:
+            return super()._score(learned, query)
+        products, lengths = query @ learned.memory.mT, torch.linalg.vector_norm(query, dim=-1, keepdim=True)
+        settled = learned.ground.settle(query)
+        plain = settled @ learned.plain.mT
+        if learned.familiar is not None:
+            plain = plain - self.familiar * (learned.familiar + learned.ground.familiarity(settled).unsqueeze(-1))
+        return compete(self._held(products, lengths) + learned.weight * plain, self.compete, self.temperature)
+
+    def _rows(self, learned: Learned) -> Tensor:
+        return learned.memory
+
+    def _read(self, learned: Learned, products: Tensor, lengths: Tensor) -> Tensor:
+        return compete(self._held(products, lengths), self.compete, self.temperature)
+
+    def _held(self, products: Tensor, lengths: Tensor) -> Tensor:
+        """Return what a memory holds for queries, from their products with it."""
+        return products / lengths.clamp_min(torch.finfo(lengths.dtype).tiny) if self.reading == "unit" else products
+
+    @property
+    def _turns(self) -> bool:
+        return not len(self.background)  # what settles features looks at each of their numbers
 
     def extra_repr(self) -> str:
         """Say how the memory is written and read."""
         gates = f"p_write={self.p_write}, p_erase={self.p_erase}, ridge={self.ridge}"
         reads = f"plain={self.plain}, level={self.level}, compete={self.compete}, temperature={self.temperature}"
         backed = f"background={len(self.background)}, familiar={self.familiar}"
-        return f"mode={self.mode}, keys={self.keys}, reading={self.reading}, {gates}, {reads}, {backed}, {super().extra_repr()}"
+        how = f"mode={self.mode}, keys={self.keys}, reading={self.reading}, base_rows={self.base_rows}"
+        return f"{how}, {gates}, {reads}, {backed}, {super().extra_repr()}"
 
 
 def _check_loaded(head: NAMHead, _keys: object) -> None:

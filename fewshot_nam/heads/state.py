@@ -71,9 +71,9 @@ class HeadState(nn.Module):
     @property
     def feature_dim(self) -> int | None:
         """Width of the features, or ``None`` before anything has told."""
-        holders = (self.support, self.base, self.mean, self.strangers)
+        holders = (self.support, self.base, self.strangers)
         known = next((buffer for buffer in holders if buffer.numel()), None)
-        return None if known is None else known.shape[-1]
+        return (self._fixed_width() or None) if known is None else known.shape[-1]
 
     def get_extra_state(self) -> Tensor:
         """Return names and numbers as UTF-8 JSON in a uint8 tensor."""

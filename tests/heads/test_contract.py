@@ -614,3 +614,9 @@ def test_what_is_written_in_inference_mode_can_be_loaded_over():
         head.threshold = 0.5
     head.load_state_dict(state)
     head.write(features(7, 1), "z")
+
+
+def test_a_query_that_does_not_fit_the_dtype_of_what_was_written_is_refused():
+    head = NAMHead().write(torch.eye(3), ["a", "b", "c"])
+    with pytest.raises(ValueError, match="features"):
+        head(torch.full((1, 3), 1e100, dtype=torch.float64))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fewshot_nam.heads import CosineHead, NAMHead
-from fewshot_nam.memory import read, unit, write
+from fewshot_nam.memory import read, unit, write, write_block
 
 seeds = st.integers(0, 2**31)
 ALONE = {"plain": 0.0, "compete": 0.0}  # the block memory without the plain one, and read without competition
@@ -115,7 +115,8 @@ def test_a_growing_ridge_turns_block_mode_into_outer_products(seed):
 @given(seeds, st.booleans())
 def test_the_plain_memory_adds_a_cosine_read(seed, with_base):
     rows, labels, query, base = normal(seed, 6, 8), ["a", "b", "c"] * 2, normal(seed + 1, 5, 8), normal(seed + 2, 2, 8)
-    alone, both = NAMHead(**ALONE), NAMHead(plain=0.7, level=0.0, compete=0.0)
+    alone = NAMHead(**ALONE, base_rows="erased")
+    both = NAMHead(plain=0.7, level=0.0, compete=0.0, base_rows="erased")
     cosine = CosineHead()
     for head in (alone, both, cosine):
         if with_base:
@@ -179,3 +180,39 @@ def test_repeated_features_without_ridge_are_refused_with_advice():
     head = NAMHead("block", ridge=0.0).write(torch.ones(2, 4), ["a", "b"])
     with pytest.raises(ValueError, match=r"linearly dependent.*pass ridge > 0"):
         head(torch.ones(4))
+
+
+@given(seeds, st.integers(1, 9), st.floats(0.01, 3))
+def test_joint_base_rows_are_written_as_if_all_pairs_came_at_once(seed, base_classes, ridge):
+    base, rows, labels = normal(seed, base_classes, 8), normal(seed + 1, 6, 8), ["a", "b", "c"] * 2
+    names = [f"base {i}" for i in range(base_classes)]
+    head = NAMHead(**ALONE | {"ridge": ridge}).write_base(base, names).write(rows, labels)
+    keys = torch.cat([unit(base), unit(rows)])
+    columns = torch.tensor([head.classes.index(name) for name in [*names, *labels]])
+    values = torch.nn.functional.one_hot(columns, base_classes + 3).double()
+    at_once = write_block(torch.zeros(base_classes + 3, 8, dtype=torch.float64), keys, values, 1.0, 0.0, ridge)
+    torch.testing.assert_close(head.memory, at_once, rtol=1e-7, atol=1e-9)
+
+
+def test_beside_joint_base_rows_the_plain_memory_compares_settled_features_and_lends_to_novel_classes():
+    base, rows, query = (normal(seed, 12 if seed == 1 else 4, 8).abs() for seed in (1, 2, 3))
+    head = (
+        NAMHead(plain=2.0, compete=0.0, level=0.0, ridge=1e6)
+        .write_base(base, list(range(12)))
+        .write(rows, list("abcd"))
+    )
+    centre = 0.7 * base.sqrt().mean(0)
+    settled = [unit(features.sqrt() - centre) for features in (base, rows, query)]
+    lent = torch.softmax(30 * settled[1] @ settled[0].T, dim=-1) @ settled[0]
+    novel = 1.3 * unit(settled[1] + 0.3 * lent)
+    expected = 2 * settled[2] @ torch.cat([settled[0], novel]).T
+    torch.testing.assert_close(
+        head(query), expected, rtol=1e-4, atol=1e-4
+    )  # the ridge leaves the other memory next to nothing
+
+
+@pytest.mark.parametrize("settings", [{"mode": "sequential"}, {"reading": "raw"}, {"ridge": 0.0}])
+def test_joint_base_rows_are_refused_where_they_cannot_be(settings):
+    with pytest.raises(ValueError, match="base_rows='joint' takes mode='block'"):
+        NAMHead(base_rows="joint", **settings)
+    assert NAMHead(**settings).base_rows == "erased"
