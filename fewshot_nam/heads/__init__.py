@@ -19,6 +19,7 @@ from fewshot_nam.heads.background import NEAREST
 from fewshot_nam.heads.base import Head
 from fewshot_nam.heads.calibrated import Calibration
 from fewshot_nam.heads.cosine import CosineHead
+from fewshot_nam.heads.generator import GeneratorHead
 from fewshot_nam.heads.inputs import Label
 from fewshot_nam.heads.logistic import LogisticHead
 from fewshot_nam.heads.mahalanobis import MahalanobisHead
@@ -31,6 +32,7 @@ from fewshot_nam.heads.ridge import RidgeHead
 __all__ = [
     "Calibration",
     "CosineHead",
+    "GeneratorHead",
     "Head",
     "Label",
     "LogisticHead",

@@ -1,0 +1,272 @@
+"""Training of ``GeneratorHead`` on frozen features, in episodes whose novel classes are base classes in disguise.
+
+The protocol is that of Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (2018), which Nam and Seo,
+"Neural Attention Memory" (arXiv 2302.09422) follow. Stage 1 (``train_rows``): a cosine classifier over all base classes by plain
+cross-entropy. Stage 2 (``GeneratorTraining``): in every episode some base classes are hidden and play novel ones; cross-entropy
+over the other base classes and these. After every epoch the joint accuracy on validation classes says which head is kept.
+
+Departures: the base queries of an episode are of as many classes (theirs are drawn with replacement), rows begin as class means,
+and features are frozen in stage 1 too, so pictures are not augmented.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from episodes.bank import FeatureBank
+from episodes.measures import generalized_measures
+from episodes.sampler import Episodes, EpisodeSampler
+from episodes.scoring import Scorer
+from fewshot_nam.files.atomic import replacing
+from fewshot_nam.heads.generator import GeneratorHead
+from fewshot_nam.memory.primitives import unit
+
+_PHASES = (
+    (1 / 3, 0.1),
+    (2 / 3, 0.006),
+    (5 / 6, 0.0012),
+    (1.0, 0.00024),
+)  # up to which share of the epochs, at which rate
+_VALIDATED_AT_A_TIME = 32  # episodes
+
+
+@dataclass(frozen=True)
+class GeneratorRecipe:
+    """How to train. Every field is part of a checkpoint, which is only resumed with the same recipe.
+
+    Attributes:
+        epochs: of ``steps`` steps each. The rate is 0.1 for the first third of them, then 0.006, 0.0012 from two thirds, and
+            0.00024 in the last sixth.
+        steps: batches of episodes an epoch.
+        batch: episodes a batch; in stage 1, ``batch * 32`` pictures.
+        ways: base classes an episode that play novel ones.
+        shots: support pictures of each.
+        queries: queries of each.
+        other_queries: queries of other base classes, each of another one.
+        momentum: Nesterov's.
+        weight_decay: of every weight.
+        validation_episodes: after each epoch.
+        validation_queries: of each novel class there; of base classes as many in all.
+        seed: of the episodes.
+    """
+
+    epochs: int = 60
+    steps: int = 1000
+    batch: int = 8
+    ways: int = 5
+    shots: int = 1
+    queries: int = 3
+    other_queries: int = 15
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    validation_episodes: int = 2000
+    validation_queries: int = 15
+    seed: int = 0
+
+    def rate(self, epoch: int) -> float:
+        """Return the learning rate of an epoch, the first being 0."""
+        return next(rate for end, rate in _PHASES if (epoch + 1) <= end * self.epochs * (1 + 1e-9) or end == 1.0)
+
+    def optimizer(self, parameters: Iterator[nn.Parameter] | list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return stochastic gradient descent by this recipe."""
+        return torch.optim.SGD(
+            parameters, lr=self.rate(0), momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
+        )
+
+
+def train_rows(base: FeatureBank, recipe: GeneratorRecipe, on_step: Callable[[float], object] | None = None) -> Tensor:
+    """Return rows ``(B, D)`` of a cosine classifier trained on all classes of ``base`` by plain cross-entropy: stage 1.
+
+    Args:
+        base: features to train on, at least one of every class.
+        recipe: ``epochs``, ``steps``, ``batch``, the rates and the seed; ways and shots play no part.
+        on_step: called after every step with its loss.
+
+    Raises:
+        ValueError: a class without features, named.
+    """
+    rows = nn.Parameter(unit(base.class_means()))
+    scale = nn.Parameter(torch.tensor(10.0))
+    optimizer = recipe.optimizer([rows, scale])
+    features = unit(base.features.float())
+    for epoch in range(recipe.epochs):
+        generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
+        _set_rate(optimizer, recipe.rate(epoch))
+        for _ in range(recipe.steps):
+            chosen = torch.randint(len(base), (32 * recipe.batch,), generator=generator)
+            loss = F.cross_entropy(scale * features[chosen] @ unit(rows).mT, base.labels[chosen])
+            _step(optimizer, loss)
+            if on_step is not None:
+                on_step(loss.item())
+    return rows.detach()
+
+
+class GeneratorTraining:
+    """A training run (stage 2) that can be stopped at any moment and goes on from its last whole epoch, to the same weights.
+
+    Args:
+        head: what to train; its rows are the classes of ``base``, in order. Changed in place.
+        base: features to train on.
+        validation: features of other classes, for choosing the epoch.
+        base_queries: features of other pictures of the base classes, likewise.
+        recipe: how to train.
+        checkpoint: a file to go on from if it is there, and to write after every epoch; ``None`` keeps nothing.
+
+    Attributes:
+        epoch: how many are done.
+        log: what each of them gave: ``epoch``, ``loss``, ``accuracy`` (of training), and on validation classes the measures of
+            ``episodes.measures.generalized_measures``.
+
+    Raises:
+        ValueError: fewer base classes than an episode needs, classes or pictures too few for validation, rows for other classes,
+            or a checkpoint of another recipe, head or data.
+    """
+
+    def __init__(
+        self,
+        head: GeneratorHead,
+        base: FeatureBank,
+        validation: FeatureBank,
+        base_queries: FeatureBank,
+        recipe: GeneratorRecipe,
+        checkpoint: Path | None = None,
+    ) -> None:
+        if len(head.rows) != base.num_classes or base_queries.classes != base.classes:
+            raise ValueError(
+                f"GeneratorTraining: the head has {len(head.rows)} rows, base {base.num_classes} classes, base_queries "
+                f"{base_queries.num_classes}: all three must be the same classes in the same order"
+            )
+        if recipe.ways + recipe.other_queries > base.num_classes:
+            raise ValueError(
+                f"GeneratorTraining: {recipe.ways} ways and {recipe.other_queries} base queries, each of a class of its own, need "
+                f"{recipe.ways + recipe.other_queries} base classes, and there are {base.num_classes}: ask for fewer"
+            )
+        self.head, self.base, self.recipe, self.checkpoint = head, base, recipe, checkpoint
+        # What the sampler calls unknown classes are the base classes that stay base classes.
+        self._sampler = EpisodeSampler(
+            base, recipe.ways, recipe.shots, recipe.queries, recipe.other_queries, open_queries=1, seed=recipe.seed
+        )
+        self._validation = EpisodeSampler(
+            validation, recipe.ways, recipe.shots, recipe.validation_queries, open_ways=0, base=base_queries
+        )
+        self._features = unit(base.features.float())
+        self._optimizer = recipe.optimizer(list(head.parameters()))
+        self.epoch = 0
+        self.log: list[dict[str, float]] = []
+        self._best = copy.deepcopy(head.state_dict())
+        if checkpoint is not None and checkpoint.exists():
+            self._resume(checkpoint)
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The line of ``log`` of the epoch with the largest joint accuracy on validation classes; the first of equals."""
+        return max(self.log, key=lambda line: line["joint_accuracy"])
+
+    def best_head(self) -> GeneratorHead:
+        """Return that epoch's head, its weights frozen; before the first epoch, the head as given."""
+        head = copy.deepcopy(self.head)
+        head.load_state_dict(self._best)
+        return head.eval().requires_grad_(False)
+
+    def run_epoch(self, on_step: Callable[[float], object] | None = None) -> dict[str, float]:
+        """Train for one epoch, validate, write the checkpoint, and return the new line of ``log``.
+
+        Args:
+            on_step: called after every step with its loss, for a progress bar.
+        """
+        recipe = self.recipe
+        _set_rate(self._optimizer, recipe.rate(self.epoch))
+        self.head.train()
+        loss_sum = correct = 0.0
+        first = self.epoch * recipe.steps
+        for step in range(first, first + recipe.steps):
+            episodes = self._sampler.sample(step * recipe.batch, (step + 1) * recipe.batch)
+            scores, targets = self._scores(episodes)
+            loss = F.cross_entropy(scores.flatten(0, 1), targets.flatten())
+            _step(self._optimizer, loss)
+            loss_sum += loss.item()
+            correct += (scores.detach().argmax(dim=-1) == targets).float().mean().item()
+            if on_step is not None:
+                on_step(loss.item())
+        self.epoch += 1
+        line = {"epoch": self.epoch, "loss": loss_sum / recipe.steps, "accuracy": correct / recipe.steps}
+        line |= self.validate()
+        self.log.append(line)
+        if self.best is line:
+            self._best = copy.deepcopy(self.head.state_dict())
+        if self.checkpoint is not None:
+            self._save(self.checkpoint)
+        return line
+
+    def validate(self) -> dict[str, float]:
+        """Return the mean of every generalized measure over the validation episodes (the same ones each time)."""
+        self.head.eval()
+        assert self._validation.base is not None
+        rows, device = {"head": self.head.rows.detach()}, torch.device("cpu")
+        scorer = Scorer(self._validation.bank, {"head": self.head}, device, self._validation.base, rows)
+        found: dict[str, list[Tensor]] = {}
+        for batch in self._validation.batches(self.recipe.validation_episodes, _VALIDATED_AT_A_TIME):
+            for _, scores in scorer.score(batch):
+                assert scores.base is not None
+                given = (scores.base, scores.base_targets, scores.known, scores.known_targets, scores.num_base)
+                for name, values in generalized_measures(*given).items():
+                    found.setdefault(name, []).append(values)
+        return {name: torch.cat(parts).mean().item() for name, parts in found.items()}
+
+    def _scores(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
+        """Return scores ``(E, Q, B + N)`` and their targets ``(E, Q)``: novel queries first, then base queries."""
+        ways = episodes.classes.shape[1]
+        query = torch.cat([episodes.query.flatten(1), episodes.unknown.flatten(1)], dim=1)
+        novel = len(self.head.rows) + torch.arange(ways).repeat_interleave(episodes.query.shape[2])
+        targets = torch.cat([novel.expand(len(episodes), -1), episodes.unknown_classes], dim=1)
+        scores = self.head.training_scores(
+            self._features[episodes.support], self._features[query], hidden=episodes.classes
+        )
+        return scores, targets
+
+    def _identity(self) -> dict[str, Any]:
+        head = {name: getattr(self.head, name) for name in ("ingredients", "order", "gate_width")}
+        return {"recipe": asdict(self.recipe), "head": head, "base": self.base.fingerprint}
+
+    def _save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            **self._identity(),
+            "epoch": self.epoch,
+            "log": self.log,
+            "weights": self.head.state_dict(),
+            "best": self._best,
+            "optimizer": self._optimizer.state_dict(),
+        }
+        with replacing(path) as unfinished:
+            torch.save(state, unfinished)
+
+    def _resume(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        for what, ours in self._identity().items():
+            if state[what] != ours:
+                raise ValueError(
+                    f"the checkpoint {path} was made with another {what} ({state[what]}, not {ours}): remove it to start afresh"
+                )
+        self.head.load_state_dict(state["weights"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.log, self._best = int(state["epoch"]), state["log"], state["best"]
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()

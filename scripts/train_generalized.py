@@ -1,0 +1,317 @@
+"""Train and compare classifiers of base and novel classes together, the paper's own few-shot setting, on frozen features.
+
+    python scripts/train_generalized.py --dataset omniglot --data-dir DATA --out results/generalized_paper_omniglot
+
+trains the base rows by plain cross-entropy, then every generator of novel rows (averaging, attention, the gates of a NAM, both) in
+episodes over base classes, for 1 and 5 shots; tests them beside cosine classifiers and the untrained ``nam`` on the same 600
+episodes; and writes OUT.json and OUT.md. A run that is stopped goes on from its last whole epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from episodes.bank import FeatureBank
+from episodes.datasets import open_dataset
+from episodes.extraction import extract
+from episodes.generalized import Contender, Pictures, compare
+from episodes.generator_training import GeneratorRecipe, GeneratorTraining, train_rows
+from episodes.holdout import hold_out
+from episodes.splits import apply_split
+from fewshot_nam.files.atomic import replacing
+from fewshot_nam.heads import GeneratorHead, create
+from fewshot_nam.heads.generator import Ingredient, Order
+from fewshot_nam.memory.primitives import unit
+
+GENERATORS: dict[str, tuple[Sequence[Ingredient], Order]] = {
+    "averaging": ((), "sequential"),
+    "attention": (("attention",), "sequential"),
+    "nam gates": (("write", "erase"), "sequential"),
+    "nam gates, parallel": (("write", "erase"), "parallel"),
+    "nam gates + attention": (("attention", "write", "erase"), "sequential"),
+}
+COSINES = ("cosine", "cosine-centred", "cosine-root", "cosine-root-centred")
+UNTRAINED: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in COSINES},
+    "nam": ("nam", {}),
+    "nam, rows erased": ("nam", {"base_rows": "erased"}),
+}
+COLUMNS = (
+    *("joint_accuracy", "base_accuracy:alone", "novel_accuracy:alone", "base_accuracy", "novel_accuracy"),
+    *("novel_to_base", "base_to_novel", "harmonic_mean", "harmonic_mean:frozen", "ausuc"),
+)
+LOWER = ("novel_to_base", "base_to_novel")
+DIFFERENCES = [  # what is bought, what it is held against
+    ("training the rows", "cosine, trained rows", "cosine"),
+    ("episodes", "averaging", "cosine, trained rows"),
+    ("attention", "attention", "averaging"),
+    ("gates", "nam gates", "averaging"),
+    ("gates, parallel", "nam gates, parallel", "averaging"),
+    ("attention beside gates", "nam gates + attention", "nam gates"),
+    ("gates beside attention", "nam gates + attention", "attention"),
+    ("gates, trained against untrained", "nam gates", "nam, rows erased"),
+    ("gates, trained against untrained nam", "nam gates", "nam"),
+]
+GATES_AGAINST = [
+    ("nam gates", "averaging"),
+    ("nam gates, parallel", "averaging"),
+    ("nam gates + attention", "attention"),
+    ("nam gates", "attention"),
+]
+
+
+class Banks(NamedTuple):
+    """Features: to train on, and classes and base pictures that nothing here is trained on."""
+
+    base: FeatureBank
+    validation: Pictures
+    test: Pictures
+
+
+def banks_of(options: argparse.Namespace) -> Banks:
+    """Return the features that the options ask for; base queries are split in halves for validation and test."""
+    import backbones
+
+    backbone = backbones.create(
+        options.backbone,
+        pretrained=True if options.weights is None else options.weights,
+        model_options=_key_values(options.model_option),
+        transform_options=_key_values(options.transform_option),
+    )
+    parts = open_dataset(options.dataset, options.data_dir)
+    if options.split is not None:
+        parts = apply_split(parts["novel"], options.split, options.seed)
+    missing = [role for role in ("base", "val", "novel") if role not in parts]
+    if missing:
+        raise SystemExit(f"error: {options.dataset} has no {missing[0]} classes: give --split, say 6/2/2")
+    banks = {role: extract(backbone, part, progress=True) for role, part in parts.items()}
+    base, queries = banks["base"], None
+    if options.base_queries is not None:
+        queries = extract(backbone, open_dataset(options.base_queries, options.data_dir)["novel"], progress=True)
+    else:
+        base, queries = hold_out(base, share=0.25, seed=options.seed)
+    tested, validated = hold_out(queries, share=0.5, seed=options.seed)
+    return Banks(base, Pictures(banks["val"], validated), Pictures(banks["novel"], tested))
+
+
+def base_rows(base: FeatureBank, recipe: GeneratorRecipe, path: Path) -> Tensor:
+    """Return the rows of stage 1, from ``path`` where this recipe has left them there."""
+    made = {"recipe": json.dumps(asdict(recipe)), "trained_on": base.fingerprint}
+    if path.exists():
+        kept = FeatureBank.load(path)
+        if kept.provenance != made:
+            raise SystemExit(f"error: {path} was made with another recipe or other data: remove it to start afresh")
+        return kept.features
+    with tqdm(total=recipe.epochs * recipe.steps, desc="base rows", leave=False, mininterval=1) as bar:
+        rows = train_rows(base, recipe, on_step=lambda _loss: bar.update())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FeatureBank(rows, torch.arange(len(rows)), base.classes, provenance=made).save(path)
+    return rows
+
+
+def trained(name: str, rows: Tensor, banks: Banks, recipe: GeneratorRecipe, checkpoint: Path) -> GeneratorTraining:
+    """Return the finished training of a generator."""
+    ingredients, order = GENERATORS[name]
+    torch.manual_seed(recipe.seed)
+    head = GeneratorHead(rows, ingredients, order=order)
+    run = GeneratorTraining(head, banks.base, *banks.validation, recipe, checkpoint)
+    while run.epoch < recipe.epochs:
+        what = f"{name}, {recipe.shots} shots, epoch {run.epoch + 1}/{recipe.epochs}"
+        with tqdm(total=recipe.steps, desc=what, leave=False, mininterval=1) as bar:
+            line = run.run_epoch(on_step=lambda _loss, bar=bar: bar.update())  # type: ignore[misc]
+        print(f"{what}: " + ", ".join(f"{key} {line[key]:.4f}" for key in ("loss", "accuracy", "joint_accuracy")))
+    return run
+
+
+def contenders(banks: Banks, rows: Tensor, trainings: dict[str, GeneratorTraining]) -> dict[str, Contender]:
+    """Return all heads to compare, each with its base rows."""
+    means, mean, power_means = banks.base.class_means(), banks.base.mean(), banks.base.class_means(root=True)
+    found = {}
+    for name, (kind, settings) in UNTRAINED.items():  # as evaluate does it
+        # Base classes that share the label space are no strangers, so nam is not told that they are.
+        head = create(kind, mean, None if kind == "nam" else power_means, **settings)
+        found[name] = Contender(head, power_means if head.rooted else means)
+    found["cosine, trained rows"] = Contender(create("cosine"), rows)
+    for name, run in trainings.items():
+        head = run.best_head()
+        found[name] = Contender(head, head.rows)
+    return found
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Return the report to read."""
+    lines = [f"# {report['title']}", "", f"`{report['command']}`", "", *report["notes"]]
+    for shots, found in report["shots"].items():
+        head = [f"{name} {'↓' if name in LOWER else '↑'}" for name in COLUMNS]
+        lines += ["", f"## {shots}-shot", "", f"| | {' | '.join(head)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+        for name, row in found["results"].items():
+            lines.append(f"| {name} | {' | '.join(_cell(row[measure]) for measure in COLUMNS)} |")
+        lines += [
+            "",
+            "What each part buys: differences on the same episodes, percentage points; * where the interval excludes 0.",
+            "",
+        ]
+        lines += [f"| | {' | '.join(head)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+        for what, ours, theirs in DIFFERENCES:
+            row = found["paired"].get(f"{ours}-{theirs}")
+            if row is not None:
+                cells = " | ".join(_cell(row[measure], signed=True) for measure in COLUMNS)
+                lines.append(f"| {what}: {ours} - {theirs} | {cells} |")
+        best = max(COSINES, key=lambda name: found["results"][name]["ausuc"]["mean"])
+        for name in [name for name in found["results"] if name not in COSINES]:
+            row = found["paired"][f"{name}-{best}"]
+            cells = " | ".join(_cell(row[measure], signed=True) for measure in COLUMNS)
+            lines.append(f"| against the cosine of best ausuc: {name} - {best} | {cells} |")
+        lines += ["", *_verdicts(found["paired"]), "", *_openness(found["chosen"])]
+    return "\n".join(lines) + "\n"
+
+
+def _verdicts(pairs: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """Return a line for each use of the gates: which measures they make better, worse, or leave within the interval."""
+    lines = []
+    for ours, theirs in GATES_AGAINST:
+        verdicts: dict[str, list[str]] = {"better": [], "worse": [], "no different": []}
+        for measure, value in pairs.get(f"{ours}-{theirs}", {}).items():
+            if measure in COLUMNS:
+                gain = -value["mean"] if measure in LOWER else value["mean"]
+                kind = "no different" if abs(gain) <= value["ci95"] else "better" if gain > 0 else "worse"
+                verdicts[kind].append(measure)
+        said = "; ".join(f"{kind}: {', '.join(measures)}" for kind, measures in verdicts.items() if measures)
+        if said:
+            lines.append(f"- {ours} beside {theirs}: {said}.")
+    return lines
+
+
+def _openness(chosen: dict[str, dict[str, float]]) -> list[str]:
+    """Return lines on how far open the trained gates are."""
+    lines = []
+    for name, line in chosen.items():
+        means = [f"{gate} {line[gate]:.2f}" for gate in ("p_write", "p_erase") if gate in line]
+        if means:
+            lines.append(f"- {name}: mean over novel pictures {', '.join(means)}; epoch {line['epoch']:.0f}.")
+    return lines
+
+
+def chosen_epoch(run: GeneratorTraining, novel: Tensor) -> dict[str, float]:
+    """Return the line of the epoch that is kept, with the mean of each gate over ``novel`` features ``(n, D)``."""
+    head, keys = run.best_head(), unit(novel.float())
+    gates = {"p_write": head.write_gate, "p_erase": head.erase_gate}
+    return {**run.best, **{name: gate(keys).mean().item() for name, gate in gates.items() if gate is not None}}
+
+
+def _cell(value: dict[str, float], signed: bool = False) -> str:
+    mean, half = 100 * value["mean"], 100 * value["ci95"]
+    if not signed:
+        return f"{mean:.1f} ± {half:.1f}"
+    return f"{mean:+.1f} ± {half:.1f}{' *' if abs(mean) > half else ''}"
+
+
+def _key_values(pairs: list[str] | None) -> dict[str, Any]:
+    import yaml
+
+    return {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs or [])}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line; every number of the recipe but the shots is an option."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, metavar="SPEC", help="digits, omniglot or folder:PATH")
+    parser.add_argument("--data-dir", help="where omniglot is")
+    parser.add_argument("--split", metavar="B/V/N", help="of a data set that is not split: base, validation and novel")
+    parser.add_argument(
+        "--base-queries", metavar="SPEC", help="other pictures of the base classes; else a quarter is held out"
+    )
+    parser.add_argument("--backbone", default="conv4", metavar="NAME", help="default %(default)s")
+    parser.add_argument("--weights", metavar="FILE", help="a weights file; otherwise the backbone's own")
+    parser.add_argument("--model-option", nargs="+", metavar="KEY=VALUE")
+    parser.add_argument("--transform-option", nargs="+", metavar="KEY=VALUE")
+    parser.add_argument("--all-shots", nargs="+", type=int, default=[1, 5], metavar="K", help="default 1 5")
+    parser.add_argument("--generators", nargs="+", choices=list(GENERATORS), default=list(GENERATORS), metavar="NAME")
+    parser.add_argument("--test-ways", type=int, default=5, help="novel classes a test episode; default %(default)s")
+    parser.add_argument("--episodes", type=int, default=600, help="test episodes; default %(default)s")
+    parser.add_argument("--title", default="Base and novel classes in one label space")
+    parser.add_argument("--note", action="append", default=[], metavar="TEXT", help="a line for the report")
+    parser.add_argument("--checkpoints", type=Path, help="a directory, by default checkpoints/ and the name of OUT")
+    parser.add_argument("--out", type=Path, required=True, help="OUT.json and OUT.md are written")
+    for field in fields(GeneratorRecipe):
+        if field.name != "shots":
+            option = "--" + field.name.replace("_", "-")
+            parser.add_argument(option, type=type(field.default), default=field.default, help="default %(default)s")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, compare and write the two files."""
+    options = parse(arguments)
+    given = {field.name: getattr(options, field.name) for field in fields(GeneratorRecipe) if field.name != "shots"}
+    recipes = {shots: GeneratorRecipe(**given, shots=shots) for shots in options.all_shots}
+    banks = banks_of(options)
+    folder = options.checkpoints or Path("checkpoints") / options.out.name
+    rows = base_rows(banks.base, GeneratorRecipe(**given), folder / "rows.safetensors")
+    report: dict[str, Any] = {
+        "title": options.title,
+        "command": shlex.join(
+            ["python", "scripts/train_generalized.py", *(sys.argv[1:] if arguments is None else arguments)]
+        ),
+        "recipe": given,
+        "banks": {
+            "base": _described(banks.base),
+            "base queries": _described(banks.test.base),
+            "validation": _described(banks.validation.novel),
+            "novel": _described(banks.test.novel),
+        },
+        "shots": {},
+    }
+    report["notes"] = [
+        *(f"- {note}" for note in options.note),
+        *(
+            f"- {role}: {bank['classes']} classes, {bank['pictures']:,} pictures."
+            for role, bank in report["banks"].items()
+        ),
+        f"- Training: {options.epochs} epochs of {options.steps} steps of {options.batch} episodes; the epoch is chosen by joint",
+        f"  accuracy in {options.validation_episodes} episodes of validation classes.",
+        f"- Test: {options.episodes} episodes (seed 0) of {options.test_ways} novel classes, {options.validation_queries} queries",
+        "  of each and as many of base classes in all; percent, 95% intervals over episodes.",
+        "- `:alone`: base (novel) queries told among base (novel) classes only. `:frozen`: the novel bias is chosen on validation",
+        "  classes. Everywhere else the scores are taken as they are.",
+    ]
+    for shots, recipe in recipes.items():
+        trainings = {
+            name: trained(name, rows, banks, recipe, folder / f"{name} {shots}.pt") for name in options.generators
+        }
+        results, pairs = compare(
+            contenders(banks, rows, trainings),
+            banks.test,
+            banks.validation,
+            ways=options.test_ways,
+            shots=shots,
+            queries=recipe.validation_queries,
+            episodes=options.episodes,
+        )
+        chosen = {name: chosen_epoch(run, banks.test.novel.features) for name, run in trainings.items()}
+        report["shots"][str(shots)] = {"results": results, "paired": pairs, "chosen": chosen}
+    for ending, text in ((".json", json.dumps(report, indent=2) + "\n"), (".md", markdown(report))):
+        path = options.out.with_name(options.out.name + ending)
+        with replacing(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+        print(f"wrote {path}")
+
+
+def _described(bank: FeatureBank) -> dict[str, Any]:
+    shape = {"pictures": len(bank), "classes": bank.num_classes, "features": bank.feature_dim}
+    return {**bank.provenance, **shape, "fingerprint": bank.fingerprint}
+
+
+if __name__ == "__main__":
+    main()
