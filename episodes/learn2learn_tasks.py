@@ -1,0 +1,242 @@
+"""learn2learn and we, both ways: pictures and banks as its ``MetaDataset`` and ``Taskset``, its tasks as our ``Episodes``.
+
+learn2learn is imported when a function is called. A few things to know of its 0.2.0:
+
+- Tasks come from Python's global ``random``: seed that for the same tasks again. Only a ``Taskset`` with ``num_tasks`` keeps them.
+- What it calls the samples or shots of a task transform is support and queries together.
+- A dataset of its own that has ``_bookkeeping_path`` is unpickled from there; those made here have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from episodes.bank import FeatureBank
+from episodes.pictures import PictureSet
+from episodes.sampler import Episodes
+
+__all__ = ["as_meta_dataset", "as_taskset", "episodes_from_taskset", "require_learn2learn"]
+
+
+def require_learn2learn() -> Any:
+    """Return the package learn2learn.
+
+    Raises:
+        ImportError: it cannot be imported; the message says how to install it.
+    """
+    try:
+        import learn2learn
+    except ImportError as error:
+        raise ImportError(
+            f"learn2learn cannot be imported ({error}): in a virtual environment of its own, "
+            "pip install -r requirements/learn2learn.txt"
+        ) from error
+    return learn2learn
+
+
+class _Items(Dataset[tuple[Any, int]]):
+    """Features or pictures with the position of their class, as torch's datasets give them."""
+
+    def __init__(self, data: FeatureBank | PictureSet, transform: Callable[[Any], Any] | None) -> None:
+        self.data, self.transform = data, transform
+        self.labels = [int(label) for label in data.labels]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        item = self.data.features[index] if isinstance(self.data, FeatureBank) else self.data.picture(index)
+        return (item if self.transform is None else self.transform(item)), self.labels[index]
+
+
+def as_meta_dataset(data: FeatureBank | PictureSet, transform: Callable[[Any], Any] | None = None) -> Any:
+    """Return a ``learn2learn.data.MetaDataset`` of ``(item, label)``, where a label is a position in ``data.classes``.
+
+    Nothing is loaded to make it. Item ``i`` is row ``i`` of a bank, ``(D,)``, or picture ``i`` of a set.
+
+    Args:
+        data: features or pictures.
+        transform: what is done to an item when it is loaded, say a backbone's ``transform``; pictures need one that gives tensors.
+
+    Raises:
+        ImportError: learn2learn is not installed.
+        ValueError: pictures without a transform.
+    """
+    if transform is None and not isinstance(data, FeatureBank):
+        raise ValueError(
+            "as_meta_dataset: pictures need transform=, which makes tensors of them: say backbone.transform"
+        )
+    items = _Items(data, transform)
+    meta_dataset = require_learn2learn().data.MetaDataset
+    return meta_dataset(items, indices_to_labels=dict(enumerate(items.labels)))
+
+
+def as_taskset(
+    data: FeatureBank | PictureSet,
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 15,
+    num_tasks: int = -1,
+    transform: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Return a ``learn2learn.data.Taskset`` of N-way tasks with ``shots + queries`` items a class, for ``partition_task``.
+
+    A task is ``(items, labels)``, labels 0 to ``ways - 1`` in a random order of the classes, items sorted by their class.
+
+    Args:
+        data: features or pictures.
+        ways: classes a task.
+        shots: support items of each.
+        queries: query items of each.
+        num_tasks: how many tasks are drawn and kept; -1 for tasks without end, none of them kept.
+        transform: as in ``as_meta_dataset``.
+
+    Raises:
+        ImportError: learn2learn is not installed.
+        ValueError: a number below 1, too few classes or items in a class (it is named), or pictures without a transform.
+    """
+    for name, number in {"ways": ways, "shots": shots, "queries": queries}.items():
+        if number < 1:
+            raise ValueError(f"as_taskset: {name} must be at least 1, got {number}")
+    if num_tasks != -1 and num_tasks < 1:
+        raise ValueError(f"as_taskset: num_tasks must be at least 1, or -1 for tasks without end, got {num_tasks}")
+    counts = np.bincount(np.asarray(data.labels), minlength=len(data.classes))
+    if ways > len(counts):
+        raise ValueError(f"as_taskset: {ways} ways need as many classes, and there are {len(counts)}")
+    fewest = int(counts.argmin())
+    if counts[fewest] < shots + queries:
+        raise ValueError(
+            f"as_taskset: class {data.classes[fewest]!r} has {counts[fewest]} items, and {shots} shots and {queries} queries "
+            f"need {shots + queries}: ask for fewer, or leave the class out"
+        )
+    dataset = as_meta_dataset(data, transform)
+    learn2learn = require_learn2learn()
+    steps = learn2learn.data.transforms
+    transforms = [
+        steps.FusedNWaysKShots(dataset, n=ways, k=shots + queries),
+        steps.LoadData(dataset),
+        steps.RemapLabels(dataset),
+        steps.ConsecutiveLabels(dataset),
+    ]
+    return learn2learn.data.Taskset(dataset, transforms, num_tasks=num_tasks)
+
+
+def episodes_from_taskset(
+    taskset: Any, bank: FeatureBank, shots: int = 1, episodes: int | None = None, open_ways: int = 0, seed: int = 0
+) -> Episodes:
+    """Return the tasks of a learn2learn ``Taskset`` as episodes over a bank, for ``evaluate(bank, episodes=...)``.
+
+    Of each class the first ``shots`` items are the support and the others the queries, as ``partition_task`` has it. Task ``i``
+    of a taskset that keeps its tasks is episode ``i``, before and after. No item is loaded, so the taskset may well be of
+    pictures, and the bank of the features of the same pictures in the same order.
+
+    Args:
+        taskset: every task has the same number of classes, and of items a class.
+        bank: row ``i`` is item ``i`` of ``taskset.dataset``, with the same class by whatever name.
+        shots: support items a class, fewer than there are of it in a task.
+        episodes: how many; ``None`` for all of a taskset that keeps its tasks.
+        open_ways: how many classes of each task are unknown classes, and all their items but ``shots`` unknown queries: 0 for the
+            closed protocol. Which ones is drawn from ``seed``, since learn2learn often sorts the classes of a task.
+        seed: any integer from 0.
+
+    Raises:
+        ValueError: no number of episodes for tasks without end, or more than the taskset keeps; a bank of other items; tasks
+            that differ in shape, repeat an item, or have too few items or classes.
+    """
+    kept = int(taskset.num_tasks)
+    count = kept if episodes is None else episodes
+    if count == -1:
+        raise ValueError("episodes_from_taskset: this taskset draws tasks without end: say how many with episodes=")
+    if count < 1 or (kept != -1 and count > kept):
+        raise ValueError(
+            "episodes_from_taskset: episodes must be from 1"
+            + (f" to the {kept} tasks of this taskset" if kept != -1 else "")
+            + f", got {count}"
+        )
+    if shots < 1 or open_ways < 0:
+        raise ValueError(
+            f"episodes_from_taskset: needs shots of at least 1 and open_ways of at least 0, got {shots} and {open_ways}"
+        )
+    _check_same_items(taskset.dataset, bank)
+    tasks = torch.stack(
+        _same_shape([_by_class(_description(taskset, i), bank, i) for i in range(count)], shots, open_ways)
+    )
+    if open_ways:
+        ways = tasks.shape[1]
+        raw = np.random.Philox(np.random.SeedSequence([seed])).random_raw(count * ways).reshape(count, ways)
+        order = torch.from_numpy(np.argsort(raw, axis=1, kind="stable"))
+        tasks = tasks.gather(1, order.unsqueeze(-1).expand_as(tasks))
+    known, unknown = tasks[:, : tasks.shape[1] - open_ways], tasks[:, tasks.shape[1] - open_ways :]
+    none = torch.empty(count, 0, dtype=torch.long)
+    return Episodes(
+        classes=bank.labels[known[:, :, 0]],
+        support=known[:, :, :shots].contiguous(),
+        query=known[:, :, shots:].contiguous(),
+        unknown_classes=bank.labels[unknown[:, :, 0]],
+        unknown=(unknown[:, :, shots:] if open_ways else unknown[:, :, :0]).contiguous(),
+        base_query=none,
+        base_classes=none,
+    )
+
+
+def _description(taskset: Any, number: int) -> list[int]:
+    """Return which items task ``number`` is made of, without loading them."""
+    if taskset.num_tasks == -1:
+        description = taskset.sample_task_description()
+    else:
+        description = taskset.sampled_descriptions.get(number)
+        if description is None:  # as the taskset does when it is asked for the task
+            description = taskset.sampled_descriptions[number] = taskset.sample_task_description()
+    return [item.index for item in description]
+
+
+def _by_class(items: list[int], bank: FeatureBank, number: int) -> list[list[int]]:
+    """Return the items of each class, classes and items in the order of the task."""
+    if len(set(items)) != len(items):
+        raise ValueError(
+            f"episodes_from_taskset: task {number} repeats an item, which would be support and query at once: "
+            "draw without replacement"
+        )
+    groups: dict[int, list[int]] = {}
+    for item, label in zip(items, bank.labels[items].tolist(), strict=True):
+        groups.setdefault(label, []).append(item)
+    return list(groups.values())
+
+
+def _same_shape(tasks: list[list[list[int]]], shots: int, open_ways: int) -> list[Tensor]:
+    """Return every task as ``(classes, items a class)``; ``ValueError`` where they differ or have too few."""
+    shapes = {(len(task), *{len(items) for items in task}) for task in tasks}
+    if len(shapes) > 1 or len(shape := shapes.pop()) != 2:
+        raise ValueError(
+            "episodes_from_taskset: every task must have as many classes as the others, and of every class as many items: "
+            "use NWays and KShots, or FusedNWaysKShots"
+        )
+    classes, items = shape
+    if classes <= open_ways or items <= shots:
+        raise ValueError(
+            f"episodes_from_taskset: tasks of {classes} classes with {items} items each are too small for {shots} shots and "
+            f"{open_ways} unknown classes: at least one known class and one query of it must be left"
+        )
+    return [torch.tensor(task) for task in tasks]
+
+
+def _check_same_items(dataset: Any, bank: FeatureBank) -> None:
+    """Raise ``ValueError`` unless both have as many items, and the same ones are of one class."""
+    if len(dataset) != len(bank):
+        raise ValueError(
+            f"episodes_from_taskset: the taskset is over {len(dataset)} items, and the bank has {len(bank)}: give the bank of "
+            "the same items in the same order"
+        )
+    theirs = [dataset.indices_to_labels[i] for i in range(len(dataset))]
+    pairs = set(zip(theirs, bank.labels.tolist(), strict=True))
+    if not len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}):
+        raise ValueError(
+            "episodes_from_taskset: items of one class in the taskset are of several in the bank, or the other way round: give "
+            "the bank of the same items in the same order"
+        )

@@ -1,0 +1,299 @@
+"""Heads as scikit-learn classifiers: ``NAMClassifier`` and ``CosineClassifier``, for pipelines, searches and cross-validation.
+
+They follow scikit-learn's conventions for classifiers, its own checks included. Everything is computed in float64. Nothing is
+random: the same rows give the same numbers.
+
+>>> classifier = NAMClassifier().fit([[1.0, 0.1], [0.1, 1.0]], ["cat", "dog"])
+>>> classifier.partial_fit([[-1.0, 0.2]], ["cow"]).predict([[0.9, 0.2], [-0.8, 0.1]]).tolist()
+['cat', 'cow']
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets, unique_labels
+from sklearn.utils.validation import check_is_fitted, column_or_1d
+
+from fewshot_nam.heads.base import Head
+from fewshot_nam.heads.cosine import CosineHead
+from fewshot_nam.heads.inputs import Label
+from fewshot_nam.heads.nam import Keys, Mode, NAMHead, Reading
+
+__all__ = ["CosineClassifier", "NAMClassifier"]
+
+Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[Any]
+ClassifierT = TypeVar("ClassifierT", bound="_HeadClassifier")
+
+
+class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A head behind scikit-learn's interface; subclasses give the constructor and ``_new_head``."""
+
+    probability_temperature: float
+    threshold: float | None
+    unknown: Label | None
+    classes_: Labels
+    head_: Head
+
+    def _new_head(self) -> Head:
+        raise NotImplementedError
+
+    def fit(self: ClassifierT, X: Any, y: Any) -> ClassifierT:
+        """Learn these classes and no others; return the classifier.
+
+        Args:
+            X: ``(n, D)`` finite numbers, no row of zeros.
+            y: ``(n,)`` labels: ints, strings, or whatever else scikit-learn takes for classes.
+
+        Raises:
+            ValueError: anything else, or a setting outside its range.
+        """
+        return self._write(X, y, None, anew=True)
+
+    def partial_fit(self: ClassifierT, X: Any, y: Any, classes: Any = None) -> ClassifierT:
+        """Learn more rows, of known classes or of new ones; return the classifier.
+
+        What follows is the same as after one ``fit`` on all rows in their order.
+
+        Args:
+            X: ``(n, D)`` as in ``fit``.
+            y: ``(n,)`` labels. New ones may come at any time.
+            classes: labels that have a place in ``classes_`` from now on; they need not be in ``y``, nor those of ``y`` in
+                them. A class without rows has probability 0 and the lowest float64 for a score, and is never predicted.
+
+        Raises:
+            ValueError: as ``fit``. What was learned before stays.
+        """
+        return self._write(X, y, classes, anew=not hasattr(self, "head_"))
+
+    def decision_function(self, X: Any) -> Floats:
+        """Return the head's scores ``(n, len(classes_))``, larger means more like the class.
+
+        With two classes, by scikit-learn's convention, ``(n,)``: the score of ``classes_[1]`` less that of ``classes_[0]``.
+        """
+        scores, columns = self._scores(X)
+        full = self._spread(scores, columns, np.finfo(np.float64).min)
+        return full[:, 1] - full[:, 0] if full.shape[1] == 2 else full
+
+    def predict_proba(self, X: Any) -> Floats:
+        """Return ``softmax(scores / probability_temperature)``, ``(n, len(classes_))``.
+
+        The temperature is no more than a plausible number: for probabilities that hold, wrap the classifier in scikit-learn's
+        ``CalibratedClassifierCV``. They say nothing about strangers, see ``score_samples``.
+        """
+        scores, columns = self._scores(X)
+        shares = torch.softmax(torch.from_numpy(scores / self.probability_temperature), dim=1).numpy()
+        return self._spread(shares, columns, 0.0)
+
+    def score_samples(self, X: Any) -> Floats:
+        """Return the largest class score of each row, ``(n,)``: what ``threshold`` is compared with."""
+        best: Floats = self._scores(X)[0].max(axis=1)
+        return best
+
+    def predict(self, X: Any) -> Labels:
+        """Return the class of each row, ``(n,)``; ``unknown``, where that is given, for rows that score below the threshold.
+
+        Raises:
+            ValueError: ``unknown`` is given, and no threshold is set.
+        """
+        scores, columns = self._scores(X)
+        answers: Labels = self.classes_[columns[scores.argmax(axis=1)]]
+        if self.unknown is None:
+            return answers
+        threshold = self.head_.threshold if self.threshold is None else self.threshold
+        if threshold is None:
+            raise ValueError(
+                f"{type(self).__name__}: unknown={self.unknown!r} needs a threshold to refuse below: give one, or call "
+                "head_.calibrate(strangers)"
+            )
+        return np.where(scores.max(axis=1) >= threshold, answers, np.asarray(self.unknown))
+
+    def _write(self: ClassifierT, X: Any, y: Any, classes: Any, anew: bool) -> ClassifierT:
+        self._check_settings()
+        X, y = _validated(self, X, y, reset=anew)
+        check_classification_targets(y)
+        parts = [y] if anew else [self.classes_, y]
+        if classes is not None:
+            parts.append(column_or_1d(classes))
+        unique_labels(*parts)  # raises where strings and numbers are mixed
+        known = np.unique(np.concatenate(parts))
+        if self.unknown is not None:
+            if isinstance(self.unknown, str) != isinstance(_plain(known[0]), str):
+                raise ValueError(
+                    f"{type(self).__name__}: unknown={self.unknown!r} must be of the kind of the labels, such as {known[0]!r}"
+                )
+            if self.unknown in known:
+                raise ValueError(
+                    f"{type(self).__name__}: unknown={self.unknown!r} is one of the classes: rename either"
+                )
+        head = self._new_head() if anew else self.head_
+        head.write(torch.tensor(X), [_plain(label) for label in y])
+        self.head_, self.classes_ = head, known
+        return self
+
+    def _check_settings(self) -> None:
+        name = type(self).__name__
+        if not 0 < self.probability_temperature < math.inf:
+            raise ValueError(f"{name}: probability_temperature must be above 0, got {self.probability_temperature}")
+        if self.threshold is not None and self.unknown is None:
+            raise ValueError(f"{name}: threshold={self.threshold} needs unknown=, the label to answer below it")
+
+    def _scores(self, X: Any) -> tuple[Floats, npt.NDArray[np.intp]]:
+        """Return scores ``(n, k)`` of the classes that have rows, and their positions ``(k,)`` in ``classes_``, ascending."""
+        check_is_fitted(self, "head_")
+        X = _validated(self, X, reset=False)
+        column = {label: i for i, label in enumerate(self.head_.classes)}
+        pairs = [(i, column[_plain(label)]) for i, label in enumerate(self.classes_) if _plain(label) in column]
+        with torch.inference_mode():
+            scores = self.head_(torch.tensor(X)).numpy()
+        return scores[:, [j for _, j in pairs]], np.array([i for i, _ in pairs])
+
+    def _spread(self, values: Floats, columns: npt.NDArray[np.intp], otherwise: float) -> Floats:
+        """Return ``(n, len(classes_))``, ``values`` in their columns and ``otherwise`` in the others."""
+        full = np.full((len(values), len(self.classes_)), otherwise)
+        full[:, columns] = values
+        return full
+
+
+class NAMClassifier(_HeadClassifier):
+    """The NAM head (``fewshot_nam.heads.NAMHead``) as a scikit-learn classifier.
+
+    In block mode every row is a key, and is kept; ``keys="prototypes"`` writes one key a class.
+
+    Args:
+        mode, keys, reading, p_write, p_erase, ridge, plain, level, compete, temperature, familiar: as in ``NAMHead``. In
+            sequential mode the order of rows matters.
+        background: ``(B, D)``, mean rows of classes that are not asked about; ``None`` for none.
+        mean: ``(D,)``, subtracted from every row first; ``None`` for none.
+        probability_temperature: what scores are divided by in ``predict_proba``, above 0.
+        unknown: what ``predict`` answers for rows that score below the threshold, a label that is no class; ``None`` never refuses.
+        threshold: compared with ``score_samples``; ``None`` for that of ``head_``, which ``head_.calibrate`` sets.
+
+    Attributes:
+        classes_: ``(C,)`` labels, sorted.
+        head_: the head that has learned them.
+        n_features_in_: ``D``.
+        feature_names_in_: ``(D,)`` names, where ``X`` had names.
+    """
+
+    def __init__(
+        self,
+        mode: Mode = "block",
+        *,
+        keys: Keys | None = None,
+        reading: Reading | None = None,
+        p_write: float = 1.0,
+        p_erase: float = 1.0,
+        ridge: float = 0.2,
+        plain: float | None = None,
+        level: float = 0.3,
+        compete: float | None = None,
+        temperature: float = 0.1,
+        background: Any = None,
+        familiar: float = 0.4,
+        mean: Any = None,
+        probability_temperature: float = 0.2,
+        unknown: Label | None = None,
+        threshold: float | None = None,
+    ) -> None:
+        self.mode = mode
+        self.keys = keys
+        self.reading = reading
+        self.p_write = p_write
+        self.p_erase = p_erase
+        self.ridge = ridge
+        self.plain = plain
+        self.level = level
+        self.compete = compete
+        self.temperature = temperature
+        self.background = background
+        self.familiar = familiar
+        self.mean = mean
+        self.probability_temperature = probability_temperature
+        self.unknown = unknown
+        self.threshold = threshold
+
+    def _new_head(self) -> NAMHead:
+        return NAMHead(
+            self.mode,
+            keys=self.keys,
+            reading=self.reading,
+            p_write=self.p_write,
+            p_erase=self.p_erase,
+            ridge=self.ridge,
+            plain=self.plain,
+            level=self.level,
+            compete=self.compete,
+            temperature=self.temperature,
+            background=_tensor(self.background),
+            familiar=self.familiar,
+            mean=_tensor(self.mean),
+        )
+
+
+class CosineClassifier(_HeadClassifier):
+    """The cosine head (``fewshot_nam.heads.CosineHead``) as a scikit-learn classifier.
+
+    Args:
+        compete, temperature, root: as in ``CosineHead``.
+        mean: ``(D,)``, subtracted from every row first; ``None`` for none.
+        background: ``(B, D)``, mean rows of other classes: the mean over them takes the place of ``mean``; ``None`` for none.
+        probability_temperature, unknown, threshold: as in ``NAMClassifier``.
+
+    Attributes:
+        classes_, head_, n_features_in_, feature_names_in_: as in ``NAMClassifier``.
+    """
+
+    def __init__(
+        self,
+        *,
+        compete: float = 0.0,
+        temperature: float = 0.1,
+        root: bool = False,
+        mean: Any = None,
+        background: Any = None,
+        probability_temperature: float = 0.05,
+        unknown: Label | None = None,
+        threshold: float | None = None,
+    ) -> None:
+        self.compete = compete
+        self.temperature = temperature
+        self.root = root
+        self.mean = mean
+        self.background = background
+        self.probability_temperature = probability_temperature
+        self.unknown = unknown
+        self.threshold = threshold
+
+    def _new_head(self) -> CosineHead:
+        return CosineHead(
+            compete=self.compete,
+            temperature=self.temperature,
+            root=self.root,
+            mean=_tensor(self.mean),
+            background=_tensor(self.background),
+        )
+
+
+def _validated(estimator: Any, X: Any, y: Any = "no_validation", *, reset: bool) -> Any:
+    """Return ``X`` as float64, and ``y`` where it is given, checked by scikit-learn."""
+    try:
+        from sklearn.utils.validation import validate_data
+    except ImportError:  # before 1.6 it was a method
+        return estimator._validate_data(X, y, reset=reset, dtype=np.float64)
+    return validate_data(estimator, X, y, reset=reset, dtype=np.float64)
+
+
+def _plain(label: Any) -> Any:
+    """Return a label as heads take it: a plain int or string (scikit-learn also takes whole floats and bools for classes)."""
+    return label if isinstance(label, bytes) else str(label) if isinstance(label, str) else int(label)
+
+
+def _tensor(values: Any) -> torch.Tensor | None:
+    return None if values is None else torch.tensor(np.asarray(values, dtype=np.float64))
