@@ -1,6 +1,7 @@
 """The shared memory library: networks that write to and read from a Neural Attention Memory. It depends on torch alone."""
 
 from fewshot_nam.memory.attention import NAMAttention, outer_product_attention
+from fewshot_nam.memory.kernels import build_kernels
 from fewshot_nam.memory.lsam import LSAM, LSAMCell
 from fewshot_nam.memory.primitives import read, unit, write, write_block, write_sequence
 from fewshot_nam.memory.scan import choose_backend, memory_scan, memory_step
@@ -24,6 +25,7 @@ __all__ = [
     "TensorMemory",
     "TuringState",
     "TuringTrace",
+    "build_kernels",
     "choose_backend",
     "draw_heads",
     "memory_scan",

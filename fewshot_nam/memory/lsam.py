@@ -144,8 +144,8 @@ class LSAM(nn.Module):
         bidirectional: whether a second direction of the same size reads from the end. Default False.
         value_activation: None, as printed, or ``"tanh"``, which bounds what is written. Default None.
         backward: ``"hand"``, the fast default, keeps about ``(4 + d / 16 H) d`` numbers for each token (``d`` more with tanh);
-            a second derivative through it raises. ``"autograd"`` keeps whole memories and allows any derivative; ``torch.func``
-            and ``torch.export`` always take it.
+            on a CPU it is compiled once ``build_kernels`` was called; a second derivative through it raises. ``"autograd"`` keeps
+            whole memories and allows any derivative; ``torch.func`` and ``torch.export`` always take it.
         device: where the parameters are.
         dtype: of the parameters.
 

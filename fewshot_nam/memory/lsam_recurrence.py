@@ -9,6 +9,8 @@ Source: Nam and Seo, "Neural Attention Memory" (the ICLR 2023 submission behind 
 ``k_t`` and ``u_t``, but a memory only every ``BLOCK`` steps: on its way back it repeats a block's writes from there, to the bit.
 (Undoing them, ``M_(t-1) = M_t - u_t k_t^T``, would need no memory, but after one large value leaves nothing of the small ones.)
 
+Where ``build_kernels`` built them, the same loops run compiled on a CPU (``lsam_kernel``), inside the same two operators.
+
 Legend: ``T`` steps, ``R`` directions (1 or 2, run side by side), ``B`` sequences, ``H`` heads, ``e`` the width of a head, and
 ``N = R B H``. The parts of one head lie next to each other, so that all heads of all sequences form one batch.
 """
@@ -22,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from fewshot_nam.memory.kernels import library_for
+from fewshot_nam.memory.lsam_kernel import run_backward, run_forward
 from fewshot_nam.memory.modes import full_precision, needs_plain_autograd
 from fewshot_nam.memory.primitives import read, unit, write
 
@@ -163,17 +167,14 @@ def _forward(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squa
     their lengths ``(T, N, 2, 1)``, ``v - M k`` as ``(T, N, 1, e)``, the probabilities ``p_r`` and ``p_w`` ``(T, N, 1, 2)``, and
     ``v`` ``(T, N, 1, e)`` if it is squashed (else nothing).
     """
-    steps, _, batch, _ = gates.shape
-    heads, width = memory.shape[-3], memory.shape[-1]
-    n = memory.shape[0] * batch * heads
-    hiddens = gates.new_empty(steps, *hidden.shape)
-    units = gates.new_empty(steps, n, 2, width)
-    lengths = gates.new_empty(steps, n, 2, 1)
-    errors = gates.new_empty(steps, n, 1, width)
-    probabilities = gates.new_empty(steps, n, 1, 2)
-    values = gates.new_empty(steps if squashed else 0, n, 1, width)
-    state = memory.reshape(n, width, width).clone(memory_format=torch.contiguous_format)
-    blocks = gates.new_empty(_blocks(steps), n, width, width)
+    outputs = _forward_outputs(gates, hidden, memory, squashed)
+    if (library := library_for(gates)) is not None:
+        run_forward(library, gates, weight, hidden, memory, squashed, BLOCK, outputs)
+        return outputs
+    hiddens, last, blocks, units, lengths, errors, probabilities, values = outputs
+    steps, n, _, width = units.shape
+    state = last.view(n, width, width)
+    last.copy_(memory)
 
     # Buffers and views of them are made once: at the usual sizes a step is as much calls as arithmetic.
     total, recalled, update = gates.new_empty(gates.shape[1:]), *gates.new_empty(2, n, 1, width)
@@ -202,19 +203,15 @@ def _forward(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squa
         torch.bmm(each_query[t], state_t, out=recalled)
         torch.mul(recalled, each_p_read[t], out=each_read[t])
         hidden = each_hidden[t]
-    return hiddens, state.view(memory.shape), blocks, units, lengths, errors, probabilities, values
+    return outputs
 
 
-def _blocks(steps: int) -> int:
-    return -(-steps // BLOCK)
-
-
-@_forward.register_fake
-def _(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squashed: bool) -> tuple[Tensor, ...]:
+def _forward_outputs(gates: Tensor, hidden: Tensor, memory: Tensor, squashed: bool) -> tuple[Tensor, ...]:
+    """Return room for all that ``_forward`` returns."""
     steps, width = gates.shape[0], memory.shape[-1]
     n = memory.shape[0] * memory.shape[1] * memory.shape[2]
     kept = (
-        (_blocks(steps), n, width, width),
+        (-(-steps // BLOCK), n, width, width),
         (steps, n, 2, width),
         (steps, n, 2, 1),
         (steps, n, 1, width),
@@ -222,6 +219,11 @@ def _(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squashed: b
         (steps * squashed, n, 1, width),
     )
     return gates.new_empty(steps, *hidden.shape), memory.new_empty(memory.shape), *(gates.new_empty(s) for s in kept)
+
+
+@_forward.register_fake
+def _(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squashed: bool) -> tuple[Tensor, ...]:
+    return _forward_outputs(gates, hidden, memory, squashed)
 
 
 @torch.library.custom_op(
@@ -253,6 +255,31 @@ def _backward(
 
     and for the raw ``x`` of a unit ``x / |x|``: ``(dx - x (x . dx)) / |x|``.
     """
+    kept = (blocks, units, lengths, errors, probabilities, values)
+    grad_gates = hiddens.new_empty(*hiddens.shape[:3], weight.shape[1])
+    grad_first = torch.empty_like(grad_memory, memory_format=torch.contiguous_format)
+    if (library := library_for(hiddens)) is not None:
+        run_backward(library, grad_hiddens, grad_memory, weight, kept, BLOCK, grad_gates, grad_first)
+    else:
+        _run_backward_in_torch(grad_hiddens, grad_memory, weight, kept, grad_gates, grad_first)
+    grad_hidden = torch.bmm(grad_gates[0], weight)
+    # one product over all steps, not one a step.
+    grad_weight = torch.bmm(grad_gates[0].mT, hidden)
+    if len(hiddens) > 1:
+        grad_weight += torch.einsum("trbc,trbd->rcd", grad_gates[1:], hiddens[:-1])
+    return grad_gates, grad_weight, grad_hidden, grad_first
+
+
+def _run_backward_in_torch(
+    grad_hiddens: Tensor,
+    grad_memory: Tensor,
+    weight: Tensor,
+    kept: tuple[Tensor, ...],
+    grad_gates: Tensor,
+    grad_first: Tensor,
+) -> None:
+    """Fill the gradients of the gates and of the first memory, both contiguous."""
+    blocks, units, lengths, errors, probabilities, values = kept
     steps, n, _, width = units.shape
     p_read, p_write = probabilities[..., :1], probabilities[..., 1:]
     updates = errors * p_write
@@ -265,14 +292,14 @@ def _backward(
     squashed = len(values) > 0
     value_slope = 1 - values * values
 
-    grad_gates = hiddens.new_empty(*hiddens.shape[:3], weight.shape[1])
     grad_hiddens = grad_hiddens.clone(memory_format=torch.contiguous_format)
-    grad_state = grad_memory.reshape(n, width, width).clone(memory_format=torch.contiguous_format)
-    memories = hiddens.new_empty(min(steps, BLOCK) + 1, n, width, width).unbind(0)
+    grad_first.copy_(grad_memory)
+    grad_state = grad_first.view(n, width, width)
+    memories = units.new_empty(min(steps, BLOCK) + 1, n, width, width).unbind(0)
 
-    grad_read, grad_update, grad_written = (hiddens.new_empty(n, 1, width) for _ in range(3))
+    grad_read, grad_update, grad_written = (units.new_empty(n, 1, width) for _ in range(3))
     # the query's and the key's each contiguous: bmm into anything else falls back to one product for each of the N.
-    grad_query, grad_key = both = hiddens.new_empty(2, n, 1, width)
+    grad_query, grad_key = both = units.new_empty(2, n, 1, width)
     grad_units = both.squeeze(2).transpose(0, 1)
     product, projection = torch.empty_like(units[0]), torch.empty_like(inverse[0])
     read_projection = projection[:, :1]
@@ -313,13 +340,6 @@ def _backward(
         torch.mul(read_projection, each_slope[t], out=each_grad_read[t])
         torch.mul(grad_units, each_inverse[t], out=each_grad_units[t])
         each_grad_units[t].addcmul_(projection, each_along[t], value=-1)
-
-    grad_hidden = torch.bmm(each_grad[0], weight)
-    # one product over all steps, not one a step.
-    grad_weight = torch.bmm(each_grad[0].mT, hidden)
-    if steps > 1:
-        grad_weight += torch.einsum("trbc,trbd->rcd", grad_gates[1:], hiddens[:-1])
-    return grad_gates, grad_weight, grad_hidden, grad_state.view(grad_memory.shape)
 
 
 @_backward.register_fake

@@ -112,15 +112,22 @@ def write_block(
     if isinstance(p_erase, Tensor) or p_erase:
         updates = updates - _per_vector(p_erase) * (keys @ memory.mT)
     keys_solving = keys.to(solving)
+    n, width = keys.shape[-2:]
+    if n > width and not isinstance(ridge, Tensor) and ridge > 0:
+        # The same product with the smaller matrix inverted: (K^T K + r I)^-1 K^T = K^T (K K^T + r I)^-1.
+        spread = keys_solving.mT @ keys_solving + ridge * torch.eye(width, dtype=solving, device=keys.device)
+        factor, failed = torch.linalg.cholesky_ex(spread)
+        _refuse(failed.any(), "write_block: keys must be finite")
+        return memory + torch.cholesky_solve(keys_solving.mT @ updates.to(solving), factor).mT.to(memory.dtype)
     gram = keys_solving @ keys_solving.mT
     if isinstance(ridge, Tensor) or ridge > 0:
         damping = _per_vector(_per_vector(ridge)) * torch.eye(keys.shape[-2], dtype=solving, device=keys.device)
         factor, failed = torch.linalg.cholesky_ex(gram + damping)
-        if bool(failed.any()):
-            raise ValueError(
-                "write_block: the keys' products plus ridge are not positive definite: keys must be finite, and ridge above 0, "
-                "or 0 as a plain number where keys are independent"
-            )
+        _refuse(
+            failed.any(),
+            "write_block: the keys' products plus ridge are not positive definite: keys must be finite, and ridge above 0, "
+            "or 0 as a plain number where keys are independent",
+        )
     else:
         factor = _exact_factor(gram, width=keys.shape[-1])
     solved = torch.cholesky_solve(updates.to(solving), factor)
@@ -165,12 +172,21 @@ def _exact_factor(gram: Tensor, width: int) -> Tensor:
     pivots = factor.diagonal(dim1=-2, dim2=-1).square()
     lengths = gram.diagonal(dim1=-2, dim2=-1)
     smallest = 8 * n * torch.finfo(gram.dtype).eps * lengths
-    if n > width or bool(failed.any()) or not bool((pivots > smallest).all()):
-        raise ValueError(
-            f"write_block: the {n} keys of width {width} are linearly dependent (or zero), so not every pair can read "
-            "back exactly: pass ridge > 0, or leave out repeated keys"
-        )
+    wrong = failed.any() | ~(pivots > smallest).all()
+    _refuse(
+        torch.ones_like(wrong) if n > width else wrong,
+        f"write_block: the {n} keys of width {width} are linearly dependent (or zero), so not every pair can read "
+        "back exactly: pass ridge > 0, or leave out repeated keys",
+    )
     return factor
+
+
+def _refuse(wrong: Tensor, message: str) -> None:
+    """Raise ``ValueError`` where the single truth value ``wrong`` holds; inside ``torch.compile`` an error when the graph is run."""
+    if torch.compiler.is_compiling():  # a branch on values would break the graph in two
+        torch._assert_async(~wrong, message)
+    elif bool(wrong):
+        raise ValueError(message)
 
 
 def _per_vector(gate: Gate) -> Gate:

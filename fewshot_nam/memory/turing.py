@@ -39,6 +39,7 @@ from fewshot_nam.memory.primitives import read, unit, write
 from fewshot_nam.memory.scan import memory_scan
 from fewshot_nam.memory.turing_control import build_controller, is_causal, run_controller
 from fewshot_nam.memory.turing_heads import Action, HeadContext, action_name, head_positions, move, resolve_actions
+from fewshot_nam.memory.turing_kernel import KernelFlags, kernel_takes, run_by_kernel
 from fewshot_nam.memory.turing_keys import KeyControls, write_key
 from fewshot_nam.memory.turing_presets import resolve_preset
 from fewshot_nam.memory.turing_state import Controls, TuringState, TuringTrace, admit_state, check_size, trace_of
@@ -72,8 +73,8 @@ class NAMTuringMachine(nn.Module):
         head_norm: ``"none"``, ``"access"`` or ``"state"``.
         order: ``"read_first"`` or ``"write_first"``.
         backend: ``"loop"`` for the equations step by step; ``"scan"`` for head positions first (in closed form without a JUMP or
-            a transition of your own) and then each value tape as one ``memory_scan``; ``"auto"`` is the scan. A second
-            derivative needs ``"loop"``: through the scan ``memory_scan`` raises, with advice on a backend of its own.
+            a transition of your own) and then each value tape as one ``memory_scan``; ``"auto"`` for the compiled kernel that
+            ``build_kernels`` makes, on a CPU and without a transition of your own, else the scan. A second derivative: ``"loop"``.
         device: where the parameters are.
         dtype: of the parameters.
 
@@ -236,6 +237,9 @@ class NAMTuringMachine(nn.Module):
             if return_trace or self.backend == "loop":
                 reads, states = self._loop(x, controls, state, mask)
                 state = states[-1]
+            elif self.backend == "auto" and kernel_takes(self.actions, state.read_head):
+                flags = KernelFlags(self.actions, self.key_erase, self.head_norm, self.order)
+                reads, state = run_by_kernel(controls, state, mask, flags)
             else:
                 reads, state = self._scan(x, controls, state, mask)
         outputs = self.out_proj(reads.flatten(-2).to(kind))

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 from fewshot_nam.memory.lsam import LSAM, LSAMCell
 from fewshot_nam.memory.lsam_recurrence import recurrence
 
+pytestmark = pytest.mark.usefixtures("either")
 EXACT = {"rtol": 1e-9, "atol": 1e-10}
 F64 = torch.float64
 BACKWARDS = ["hand", "autograd"]

@@ -156,6 +156,17 @@ def test_a_block_knows_no_order(seed, order):
     )
 
 
+@given(seeds, st.floats(1e-3, 1e3), st.floats(0, 1), st.floats(0, 1))
+def test_more_keys_than_they_are_wide_are_written_as_the_equation_says(seed, ridge, p_write, p_erase):
+    memory, keys, values = normal(seed, 2, 3, 5), normal(seed + 1, 2, 11, 5), normal(seed + 2, 2, 11, 3)
+    k = keys.mT
+    updates = p_write * values.mT - p_erase * memory @ k
+    expected = memory + updates @ torch.linalg.inv(k.mT @ k + ridge * torch.eye(11, dtype=torch.float64)) @ k.mT
+    torch.testing.assert_close(
+        write_block(memory, keys, values, p_write, p_erase, ridge), expected, rtol=1e-7, atol=1e-7
+    )
+
+
 def test_a_large_ridge_tends_to_plain_outer_products():
     memory, keys, values = torch.zeros(3, 7, dtype=torch.float64), unit(normal(1, 5, 7)), normal(2, 5, 3)
     ridge = 1e6

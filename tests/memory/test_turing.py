@@ -18,6 +18,7 @@ from fewshot_nam.memory.turing_keys import write_key
 from fewshot_nam.memory.turing_plot import draw_heads
 from fewshot_nam.memory.turing_presets import PRESETS
 
+pytestmark = pytest.mark.usefixtures("either")
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 SHIFTS = ("left", "noop", "right")
 ALL = (*SHIFTS, "jump")
