@@ -2,7 +2,7 @@
 
 The classifier is that of Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (2018), section 3.1:
 logits are ``scale * cos(features, class weight)``. What pictures there are and how they are changed is in ``backbones.ink``
-(handwriting) and ``backbones.photos``.
+(handwriting) and ``backbones.photos``. In a group of processes each takes its share of every batch (``backbones.distributed``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from backbones.distributed import begin_alike, processes, sum_over_processes, wait_for_all
 
 
 @dataclass(frozen=True)
@@ -82,22 +84,38 @@ class Pretraining:
         model: the backbone; it has ``feature_dim``.
         examples: what to learn from.
         recipe: how to train.
-        checkpoint: a file to go on from if it is there, and to write after every epoch; ``None`` keeps nothing.
+        checkpoint: a file to go on from if it is there, and to write after every epoch; ``None`` keeps nothing. Of several
+            processes all read it and the first writes it.
+        device: where to train; pictures are changed on the CPU.
 
     Raises:
-        ValueError: the checkpoint was made with another recipe or other classes.
+        ValueError: the checkpoint was made with another recipe or other classes; or several processes go on from different
+            epochs, or are more than the pictures of a batch.
     """
 
-    def __init__(self, model: nn.Module, examples: Examples, recipe: Recipe, checkpoint: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        examples: Examples,
+        recipe: Recipe,
+        checkpoint: Path | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
         self.recipe, self.checkpoint = recipe, checkpoint
         self.examples = examples
-        self.model = model.to(memory_format=torch.channels_last)
-        self.classifier = CosineSoftmax(int(model.feature_dim), examples.classes, recipe.scale)  # type: ignore[arg-type]
+        self.device = torch.device(device)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        classifier = CosineSoftmax(int(model.feature_dim), examples.classes, recipe.scale)  # type: ignore[arg-type]
+        self.classifier = classifier.to(self.device)
         self.parameters = [*self.model.parameters(), *self.classifier.parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.epoch = 0
         if checkpoint is not None and checkpoint.exists():
             self._resume(checkpoint)
+        if processes()[1] > recipe.batch_size:
+            raise ValueError(f"a batch of {recipe.batch_size} pictures is too small for {processes()[1]} processes")
+        if processes()[1] > 1:
+            begin_alike([self.model, self.classifier], self.epoch)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -110,7 +128,7 @@ class Pretraining:
         Args:
             on_step: called after every step with its loss, for a progress bar.
         """
-        recipe, steps = self.recipe, self.steps_per_epoch
+        recipe, steps, (rank, count) = self.recipe, self.steps_per_epoch, processes()
         # A generator of its own for every epoch: a resumed run then sees what an unbroken one would have seen.
         generator = torch.Generator().manual_seed(recipe.seed * 100_003 + self.epoch)
         order = torch.randperm(len(self.examples), generator=generator)
@@ -118,24 +136,34 @@ class Pretraining:
         loss_sum = correct = 0.0
         for step in range(steps):
             chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+            # Every process changes the whole batch: that takes the generators on alike, and the pictures stay the same.
             inputs, targets = self.examples.batch(chosen, generator)
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            inputs = inputs[rank::count].to(self.device).contiguous(memory_format=torch.channels_last)
+            targets = targets[rank::count].to(self.device)
             for group in self.optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * self._rate(self.epoch * steps + step)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
                 features = self.model(inputs)
             logits = self.classifier(features.float())
-            loss = F.cross_entropy(logits, targets)
+            share = len(targets) / len(chosen)  # 1 for a process alone
+            loss = share * F.cross_entropy(logits, targets)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            outcome = torch.stack([loss.detach(), share * (logits.argmax(dim=-1) == targets).float().mean()])
+            if count > 1:
+                sum_over_processes(self.parameters, outcome)
             self.optimizer.step()
-            loss_sum += loss.item()
-            correct += (logits.argmax(dim=-1) == targets).float().mean().item()
+            step_loss, step_accuracy = outcome.tolist()
+            loss_sum += step_loss
+            correct += step_accuracy
             if on_step is not None:
-                on_step(loss.item())
+                on_step(step_loss)
         self.epoch += 1
         if self.checkpoint is not None:
-            self._save(self.checkpoint)
+            if rank == 0:
+                self._save(self.checkpoint)
+            if count > 1:
+                wait_for_all()  # whichever process looks for the checkpoint next finds this epoch's
         return {"loss": loss_sum / steps, "accuracy": correct / steps}
 
     def _rate(self, step: int) -> float:
@@ -159,7 +187,7 @@ class Pretraining:
         os.replace(unfinished, path)
 
     def _resume(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         if state["recipe"] != asdict(self.recipe):
             theirs, ours = state["recipe"], asdict(self.recipe)
             differ = ", ".join(
@@ -178,18 +206,20 @@ class Pretraining:
 
 
 def train(run: Pretraining, check: Callable[[], str], check_every: int = 5) -> None:
-    """Train to the end, with a progress bar, and print a line for every epoch.
+    """Train to the end, with a progress bar, and print a line for every epoch; of several processes, the first does.
 
     Args:
         run: the training run, fresh or resumed.
         check: called after every ``check_every``-th epoch and the last; what it returns ends that epoch's line.
         check_every: at least 1.
     """
-    epochs = run.recipe.epochs
+    epochs, first = run.recipe.epochs, processes()[0] == 0
     while run.epoch < epochs:
-        title = f"epoch {run.epoch + 1}/{epochs}"
-        with tqdm(total=run.steps_per_epoch, desc=title, leave=False, mininterval=1, disable=None) as bar:
+        title, hide = f"epoch {run.epoch + 1}/{epochs}", None if first else True
+        with tqdm(total=run.steps_per_epoch, desc=title, leave=False, mininterval=1, disable=hide) as bar:
             trained = run.run_epoch(on_step=lambda _loss, bar=bar: bar.update())  # type: ignore[misc]
+        if not first:
+            continue
         line = f"epoch {run.epoch}: loss {trained['loss']:.3f}, training accuracy {100 * trained['accuracy']:.1f}%"
         if run.epoch % check_every == 0 or run.epoch == epochs:
             line += f", {check()}"

@@ -62,7 +62,7 @@ def create_timm(
         ValueError: an option that there is not, a failed download, or a file that does not fit.
     """
     timm, name = library("timm"), PREFIX + model
-    overrides = _checked_transform_options(name, transform_options)
+    overrides = checked_transform_options(name, transform_options)
     reserved = [option for option in model_options if option in _RESERVED]
     if reserved:
         raise ValueError(f"backbone {name}: model option {reserved[0]!r} is set by backbones.create itself")
@@ -76,13 +76,24 @@ def create_timm(
     if isinstance(pretrained, Path):
         state = _renamed(read_weights(pretrained), network)
         fit_weights(network, state, pretrained, name, removed_keys(builder, model_options, network))
-    config = library("timm", "data").resolve_data_config(overrides, model=network)
-    transform = RGBTransform(library("timm", "data").create_transform(**config, is_training=False))
-    identity = "timm eval, RGB on white paper " + json.dumps(config, sort_keys=True)
+    transform, identity = timm_transform(network, overrides)
     return Backbone(name, network, transform, identity, model_options=model_options)
 
 
-def _checked_transform_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def timm_transform(network: nn.Module, overrides: Mapping[str, Any]) -> tuple[RGBTransform, str]:
+    """Return the transform that a timm model's weights were trained with, and a text that changes with it.
+
+    Args:
+        network: a timm model, with or without its classifier.
+        overrides: from ``checked_transform_options``.
+    """
+    config = library("timm", "data").resolve_data_config(dict(overrides), model=network)
+    transform = RGBTransform(library("timm", "data").create_transform(**config, is_training=False))
+    return transform, "timm eval, RGB on white paper " + json.dumps(config, sort_keys=True)
+
+
+def checked_transform_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a transform in the form that timm takes; ``ValueError`` for those that it does not."""
     check_options(name, "transform", options, _TRANSFORM_OPTIONS)
     checked = dict(options)
     if "input_size" in options:

@@ -81,9 +81,7 @@ def create_torchvision(
         if architecture.startswith("densenet"):
             state = {_OLD_DENSENET.sub(r"\1\2", key): tensor for key, tensor in state.items()}
         fit_weights(network, state, pretrained, name, removed_keys(builder, options, network))
-    transform = RGBTransform(weights.transforms(**config))
-    described = config | {"interpolation": config["interpolation"].value}
-    identity = "torchvision eval, RGB on white paper " + json.dumps(described, sort_keys=True)
+    transform, identity = _transform(weights, config)
     return Backbone(name, network, transform, identity, model_options=options)
 
 
@@ -93,16 +91,81 @@ def remove_classifier(network: nn.Module) -> None:
     Args:
         network: one of torchvision's classification models; changed in place.
     """
+    drop_auxiliary(network)
+    network.set_submodule(classifier_name(network), nn.Identity())
+
+
+def drop_auxiliary(network: nn.Module) -> None:
+    """Drop the auxiliary classifiers of a torchvision model, which only training uses."""
     for auxiliary in _AUXILIARY:
         if hasattr(network, auxiliary):
             setattr(network, auxiliary, None)
+
+
+def classifier_name(network: nn.Module) -> str:
+    """Return the name of the last linear layer of a torchvision classifier, or of the convolution in its place."""
     root = next(child for child in _CLASSIFIERS if hasattr(network, child))
     layers = {f"{root}.{key}".rstrip("."): layer for key, layer in network.get_submodule(root).named_modules()}
     linear = [key for key, layer in layers.items() if isinstance(layer, nn.Linear)]
     # SqueezeNet classifies by a 1x1 convolution.
-    found = linear or [key for key, layer in layers.items() if isinstance(layer, nn.Conv2d)]
-    parent, _, child = found[-1].rpartition(".")
-    setattr(network.get_submodule(parent), child, nn.Identity())
+    return (linear or [key for key, layer in layers.items() if isinstance(layer, nn.Conv2d)])[-1]
+
+
+def torchvision_transform(network: nn.Module, options: Mapping[str, Any]) -> tuple[str, RGBTransform, str, list[str]]:
+    """Return a torchvision classifier's name, its transform, a text that changes with it, and the weights it may belong to.
+
+    A model knows neither its own name nor its weights: the name is found by the number of its weights, and where the weights
+    published under it go with several transforms, that of torchvision's default is taken and all of them are listed.
+
+    Args:
+        network: one of torchvision's classification models, with its classifier, which may have any number of classes.
+        options: in place of the transform's own settings, as in ``create_torchvision``.
+
+    Raises:
+        ValueError: no model of torchvision has as many weights.
+    """
+    name = _architecture(network)
+    published = library("torchvision", "models").get_model_weights(name)
+    configs = {weights: _transform_config(PREFIX + name, weights.transforms, options) for weights in published}
+    size = getattr(network, "image_size", None)  # a transformer takes one size only
+    configs = {weights: config for weights, config in configs.items() if size in (None, config["crop_size"])} or configs
+    chosen = published.DEFAULT if published.DEFAULT in configs else next(iter(configs))
+    alike = all(config == configs[chosen] for config in configs.values())
+    return PREFIX + name, *_transform(chosen, configs[chosen]), [] if alike else [str(weights) for weights in configs]
+
+
+def _architecture(network: nn.Module) -> str:
+    models = library("torchvision", "models")
+    parts = dict(network.named_modules())
+    classifier = parts[classifier_name(network)]
+    outputs = int(next(classifier.parameters()).shape[0])
+    spare = [part for key, part in parts.items() if key in _AUXILIARY]
+    spare_outputs = [
+        part for whole in spare for part in whole.modules() if getattr(part, "out_features", None) == outputs
+    ]
+    # The published numbers count auxiliary classifiers for some models and not for others.
+    counts = {
+        (_count(network), _count(classifier, *spare_outputs)),
+        (_count(network) - _count(*spare), _count(classifier)),
+    }
+    for name in model_names():
+        if models.get_model_builder(name).__module__ == type(network).__module__:
+            for weights in models.get_model_weights(name):
+                classes = len(weights.meta["categories"] or ())  # weights without a classifier name none
+                for every, last in counts:
+                    if weights.meta["num_params"] == every - last + last // outputs * classes:
+                        return str(name)
+    raise ValueError(f"{type(network).__name__}: no model of torchvision has its layers: pass its transform")
+
+
+def _count(*modules: nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def _transform(weights: Any, config: Mapping[str, Any]) -> tuple[RGBTransform, str]:
+    described = {**config, "interpolation": config["interpolation"].value}
+    identity = "torchvision eval, RGB on white paper " + json.dumps(described, sort_keys=True)
+    return RGBTransform(weights.transforms(**config)), identity
 
 
 def _transform_config(name: str, preset: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,41 @@
-"""Few-shot learning with Neural Attention Memory: features in, scores out.
+"""Few-shot learning with Neural Attention Memory: teach a vision model a class from one picture.
 
+- ``fewshot_nam.attach``: any vision model becomes one that learns classes from pictures, saves them and forgets them.
+- ``fewshot_nam.NAMClassifier``, ``fewshot_nam.CosineClassifier``: the same heads for scikit-learn.
 - ``fewshot_nam.memory``: the shared memory library (read, write, and networks built on them).
-- ``fewshot_nam.heads``: few-shot classifier heads that learn a class from one picture and forget it again.
+- ``fewshot_nam.heads``: few-shot classifier heads that learn a class from one picture and forget it again: features in, scores out.
+
+Importing this package does not import torch: a command's ``--help`` answers at once.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fewshot_nam.estimators import CosineClassifier, NAMClassifier
+    from fewshot_nam.vision.attaching import attach
+    from fewshot_nam.vision.model import NAMModel
+
 __version__ = "0.1.0"
+__all__ = ["CosineClassifier", "NAMClassifier", "NAMModel", "attach"]
+
+_HOMES = {
+    "CosineClassifier": "estimators",
+    "NAMClassifier": "estimators",
+    "NAMModel": "vision.model",
+    "attach": "vision.attaching",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

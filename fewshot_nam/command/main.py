@@ -1,0 +1,325 @@
+"""What the command ``fewshot-nam`` does; answers go to standard output, progress, notes and errors to standard error."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewshot_nam.command.options import DEFAULT_BACKBONE, key_values, parser
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewshot_nam.heads import Head, Label
+    from fewshot_nam.vision.model import NAMModel
+
+Answer = tuple[dict[str, Any], list[str]]
+"""What ``--json`` prints, and the lines that are printed otherwise."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 2 for input that cannot be used, 130 when interrupted."""
+    options = parser().parse_args(arguments)
+    try:
+        answer, lines = _COMMANDS[options.command](options)
+        print(json.dumps(answer, indent=2) if options.json else "\n".join(lines), flush=True)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the memory is as it was", file=sys.stderr)
+        return 130
+    return 0
+
+
+# The commands.
+
+
+def _learn(options: argparse.Namespace) -> Answer:
+    from fewshot_nam.command.pictures import pictures_in, pictures_of_classes
+    from fewshot_nam.vision.saving import save_head
+
+    path = _writable(options.memory)
+    if options.label is None:
+        found = pictures_of_classes(options.pictures, "with --label LABEL, its pictures are of that class")
+    else:
+        found = [(picture, options.label) for picture in pictures_in(options.pictures)]
+    with _alone(path):
+        if path.exists():
+            given = ("backbone", "head", "model_option", "transform_option")
+            wrong = [f"--{name.replace('_', '-')}" for name in given if getattr(options, name)]
+            if wrong:
+                raise ValueError(f"{path} is there already, and {', '.join(wrong)} can be set for a new memory only")
+            model, notes = _open(options)
+        else:
+            model, notes = _new(options)
+        classes = model.classes
+        labels = [_known(label, classes) for _, label in found]
+        model.head.write(_features(model, [picture for picture, _ in found], options), labels)
+        save_head(path, model.head, model.backbone, notes)
+    learned = {str(label): count for label, count in Counter(labels).items()}
+    lines = [f"{path}: learned {_counted(learned)}; knows {_classes(len(model.classes))}"]
+    return {"memory": str(path), "learned": learned, "classes": model.classes}, lines
+
+
+def _predict(options: argparse.Namespace) -> Answer:
+    from fewshot_nam.command.pictures import pictures_in
+
+    pictures = pictures_in(options.pictures)
+    model, _ = _open(options)
+    if options.unknown and model.head.threshold is None:
+        raise ValueError(f"{options.memory} has no threshold to refuse below: run fewshot-nam calibrate first")
+    scores = model.head(_features(model, pictures, options))
+    answers = []
+    for picture, row in zip(pictures, scores.tolist(), strict=True):
+        score = max(row)
+        accepted = None if model.head.threshold is None else score >= model.head.threshold
+        best = model.classes[row.index(score)]
+        label = None if options.unknown and not accepted else best
+        answers.append({"picture": str(picture), "label": label, "best": best, "score": score, "accepted": accepted})
+    lines = [
+        f"{one['picture']}\t{'unknown' if one['label'] is None else one['label']}\t{one['score']:.4f}"
+        for one in answers
+    ]
+    return {"memory": options.memory, "threshold": model.head.threshold, "predictions": answers}, lines
+
+
+def _forget(options: argparse.Namespace) -> Answer:
+    from fewshot_nam.vision.saving import read_head, write_head
+
+    path = _writable(options.memory)
+    with _alone(path):
+        about, head, probed = read_head(path)
+        labels = [_known(label, head.classes) for label in options.labels]
+        head.forget(labels)
+        write_head(path, head, about, probed)
+    lines = [f"{path}: forgot {', '.join(map(str, labels))}; knows {_classes(len(head.classes))}"]
+    return {"memory": str(path), "forgotten": labels, "classes": head.classes}, lines
+
+
+def _inspect(options: argparse.Namespace) -> Answer:
+    from fewshot_nam.vision.saving import read_head
+
+    about, head, _ = read_head(options.memory)
+    counts = _pictures_per_class(head)
+    try:
+        threshold, refusal = head.threshold, None
+    except ValueError as error:  # calibrated, but no class is left, or too few strangers
+        threshold, refusal = None, str(error)
+    calibrated = (
+        None if head._target_fpr is None else {"target_fpr": head._target_fpr, "strangers": len(head.strangers)}
+    )
+    answer = {
+        "memory": options.memory,
+        **{key: about.get(key) for key in ("made_by", "backbone", "model_options", "transform", "weights", "notes")},
+        "head": about["head"],
+        "settings": about["settings"],
+        "feature_dim": head.feature_dim,
+        "classes": [{"label": label, "pictures": count} for label, count in zip(head.classes, counts, strict=True)],
+        "threshold": threshold,
+        "calibrated": calibrated,
+    }
+    source = (about.get("notes") or {}).get("weights")
+    refusing = refusal or (
+        "refuses nothing: not calibrated" if threshold is None else f"accepts scores from {threshold:.4f}"
+    )
+    if calibrated is not None:
+        refusing += f" (at most {head._target_fpr:g} of strangers, from {len(head.strangers)} of them)"
+    lines = [
+        f"{options.memory}: {about['head']} of {_classes(len(head.classes))}, {head.feature_dim} features, {refusing}",
+        f"backbone {about['backbone']}" + (f", weights {source}" if source else "") + f", SHA-256 {about['weights']}",
+        *(f"  {label}\t{_pictures(count)}" for label, count in zip(head.classes, counts, strict=True)),
+    ]
+    return answer, lines
+
+
+def _calibrate(options: argparse.Namespace) -> Answer:
+    from fewshot_nam.command.pictures import pictures_in, pictures_of_classes
+    from fewshot_nam.vision.saving import save_head
+
+    path = _writable(options.memory)
+    labels = None
+    if options.by_class:
+        by_class = pictures_of_classes(options.strangers, "without --by-class, its pictures are strangers")
+        strangers, labels = [picture for picture, _ in by_class], [label for _, label in by_class]
+    else:
+        strangers = pictures_in(options.strangers)
+    known = None if options.known is None else pictures_of_classes([options.known], "--known needs them")
+    with _alone(path):
+        model, notes = _open(options)
+        found = model.head.calibrate(
+            _features(model, strangers, options),
+            None if known is None else _features(model, [picture for picture, _ in known], options),
+            target_fpr=options.target,
+            unknown_labels=None if labels is None else [_known(label, model.classes) for label in labels],
+            known_labels=None if known is None else [_known(label, model.classes) for _, label in known],
+        )
+        save_head(path, model.head, model.backbone, notes)
+    of = "" if found.stranger_classes is None else f" of {_classes(found.stranger_classes)}"
+    line = (
+        f"{path}: accepts scores from {found.threshold:.4f}; at most {found.bound:.4g} of strangers pass, from "
+        f"{found.strangers} of them{of}"
+    )
+    if found.known_accepted is not None:
+        line += f"; {found.known_accepted:.4g} of the known pictures are accepted"
+    return {"memory": str(path), **found._asdict()}, [line]
+
+
+def _export(options: argparse.Namespace) -> Answer:
+    from fewshot_nam.vision.export import export_onnx
+
+    path = _writable(options.onnx)
+    model, _ = _open(options)
+    export_onnx(model, path)
+    lines = [f"{path}: {_classes(len(model.classes))}, pictures of {'x'.join(map(str, _input_shape(model)))}"]
+    return {"memory": options.memory, "onnx": str(path), "classes": model.classes}, lines
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], Answer]] = {
+    "learn": _learn,
+    "predict": _predict,
+    "forget": _forget,
+    "inspect": _inspect,
+    "calibrate": _calibrate,
+    "export": _export,
+}
+
+
+# Models.
+
+
+def _new(options: argparse.Namespace) -> tuple[NAMModel, dict[str, Any]]:
+    """Return a model that knows nothing yet, and the notes for its file."""
+    import backbones
+    from fewshot_nam import heads
+    from fewshot_nam.vision.model import NAMModel
+
+    if options.backbone is None and not options.quiet:
+        print(
+            f"note: the backbone is {DEFAULT_BACKBONE}, which knows handwritten characters; for photographs, start a memory with "
+            "--backbone timm/MODEL or torchvision/MODEL",
+            file=sys.stderr,
+        )
+    source = _source(options.weights) or "published"
+    backbone = backbones.create(
+        options.backbone or DEFAULT_BACKBONE,
+        _weights(source),
+        model_options=key_values("--model-option", options.model_option),
+        transform_options=key_values("--transform-option", options.transform_option),
+        device=options.device,
+    )
+    head = heads.create(options.head or "nam", background=backbone.base_prototypes)
+    return NAMModel(backbone, head), {"weights": source}
+
+
+def _open(options: argparse.Namespace) -> tuple[NAMModel, dict[str, Any]]:
+    """Return the model of a memory's file, and the file's notes."""
+    from fewshot_nam.vision.model import NAMModel
+    from fewshot_nam.vision.rebuilding import rebuild
+    from fewshot_nam.vision.saving import read_head
+
+    about, head, _ = read_head(options.memory)
+    notes = dict(about.get("notes") or {})
+    source = _source(options.weights) or notes.get("weights", "published")
+    if source not in ("published", "random") and not Path(source).is_file():
+        raise ValueError(
+            f"{options.memory} was learned with the weights in {source}, which is not there: pass --weights FILE"
+        )
+    model = NAMModel(rebuild(about, _weights(source), options.device), head).load(options.memory)
+    return model, notes | {"weights": source}
+
+
+def _source(weights: str | None) -> str | None:
+    """Return where weights come from, as it is noted in the file: the option, a file by its full path."""
+    return weights if weights in (None, "random") else str(Path(weights).expanduser().resolve())
+
+
+def _weights(source: str) -> bool | str:
+    """Return the weights as ``backbones.create`` takes them; random ones come out the same every time."""
+    if source == "random":
+        import torch
+
+        torch.manual_seed(0)
+    return {"published": True, "random": False}.get(source, source)
+
+
+def _features(model: NAMModel, pictures: list[Path], options: argparse.Namespace) -> Tensor:
+    import torch
+    from tqdm import tqdm
+
+    parts = []
+    with torch.no_grad(), tqdm(total=len(pictures), unit="picture", disable=True if options.quiet else None) as bar:
+        for start in range(0, len(pictures), model.batch_size):
+            parts.append(model.features(pictures[start : start + model.batch_size]))
+            bar.update(len(parts[-1]))
+    return torch.cat(parts)
+
+
+def _known(label: str, classes: list[Label]) -> Label:
+    """Return the class that is written so on a command line; one that was learned in Python may be a number."""
+    return next(
+        (name for name in classes if name == label), next((name for name in classes if str(name) == label), label)
+    )
+
+
+def _pictures_per_class(head: Head) -> list[int]:
+    """Return how many pictures each class was learned from; 0 for one that was known beforehand."""
+    counts = Counter(head.targets.tolist())
+    return [0] * len(head.base) + [counts[i] for i in range(len(head.classes) - len(head.base))]
+
+
+def _input_shape(model: NAMModel) -> tuple[int, ...]:
+    from PIL import Image
+
+    return tuple(model.backbone.transform(Image.new("RGB", (256, 256))).shape)
+
+
+# Files and words.
+
+
+def _writable(given: str) -> Path:
+    """Return the path of a file that can be written; ``ValueError`` before the work, not after it."""
+    path = Path(given)
+    if not given or path.is_dir():
+        raise ValueError(f"{given!r} names no file")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"the directory of {given} does not exist")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise ValueError(f"the directory of {given} cannot be written")
+    return path
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other command changes this memory: of two that read and then write, one would lose what it learned."""
+    from filelock import FileLock
+
+    lock = path.with_name(f".{path.name}.lock")
+    with FileLock(lock):
+        yield
+
+
+def _counted(learned: dict[str, int]) -> str:
+    shown = [f"{label} ({_pictures(count)})" for label, count in list(learned.items())[:10]]
+    return ", ".join(shown) + (f", ... ({len(learned)} classes)" if len(learned) > 10 else "")
+
+
+def _classes(count: int) -> str:
+    return f"{count:,} class{'' if count == 1 else 'es'}"
+
+
+def _pictures(count: int) -> str:
+    return f"{count:,} picture{'' if count == 1 else 's'}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

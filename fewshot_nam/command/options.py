@@ -1,0 +1,155 @@
+"""The options of ``fewshot-nam``. Nothing heavy is imported here, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+DEFAULT_BACKBONE = "conv4"
+
+_DESCRIPTION = """\
+Teach a vision model classes from a few pictures each, recognise them, and refuse what it does not know.
+
+All that was learned is kept in one file, the memory. The backbone that turns pictures into features is never changed.
+"""
+
+_EXAMPLES = """\
+examples:
+  fewshot-nam learn photos/ --backbone timm/resnet18 --out shop.safetensors    (a directory of pictures for each class)
+  fewshot-nam learn cup.jpg --label cup --out shop.safetensors                 (adds to a memory that is there)
+  fewshot-nam predict what.jpg more/ --memory shop.safetensors
+  fewshot-nam calibrate strangers/ --target 0.05 --memory shop.safetensors
+  fewshot-nam predict what.jpg --unknown --memory shop.safetensors             (refuses strangers)
+  fewshot-nam forget cup --memory shop.safetensors
+  fewshot-nam inspect --memory shop.safetensors
+  fewshot-nam export shop.onnx --memory shop.safetensors
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; the command's name is in ``command``."""
+    made = _Parser(
+        prog="fewshot-nam",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    learn = _command(commands, "learn", "learn classes from pictures, in a new memory or in one that is there")
+    learn.add_argument(
+        "pictures",
+        nargs="+",
+        metavar="PATH",
+        help="directories that hold a directory of pictures for each class; with --label, pictures or directories of them",
+    )
+    learn.add_argument("--label", metavar="LABEL", help="the class of all these pictures")
+    _memory(learn, "--out", "--memory", help="the memory's file; classes are added to one that is there")
+    learn.add_argument(
+        "--backbone",
+        metavar="NAME",
+        help="of a new memory: conv4 (handwritten characters; comes with the package), timm/MODEL or torchvision/MODEL "
+        f"(default: {DEFAULT_BACKBONE})",
+    )
+    learn.add_argument("--head", choices=("nam", "cosine"), help="of a new memory (default: nam)")
+    for kind, example in (("model", "pad_type=same"), ("transform", "input_size=160")):
+        learn.add_argument(
+            f"--{kind}-option",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help=f"of a new memory: an option of the {kind}, such as {example}; may be repeated",
+        )
+    _machine(learn)
+
+    predict = _command(commands, "predict", "say which class each picture is of")
+    predict.add_argument("pictures", nargs="+", metavar="PATH", help="pictures, or directories of them")
+    _memory(predict)
+    predict.add_argument("--unknown", action="store_true", help="refuse strangers: needs calibrate first")
+    _machine(predict)
+
+    forget = _command(commands, "forget", "forget classes: the memory is then the one that never saw them")
+    forget.add_argument("labels", nargs="+", metavar="LABEL")
+    _memory(forget)
+
+    inspect = _command(commands, "inspect", "say what a memory knows and what it belongs to")
+    _memory(inspect)
+
+    calibrate = _command(commands, "calibrate", "set how sure the model must be, from pictures of strangers")
+    calibrate.add_argument(
+        "strangers", nargs="+", metavar="PATH", help="pictures of what is to be refused, or directories of them"
+    )
+    _memory(calibrate)
+    calibrate.add_argument(
+        "--target",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="at most this share of strangers is accepted; it takes 1 / SHARE - 1 of them (default: %(default)s)",
+    )
+    calibrate.add_argument(
+        "--by-class",
+        action="store_true",
+        help="PATH holds a directory for each class of strangers; the bound then holds for strangers of new classes",
+    )
+    calibrate.add_argument(
+        "--known",
+        metavar="DIR",
+        help="other pictures of known classes, a directory for each: says how many of them are accepted",
+    )
+    _machine(calibrate)
+
+    export = _command(commands, "export", "write backbone and memory as one ONNX file, for onnxruntime and others")
+    export.add_argument("onnx", metavar="FILE", help="the ONNX file; one that is there is replaced")
+    _memory(export)
+    _machine(export)
+    return made
+
+
+def _command(commands: argparse._SubParsersAction[_Parser], name: str, meaning: str) -> argparse.ArgumentParser:
+    made = commands.add_parser(
+        name, help=meaning, description=meaning[0].upper() + meaning[1:] + ".", allow_abbrev=False
+    )
+    made.add_argument("--json", action="store_true", help="answer in JSON")
+    return made
+
+
+def _memory(command: argparse.ArgumentParser, *flags: str, help: str = "the memory's file") -> None:
+    command.add_argument(*(flags or ("--memory",)), dest="memory", required=True, metavar="FILE", help=help)
+
+
+def _machine(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="the backbone's weights: a file, or 'random' (to try things out); otherwise those that the memory was learned with, "
+        "and for a new one the backbone's own, which timm and torchvision fetch",
+    )
+    command.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    command.add_argument("--quiet", action="store_true", help="no progress bar and no notes")
+
+
+def key_values(option: str, pairs: list[str] | None) -> dict[str, Any]:
+    """Return ``KEY=VALUE`` texts as a dict; values are read as YAML: numbers, lists, true and false are what they look like.
+
+    Raises:
+        ValueError: a text of another form; ``option`` is named.
+    """
+    import yaml
+
+    found = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{option}: expected KEY=VALUE, got {pair!r}")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"{option}: the value of {pair!r} is not YAML") from None
+    return found

@@ -1,0 +1,62 @@
+"""The pictures that a command line names: files, and directories of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewshot_nam.files.folders import EXTENSIONS, directories, pictures_by_class
+
+
+def pictures_in(paths: list[str]) -> list[Path]:
+    """Return files as they are named, and of a directory all pictures below it, sorted.
+
+    Raises:
+        ValueError: a path that is not there, or a directory without pictures.
+        OSError: a directory that cannot be read.
+    """
+    found: list[Path] = []
+    for given in paths:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            whole = path.resolve()
+            below = pictures_by_class(given, whole.parent, [whole.name])[whole.name]
+            found += [path / Path(file).relative_to(whole.name) for file in below]
+        elif path.exists() or path.is_symlink():
+            found.append(path)
+        else:
+            raise ValueError(f"{given}: there is no such file or directory")
+    return found
+
+
+def pictures_of_classes(paths: list[str], otherwise: str) -> list[tuple[Path, str]]:
+    """Return the pictures of directories that hold a directory for each class, each with the name of its class.
+
+    Args:
+        paths: the directories.
+        otherwise: how to mend it where there are no class directories, for the error.
+
+    Raises:
+        ValueError: a path that is no directory or holds none, pictures beside the class directories, or a class without pictures.
+        OSError: a directory that cannot be read.
+    """
+    found: list[tuple[Path, str]] = []
+    for given in paths:
+        root = Path(given).expanduser()
+        if not root.is_dir():
+            kind = "a file" if root.exists() else "not there"
+            raise ValueError(
+                f"{given}: {kind}; expected a directory that holds a directory of pictures for each class; {otherwise}"
+            )
+        classes = directories(root)
+        loose = sorted(entry.name for entry in root.iterdir() if entry.is_file() and entry.suffix.lower() in EXTENSIONS)
+        if loose and classes:
+            raise ValueError(
+                f"{given}: {loose[0]} stands beside the class directories, so its class is not known: move it into one"
+            )
+        if not classes:
+            raise ValueError(
+                f"{given}: holds no class directories, expected one directory of pictures for each class; {otherwise}"
+            )
+        by_class = pictures_by_class(given, root, classes)
+        found += [(root / file, label) for label, files in by_class.items() for file in files]
+    return found

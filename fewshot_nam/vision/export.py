@@ -1,0 +1,318 @@
+"""A model that has learned, for other runtimes: one ONNX file, or a ``torch.export`` program.
+
+What was learned stays apart from the graph, so that it can be replaced without exporting again, with more classes or with fewer: in
+an ONNX file these are the initializers that ``memory_of`` names, which ``update_onnx`` replaces; in a program they are an input.
+The graph maps ``pictures`` ``(batch, C, H, W)``, transformed already, to ``scores`` ``(batch, classes)``. It checks nothing: NaN in
+a picture gives NaN scores.
+
+Metadata of an ONNX file, format 1, every value JSON but for the first two and ``transform``: ``format`` ("fewshot-nam onnx"),
+``version`` ("1"), ``classes`` (names in the order of the scores' columns), ``threshold`` (accept where the largest score reaches
+it; ``null`` where none is set), ``temperature`` (of probabilities: ``softmax(scores / temperature)``; ``null`` where none was
+fitted), ``transform`` (how pictures are prepared, in words and numbers), ``backbone`` (name) and ``graph`` (what the graph was
+made from, which ``update_onnx`` checks).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import fewshot_nam
+from backbones.libraries import LibraryNotInstalled
+from fewshot_nam.files.atomic import replacing
+from fewshot_nam.heads import CosineHead, Head, NAMHead
+from fewshot_nam.heads.background import Ground
+from fewshot_nam.heads.nam import Learned
+from fewshot_nam.vision.layers import LayerFeatures, find_layer
+from fewshot_nam.vision.model import NAMModel
+from fewshot_nam.vision.saving import digest, settings, weights_digest
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+FORMAT, VERSION = "fewshot-nam onnx", 1
+_PER_CLASS = ("memory", "plain", "familiar")  # one row a class
+_MOST_BYTES = 2**31 - 2**24  # what one protobuf file holds, less room for the graph
+
+
+def memory_of(model: NAMModel) -> dict[str, Tensor]:
+    """Return what a model has learned as the graph takes it: float32, one row a class in the order of ``model.classes``.
+
+    Returns:
+        ``memory`` ``(classes, D)``. For a NAM head with a background or with base classes also ``plain``, alike, and ``centre``
+        ``(D,)``; with a background further ``familiar`` ``(classes,)`` and ``rows`` ``(background, D)``.
+
+    Raises:
+        ValueError: no class is known yet, or a head that cannot be exported.
+    """
+    head = model.head
+    if type(head) not in (NAMHead, CosineHead):
+        raise ValueError(
+            f"export: a {type(head).__name__} cannot be exported: attach with NAMHead or CosineHead, whose scores are products"
+        )
+    if not head.classes:
+        raise ValueError("export: the model knows no class yet: call learn(images, labels) first")
+    with torch.no_grad():
+        learned = head._current()
+    if isinstance(learned, Tensor):
+        return {"memory": learned[0].detach().float()}
+    found = {"memory": learned.memory[0]}
+    if learned.plain is not None and learned.ground is not None:
+        found |= {"plain": learned.plain[0], "centre": learned.ground.centre}
+        if learned.familiar is not None:
+            found |= {"familiar": learned.familiar[0, 0], "rows": learned.ground.rows}
+    return {name: tensor.detach().float() for name, tensor in found.items()}
+
+
+def export_program(model: NAMModel) -> ExportedProgram:
+    """Return the model as a program of ``torch.export`` that takes pictures and a memory, any number of pictures and classes.
+
+    ``program.module()(pictures, memory_of(model))`` gives scores ``(batch, classes)``, also for a model that has learned other
+    classes since, as long as backbone and settings of the head are the same.
+
+    Raises:
+        ValueError: no class is known yet, a head that cannot be exported, or a backbone that ``torch.export`` cannot trace for any
+            number of pictures.
+    """
+    device = model.head.targets.device
+    known = memory_of(model)
+    # Three classes to trace with: the number 1 would be taken for one that never changes.
+    memory = known | {name: known[name][:1].repeat_interleave(3, dim=0) for name in _PER_CLASS if name in known}
+    picture = model.backbone.transform(Image.new("RGB", (256, 256))).unsqueeze(0).to(device)
+    classes, batch = torch.export.Dim("classes"), torch.export.Dim("batch")
+    shapes = ({0: batch}, {name: {0: classes} if name in _PER_CLASS else {} for name in memory})
+    pictures = picture.expand(2, *picture.shape[1:]).contiguous()
+    try:
+        with torch.no_grad():
+            return torch.export.export(_Graph(model), (pictures, memory), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # whatever a network does that cannot be traced
+        raise ValueError(
+            f"export: torch.export cannot trace {model.backbone.name} for any number of pictures "
+            f"({type(error).__name__}: {_first_line(error)})"
+        ) from error
+
+
+def export_onnx(model: NAMModel, path: str | os.PathLike[str]) -> None:
+    """Write the model to one ONNX file, whole or not at all: backbone, what was learned, and metadata.
+
+    Args:
+        model: has learned; with a ``NAMHead`` or a ``CosineHead`` of any settings.
+        path: a file that is there is replaced.
+
+    Raises:
+        LibraryNotInstalled: onnx or onnxscript is not there.
+        ValueError: as ``export_program``; weights that are not float32 or beyond 2 GiB, what one ONNX file holds; or a backbone
+            with an operation that ONNX lacks.
+        OSError: the directory is missing or cannot be written.
+    """
+    onnx, memory = _library("onnx"), memory_of(model)
+    _library("onnxscript")  # torch's converter needs it
+    weights = [*model.backbone.network.parameters(), *model.backbone.network.buffers()]
+    other = {weight.dtype for weight in weights if weight.is_floating_point()} - {torch.float32}
+    if other:
+        raise ValueError(f"export: the backbone's weights are {other.pop()}: call model.float() first")
+    if sum(tensor.numel() * tensor.element_size() for tensor in [*weights, *memory.values()]) > _MOST_BYTES:
+        raise ValueError(
+            "export: the model is beyond 2 GiB, which is what one ONNX file holds: take a smaller backbone"
+        )
+    program = export_program(model)
+    try:
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=["pictures", *memory],
+            output_names=["scores"],
+            opset_version=18,
+            verbose=False,
+        )
+    except Exception as error:  # whatever the converter stumbles over
+        raise ValueError(
+            f"export: {model.backbone.name} cannot be written as ONNX ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    if made is None:
+        raise ValueError("export: this release of torch cannot export to ONNX: update torch to 2.6 or later")
+    file = made.model_proto
+    _tidy(file)
+    _put(onnx, file, memory, _metadata(model))
+    _write(onnx, file, path)
+
+
+def update_onnx(path: str | os.PathLike[str], model: NAMModel) -> None:
+    """Put what a model has learned by now into an ONNX file that was exported before; whole or not at all.
+
+    Classes may be more, fewer or others; class names, threshold and temperature are replaced too. This takes as long as
+    reading and writing the file.
+
+    Raises:
+        LibraryNotInstalled: onnx is not there.
+        OSError: the file is missing, or cannot be read or written.
+        ValueError: it is no ONNX file, or none that ``export_onnx`` wrote; or it was exported from another backbone or a head
+            with other settings. The file is as it was then.
+    """
+    onnx, memory, metadata = _library("onnx"), memory_of(model), _metadata(model)
+    path = Path(path)
+    try:
+        file = onnx.load_model_from_string(path.read_bytes())
+    except OSError:
+        raise
+    except Exception as error:  # of the protobuf library, whichever it is
+        raise ValueError(f"{path}: cut short, or no ONNX file ({_first_line(error)})") from error
+    present = {entry.key: entry.value for entry in file.metadata_props}
+    if present.get("format") != FORMAT:
+        raise ValueError(f"{path}: an ONNX file, but none that export_onnx wrote: export the model anew")
+    if present.get("version") != str(VERSION):
+        raise ValueError(
+            f"{path}: of format {present.get('version')}, this release writes format {VERSION}: export anew"
+        )
+    try:
+        own, other = json.loads(metadata["graph"]), json.loads(present["graph"])
+        names = [key for key in own if key != "made_by" and own[key] != other[key]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: its metadata cannot be read ({error!r})") from error
+    if names:
+        raise ValueError(f"{path}: exported from another model: {', '.join(names)} differ; export this one anew")
+    _put(onnx, file, memory, metadata)
+    _write(onnx, file, path)
+
+
+class _Graph(nn.Module):
+    """What is exported: the backbone's network, and how its head reads a memory that is given."""
+
+    def __init__(self, model: NAMModel) -> None:
+        super().__init__()
+        network = model.backbone.network
+        self.network = _WholeRun(network) if isinstance(network, LayerFeatures) else network
+        # Settings and nothing learned: a program keeps all buffers, and features of somebody's pictures have no place in it.
+        self.head = copy.deepcopy(model.head)
+        self.head.forget(self.head.classes)
+        self.head.threshold = None
+        self.weight = _plain_weight(model.head)
+
+    def forward(self, pictures: Tensor, memory: Mapping[str, Tensor]) -> Tensor:
+        """Return scores ``(batch, classes)``."""
+        query = self.head._centred(self.network(pictures)).unsqueeze(0)
+        return self.head._score(self._learned(memory), query).squeeze(0)
+
+    def _learned(self, memory: Mapping[str, Tensor]) -> Tensor | Learned:
+        """Return a memory as the head derives it from what it has learned."""
+        one = {name: memory[name].unsqueeze(0) for name in _PER_CLASS if name in memory}
+        if isinstance(self.head, CosineHead):
+            return one["memory"]
+        if "plain" not in one:
+            return Learned(one["memory"])
+        familiar = one["familiar"].unsqueeze(-2) if "familiar" in one else None
+        # Rows are for familiarity alone.
+        ground = Ground(memory["centre"], memory.get("rows", memory["centre"].unsqueeze(0)))
+        return Learned(one["memory"], one["plain"], familiar, ground, self.weight)
+
+
+class _WholeRun(nn.Module):
+    """Features at a layer of a network that is run to its end: a trace cannot be left in the middle. The rest is dropped later."""
+
+    def __init__(self, tapped: LayerFeatures) -> None:
+        super().__init__()
+        self.tapped = copy.deepcopy(tapped)
+        if isinstance(find_layer(self.tapped.model, tapped.layer), Head):
+            self.tapped.replace(nn.Identity())
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return features ``(batch, D)``."""
+        taken: list[Any] = []
+        layer = find_layer(self.tapped.model, self.tapped.layer)
+        if self.tapped.at_input:
+            hook = layer.register_forward_pre_hook(lambda _layer, inputs: taken.append(inputs[0]))
+        else:
+            hook = layer.register_forward_hook(lambda _layer, _inputs, output: taken.append(output))
+        try:
+            self.tapped.model(pictures)
+        finally:
+            hook.remove()
+        return self.tapped.pooled(taken[0])
+
+
+def _metadata(model: NAMModel) -> dict[str, str]:
+    head = model.head
+    graph = {
+        "made_by": fewshot_nam.__version__,
+        "weights": weights_digest(model.backbone),
+        "transform": model.backbone.transform_id,
+        "head": type(head).__name__,
+        "settings": settings(head),
+        "constants": digest(_constants(head)),
+        "plain weight": _plain_weight(head),
+        "shapes": {name: list(rows.shape[name in _PER_CLASS :]) for name, rows in memory_of(model).items()},
+    }
+    return {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "classes": json.dumps(head.classes),
+        "threshold": json.dumps(head.threshold),
+        "temperature": json.dumps(head._probability_temperature),
+        "transform": model.backbone.transform_id,
+        "backbone": json.dumps(model.backbone.name),
+        "graph": json.dumps(graph),
+    }
+
+
+def _plain_weight(head: Head) -> float:
+    """Return the weight of a NAM head's plain memory where that is read on its own, 0 elsewhere: a constant of the graph."""
+    with torch.no_grad():
+        learned = head._current()
+    return learned.weight if isinstance(learned, Learned) else 0.0
+
+
+def _constants(head: Head) -> list[Tensor]:
+    """Return the tensors of a head that the graph holds for good, or that decide about it."""
+    further = [head.background.prototypes] if isinstance(head, NAMHead) else []
+    return [head.mean, *further, *([head.scale] if isinstance(head, CosineHead) else [])]
+
+
+def _tidy(file: Any) -> None:
+    """Drop where in whose files each operation was traced, and name the axes."""
+    graph = file.graph
+    for entry in [*graph.node, *graph.initializer, *graph.input, *graph.output, graph]:
+        del entry.metadata_props[:]
+        entry.doc_string = ""
+    del graph.value_info[:], file.metadata_props[:]
+    for entry in [*graph.input, *graph.output]:
+        entry.type.tensor_type.shape.dim[0].dim_param = "batch"
+    graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
+
+
+def _put(onnx: Any, file: Any, memory: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Set the initializers of the memory, which the converter left as inputs, and the metadata."""
+    graph = file.graph
+    for kind in (graph.input, graph.initializer):
+        kept = [entry for entry in kind if entry.name not in memory]
+        del kind[:]
+        kind.extend(kept)
+    graph.initializer.extend(onnx.numpy_helper.from_array(rows.cpu().numpy(), name) for name, rows in memory.items())
+    onnx.helper.set_model_props(file, dict(metadata))
+
+
+def _write(onnx: Any, file: Any, path: str | os.PathLike[str]) -> None:
+    onnx.checker.check_model(file)
+    with replacing(path) as temporary:
+        temporary.write_bytes(file.SerializeToString())
+
+
+def _library(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise LibraryNotInstalled(
+            f'{error.name} is not installed, and ONNX needs it: pip install "fewshot-nam[export]"'
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,184 @@
+"""A model that has learned on the Hugging Face Hub: ``save_pretrained``, ``push_to_hub`` and ``from_pretrained``.
+
+A repository holds ``memory.safetensors`` as ``NAMModel.save`` writes it, ``config.json``, which says the same in words, and a
+``README.md``. It holds no weights of the backbone: those are published elsewhere, and their hash is in the file.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import nn
+
+from backbones.libraries import LibraryNotInstalled
+from fewshot_nam.vision.rebuilding import rebuild
+from fewshot_nam.vision.saving import read_head
+
+if TYPE_CHECKING:
+    from fewshot_nam.vision.model import NAMModel
+
+FILE = "memory.safetensors"
+HubT = TypeVar("HubT", bound="HubMethods")
+
+
+class HubMethods:
+    """The part of ``NAMModel`` that knows the Hub. Needs ``huggingface_hub`` once one of these is called."""
+
+    def save_pretrained(self: Any, directory: str | os.PathLike[str], **options: Any) -> str | None:
+        """Write what was learned to a directory, in the form of a repository; see ``huggingface_hub.ModelHubMixin``.
+
+        Args:
+            directory: made where it is missing. A ``README.md`` that is there is left as it is.
+            options: ``push_to_hub=True`` and ``repo_id`` to upload it too, and whatever ``push_to_hub`` takes.
+
+        Returns:
+            The address of the commit where it was uploaded, else ``None``.
+
+        Raises:
+            LibraryNotInstalled: huggingface_hub is not there.
+            OSError: the directory cannot be written.
+        """
+        return _carrier()(self).save_pretrained(directory, **options)
+
+    def push_to_hub(self: Any, repo_id: str, **options: Any) -> str:
+        """Upload what was learned to a repository of the Hub and return the address of the commit.
+
+        Args:
+            repo_id: such as "me/shop"; made where it is missing.
+            options: ``private``, ``token``, ``commit_message``, ``branch``, ...: see ``huggingface_hub.ModelHubMixin``.
+
+        Raises:
+            LibraryNotInstalled: huggingface_hub is not there.
+            OSError: no network, or no right to write there.
+        """
+        return _carrier()(self).push_to_hub(repo_id, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[HubT],
+        where: str | os.PathLike[str],
+        model: NAMModel | nn.Module | str | None = None,
+        *,
+        weights: bool | str | os.PathLike[str] = True,
+        device: str | None = None,
+        attach_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> HubT:
+        """Return a model that knows what ``save_pretrained`` or ``push_to_hub`` wrote.
+
+        Args:
+            where: a directory, or a repository of the Hub such as "me/shop".
+            model: the model that it was learned with, in any form that ``attach`` takes, or attached already. ``None`` makes it
+                anew, where it is one of ``backbones.create``.
+            weights: for a model that is made: ``True`` for the published ones, ``False`` for random ones, or a file.
+            device: for a model that is made: where to.
+            attach_options: further arguments of ``attach``, for a ``model`` that is not attached.
+            options: ``revision``, ``token``, ``cache_dir``, ``force_download``, ``local_files_only``.
+
+        Raises:
+            LibraryNotInstalled: huggingface_hub, or the library of the backbone, is not there.
+            OSError: there is no such directory or repository, or it cannot be read.
+            ValueError: a file that is damaged or no model's; or another backbone, other weights or another transform.
+        """
+        given = {"given": model, "weights": weights, "device": device, "attach_options": dict(attach_options or {})}
+        try:
+            made: HubT = _carrier().from_pretrained(where, **given, **options).model
+        except OSError as error:
+            if Path(where).is_dir():
+                raise
+            raise OSError(f"{where}: no such directory, and not to be had from the Hub: {error}") from error
+        return made
+
+
+@functools.cache
+def _carrier() -> Any:
+    """Return the class that takes a model to the Hub and back; made here, since the library may not be installed."""
+    try:
+        import huggingface_hub
+    except ModuleNotFoundError as error:
+        raise LibraryNotInstalled(
+            'huggingface_hub is not installed, and the Hub needs it: pip install "fewshot-nam[hub]"'
+        ) from error
+
+    class Carrier(huggingface_hub.ModelHubMixin, library_name="fewshot-nam", tags=["few-shot-learning"]):
+        def __init__(self, model: NAMModel) -> None:
+            self.model = model
+
+        def _save_pretrained(self, save_directory: Path) -> None:
+            self.model.save(save_directory / FILE)
+            about, head, _ = read_head(save_directory / FILE, self.model.head)
+            config = {
+                key: about[key]
+                for key in ("made_by", "backbone", "model_options", "transform", "weights", "head", "settings")
+            }
+            text = json.dumps({**config, "classes": head.classes}, indent=2, sort_keys=True)
+            (save_directory / "config.json").write_text(text + "\n", encoding="utf-8")
+
+        @classmethod
+        def _from_pretrained(
+            cls,
+            *,
+            model_id: str,
+            revision: str | None,
+            cache_dir: str | Path | None,
+            force_download: bool,
+            local_files_only: bool,
+            token: str | bool | None,
+            **model_kwargs: Any,
+        ) -> Carrier:
+            path = Path(model_id) / FILE
+            if not Path(model_id).is_dir():
+                path = Path(
+                    huggingface_hub.hf_hub_download(
+                        model_id,
+                        FILE,
+                        revision=revision,
+                        cache_dir=cache_dir,
+                        force_download=force_download,
+                        local_files_only=local_files_only,
+                        token=token,
+                    )
+                )
+            return cls(_loaded(path, **model_kwargs))
+
+        def generate_model_card(self, *args: Any, **kwargs: Any) -> huggingface_hub.ModelCard:
+            data = self._hub_mixin_info.model_card_data
+            return huggingface_hub.ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_card(self.model)}")
+
+    return Carrier
+
+
+def _loaded(path: Path, given: Any, weights: Any, device: Any, attach_options: dict[str, Any]) -> NAMModel:
+    from fewshot_nam.vision.attaching import attach
+    from fewshot_nam.vision.model import NAMModel
+
+    if isinstance(given, NAMModel):
+        return given.load(path)
+    if given is not None:
+        return attach(given, weights=weights, **attach_options).load(path)
+    about, head, _ = read_head(path)
+    return NAMModel(rebuild(about, weights, device), head).load(path)
+
+
+def _card(model: NAMModel) -> str:
+    classes = "\n".join(f"- {label}" for label in model.classes)
+    return f"""# Classes learned by a Neural Attention Memory
+
+For the backbone `{model.backbone.name}`, whose weights are not in here.
+
+```python
+from fewshot_nam import NAMModel
+
+model = NAMModel.from_pretrained("<this repository>")
+model.predict("picture.jpg")
+```
+
+It knows {len(model.classes)} classes:
+
+{classes}
+"""

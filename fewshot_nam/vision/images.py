@@ -1,0 +1,132 @@
+"""Whatever a user has for pictures (files, PIL pictures, arrays, tensors; one or many) as batches that a network takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fewshot_nam.files.pictures import read_picture, upright
+
+Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor"
+Images: TypeAlias = "Picture | Iterable[Picture]"
+
+_KINDS = (
+    "a file's path, a PIL picture, a uint8 array (H, W), (H, W, 3) or (H, W, 4), a uint8 tensor (C, H, W), or a float tensor "
+    "(C, H, W) that is transformed already"
+)
+
+
+def as_pictures(images: Images) -> tuple[list[Picture], bool]:
+    """Return pictures as a list, and whether a single one was given.
+
+    Args:
+        images: one picture, an iterable of them, an array ``(B, H, W, 3)`` or a tensor ``(B, C, H, W)``. Nothing is opened yet.
+
+    Raises:
+        TypeError: it is nothing of the kind.
+        ValueError: there are none.
+    """
+    if isinstance(images, (str, os.PathLike, Image.Image)):
+        return [images], True
+    if isinstance(images, Tensor):
+        single = images.dim() == 3
+    elif isinstance(images, np.ndarray):
+        # (H, W, 3) is one coloured picture; (B, H, W) of grey ones cannot be told from it where W is 3 or 4, so that is refused.
+        single = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] in (1, 3, 4))
+    else:
+        if not isinstance(images, Iterable) or isinstance(images, (bytes, bytearray, dict)):
+            raise TypeError(f"images: expected {_KINDS}, or a list of these, got {type(images).__name__}")
+        pictures = list(images)
+        if not pictures:
+            raise ValueError("images: the list is empty: needs at least one picture")
+        return pictures, False
+    if not single and images.ndim != 4:
+        raise ValueError(f"images: expected {_KINDS}, or a batch of these, got shape {tuple(images.shape)}")
+    if not len(images):
+        raise ValueError(f"images: the batch {tuple(images.shape)} is empty: needs at least one picture")
+    return ([images] if single else list(images)), single
+
+
+def batches(pictures: list[Picture], transform: Callable[[Image.Image], Tensor], batch_size: int) -> Iterator[Tensor]:
+    """Yield the pictures, opened and transformed, as tensors ``(b, C, H, W)`` on the CPU (transformed ones where they were).
+
+    Raises:
+        OSError, UnreadablePicture, ValueError, TypeError: a picture that cannot be read or used; the message names the file,
+            or its place in the list.
+    """
+    for start in range(0, len(pictures), batch_size):
+        tensors = [
+            _transformed(picture, start + i, transform)
+            for i, picture in enumerate(pictures[start : start + batch_size])
+        ]
+        for i, tensor in enumerate(tensors):
+            if tensor.shape != tensors[0].shape:
+                raise ValueError(
+                    f"{_place(pictures[start + i], start + i)}: its tensor is {tuple(tensor.shape)}, that of "
+                    f"{_place(pictures[start], start)} is {tuple(tensors[0].shape)}: the transform must give one size for all"
+                )
+        yield torch.stack(tensors)
+
+
+def _transformed(picture: Picture, index: int, transform: Callable[[Image.Image], Tensor]) -> Tensor:
+    place = _place(picture, index)
+    if isinstance(picture, Tensor) and picture.is_floating_point():
+        if picture.dim() != 3:
+            raise ValueError(f"{place}: a transformed picture must be (C, H, W), got shape {tuple(picture.shape)}")
+        return picture
+    opened = _opened(picture, place)
+    try:
+        tensor = transform(opened)
+    except MemoryError:
+        raise
+    except Exception as error:  # transforms are of every library, or the user's
+        raise ValueError(
+            f"{place}: the transform failed ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
+    if not isinstance(tensor, Tensor) or tensor.dim() != 3:
+        got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"{place}: the transform has to give a tensor (C, H, W), it gave {got}")
+    return tensor
+
+
+def _opened(picture: Picture, place: str) -> Image.Image:
+    if isinstance(picture, (str, os.PathLike)):
+        return read_picture(picture)
+    if isinstance(picture, Image.Image):
+        return upright(lambda: picture, place)
+    if isinstance(picture, Tensor):
+        if picture.dtype != torch.uint8 or picture.dim() != 3:
+            raise ValueError(
+                f"{place}: a tensor must be uint8 or float (C, H, W), got {picture.dtype} {tuple(picture.shape)}"
+            )
+        return _from_array(picture.detach().permute(1, 2, 0).cpu().numpy(), place, "(C, H, W) with C 1, 3 or 4")
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture, place, "(H, W), (H, W, 3) or (H, W, 4)")
+    raise TypeError(f"{place}: expected {_KINDS}, got {type(picture).__name__}")
+
+
+def _from_array(array: np.ndarray[Any, Any], place: str, shapes: str) -> Image.Image:
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if (
+        array.dtype != np.uint8
+        or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4)))
+        or not array.size
+    ):
+        raise ValueError(
+            f"{place}: an array of pixels must be uint8 {shapes}, got {array.dtype} {array.shape}: scale it to 0..255 and "
+            "convert it"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _place(picture: Picture, index: int) -> str:
+    """Return where a picture is, for an error: its file, or its place in the list."""
+    name = picture if isinstance(picture, (str, os.PathLike)) else getattr(picture, "filename", "")
+    return os.fsdecode(name) if name else f"images[{index}]"

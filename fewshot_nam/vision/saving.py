@@ -1,0 +1,215 @@
+"""What a model has learned, in one safetensors file: written whole or not at all, and read only beside the backbone it is for.
+
+Format 1. Tensors: the head's state dict under ``head.``, and ``probe``, the features of a fixed picture. Metadata: ``format``
+("fewshot-nam model"), ``version`` ("1") and ``about``, JSON with ``made_by`` (version of this package), ``backbone`` (name),
+``model_options`` and ``transform`` (of the backbone), ``weights`` (SHA-256 of the backbone's weights), ``head`` (class),
+``settings`` (of the head), ``notes`` (whatever the writer needs to find the backbone again) and ``contents`` (SHA-256 of the
+tensors). Class names are in the head's state, as JSON. Nothing in it is unpickled.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+import fewshot_nam
+from backbones import Backbone
+from fewshot_nam import heads
+from fewshot_nam.files.atomic import replacing
+from fewshot_nam.heads import Head, NAMHead
+from fewshot_nam.vision.layers import LayerFeatures
+
+FORMAT, VERSION = "fewshot-nam model", 1
+_HEAD, _PROBE = "head.", "probe"
+# Features of one picture differ by less between devices and releases of libraries (TF32 and bfloat16 included), and by more
+# between transforms: a crop, a normalisation or a padding that is another.
+_SAME = 0.02
+
+
+def save_head(
+    path: str | os.PathLike[str], head: Head, backbone: Backbone, notes: Mapping[str, Any] | None = None
+) -> None:
+    """Write a head and which backbone it is for, with ``notes`` that JSON can hold.
+
+    Raises:
+        OSError: the directory is missing or cannot be written.
+    """
+    about = {
+        "backbone": backbone.name,
+        "model_options": backbone.model_options,
+        "transform": backbone.transform_id,
+        "weights": weights_digest(backbone),
+        "notes": dict(notes or {}),
+    }
+    write_head(path, head, about, probe(backbone))
+
+
+def write_head(path: str | os.PathLike[str], head: Head, about: Mapping[str, Any], probed: Tensor) -> None:
+    """Write a head with what is known of its backbone: ``about`` and ``probed`` as ``read_head`` gives them.
+
+    Raises:
+        OSError: the directory is missing or cannot be written.
+    """
+    tensors = {_HEAD + key: value for key, value in head.state_dict().items()} | {_PROBE: probed}
+    # Copies, since safetensors refuses tensors that share memory, which parts of a model may do.
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    about = {
+        **about,
+        "made_by": fewshot_nam.__version__,
+        "head": type(head).__name__,
+        "settings": settings(head),
+        "contents": digest(tensors[key] for key in sorted(tensors)),
+    }
+    metadata = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(about, default=_named)}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load_head(path: str | os.PathLike[str], present: Head, backbone: Backbone) -> Head:
+    """Return the head in a file, on the device of ``present``, which stays as it is.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        ValueError: no such file, damaged, of a later format, or for another backbone, transform or head.
+    """
+    about, head, probed = read_head(path, present)
+    own = weights_digest(backbone)
+    if about["weights"] != own:
+        raise ValueError(
+            f"{path} was learned with the backbone {about['backbone']}, weights {about['weights']}; this one is "
+            f"{backbone.name}, weights {own}: attach the one it was learned with, or learn anew"
+        )
+    expected, found = probed.double(), probe(backbone).double().cpu()
+    if expected.shape != found.shape or not bool((expected - found).norm() <= _SAME * expected.norm()):
+        raise ValueError(
+            f"{path} was learned with these weights, but features come out differently now: check transform, transform_options, "
+            "layer and the options that the model was built with (padding, pooling, dtype)"
+        )
+    if head.feature_dim not in (None, backbone.feature_dim):
+        raise ValueError(
+            f"{path} is damaged: features have width {head.feature_dim}, the backbone's {backbone.feature_dim}"
+        )
+    return head.to(present.targets.device)
+
+
+def read_head(path: str | os.PathLike[str], present: Head | None = None) -> tuple[dict[str, Any], Head, Tensor]:
+    """Return what is known of a file's head and its backbone, the head, and the features of ``probe``.
+
+    Args:
+        path: the file.
+        present: for a head of a class that is not of this package, or with settings that JSON cannot hold: one like it.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        ValueError: no such file, damaged, of a later format, or for another head.
+    """
+    path = Path(path)
+    about, tensors = _read(path)
+    probed = tensors.pop(_PROBE)
+    head = _like(path, about, NAMHead() if present is None else present)
+    try:
+        head.load_state_dict({key.removeprefix(_HEAD): tensor for key, tensor in tensors.items()})
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit {type(head).__name__}: {' '.join(str(error).split())}") from error
+    return about, head, probed
+
+
+def weights_digest(backbone: Backbone) -> str:
+    """Return the SHA-256 of all weights and buffers of a backbone, whatever their names, without those of its classifier."""
+    network, state = backbone.network, backbone.network.state_dict()
+    # What stands where the classifier was may be the head.
+    classifier = (f"model.{network.layer}.",) if isinstance(network, LayerFeatures) and network.at_input else ()
+    # Only training reads that counter, and files of early torch lack it.
+    kept = [key for key in state if not key.startswith(classifier) and not key.endswith("num_batches_tracked")]
+    parts = sorted(digest([state[key]]) for key in kept if isinstance(state[key], Tensor))
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """Return the SHA-256 of tensors in their order: of dtypes, shapes and values."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        raw: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        total.update(raw)
+    return total.hexdigest()
+
+
+def probe(backbone: Backbone) -> Tensor:
+    """Return the features ``(D,)`` of a fixed picture with structure of all sizes, through transform and network."""
+    x, y = np.meshgrid(np.arange(256), np.arange(256))
+    pixels = np.stack([x ^ y, (x * x + 3 * y * y) // 64 % 256, 255 - (x + y) // 2], axis=-1).astype(np.uint8)
+    picture = backbone.transform(Image.fromarray(pixels)).unsqueeze(0)
+    weight = next(backbone.network.parameters(), picture)
+    with torch.no_grad():
+        return backbone(picture.to(weight.device, weight.dtype))[0]
+
+
+def settings(head: Head) -> dict[str, Any]:
+    """Return the settings that a head was made with, but for tensors, which are in its state."""
+    names = list(inspect.signature(type(head).__init__).parameters)[1:]
+    # What was left open stays open: a head keeps that under an underscore, and the name itself says what it comes to for now.
+    values = {name: getattr(head, f"_{name}", getattr(head, name, None)) for name in names}
+    plain = {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))}
+    return plain | {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
+
+
+def _named(value: object) -> str:
+    """Return how an option of a model that JSON cannot hold, such as a class of layers, is written down."""
+    return str(getattr(value, "__name__", value))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    # At once: another process may put a new file in this one's place, and safetensors would open both.
+    content = path.read_bytes()
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: cut short, or no file of a NAM model ({error})") from error
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = header.get("__metadata__") or {}
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: a safetensors file, but not of a NAM model: expected one that NAMModel.save wrote")
+    version = metadata.get("version", "")
+    if version != str(VERSION):
+        raise ValueError(f"{path}: of format {version}, this release reads format {VERSION}: update fewshot-nam")
+    try:
+        about = json.loads(metadata["about"])
+        whole = about["contents"] == digest(tensors[key] for key in sorted(tensors))
+        fits = (
+            isinstance(about["settings"], dict) and {"weights", "backbone", "head"} <= set(about) and _PROBE in tensors
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: its description cannot be read ({error!r})") from error
+    if not whole or not fits:
+        raise ValueError(f"{path} is damaged: its contents are not those that were written")
+    return about, tensors
+
+
+def _like(path: Path, about: dict[str, Any], present: Head) -> Head:
+    """Return a head of the class and settings in the file, to be filled with its state."""
+    kind, wanted = about["head"], about["settings"]
+    if type(present).__name__ == kind and settings(present) == wanted:
+        return copy.deepcopy(present)
+    try:
+        known: type[Head] = getattr(heads, kind) if kind in heads.__all__ else type(present)
+        if known.__name__ != kind or not issubclass(known, Head):
+            raise TypeError(f"{kind} is no head of this package")
+        return known(**wanted)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} holds a {kind} with settings {wanted}: attach with such a head before loading ({error})"
+        ) from error

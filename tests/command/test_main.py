@@ -1,0 +1,227 @@
+"""The command ``fewshot-nam``: a walk through all of it on pictures made on the spot, and what it refuses."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from fewshot_nam import NAMModel, attach
+from fewshot_nam.command.main import main
+
+SMALL = ["--backbone", "timm/test_resnet", "--weights", "random", "--transform-option", "input_size=32"]
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Directories of digits: 0, 1 and 2 to learn and, other pictures, to test; all others as strangers, by class too."""
+    root = tmp_path_factory.mktemp("pictures")
+    digits = load_digits()
+    for label in range(10):
+        for number, image in enumerate(digits.images[digits.target == label][:9]):
+            part = "strangers" if label > 2 else "photos" if number < 4 else "others"
+            where = root / part / f"digit {label}"
+            where.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.uint8(255 - image * 15)).resize((40, 40)).save(where / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command and return what it prints; with ``fails``, the error."""
+
+    def call(*words, fails=False):
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert code == (2 if fails else 0), err
+        if fails:
+            assert err.count("\n") == err.count("error: ") == 1
+            assert not out
+            return err
+        return json.loads(out) if "--json" in words else out
+
+    return call
+
+
+@pytest.fixture
+def memory(run, pictures, tmp_path):
+    """The memory's file of a model that has learned the photos."""
+    run("learn", pictures / "photos", "--out", tmp_path / "shop.safetensors", "--quiet")
+    return tmp_path / "shop.safetensors"
+
+
+@pytest.mark.parametrize("backbone", [[], SMALL], ids=["conv4", "timm"])
+def test_learn_predict_calibrate_forget_inspect_and_export(run, pictures, tmp_path, backbone):
+    pytest.importorskip("timm") if backbone else None
+    path = tmp_path / "shop.safetensors"
+    first = run("learn", pictures / "photos", "--out", path, *backbone, "--json")
+    assert first["learned"] == {f"digit {label}": 4 for label in range(3)}
+    assert first["classes"] == ["digit 0", "digit 1", "digit 2"]
+
+    # Later calls need no options: the file says which backbone, weights and transform it belongs to.
+    found = run("predict", pictures / "others", "--memory", path, "--json")["predictions"]
+    assert len(found) == 15
+    right = [one["label"] in one["picture"] for one in found]
+    assert np.mean(right) > (0.5 if backbone else 0.9)
+    assert all(one["accepted"] is None for one in found)
+
+    words = ("calibrate", pictures / "strangers", "--known", pictures / "others", "--target", "0.1", "--memory", path)
+    calibrated = run(*words, "--json")
+    assert calibrated["strangers"] == 63
+    assert calibrated["bound"] <= 0.1
+    by_class = run(*words[:-4], "--target", "0.2", "--memory", path, "--by-class", "--json")
+    assert by_class["stranger_classes"] == 7
+    run(*words)
+    asked = run("predict", pictures / "strangers", "--unknown", "--memory", path, "--json")["predictions"]
+    assert sum(one["label"] is None for one in asked) >= 0.9 * len(asked)  # those that it was calibrated on
+    assert all(one["accepted"] == (one["label"] is not None) for one in asked)
+    line = run("predict", asked[0]["picture"], "--unknown", "--memory", path).split("\t")
+    assert line[:2] == [asked[0]["picture"], asked[0]["label"] or "unknown"]
+
+    new = pictures / "strangers" / "digit 7"
+    run("learn", new / "0.png", new / "1.png", "--label", "seven", "--memory", path)
+    known = run("inspect", "--memory", path, "--json")
+    assert known["classes"][-1] == {"label": "seven", "pictures": 2}
+    assert known["calibrated"] == {"target_fpr": 0.1, "strangers": 63}
+    assert run("forget", "digit 0", "digit 2", "--memory", path, "--json")["classes"] == ["digit 1", "seven"]
+    assert "2 classes" in run("inspect", "--memory", path)
+    assert {one["label"] for one in run("predict", pictures / "photos", "--memory", path, "--json")["predictions"]} <= {
+        "digit 1",
+        "seven",
+    }
+
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    run("export", tmp_path / "shop.onnx", "--memory", path)
+    session = runtime.InferenceSession(str(tmp_path / "shop.onnx"), providers=["CPUExecutionProvider"])
+    prepared = made(path, backbone).backbone.transform(Image.open(new / "3.png")).unsqueeze(0)
+    best = run("predict", new / "3.png", "--memory", path, "--json")["predictions"][0]
+    scores = session.run(["scores"], {"pictures": prepared.numpy()})[0][0]
+    names = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+    assert names[scores.argmax()] == best["best"]
+    assert scores.max() == pytest.approx(best["score"], abs=1e-4)
+
+
+def made(path, backbone) -> NAMModel:
+    """Return the model in a file, made in Python."""
+    if not backbone:
+        return attach("conv4").load(path)
+    import torch
+
+    torch.manual_seed(0)
+    return attach("timm/test_resnet", weights=False, transform_options={"input_size": 32}).load(path)
+
+
+def test_learning_adds_to_a_memory_and_python_sees_the_same(run, memory, pictures):
+    more = pictures / "others" / "digit 1"
+    run("learn", more, "--label", "digit 1", "--memory", memory)
+    model = made(memory, [])
+    assert model.classes == ["digit 0", "digit 1", "digit 2"]
+    assert len(model.head.support) == 17
+    files = sorted((pictures / "others").rglob("*.png"))
+    found = run("predict", *files, "--memory", memory, "--json")["predictions"]
+    assert [one["label"] for one in found] == model.predict(files)
+    model.learn(files[0], 5).save(memory)
+    assert run("forget", "5", "--memory", memory, "--json")["forgotten"] == [5]
+
+
+def test_a_new_memory_without_a_backbone_says_what_the_default_is_for(capsys, pictures, tmp_path):
+    words = ["learn", str(pictures / "photos"), "--out", str(tmp_path / "m"), "--head", "cosine"]
+    assert main(words) == 0
+    assert "note: the backbone is conv4, which knows handwritten characters" in capsys.readouterr().err
+    assert main(["inspect", "--memory", str(tmp_path / "m")]) == 0
+    out, err = capsys.readouterr()
+    assert "CosineHead of 3 classes, 64 features, refuses nothing: not calibrated" in out
+    assert not err
+
+
+def test_weights_from_a_file_are_found_again_or_asked_for(run, pictures, tmp_path):
+    pytest.importorskip("timm")
+    from safetensors.torch import save_file
+
+    import backbones
+
+    weights, path = tmp_path / "weights.safetensors", tmp_path / "shop"
+    save_file(backbones.create("timm/test_resnet", False).network.state_dict(), weights)
+    options = ("--backbone", "timm/test_resnet", "--transform-option", "input_size=32")
+    run("learn", pictures / "photos", "--out", path, *options, "--weights", weights)
+    picture = pictures / "photos" / "digit 1" / "0.png"
+    answer = run("predict", picture, "--memory", path, "--json")
+    moved = weights.rename(tmp_path / "moved.safetensors")
+    error = run("predict", picture, "--memory", path, fails=True)
+    assert f"learned with the weights in {weights}, which is not there: pass --weights FILE" in error
+    assert run("predict", picture, "--memory", path, "--weights", moved, "--json") == answer
+    assert "this one is timm/test_resnet, weights" in run(
+        "predict", picture, "--memory", path, "--weights", "random", fails=True
+    )
+    run("learn", picture, "--label", "new", "--memory", path, "--weights", moved)
+    assert run("inspect", "--memory", path, "--json")["notes"] == {"weights": str(moved)}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "nothing.png", "--memory", "MEMORY"], "nothing.png: there is no such file or directory"),
+        (["predict", "MEMORY", "--memory", "MEMORY"], "not a picture, or cut short"),
+        (["predict", "PHOTOS", "--memory", "nothing.st"], "nothing.st"),
+        (["predict", "PHOTOS", "--memory", "PHOTOS/digit 1/0.png"], "no file of a NAM model"),
+        (["predict", "PHOTOS", "--memory", "MEMORY", "--unknown"], "has no threshold to refuse below: run fewshot-nam calibrate"),
+        (["predict", "PHOTOS", "--memory", "MEMORY", "--device", "nowhere"], "there is no device 'nowhere'"),
+        (["learn", "PHOTOS", "--memory", "MEMORY", "--backbone", "conv4"], "--backbone can be set for a new memory only"),
+        (["learn", "PHOTOS/digit 1", "--memory", "MEMORY"], "holds no class directories"),
+        (["learn", "PHOTOS/digit 1/0.png", "--memory", "MEMORY"], "with --label LABEL"),
+        (["learn", "PHOTOS", "--out", "new.st", "--quiet", "--backbone", "conv44"], "no backbone 'conv44': did you mean"),
+        (["learn", "PHOTOS", "--out", "new.st", "--quiet", "--model-option", "width"], "expected KEY=VALUE, got 'width'"),
+        (["learn", "PHOTOS", "--out", "nowhere/new.st"], "the directory of nowhere/new.st does not exist"),
+        (["forget", "digit 0", "digit 9", "--memory", "MEMORY"], "class 'digit 9' was never written"),
+        (["calibrate", "STRANGERS", "--memory", "MEMORY", "--target", "0.001"], "needs at least 999 strangers, got 63"),
+        (["calibrate", "STRANGERS", "--by-class", "--target", "0.1", "--memory", "MEMORY"], "9 classes of strangers, got 7"),
+        (["calibrate", "PHOTOS", "--by-class", "--target", "0.4", "--memory", "MEMORY"], "'digit 1', 'digit 2' is known"),
+        (["export", "nowhere/m.onnx", "--memory", "MEMORY"], "the directory of nowhere/m.onnx does not exist"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_is_refused_is_one_line_and_changes_nothing(run, memory, pictures, monkeypatch, tmp_path, words, message):
+    monkeypatch.chdir(tmp_path)
+    before = memory.read_bytes()
+    places = {"MEMORY": str(memory), "PHOTOS": str(pictures / "photos"), "STRANGERS": str(pictures / "strangers")}
+    for name, place in places.items():
+        words = [word.replace(name, place) for word in words]
+    assert message in run(*words, fails=True)
+    assert memory.read_bytes() == before
+    assert not list(tmp_path.glob("*.st"))
+
+
+def test_a_broken_picture_among_many_is_named_and_nothing_is_learned(run, memory, pictures, tmp_path):
+    before = memory.read_bytes()
+    (tmp_path / "new").mkdir()
+    good = (pictures / "others" / "digit 1" / "5.png").read_bytes()
+    (tmp_path / "new" / "a.png").write_bytes(good)
+    (tmp_path / "new" / "b.png").write_bytes(good[: len(good) // 2])
+    error = run("learn", tmp_path / "new", "--label", "new", "--memory", memory, fails=True)
+    assert f"{tmp_path / 'new' / 'b.png'}: not a picture, or cut short" in error
+    assert memory.read_bytes() == before
+
+
+def test_two_commands_at_once_both_add_their_class(memory, pictures):
+    words = [sys.executable, "-m", "fewshot_nam.command.main", "learn", "--memory", str(memory), "--quiet"]
+    picture = str(pictures / "others" / "digit 1" / "5.png")
+    both = [subprocess.Popen([*words, picture, "--label", label]) for label in ("left", "right")]
+    assert [process.wait() for process in both] == [0, 0]
+    assert set(made(memory, []).classes) == {"digit 0", "digit 1", "digit 2", "left", "right"}
+
+
+def test_help_and_mistakes_need_no_torch():
+    code = (
+        "import sys; from fewshot_nam.command.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: code = end.code\n"
+        "print(code, *[m for m in 'torch numpy PIL yaml timm'.split() if m in sys.modules])"
+    )
+    for words, expected in (["--help"], "0"), (["learn", "--help"], "0"), (["teach"], "2"), (["learn", "a"], "2"):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == expected
+        assert done.stderr.startswith("error: ") == (expected == "2")

@@ -1,0 +1,49 @@
+"""A file is written whole or not at all."""
+
+import os
+
+import pytest
+
+from fewshot_nam.files.atomic import replacing
+
+
+def test_replacing_puts_the_new_file_in_place_in_one_step(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent == tmp_path
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_replacing_leaves_the_old_file_after_an_error(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replacing_gives_the_rights_that_a_new_file_has(tmp_path):
+    mask = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "a.txt") as temporary:
+            temporary.chmod(0o600)
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
+
+
+def test_replacing_in_a_directory_that_is_not_there_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"), replacing(tmp_path / "nowhere" / "a.txt"):
+        pass

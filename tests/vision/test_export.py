@@ -1,0 +1,244 @@
+"""Export: the graph gives the model's scores for any number of pictures and classes, and what was learned later goes into it."""
+
+import copy
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from backbones import Backbone
+from fewshot_nam import NAMModel, attach
+from fewshot_nam.heads import CosineHead, NAMHead, RidgeHead
+from fewshot_nam.vision.export import export_onnx, export_program, memory_of, update_onnx
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[export]'")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install '.[export]'")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[export]'")
+
+GROUND = torch.rand(13, 12, generator=torch.Generator().manual_seed(0))  # 12 features, as Tiny has
+CASES = {
+    "nam": (lambda: NAMHead(), {}),
+    "nam over a background": (lambda: NAMHead(background=GROUND), {}),
+    "nam with base classes": (
+        lambda: NAMHead(base_rows="erased", mean=GROUND.mean(dim=0)),
+        {"keep_classes": ["k", "l", "m", "n", "o"]},
+    ),
+    "nam-sequential with a mean, in place": (
+        lambda: NAMHead("sequential", mean=GROUND.mean(dim=0)),
+        {"in_place": True},
+    ),
+    "cosine at a layer's output": (
+        lambda: CosineHead(7.0, compete=0.5, root=True, background=GROUND),
+        {"layer": "norm", "classifier": None},
+    ),
+}
+
+
+def scores(path, pictures):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(["scores"], {"pictures": pictures.numpy()})[0]
+
+
+def metadata(path):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.get_modelmeta().custom_metadata_map
+
+
+def assert_same(path, model, painted):
+    pictures = torch.stack([model.backbone.transform(painted(i)) for i in range(20, 27)])
+    with torch.no_grad():
+        expected = model(pictures).numpy()
+    for batch in (1, 2, 7):
+        found = scores(path, pictures[:batch])
+        assert found.shape == (batch, len(model.classes))
+        np.testing.assert_allclose(found, expected[:batch], atol=1e-4)
+    assert json.loads(metadata(path)["classes"]) == model.classes
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_file_gives_the_scores_of_the_model_also_with_more_and_fewer_classes_than_it_was_exported_with(
+    attached, painted, tmp_path, case
+):
+    head, arguments = CASES[case]
+    model = attached(head=head(), **arguments)
+    model.learn([painted(i) for i in range(4)], ["a", 5, "c", "a"])
+    path = tmp_path / "model.onnx"
+    export_onnx(model, path)
+    assert_same(path, model, painted)
+    graph = onnx.load(path).graph
+    assert [entry.name for entry in graph.input] == ["pictures"]
+    model.learn([painted(i) for i in range(4, 13)], [f"more {i}" for i in range(9)])
+    update_onnx(path, model)
+    assert_same(path, model, painted)
+    model.forget(model.classes[1:])
+    update_onnx(path, model)
+    assert_same(path, model, painted)
+    if "keep_classes" in arguments:
+        model.learn(painted(0), "a").forget("k")
+        with pytest.raises(ValueError, match="shapes differ; export this one anew"):
+            update_onnx(path, model)
+    assert onnx.load(path).graph.node == graph.node  # only what was learned has changed
+    assert str(tmp_path.parent) not in str(graph)
+    assert "site-packages" not in str(graph)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """A linear model of 4 classes, and its file."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 6))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.randn(6, 48, generator=torch.Generator().manual_seed(1)))
+    picture = torch.rand(9, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+
+    def make(head=None, scale=1.0):
+        own = copy.deepcopy(network)
+        with torch.no_grad():
+            own[1].weight *= scale
+        backbone = Backbone("linear", own, lambda _: picture[0], "the same picture always")
+        return NAMModel(backbone, head or NAMHead()).learn(picture[:4], [1, "1", "b", "ç"])
+
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    export_onnx(make(), path)
+    return make, picture, path.read_bytes()
+
+
+def test_metadata_hold_what_a_runtime_needs(exported, tmp_path):
+    make, picture, content = exported
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    found = metadata(path)
+    assert found["format"] == "fewshot-nam onnx"
+    assert found["version"] == "1"
+    assert json.loads(found["classes"]) == [1, "1", "b", "ç"]
+    assert found["threshold"] == found["temperature"] == "null"
+    assert found["transform"] == "the same picture always"
+    assert json.loads(found["backbone"]) == "linear"
+    model = make()
+    model.calibrate(picture[4:], picture[:2], target_fpr=0.5, known_labels=[1, "1"])
+    update_onnx(path, model)
+    assert json.loads(metadata(path)["threshold"]) == model.head.threshold
+    temperature = json.loads(metadata(path)["temperature"])
+    logits = torch.from_numpy(scores(path, picture)) / temperature
+    torch.testing.assert_close(torch.softmax(logits, dim=-1), model.probabilities(picture), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"scale": 2.0}, "weights differ"),
+        ({"head": NAMHead(compete=0.9)}, "settings differ"),
+        ({"head": NAMHead(mean=torch.ones(6))}, "constants differ"),
+        ({"head": CosineHead()}, "head, settings, constants differ"),
+    ],
+    ids=str,
+)
+def test_another_model_is_not_put_into_a_file(exported, tmp_path, changed, message):
+    make, _, content = exported
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        update_onnx(path, make(**changed))
+    assert path.read_bytes() == content
+
+
+def test_a_file_that_is_none_of_ours_or_damaged_is_refused_and_left(exported, tmp_path):
+    make, _, content = exported
+    model, path = make(), tmp_path / "m.onnx"
+    with pytest.raises(FileNotFoundError):
+        update_onnx(path, model)
+    foreign = onnx.load_model_from_string(content)
+    del foreign.metadata_props[:]
+    later = onnx.load_model_from_string(content)
+    next(entry for entry in later.metadata_props if entry.key == "version").value = "2"
+    torn = onnx.load_model_from_string(content)
+    next(entry for entry in torn.metadata_props if entry.key == "graph").value = "{"
+    for bad, message in (
+        (content[: len(content) // 2], "cut short, or no ONNX file|none that export_onnx wrote"),
+        (b"no model at all", "cut short, or no ONNX file|none that export_onnx wrote"),
+        (foreign.SerializeToString(), "none that export_onnx wrote"),
+        (later.SerializeToString(), "of format 2, this release writes format 1"),
+        (torn.SerializeToString(), "damaged"),
+    ):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match=message):
+            update_onnx(path, model)
+        assert path.read_bytes() == bad
+
+
+def test_what_cannot_be_exported_is_refused_by_name(exported, attached, nam, painted, tmp_path):
+    make, picture, _ = exported
+    with pytest.raises(ValueError, match="knows no class yet"):
+        export_onnx(nam, tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match="a RidgeHead cannot be exported: attach with NAMHead or CosineHead"):
+        export_onnx(attached(head=RidgeHead()).learn(painted(0), "a"), tmp_path / "m.onnx")
+    half = make()
+    half.backbone.network.bfloat16()
+    with pytest.raises(ValueError, match=r"weights are torch\.bfloat16"):
+        export_onnx(half, tmp_path / "m.onnx")
+
+    class Fixed(nn.Module):
+        def forward(self, pictures):
+            return pictures.flatten(1)[:, :6] * len(pictures)
+
+    model = NAMModel(Backbone("fixed", Fixed(), lambda _: picture[0], "same"), NAMHead()).learn(picture[:1], "a")
+    with pytest.raises(ValueError, match=r"torch\.export cannot trace fixed for any number of pictures"):
+        export_onnx(model, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_onnx_the_error_says_what_to_install(exported, tmp_path, monkeypatch):
+    make, _, _ = exported
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r'pip install "fewshot-nam\[export\]"'):
+        export_onnx(make(), tmp_path / "m.onnx")
+
+
+def test_a_program_takes_any_memory_and_holds_no_features_of_pictures(exported):
+    make, picture, _ = exported
+    model = make(NAMHead(background=torch.rand(13, 6, generator=torch.Generator().manual_seed(3))))
+    program = export_program(model)
+    assert sum(tensor.numel() for name, tensor in program.state_dict.items() if "support" in name) == 0
+    torch.export.save(program, file := io.BytesIO())
+    assert file.getbuffer().nbytes
+    run = program.module()
+    for step in ("as exported", "more", "fewer"):
+        if step == "more":
+            model.learn(picture[4:], list(range(10, 15)))
+        if step == "fewer":
+            model.forget(model.classes[:-1])
+        for batch in (1, 2, 7):
+            torch.testing.assert_close(
+                run(picture[:batch], memory_of(model)), model(picture[:batch]), atol=1e-5, rtol=0
+            )
+
+
+def test_a_pretrained_model_says_the_same_of_real_photographs_after_learning_more(data_dir, tmp_path):
+    pytest.importorskip("timm")
+    weights = data_dir / "weights" / "mobilenetv2_100_imagenet.safetensors"
+    options = {"mean": 0.5, "std": 0.5, "input_size": 96, "crop_pct": 1.0, "interpolation": "bilinear"}
+    model = attach(
+        "timm/mobilenetv2_100", weights=weights, model_options={"pad_type": "same"}, transform_options=options
+    )
+    novel = sorted((data_dir / "tiny-imagenet" / "novel").iterdir())[:4]
+    photos = {place.name: sorted(place.iterdir())[:6] for place in novel}
+    names = list(photos)
+    for name in names[:3]:
+        model.learn(photos[name][:3], name)
+    path = tmp_path / "model.onnx"
+    export_onnx(model, path)
+    size = path.stat().st_size
+    model.learn(photos[names[3]][:3], names[3]).forget(names[0])
+    update_onnx(path, model)
+    assert abs(path.stat().st_size - size) < 1000
+    asked = [photo for name in names for photo in photos[name][3:]]
+    pictures = torch.stack([model.backbone.transform(Image.open(photo)) for photo in asked])
+    found = scores(path, pictures)
+    np.testing.assert_allclose(found, model(asked).numpy(), atol=1e-4)
+    classes = json.loads(metadata(path)["classes"])
+    assert [classes[i] for i in found.argmax(axis=1)] == model.predict(asked)

@@ -1,0 +1,133 @@
+"""Models on the Hugging Face Hub, tried on local directories: what is there, and that another backbone is refused."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+import backbones
+from fewshot_nam import NAMModel, attach
+from fewshot_nam.heads import CosineHead, NAMHead
+from fewshot_nam.vision import hub
+
+hub_library = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed: pip install '.[hub]'")
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def inks():
+    """Return eight pictures for conv4, transformed already."""
+    return torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def learned(inks):
+    model = attach("conv4", NAMHead(background=backbones.create("conv4").base_prototypes))
+    model.learn(inks[:3], ["a", 7, "7"]).calibrate(inks[3:6], target_fpr=0.5)
+    return model
+
+
+def test_a_directory_gives_the_same_model_again_with_a_backbone_made_anew(learned, inks, tmp_path):
+    assert learned.save_pretrained(tmp_path / "shop") is None
+    assert sorted(file.name for file in (tmp_path / "shop").iterdir()) == [
+        "README.md",
+        "config.json",
+        "memory.safetensors",
+    ]
+    config = json.loads((tmp_path / "shop" / "config.json").read_text())
+    assert config["backbone"] == "conv4"
+    assert config["classes"] == ["a", 7, "7"]
+    assert config["settings"]["mode"] == "block"
+    again = NAMModel.from_pretrained(tmp_path / "shop")
+    assert type(again) is NAMModel
+    assert again.classes == ["a", 7, "7"]
+    assert again.head.threshold == learned.head.threshold
+    torch.testing.assert_close(again(inks), learned(inks))
+    again.learn(inks[6], "b").save_pretrained(str(tmp_path / "shop"))
+    assert NAMModel.from_pretrained(str(tmp_path / "shop")).classes == ["a", 7, "7", "b"]
+
+
+def test_names_of_timm_bring_their_options_and_their_transform(tmp_path):
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    options = {
+        "transform_options": {"input_size": 40, "interpolation": "bilinear"},
+        "model_options": {"act_layer": "silu"},
+    }
+    model = attach("timm/resnet18", CosineHead(), weights=False, **options)
+    state = tmp_path / "weights.safetensors"
+    from safetensors.torch import save_file
+
+    save_file(model.backbone.network.state_dict(), state)
+    model.learn(torch.rand(2, 3, 40, 40), ["a", "b"]).save_pretrained(tmp_path / "shop")
+    again = NAMModel.from_pretrained(tmp_path / "shop", weights=state)
+    assert again.backbone.transform_id == model.backbone.transform_id
+    assert again.backbone.model_options == {"act_layer": "silu"}
+    pictures = torch.rand(3, 3, 40, 40)
+    torch.testing.assert_close(again(pictures), model(pictures))
+    with pytest.raises(ValueError, match="this one is timm/resnet18, weights"):
+        NAMModel.from_pretrained(tmp_path / "shop", weights=False)
+
+
+def test_a_model_of_ones_own_is_given_attached_or_not(attached, tiny, transform, painted, tmp_path):
+    attached().learn([painted(0), painted(1)], ["a", "b"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"learned with a model of its own, .*Tiny: attach that model"):
+        NAMModel.from_pretrained(tmp_path)
+    options = {"classifier": "fc", "transform": transform}
+    assert NAMModel.from_pretrained(tmp_path, tiny(), attach_options=options).predict(painted(1)) == "b"
+    own = attached()
+    assert NAMModel.from_pretrained(tmp_path, own) is own
+    assert own.classes == ["a", "b"]
+    with pytest.raises(ValueError, match=r"this one is .*Tiny, weights"):
+        NAMModel.from_pretrained(tmp_path, tiny(shift=0.1), attach_options=options)
+
+
+def test_pushing_uploads_the_same_files(learned, monkeypatch):
+    sent = {}
+
+    class Api:
+        def __init__(self, token=None):
+            sent["token"] = token
+
+        def create_repo(self, repo_id, **options):
+            return type("Url", (), {"repo_id": repo_id})
+
+        def upload_folder(self, *, repo_id, folder_path, **options):
+            sent[repo_id] = {file.name: file.read_bytes() for file in folder_path.iterdir()}
+            return "https://hub/commit"
+
+    monkeypatch.setattr(sys.modules[hub_library.ModelHubMixin.__module__], "HfApi", Api)
+    assert learned.push_to_hub("me/shop", token="mine") == "https://hub/commit"
+    assert sent["token"] == "mine"
+    assert set(sent["me/shop"]) == {"README.md", "config.json", "memory.safetensors"}
+    card = sent["me/shop"]["README.md"].decode()
+    assert card.startswith("---\n")
+    assert "library_name: fewshot-nam" in card
+    assert "- 7" in card
+
+
+def test_what_is_not_there_or_damaged_is_an_error(learned, tmp_path):
+    with pytest.raises(OSError, match="nobody/nothing: no such directory, and not to be had"):
+        NAMModel.from_pretrained("nobody/nothing", local_files_only=True, cache_dir=tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"memory\.safetensors"):
+        NAMModel.from_pretrained(tmp_path / "empty")
+    learned.save_pretrained(tmp_path / "shop")
+    file = tmp_path / "shop" / hub.FILE
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="cut short"):
+        NAMModel.from_pretrained(tmp_path / "shop")
+
+
+def test_without_the_library_the_error_says_what_to_install(nam, tmp_path, monkeypatch):
+    hub._carrier.cache_clear()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r'pip install "fewshot-nam\[hub\]"'):
+        nam.save_pretrained(tmp_path)
+    monkeypatch.undo()
+    hub._carrier.cache_clear()

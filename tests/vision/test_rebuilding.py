@@ -1,0 +1,49 @@
+"""Backbones made anew from what a file says, and heads whose open settings stay open in a file."""
+
+import pytest
+
+import backbones
+from fewshot_nam.vision.rebuilding import rebuild
+from fewshot_nam.vision.saving import read_head
+
+
+def described(backbone):
+    return {"backbone": backbone.name, "model_options": backbone.model_options, "transform": backbone.transform_id}
+
+
+@pytest.mark.parametrize(
+    ("name", "model_options", "transform_options"),
+    [
+        ("conv4", {"width": 8}, {}),
+        ("timm/test_resnet", {}, {"input_size": [3, 48, 32], "mean": 0.3, "crop_mode": "squash"}),
+        (
+            "torchvision/mobilenet_v3_small",
+            {"dropout": 0.1},
+            {"crop_size": 40, "resize_size": 44, "interpolation": "nearest"},
+        ),
+    ],
+)
+def test_options_and_transform_come_back(name, model_options, transform_options):
+    if "/" in name:
+        pytest.importorskip(name.partition("/")[0])
+    first = backbones.create(name, False, model_options=model_options, transform_options=transform_options)
+    second = rebuild(described(first), weights=False)
+    assert (second.name, second.model_options, second.transform_id) == (name, model_options, first.transform_id)
+    assert second.feature_dim == first.feature_dim
+
+
+def test_a_model_that_has_no_name_is_asked_for(nam):
+    with pytest.raises(
+        ValueError, match=r"learned with a model of its own, .*Tiny: attach that model and load the file"
+    ):
+        rebuild(described(nam.backbone))
+    with pytest.raises(ValueError, match="there is no such file"):
+        rebuild({"backbone": "conv4"}, weights="nothing.safetensors")
+
+
+def test_settings_that_were_left_open_stay_open_in_a_file(nam, painted, tmp_path):
+    nam.head.write_base(nam.features([painted(i) for i in range(3)]), ["x", "y", "z"])
+    nam.learn(painted(3), "a").save(tmp_path / "a.safetensors")
+    _, head, _ = read_head(tmp_path / "a.safetensors")
+    assert head.plain == nam.head.plain
+    assert head.forget(["x", "y", "z"]).plain == nam.forget(["x", "y", "z"]).head.plain

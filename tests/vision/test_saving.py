@@ -1,0 +1,311 @@
+"""What was learned survives in one file: the same answers after loading, no half files, and no file under another backbone."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from fewshot_nam.heads import CosineHead, LogisticHead, MahalanobisHead, NAMHead, PLDAHead, RidgeHead
+from fewshot_nam.vision import saving
+
+LABELS = ["badger", 7, "7", -1, "мышь", "", "a\nb", 10**20]
+RELEASED = sorted((Path(__file__).parent / "data").glob("*.safetensors"))
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def teach(nam, painted):
+    """What the files of released versions hold: two classes, the first of two pictures, and a threshold by 39 strangers."""
+    nam.learn([painted(0), painted(1), painted(2)], ["badger", 7, "badger"])
+    nam.calibrate([painted(i) for i in range(100, 139)], [painted(0)], target_fpr=0.05, known_labels=["badger"])
+    return nam
+
+
+def background(width=12):
+    return torch.rand(14, width, generator=torch.Generator().manual_seed(0)) + 0.1
+
+
+HEADS = {
+    "nam": NAMHead,
+    "nam with other settings": lambda: NAMHead("sequential", p_erase=0.5, plain=1.5),
+    "nam over a background": lambda: NAMHead(background=background(), ridge=0.5),
+    "nam, centred": lambda: NAMHead(mean=background()[0]),
+    "cosine": lambda: CosineHead(3.0, compete=0.5, root=True),
+    "cosine with a scale to learn": lambda: CosineHead(3.0, learn_scale=True),
+    "ridge": lambda: RidgeHead(0.3),
+    "logistic": LogisticHead,
+    "mahalanobis": lambda: MahalanobisHead("diagonal"),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_saved_model_gives_the_same_answers_when_loaded_into_a_fresh_one(attached, painted, tmp_path, kind):
+    nam = teach(attached(head=HEADS[kind]()), painted)
+    nam.save(tmp_path / "a.safetensors")
+    other = attached().load(tmp_path / "a.safetensors")
+    assert type(other.head) is type(nam.head)
+    assert other.classes == nam.classes
+    pictures = [painted(i) for i in range(20)]
+    assert torch.equal(other(pictures), nam(pictures))
+    assert other.head.threshold == nam.head.threshold
+    assert other.predict(pictures, unknown="?") == nam.predict(pictures, unknown="?")
+    assert torch.equal(other.probabilities(pictures), nam.probabilities(pictures))
+    assert torch.equal(other.learn(painted(30), "new")(pictures), nam.learn(painted(30), "new")(pictures))
+
+
+def test_a_head_that_cannot_be_made_from_settings_is_asked_for(attached, painted, tmp_path):
+    nam = attached(head=PLDAHead(background())).learn([painted(0), painted(1)], ["a", "b"])
+    nam.save(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"holds a PLDAHead with settings .*: attach with such a head before loading"):
+        attached().load(tmp_path / "a.safetensors")
+    other = attached(head=PLDAHead(background() + 1)).load(tmp_path / "a.safetensors")
+    assert torch.equal(other(painted(3)), nam(painted(3)))
+
+
+def test_labels_come_back_as_what_they_were(attached, painted, tmp_path):
+    nam = attached().learn([painted(i) for i in range(len(LABELS))], LABELS)
+    nam.save(tmp_path / "a.safetensors")
+    found = attached().load(tmp_path / "a.safetensors").classes
+    assert found == LABELS
+    assert [type(label) for label in found] == [type(label) for label in LABELS]
+
+
+def test_an_empty_model_is_saved_and_loaded(attached, painted, tmp_path):
+    attached().save(tmp_path / "a.safetensors")
+    nam = attached().learn(painted(0), "a").load(tmp_path / "a.safetensors")
+    assert nam.classes == []
+    assert nam.learn(painted(0), "b").predict(painted(0)) == "b"
+
+
+def test_a_model_in_place_and_one_behind_a_copy_read_each_others_files(attached, painted, tmp_path):
+    teach(attached(in_place=True), painted).save(tmp_path / "a.safetensors")
+    teach(attached(), painted).save(tmp_path / "b.safetensors")
+    assert load_file(tmp_path / "a.safetensors").keys() == load_file(tmp_path / "b.safetensors").keys()
+    behind, inside = (
+        attached().load(tmp_path / "a.safetensors"),
+        attached(in_place=True).load(tmp_path / "b.safetensors"),
+    )
+    assert torch.equal(behind(painted(3)), inside(painted(3)))
+    ready = inside.backbone.transform(painted(3)).unsqueeze(0)
+    assert torch.equal(inside.backbone.network.model(ready), behind(painted(3)))
+
+
+# --- what does not belong together
+
+
+def test_another_backbone_is_refused_with_both_hashes(attached, painted, tmp_path):
+    nam = teach(attached(), painted)
+    nam.save(tmp_path / "a.safetensors")
+    other = attached(shift=0.001).learn(painted(9), "mine")
+    with pytest.raises(ValueError, match=r"learned with the backbone .*Tiny") as caught:
+        other.load(tmp_path / "a.safetensors")
+    for model in (nam, other):
+        assert saving.weights_digest(model.backbone) in str(caught.value)
+    assert other.classes == ["mine"]
+
+
+def test_another_transform_of_the_same_backbone_is_refused(attached, painted, transform, tmp_path):
+    teach(attached(), painted).save(tmp_path / "a.safetensors")
+    other = attached(transform=lambda picture: 2 * transform(picture) - 1)
+    with pytest.raises(ValueError, match="features come out differently now: check transform"):
+        other.load(tmp_path / "a.safetensors")
+
+
+def test_the_hash_does_not_change_with_what_is_learned_and_does_with_any_weight(attached, painted):
+    nam = attached(in_place=True)
+    before = saving.weights_digest(nam.backbone)
+    nam.learn(painted(0), "a")
+    assert saving.weights_digest(nam.backbone) == before
+    nam.backbone.network.model.norm.running_mean[3] += 1e-6
+    assert saving.weights_digest(nam.backbone) != before
+
+
+# --- files that are none
+
+
+def refused(nam, path, message):
+    classes = nam.classes
+    with pytest.raises(ValueError, match=message) as caught:
+        nam.load(path)
+    assert path.name in str(caught.value)
+    assert nam.classes == classes
+
+
+def test_a_file_cut_short_anywhere_is_refused(attached, painted, tmp_path):
+    teach(attached(), painted).save(tmp_path / "a.safetensors")
+    whole, cut = (tmp_path / "a.safetensors").read_bytes(), tmp_path / "cut.safetensors"
+    nam = attached().learn(painted(5), "mine")
+    for length in [0, 1, 8, *range(50, len(whole), 173), len(whole) - 1]:
+        cut.write_bytes(whole[:length])
+        refused(nam, cut, "cut short")
+
+
+def test_a_file_with_a_changed_byte_is_refused_or_harmless(attached, painted, tmp_path):
+    nam = teach(attached(), painted)
+    nam.save(tmp_path / "a.safetensors")
+    whole, bad = (tmp_path / "a.safetensors").read_bytes(), tmp_path / "bad.safetensors"
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for position in range(header, len(whole), 7):
+        bad.write_bytes(whole[:position] + bytes([whole[position] ^ 16]) + whole[position + 1 :])
+        refused(attached(), bad, "is damaged: its contents are not those that were written")
+
+
+def rewritten(source, target, metadata=None, **about):
+    with safe_open(source, framework="pt") as file:
+        kept = dict(file.metadata())
+    kept["about"] = json.dumps(json.loads(kept["about"]) | about)
+    save_file(load_file(source), target, kept | (metadata or {}))
+    return target
+
+
+def test_files_that_are_something_else_are_refused(attached, painted, tmp_path):
+    source = tmp_path / "a.safetensors"
+    teach(attached(), painted).save(source)
+    nam = attached().learn(painted(5), "mine")
+    weights = tmp_path / "weights.safetensors"
+    save_file({"fc.weight": torch.ones(2, 2)}, weights)
+    refused(nam, weights, "not of a NAM model: expected one that NAMModel.save wrote")
+    later = rewritten(source, tmp_path / "later.safetensors", {"version": "2"})
+    refused(nam, later, "of format 2, this release reads format 1: update fewshot-nam")
+    garbled = rewritten(source, tmp_path / "garbled.safetensors", {"about": "{"})
+    refused(nam, garbled, "is damaged: its description cannot be read")
+    foreign = rewritten(source, tmp_path / "foreign.safetensors", head="TheirHead")
+    refused(nam, foreign, "holds a TheirHead with settings .* attach with such a head")
+    (tmp_path / "text.safetensors").write_text("a pickle or whatever")
+    refused(nam, tmp_path / "text.safetensors", "cut short, or no file of a NAM model")
+    with pytest.raises(FileNotFoundError):
+        nam.load(tmp_path / "gone.safetensors")
+
+
+def test_saving_where_there_is_no_directory_says_so(nam, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        nam.save(tmp_path / "nowhere" / "a.safetensors")
+
+
+# --- crashes and company
+
+
+def killed_at(stage, nam, path):
+    """Save in a child process that is killed at a stage of the save."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if stage == "half written":
+
+        def half(tensors, target, metadata):
+            save_file(tensors, target, metadata)
+            os.truncate(target, os.path.getsize(target) // 2)
+            die()
+
+        saving.save_file = half
+    elif stage == "before fsync":
+        os.fsync = die
+    elif stage == "before replace":
+        os.replace = die
+    nam.save(path)
+    os._exit(0)
+
+
+@needs_fork
+@pytest.mark.parametrize("stage", ["half written", "before fsync", "before replace", "done"])
+def test_a_save_that_is_killed_leaves_the_file_that_was_there(attached, painted, tmp_path, stage):
+    path = tmp_path / "a.safetensors"
+    nam = attached().learn(painted(0), "old")
+    nam.save(path)
+    nam.learn(painted(1), "new")
+    assert killed_at(stage, nam, path) == (0 if stage == "done" else signal.SIGKILL)
+    assert attached().load(path).classes == (["old", "new"] if stage == "done" else ["old"])
+
+
+def save_for_ever(nam, path, started):
+    while True:
+        nam.save(path)
+        started.set()
+
+
+@needs_fork
+def test_a_process_killed_at_random_moments_leaves_a_loadable_file(attached, painted, tmp_path):
+    path, fork = tmp_path / "a.safetensors", multiprocessing.get_context("fork")
+    nam, chance = attached().learn([painted(i) for i in range(20)], range(20)), random.Random(0)
+    for _ in range(15):
+        started = fork.Event()
+        child = fork.Process(target=save_for_ever, args=(nam, path, started))
+        child.start()
+        assert started.wait(60)
+        time.sleep(chance.uniform(0, 0.03))
+        child.kill()
+        child.join()
+        assert attached().load(path).classes == list(range(20))
+
+
+def save_often(nam, path, times):
+    for _ in range(times):
+        nam.save(path)
+
+
+@needs_fork
+def test_two_processes_that_save_at_once_leave_one_whole_file(attached, painted, tmp_path):
+    path, fork = tmp_path / "a.safetensors", multiprocessing.get_context("fork")
+    models = [attached().learn([painted(i) for i in range(n)], range(n)) for n in (3, 30)]
+    models[0].save(path)
+    children = [fork.Process(target=save_often, args=(nam, path, 40)) for nam in models]
+    for child in children:
+        child.start()
+    seen = set()
+    while any(child.is_alive() for child in children):
+        seen.add(len(attached().load(path).classes))
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    assert seen | {len(attached().load(path).classes)} <= {3, 30}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# --- other processes and other times
+
+
+def test_a_new_process_gives_the_same_answers(attached, painted, tmp_path):
+    nam = teach(attached(), painted)
+    nam.save(tmp_path / "a.safetensors")
+    painted(3).save(tmp_path / "3.png")
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import conftest, fewshot_nam\n"
+        "nam = fewshot_nam.attach(conftest.Tiny(), classifier='fc', transform=conftest.prepare).load(sys.argv[1])\n"
+        "print(nam.classes, nam.head.threshold, nam(sys.argv[2]).tolist(), nam.predict(sys.argv[2], unknown='?'))"
+    )
+    run = [sys.executable, "-c", code, str(tmp_path / "a.safetensors"), str(tmp_path / "3.png")]
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(run, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    answer = nam.predict(painted(3), unknown="?")
+    assert done.stdout.strip() == f"{nam.classes} {nam.head.threshold} {nam(painted(3)).tolist()} {answer}"
+
+
+def test_there_is_a_file_of_every_released_format():
+    assert [path.name for path in RELEASED] == ["v0.1.safetensors"]
+
+
+@pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.stem)
+def test_files_of_released_versions_load(attached, painted, path):
+    nam, fresh = attached().load(path), teach(attached(), painted)
+    assert nam.classes == ["badger", 7]
+    torch.testing.assert_close(nam(painted(3)), fresh(painted(3)))
+    assert nam.head.threshold == pytest.approx(fresh.head.threshold, abs=1e-5)
+    torch.testing.assert_close(nam.probabilities(painted(1)), fresh.probabilities(painted(1)))
