@@ -35,12 +35,15 @@ def ece_sums(known: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor
     targets = check_targets("ece_sums", targets, known)
     if not 0 < temperature < math.inf:
         raise ValueError(f"ece_sums: expected a temperature above 0, got {temperature}")
-    best, right = best_and_right(known.double(), targets)
-    confidence = 1 / ((known - best[..., None]) / temperature).exp().sum(-1)
+    best, right = best_and_right(known, targets)
+    # In place: more arrays of this size would leave the processor's cache.
+    confidence = (known.double() - best[..., None]).div_(temperature).exp_().sum(-1).reciprocal_()
     inner_edges = torch.arange(1, ECE_BINS, dtype=torch.float64, device=known.device) / ECE_BINS
     bins = torch.bucketize(confidence, inner_edges)
     excess = confidence - right.double()
-    # Not a scatter, which would add in a different order on every run on CUDA.
+    if known.device.type == "cpu":
+        return excess.new_zeros(len(bins), ECE_BINS).scatter_add_(1, bins, excess)
+    # Elsewhere a scatter would add in a different order on every run.
     member = bins.unsqueeze(-1) == torch.arange(ECE_BINS, device=known.device)
     return (excess.unsqueeze(-2) @ member.double()).squeeze(-2)
 

@@ -14,7 +14,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from episodes.distributed import joined, processes
 from episodes.options import DEFAULT_HEADS, command_line, read_options
+from fewshot_nam.command.options import key_values
 
 if TYPE_CHECKING:
     from episodes.bank import FeatureBank
@@ -31,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 2 for input that cannot be used, 130 when interrupted."""
     try:
         options = read_options(arguments)
-        run(options)
+        with joined(options.device):
+            run(options)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
         return 0
@@ -44,8 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def run(options: argparse.Namespace) -> Report:
+def run(options: argparse.Namespace) -> Report | None:
     """Evaluate as the options say, print the table, write the files that are asked for, and return the report.
+
+    Of several processes (``torchrun``) the first does; the others only help to extract features, and return ``None``.
 
     Raises:
         ValueError, OSError, ImportError: whatever is wrong with the input, in one line. Nothing is half-written.
@@ -69,6 +74,8 @@ def run(options: argparse.Namespace) -> Report:
         torch.set_num_threads(options.threads)
     as_device(options.device)
     banks, pictures, background, notes = _features(options)
+    if processes()[0] > 0:
+        return None
     heads, without = usable_heads(options.heads or DEFAULT_HEADS, has_base=background is not None or "base" in banks)
     if without and options.heads:
         raise ValueError(
@@ -103,7 +110,7 @@ def run(options: argparse.Namespace) -> Report:
         watch=watch,
     )
     # What changes the numbers; where files lie and how fast the machine is does not.
-    kept = ("backbone", "model_option", "transform_option", "split", "skip_unreadable")
+    kept = ("backbone", "model_option", "transform_option", "split", "skip_unreadable", "precision")
     given = {name: getattr(options, name) for name in kept}
     report = dataclasses.replace(report, config={**report.config, "options": given}, notes=notes + report.notes)
     print(report.table(), end="")
@@ -223,8 +230,8 @@ def _backbone(options: argparse.Namespace) -> Any:
     return backbones.create(
         options.backbone,
         pretrained=False if weights == "random" else weights,
-        model_options=_key_values("--model-option", options.model_option),
-        transform_options=_key_values("--transform-option", options.transform_option),
+        model_options=key_values("--model-option", options.model_option),
+        transform_options=key_values("--transform-option", options.transform_option),
         device=options.device,
     )
 
@@ -249,27 +256,13 @@ def _extract(
                 cache_dir=None if options.cache_dir == "none" else options.cache_dir,
                 skip_unreadable=options.skip_unreadable,
                 progress=not options.quiet,
+                precision=options.precision,
+                channels_last=options.channels_last,
             )
         skipped = banks[role].skipped
         if skipped:
             notes.append(f"{len(skipped)} unreadable pictures of {part.name} are left out: {', '.join(skipped)}")
     return banks, notes
-
-
-def _key_values(option: str, pairs: list[str] | None) -> dict[str, Any]:
-    """Return ``KEY=VALUE`` texts as a dict; values are read as YAML: numbers, lists, true and false are what they look like."""
-    import yaml
-
-    found = {}
-    for pair in pairs or []:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ValueError(f"{option}: expected KEY=VALUE, got {pair!r}")
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError(f"{option}: the value of {pair!r} is not YAML") from None
-    return found
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch import Tensor
 from episodes.bank import FeatureBank
 from episodes.holdout import hold_out
 from episodes.intervals import interval, paired
+from episodes.meta_learning import META_LEARNED, meta_train
 from episodes.report import Report
 from episodes.sampler import Episodes, EpisodeSampler
 from episodes.scoring import Scorer, Watch, calibrate, measure
@@ -28,7 +29,7 @@ from fewshot_nam.heads.inputs import checked_vectors
 
 PROTOCOLS = ("closed", "open", "generalized")
 
-_BATCH_BYTES = 12 << 20  # features gathered at a time: more would leave the processor's cache
+_BATCH_BYTES = 12 << 20  # scores of a head at a time: more would leave the processor's cache
 _CALIBRATION_EPISODES = 1000
 _TEMPERATURE_EPISODES = 200
 
@@ -59,7 +60,8 @@ def evaluate(
 
     Args:
         bank: features of the classes that episodes are drawn from.
-        heads: names from ``fewshot_nam.heads.available()``, or heads by a name of your own.
+        heads: names from ``fewshot_nam.heads.available()``, or heads by a name of your own. ``maml`` and ``anil``, which need
+            learn2learn, are meta-trained on ``base`` first (``episodes.meta_learning``).
         protocol: ``"closed"``, ``"open"`` or ``"generalized"``.
         ways: known classes an episode.
         shots: support pictures of each.
@@ -102,7 +104,6 @@ def evaluate(
             base_queries, choosing_queries = hold_out(base_queries, share=0.5, seed=seed)
     else:
         base_queries = None
-    prototypes = base.class_means() if base is not None and base_queries is not None else None
     if mean is None and base is not None:
         mean = base.mean()
     if background is None and base is not None:
@@ -120,11 +121,20 @@ def evaluate(
     else:
         # Base classes that share the label space are no strangers, so nobody is told that they are who can do without.
         told = {name: background if protocol != "generalized" or needs_base(name) else None for name in names}
-        built = {name: create(name, mean, told[name]) for name in names}
+        built = {
+            name: meta_train(base, name, ways, shots, queries, seed=seed)
+            if name in META_LEARNED
+            else create(name, mean, told[name])
+            for name in names
+        }
     if not built:
         raise ValueError("heads is empty: name at least one head")
     # Copies, so that the caller's heads stay in their mode and on their device.
     built = {name: copy.deepcopy(head).to(place).eval() for name, head in built.items()}
+    prototypes = None
+    if base is not None and base_queries is not None:
+        means, power_means = base.class_means(), base.class_means(root=True)
+        prototypes = {name: power_means if head.rooted else means for name, head in built.items()}
 
     def sampler_over(which: FeatureBank, its_base: FeatureBank | None) -> EpisodeSampler:
         return EpisodeSampler(which, ways, shots, queries, open_ways, base=its_base, seed=seed)
@@ -134,7 +144,7 @@ def evaluate(
     total = drawn if isinstance(drawn, int) else len(drawn)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    size = batch_size or _batch_size(bank, sampler)
+    size = batch_size or _batch_size(sampler)
     if validation is not None:
         try:
             choosing = sampler_over(validation, choosing_queries)
@@ -259,13 +269,11 @@ def _drawn(
     return episodes, found
 
 
-def _batch_size(bank: FeatureBank, sampler: EpisodeSampler) -> int:
+def _batch_size(sampler: EpisodeSampler) -> int:
     known = sampler.ways * (sampler.shots + sampler.queries)
     pictures = known + sampler.open_ways * sampler.open_queries + sampler.base_queries
     columns = sampler.ways + (sampler.base.num_classes if sampler.base is not None else 0)
-    return min(
-        256, max(1, _BATCH_BYTES // (pictures * max(bank.feature_dim * bank.features.element_size(), 4 * columns)))
-    )
+    return min(256, max(1, _BATCH_BYTES // (pictures * 4 * columns)))
 
 
 def _slices(episodes: Episodes, size: int) -> Iterator[Episodes]:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from episodes.atomic import replacing
 from episodes.evidence import Evidence, HeadEvidence, accuracies_at, bias_curve, roc_points
 from episodes.measures import threshold_at_tpr
 from episodes.report import Report
+from fewshot_nam.files.atomic import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
 from episodes.pictures import FilePictures
+from fewshot_nam.files.folders import EXTENSIONS, directories, pictures_by_class
 
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+__all__ = ["EXTENSIONS", "class_folders", "data_root", "directories", "folder"]
+
+
+def data_root(data_dir: str | os.PathLike[str] | None) -> Path:
+    """Return where data sets lie: ``data_dir``, else the environment's ``FEWSHOT_DATA``, else ``data`` in the working directory."""
+    return Path(data_dir or os.environ.get("FEWSHOT_DATA") or "data").expanduser()
 
 
 def folder(path: str | os.PathLike[str], name: str | None = None) -> FilePictures:
@@ -48,78 +53,6 @@ def class_folders(name: str, root: Path, classes: list[str]) -> FilePictures:
         ValueError: a class directory without pictures, or a link that leads from one class to another or to ``root`` or above
             it; named.
     """
-    owners = _owners(name, root, classes)
-    files: list[str] = []
-    labels: list[int] = []
-    empty: list[str] = []
-    for label, directory in enumerate(classes):
-        found = _pictures_below(name, root, directory, owners)
-        files += [f"{directory}/{file}" for file in found]
-        labels += [label] * len(found)
-        if not found:
-            empty.append(directory)
-    if empty:
-        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
-        raise ValueError(
-            f"{name}: class directory {root / empty[0]}{more} holds no pictures; add some or remove it "
-            f"(known are {', '.join(EXTENSIONS)})"
-        )
-    return FilePictures(name, root, files, np.asarray(labels, dtype=np.int64), classes)
-
-
-def directories(path: Path) -> list[str]:
-    """Return the names of the directories directly in ``path``, sorted, without hidden ones."""
-    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _owners(name: str, root: Path, classes: list[str]) -> dict[str, str]:
-    """Return the class of each real path of a class directory; ``ValueError`` for links that would mix classes."""
-    top = os.path.realpath(root)
-    real = {directory: os.path.realpath(root / directory) for directory in classes}
-    owners: dict[str, str] = {}
-    # Directories that are what they are called come first, so that it is the link that is named.
-    for directory in sorted(classes, key=lambda directory: real[directory] != os.path.join(top, directory)):
-        _check_link(name, root, directory, directory, owners)
-        owners[real[directory]] = directory
-    return owners
-
-
-def _check_link(name: str, root: Path, path: str, directory: str, owners: dict[str, str]) -> None:
-    """Raise ``ValueError`` where ``path``, in or of class ``directory``, is really ``root``, above it, or another class."""
-    real, top = Path(os.path.realpath(root / path)), Path(os.path.realpath(root))
-    owner = owners.get(str(real), directory)
-    if top.is_relative_to(real):
-        what = "which holds all classes"
-    elif owner != directory:
-        what = f"which is class {owner}"
-    else:
-        return
-    raise ValueError(f"{name}: {root / path} leads to {real}, {what}; remove the link")
-
-
-def _pictures_below(name: str, root: Path, directory: str, owners: dict[str, str]) -> list[str]:
-    """Return the pictures of a class: relative paths with forward slashes, sorted, at any depth, without hidden ones.
-
-    Names with a picture's ending that are no files, say links that lead nowhere, are kept, for reading to name them.
-    """
-    path = root / directory
-    found: list[str] = []
-    seen = {os.path.realpath(path)}
-    for where, subdirectories, names in os.walk(path, followlinks=True, onerror=_fail):
-        below = Path(where).relative_to(path)
-        for file in names:
-            if file.lower().endswith(EXTENSIONS) and not file.startswith("."):
-                found.append((below / file).as_posix())
-        visible = sorted(entry for entry in subdirectories if not entry.startswith("."))
-        subdirectories.clear()
-        for subdirectory in visible:
-            real = os.path.realpath(os.path.join(where, subdirectory))
-            if real not in seen:  # else links in a circle would be followed for ever
-                _check_link(name, root, (directory / below / subdirectory).as_posix(), directory, owners)
-                seen.add(real)
-                subdirectories.append(subdirectory)
-    return sorted(found)
-
-
-def _fail(error: OSError) -> NoReturn:
-    raise error  # os.walk would pass over a directory that it may not read
+    found = pictures_by_class(name, root, classes)
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(files) for files in found.values()])
+    return FilePictures(name, root, [file for files in found.values() for file in files], labels, classes)

@@ -218,8 +218,10 @@ def true_scores_of(known: Tensor, targets: Tensor) -> Tensor:
 
 def best_and_right(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest score and whether it is that of the target, both ``(E, queries)``."""
-    best, answer = scores.max(-1)
-    return best, answer == targets
+    best, true = scores.amax(-1), true_scores_of(scores, targets)
+    if int((scores >= best[..., None]).sum()) == best.numel():
+        return best, true >= best  # no ties: where the largest one stands, which is slow to find, need not be known
+    return best, scores.argmax(-1) == targets
 
 
 def share_accepted(scores: Tensor, threshold: Tensor) -> Tensor:

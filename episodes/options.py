@@ -97,9 +97,11 @@ def parser() -> argparse.ArgumentParser:
         "--dataset",
         default="digits",
         metavar="SPEC",
-        help="digits, omniglot, folder:PATH (a directory per class) or features:FILE (default: %(default)s)",
+        help="digits, omniglot, cifar10, folder:PATH (a directory per class) or features:FILE (default: %(default)s)",
     )
-    data.add_argument("--data-dir", metavar="DIR", help="where omniglot is, or goes with --download")
+    data.add_argument(
+        "--data-dir", metavar="DIR", help="where omniglot or cifar10 is, or omniglot goes with --download"
+    )
     data.add_argument("--download", action="store_true", help="fetch omniglot if it is not there")
     data.add_argument(
         "--split",
@@ -120,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
         "--backbone",
         default="conv4",
         metavar="NAME",
-        help="conv4, timm/MODEL or torchvision/MODEL (default: %(default)s)",
+        help="conv4, conv5 (with --weights), timm/MODEL or torchvision/MODEL (default: %(default)s)",
     )
     model.add_argument(
         "--weights",
@@ -140,7 +142,13 @@ def parser() -> argparse.ArgumentParser:
     machine = made.add_argument_group("machine")
     machine.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     machine.add_argument(
-        "--workers", type=int, default=0, metavar="W", help="processes that read pictures (default: %(default)s)"
+        "--workers", type=int, default=0, metavar="W", help="processes that read pictures (default: a thread does)"
+    )
+    machine.add_argument(
+        "--precision", default="float32", help="float32 or bfloat16, of the backbone (default: %(default)s)"
+    )
+    machine.add_argument(
+        "--channels-last", action="store_true", help="lay pictures and weights out as convolutions often prefer it"
     )
     machine.add_argument(
         "--threads", type=int, default=None, metavar="T", help="processor threads (default: torch's choice)"

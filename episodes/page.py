@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from episodes.atomic import replacing
 from episodes.bank import FeatureBank
 from episodes.evidence import Evidence, FalseAlarm
 from episodes.figures import save, sections, shown_heads
 from episodes.measures import MEASURES
+from episodes.meta_learning import META_LEARNED
 from episodes.pictures import PictureSet
 from episodes.report import Report, Table, cell, heading
+from fewshot_nam.files.atomic import replacing
 from fewshot_nam.heads import available
 
 _SIDE = 112  # of a picture on the page, in pixels
@@ -268,7 +269,7 @@ def _fitted(picture: Image.Image) -> Image.Image:
 
 
 def _add_meanings(page: _Page, report: Report) -> None:
-    heads = {name: meaning for name, meaning in available().items() if name in report.results}
+    heads = {name: meaning for name, meaning in {**available(), **META_LEARNED}.items() if name in report.results}
     config = json.dumps(report.to_dict()["config"], indent=2, ensure_ascii=False)
     page.add('<section id="meanings"><h2>What the names mean</h2><dl>')
     page.add(*(f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" for name, meaning in heads.items()))

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from episodes.pictures import PictureSet, UnreadablePicture
+from episodes.pictures import PictureSet
+from fewshot_nam.files.pictures import UnreadablePicture
 
 
 class TransformFailed(ValueError):

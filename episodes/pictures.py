@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import io
 import json
 import os
-import stat
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from episodes.classes import Label, check_classes, select_classes
-
-
-class UnreadablePicture(ValueError):
-    """A file that can be read but is no picture or only part of one, or a link that leads nowhere. The message names it."""
+from fewshot_nam.files.pictures import UnreadablePicture, leads_nowhere, read_picture
 
 
 class PictureSet(Protocol):
@@ -133,13 +127,16 @@ class FilePictures:
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for file, label in zip(self.files, self.labels, strict=True):
             path = self.root / file
-            found = os.stat(path, follow_symlinks=not _leads_nowhere(path))
+            found = os.stat(path, follow_symlinks=not leads_nowhere(path))
             digest.update(os.fsencode(f"{label}\0{file}\0{found.st_size}\0{found.st_mtime_ns}\n"))
         return digest.hexdigest()
 
     def picture(self, index: int) -> Image.Image:
         """Return picture ``index``, decoded and the right way up."""
-        return read_picture(self.root / self.files[index])
+        try:
+            return read_picture(self.root / self.files[index])
+        except UnreadablePicture as error:
+            raise UnreadablePicture(f"{error}, or skip unreadable pictures") from error
 
     def describe(self, index: int) -> str:
         """Return the path of picture ``index``."""
@@ -149,45 +146,3 @@ class FilePictures:
         """Return the pictures of ``classes``; ``ValueError`` where one is not there, comes twice, or none is named."""
         names, rows, labels = select_classes(self.labels, self.classes, classes, self.name)
         return FilePictures(self.name, self.root, [self.files[i] for i in rows], labels, [str(c) for c in names])
-
-
-def _leads_nowhere(path: str | os.PathLike[str]) -> bool:
-    """Return whether ``path`` is a link to what is not there, or in a circle; not where its target only cannot be reached."""
-    if not os.path.islink(path):
-        return False
-    try:
-        os.stat(path)
-    except OSError as error:
-        return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-    return False
-
-
-def read_picture(path: str | os.PathLike[str]) -> Image.Image:
-    """Return the picture in ``path``, fully decoded, turned as its EXIF orientation says, its file closed.
-
-    Raises:
-        OSError: the file is missing or cannot be read.
-        UnreadablePicture: its content is no picture or is cut short; or it is no file but a pipe, say, or a link that leads
-            nowhere.
-    """
-    if _leads_nowhere(path):
-        raise UnreadablePicture(f"{path}: a link that leads nowhere; mend or remove it, or skip unreadable pictures")
-    if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for a writer
-        raise UnreadablePicture(f"{path}: not a file; remove it, or skip unreadable pictures")
-    # Read first and decode after: a disk that fails is not a bad picture, and must never be skipped like one.
-    with open(path, "rb") as file:
-        content = file.read()
-    try:
-        picture = Image.open(io.BytesIO(content))
-        picture.load()
-    except MemoryError:
-        raise
-    except Exception as error:  # each of Pillow's decoders raises what it likes over broken content
-        reason = "" if "BytesIO" in str(error) else f" ({' '.join(str(error).split())})"
-        raise UnreadablePicture(
-            f"{path}: not a picture, or cut short{reason}; mend or remove the file, or skip unreadable pictures"
-        ) from error
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # an EXIF block that cannot be read gives no orientation: the picture stands as it is stored
-        return picture

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from episodes.atomic import replacing
 from episodes.measures import MEASURES
+from episodes.meta_learning import META_LEARNED
+from fewshot_nam.files.atomic import replacing
 from fewshot_nam.heads import available
 
 Table = dict[str, dict[str, dict[str, float]]]
@@ -104,7 +105,7 @@ class Report:
                 "",
                 f"* the interval of the difference excludes 0: better (+*) or worse (-*) than {self.reference}",
             ]
-        meanings = available()
+        meanings = {**available(), **META_LEARNED}
         lines += ["", *(f"  {name:<16} {meanings[name]}" for name in self.results if name in meanings)]
         lines += [
             "",

@@ -6,9 +6,11 @@ integer arithmetic alone. So episode 7 of seed 0 is the same whatever the batch 
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,13 +18,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from episodes.atomic import replacing
+from fewshot_nam.files.atomic import replacing
+from fewshot_nam.heads.compiled import library
 
 if TYPE_CHECKING:
     from episodes.bank import FeatureBank
 
 Integers = npt.NDArray[np.int64]
 
+_COMPILED = Path(__file__).with_suffix(".cpp")
 _BLOCK = 256
 _CLASSES, _PICTURES, _BASE = range(3)  # what a random stream is for
 _FORMAT = "fewshot-nam episodes 1"
@@ -248,9 +252,17 @@ class EpisodeSampler:
         """Return ``count`` distinct pictures of each class, ``(E, ways, count)`` as indices into the bank."""
         raw = raw[: count * classes.size].reshape(count, classes.size)
         starts, counts, order = self.bank.starts.numpy(), self.bank.counts.numpy(), self.bank.order.numpy()
-        flat = np.broadcast_to(classes.reshape(-1), raw.shape)
-        drawn = _draw(raw, starts[flat], counts[flat], _ranks(raw))
-        return order[drawn].T.reshape(*classes.shape, count)
+        compiled = library(_COMPILED)
+        if compiled is None:
+            flat = np.broadcast_to(classes.reshape(-1), raw.shape)
+            drawn = _draw(raw, starts[flat], counts[flat], _ranks(raw))
+            return order[drawn].T.reshape(*classes.shape, count)
+        out = np.empty((*classes.shape, count), dtype=np.int64)
+        arrays = [np.ascontiguousarray(array) for array in (raw, classes, starts, counts, order)]
+        at = [ctypes.c_void_p(array.ctypes.data) for array in (*arrays, out)]
+        if compiled.pictures(at[0], at[1], ctypes.c_size_t(classes.size), ctypes.c_size_t(count), *at[2:]):
+            raise MemoryError(f"no memory to draw {count} pictures")
+        return out
 
     def _base(self, block: int) -> tuple[Integers, Integers]:
         if self.base is None:

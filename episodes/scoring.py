@@ -6,6 +6,7 @@ validation classes thresholds and novel bias) is chosen here too, on other episo
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -17,7 +18,9 @@ from episodes.calibration import ece_sums, ece_values, fit_temperature
 from episodes.frozen import best_bias, frozen_measures, joint_margins, pooled_threshold
 from episodes.measures import accuracy, generalized_measures, open_measures
 from episodes.sampler import Episodes
+from episodes.threads import in_order
 from fewshot_nam.heads import Head
+from fewshot_nam.heads.picked import Picker, read_picked
 
 _TEMPERATURE_SCORES = 1 << 22  # scores that the temperature is fitted on, and kept for it: 16 MiB a head
 
@@ -71,7 +74,7 @@ class Scorer:
         heads: by name; already on ``device``.
         device: where to compute.
         base_queries: what base queries index; ``None`` outside the generalized protocol.
-        base_prototypes: ``(B, D)``, the classes that share the label space; likewise.
+        base_prototypes: by name of the head, ``(B, D)`` of the classes that share the label space; likewise.
     """
 
     def __init__(
@@ -80,13 +83,18 @@ class Scorer:
         heads: Mapping[str, Head],
         device: torch.device,
         base_queries: FeatureBank | None = None,
-        base_prototypes: Tensor | None = None,
+        base_prototypes: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.heads, self.device = heads, device
         self._features = bank.features.to(device)
         self._base_features = None if base_queries is None else base_queries.features.to(self._features)
-        self._prototypes = None if base_prototypes is None else base_prototypes.to(device)
-        self._buffers: dict[str, Tensor] = {}
+        self._own = threading.local()  # pickers of each thread: their buffers are used again
+        self._prototypes = {name: rows.to(device) for name, rows in (base_prototypes or {}).items()}
+
+    @property
+    def threads(self) -> int:
+        """How many threads to score in: as many as torch may use, and one for a device that works by itself."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
 
     @torch.inference_mode()
     def score(self, episodes: Episodes) -> Iterator[tuple[str, Scores]]:
@@ -96,18 +104,17 @@ class Scorer:
             ValueError: a head gives NaN or infinite scores.
         """
         ways = episodes.classes.shape[1]
-        num_base = 0 if self._prototypes is None else len(self._prototypes)
+        num_base = max(map(len, self._prototypes.values()), default=0)
         known, unknown = episodes.query.flatten(1), episodes.unknown.flatten(1)
-        support = self._gather("support", self._features, episodes.support)
-        query = self._gather("query", self._features, torch.cat([known, unknown], dim=1))
-        if self._base_features is not None:
-            query = torch.cat([query, self._gather("base", self._base_features, episodes.base_query)], dim=1)
+        query = torch.cat([known, unknown], dim=1)
         parts = [known.shape[1], unknown.shape[1], episodes.base_query.shape[1]]
         targets = num_base + torch.arange(ways, device=self.device).repeat_interleave(parts[0] // ways)
-        for name, head in self.heads.items():
-            # Every row was checked when the bank was made.
-            scores = head.score_episodes(support, query, self._prototypes, check=False)
-            if not bool(scores.isfinite().all()):
+        found = {} if num_base else read_picked(self.heads, self._pickers()[0], episodes.support, query)
+        others = {name: head for name, head in self.heads.items() if name not in found}
+        found |= self._gathered(others, episodes, query)
+        for name in self.heads:
+            scores = found.pop(name)
+            if not bool(torch.stack(scores.aminmax()).isfinite().all()):  # both are NaN where any score is
                 raise ValueError(f"the head {name!r} gave scores that are NaN or infinite for these features")
             of_known, of_unknown, of_base = torch.split(scores, parts, dim=1)
             yield (
@@ -122,15 +129,28 @@ class Scorer:
                 ),
             )
 
-    def _gather(self, name: str, features: Tensor, index: Tensor) -> Tensor:
-        """Return ``features[index]`` in a buffer that is used again: a fresh one would cost more than the copying."""
-        flat = index.reshape(-1).to(self.device)
-        buffer = self._buffers.get(name)
-        if buffer is None or len(buffer) < len(flat):
-            buffer = self._buffers[name] = features.new_empty(len(flat), features.shape[1])
-        out = buffer[: len(flat)]
-        torch.index_select(features, 0, flat, out=out)
-        return out.view(*index.shape, features.shape[1])
+    def _gathered(self, heads: Mapping[str, Head], episodes: Episodes, query: Tensor) -> dict[str, Tensor]:
+        """Return the scores of heads that look at the features themselves, which are gathered once for all of them."""
+        if not heads:
+            return {}
+        bank, base = self._pickers()
+        pictures = episodes.support[0].numel() + query.shape[1] + episodes.base_query.shape[1]
+        found: dict[str, list[Tensor]] = {name: [] for name in heads}
+        for part in bank.parts(len(episodes), pictures):
+            support, queries = bank.gather("support", episodes.support[part]), bank.gather("query", query[part])
+            if base is not None:
+                queries = torch.cat([queries, base.gather("base", episodes.base_query[part])], dim=1)
+            for name, head in heads.items():
+                # Every row was checked when the bank was made.
+                found[name].append(head.score_episodes(support, queries, self._prototypes.get(name), check=False))
+        return {name: torch.cat(scores) if len(scores) > 1 else scores[0] for name, scores in found.items()}
+
+    def _pickers(self) -> tuple[Picker, Picker | None]:
+        if not hasattr(self._own, "pickers"):
+            base = None if self._base_features is None else Picker(self._base_features)
+            self._own.pickers = Picker(self._features), base
+        pickers: tuple[Picker, Picker | None] = self._own.pickers
+        return pickers
 
 
 def calibrate(scorer: Scorer, batches: Iterable[Episodes], thresholds: bool) -> dict[str, Frozen]:
@@ -142,10 +162,11 @@ def calibrate(scorer: Scorer, batches: Iterable[Episodes], thresholds: bool) -> 
         thresholds: choose thresholds and, where there are base queries, the novel bias as well.
     """
     seen = {name: _Seen() for name in scorer.heads}
-    for batch in batches:
-        for name, scores in scorer.score(batch):
+    for scored in in_order(lambda batch: list(scorer.score(batch)), batches, scorer.threads):
+        for name, scores in scored:
             seen[name].add(scores, thresholds)
-    return {name: found.frozen(thresholds) for name, found in seen.items()}
+    fixed = in_order(lambda found: found.frozen(thresholds), seen.values(), scorer.threads)
+    return dict(zip(seen, fixed, strict=True))
 
 
 def measure(
@@ -154,12 +175,16 @@ def measure(
     """Return the value of every measure in every episode, ``{head: {measure: (E,)}}`` on the CPU; ``watch`` looks on."""
     found: dict[str, dict[str, list[Tensor]]] = {name: {} for name in scorer.heads}
     queries = 0
-    for batch in batches:
-        for name, scores in scorer.score(batch):
+
+    def measured(batch: Episodes) -> tuple[Episodes, list[tuple[str, Scores, dict[str, Tensor]]]]:
+        return batch, [(name, scores, _measures(scores, frozen[name])) for name, scores in scorer.score(batch)]
+
+    for batch, of_heads in in_order(measured, batches, scorer.threads):
+        for name, scores, measures in of_heads:
             queries = scores.with_a_column()[0].shape[1]
             if watch is not None:
                 watch(name, batch, scores, frozen[name])
-            for printed, value in _measures(scores, frozen[name]).items():
+            for printed, value in measures.items():
                 found[name].setdefault(printed, []).append(value.cpu())
     values = {name: {printed: torch.cat(parts) for printed, parts in lists.items()} for name, lists in found.items()}
     for measures in values.values():

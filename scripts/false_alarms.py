@@ -18,9 +18,9 @@ from torch import Tensor
 
 import backbones
 from episodes import EpisodeSampler, FeatureBank, extract, open_dataset
-from episodes.atomic import replacing
 from episodes.intervals import interval, paired
 from episodes.scoring import Scorer
+from fewshot_nam.files.atomic import replacing
 from fewshot_nam.heads import create
 from fewshot_nam.heads.conformal import conformal_threshold
 

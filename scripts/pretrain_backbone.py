@@ -3,7 +3,8 @@
     python scripts/pretrain_backbone.py --data-dir DIR
 
 writes the weights with their base prototypes (safetensors) and a card that says how they were trained and what they score. The
-last five background alphabets are kept for validation. A run that is stopped goes on from its last whole epoch.
+last five background alphabets are kept for validation. A run that is stopped goes on from its last whole epoch; ``torchrun
+--nproc-per-node N scripts/pretrain_backbone.py ...`` shares every batch out among N processes.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from torch import Tensor
 from backbones.conv4 import Conv4, ink_transform
 from backbones.ink import InkExamples, InkRecipe
 from backbones.pretraining import Pretraining, train
-from fewshot_nam.files.atomic import replacing
 from episodes.bank import FeatureBank
 from episodes.datasets import open_dataset
+from episodes.distributed import joined
 from episodes.evaluation import evaluate
 from episodes.pictures import PictureSet
+from fewshot_nam.files.atomic import replacing
 
 OUT = Path(__file__).resolve().parent.parent / "backbones" / "weights" / "conv4_omniglot.safetensors"
 SETTINGS = [(5, 1), (5, 5), (20, 1), (20, 5)]
@@ -46,8 +48,9 @@ def training_pictures(pictures: PictureSet) -> tuple[Tensor, Tensor]:
 def features(model: Conv4, inputs: Tensor, pictures: PictureSet) -> FeatureBank:
     """Return the bank of ``inputs`` ``(n, 1, 28, 28)``, the pictures as Conv4 wants them."""
     model.eval()
-    rows = torch.cat([model(batch) for batch in torch.split(inputs, 512)])
-    return FeatureBank(rows, pictures.labels, pictures.classes)
+    device = next(model.parameters()).device
+    rows = torch.cat([model(batch.to(device)) for batch in torch.split(inputs, 512)])
+    return FeatureBank(rows.cpu(), pictures.labels, pictures.classes)
 
 
 def accuracy(bank: FeatureBank, ways: int, shots: int, episodes: int) -> tuple[float, float]:
@@ -103,6 +106,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--check-every", type=int, default=5, metavar="EPOCHS", help="validation accuracy every so many epochs"
     )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     for field in fields(InkRecipe):
         if field.name != "zoom":
             option = "--" + field.name.replace("_", "-")
@@ -113,13 +117,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Train, evaluate, and write weights and card."""
     options = parse()
+    with joined(options.device) as process:
+        pretrain(options, process)
+
+
+def pretrain(options: argparse.Namespace, process: int) -> None:
+    """Do all of it, or the share in the training of a ``process`` other than the first."""
     recipe = InkRecipe(
         **{field.name: getattr(options, field.name) for field in fields(InkRecipe) if field.name != "zoom"}
     )
     data = open_dataset("omniglot", options.data_dir, options.download)
     torch.manual_seed(recipe.seed)
     model = Conv4()
-    run = Pretraining(model, InkExamples(*training_pictures(data["base"]), recipe), recipe, options.checkpoint)
+    examples = InkExamples(*training_pictures(data["base"]), recipe)
+    run = Pretraining(model, examples, recipe, options.checkpoint, options.device)
     inputs = {
         role: torch.stack([ink_transform(part.picture(i)) for i in range(len(part))]) for role, part in data.items()
     }
@@ -129,6 +140,8 @@ def main() -> None:
         return f"validation 20-way 1-shot {mean:.2f} ± {ci95:.2f}%"
 
     train(run, check, options.check_every)
+    if process > 0:
+        return
 
     banks = {role: features(model, inputs[role], data[role]) for role in data}
     scores = {
@@ -138,7 +151,7 @@ def main() -> None:
         for role in ("val", "novel")
     }
     card = {"recipe": asdict(recipe), "scores": scores, "base_classes": data["base"].classes}
-    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in model.cpu().state_dict().items()}
     tensors["base_prototypes"] = banks["base"].class_means()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(options.out) as unfinished:

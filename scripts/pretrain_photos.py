@@ -4,7 +4,8 @@
 
 DIR holds the directories "base" and "val" (or "novel"), each with a directory of pictures for every class. Only base classes are
 trained on; validation classes say how training goes. The file has the weights and the base classes' mean features, and
-``episode_eval.py --backbone conv5 --weights conv5.safetensors`` uses it. A run that is stopped goes on from its last whole epoch.
+``episode_eval.py --backbone conv5 --weights conv5.safetensors`` uses it. A run that is stopped goes on from its last whole epoch;
+``torchrun --nproc-per-node N scripts/pretrain_photos.py ...`` shares every batch out among N processes.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from torch import Tensor
 from backbones.conv5 import Conv5, square, standardize
 from backbones.photos import PhotoExamples, PhotoRecipe
 from backbones.pretraining import Pretraining, train
-from fewshot_nam.files.atomic import replacing
 from episodes.bank import FeatureBank
 from episodes.datasets import open_dataset
+from episodes.distributed import joined
 from episodes.evaluation import evaluate
 from episodes.pictures import PictureSet
+from fewshot_nam.files.atomic import replacing
 
 
 def pixels(pictures: PictureSet) -> Tensor:
@@ -39,9 +41,10 @@ def pixels(pictures: PictureSet) -> Tensor:
 def features(model: Conv5, levels: Tensor, pictures: PictureSet) -> FeatureBank:
     """Return the bank of ``levels`` ``(n, 3, 64, 64)`` uint8."""
     model.eval()
-    batches = (standardize(batch.float().div_(255)) for batch in torch.split(levels, 256))
+    device = next(model.parameters()).device
+    batches = (standardize(batch.to(device).float().div_(255)) for batch in torch.split(levels, 256))
     rows = torch.cat([model(batch.contiguous(memory_format=torch.channels_last)) for batch in batches])
-    return FeatureBank(rows, pictures.labels, pictures.classes)
+    return FeatureBank(rows.cpu(), pictures.labels, pictures.classes)
 
 
 def accuracy(bank: FeatureBank, shots: int, episodes: int) -> tuple[float, float]:
@@ -61,6 +64,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--width", type=int, default=32, help="channels of the first convolution; features are 16 times"
     )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     for field in fields(PhotoRecipe):
         option = "--" + field.name.replace("_", "-")
         parser.add_argument(option, type=type(field.default), default=field.default, help="default %(default)s")
@@ -70,6 +74,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Train, evaluate on validation classes, and write the weights."""
     options = parse()
+    with joined(options.device) as process:
+        pretrain(options, process)
+
+
+def pretrain(options: argparse.Namespace, process: int) -> None:
+    """Do all of it, or the share in the training of a ``process`` other than the first."""
     recipe = PhotoRecipe(**{field.name: getattr(options, field.name) for field in fields(PhotoRecipe)})
     data = open_dataset(f"folder:{options.folder}")
     if "base" not in data:
@@ -79,7 +89,8 @@ def main() -> None:
     torch.manual_seed(recipe.seed)
     model = Conv5(options.width)
     labels = torch.from_numpy(data["base"].labels)
-    run = Pretraining(model, PhotoExamples(levels["base"], labels, recipe), recipe, options.checkpoint)
+    examples = PhotoExamples(levels["base"], labels, recipe)
+    run = Pretraining(model, examples, recipe, options.checkpoint, options.device)
     scores: dict[str, tuple[float, float]] = {}
 
     def check() -> str:
@@ -90,8 +101,10 @@ def main() -> None:
         return "validation 5-way " + ", ".join(f"{k} {mean:.1f} ± {ci95:.1f}%" for k, (mean, ci95) in scores.items())
 
     train(run, check, options.check_every)
+    if process > 0:
+        return
     bank = features(model, levels["base"], data["base"])
-    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in model.cpu().state_dict().items()}
     tensors["base_prototypes"] = bank.class_means()
     card = {
         "recipe": asdict(recipe),

@@ -104,3 +104,99 @@ def test_ratios_are_those_of_the_medians(script, capsys):
     assert out[3].split() == ["a", "50", "(11-100)", "3", "2.00"]
     assert out[7].split() == ["a", "50", "(50-50)", "1", "1.00", "3.0", "1.0"]
     assert out[9].endswith("skipped: would keep 1.0 GiB")
+
+
+# --- the entry, and the parts that it starts
+
+
+@pytest.fixture
+def part(monkeypatch):
+    """Return a loader of the scripts beside ``run.py``."""
+
+    def load(name):
+        path = SCRIPT.with_name(f"{name}.py")
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def test_every_part_has_its_script(part):
+    run = part("run")
+    assert [name for name, each in run.PARTS.items() if not (run.HERE / each.script).is_file()] == []
+
+
+def test_the_entry_keeps_figures_and_fails_where_a_part_does(part, tmp_path, monkeypatch, capfd):
+    run = part("run")
+    good, bad = tmp_path / "good.py", tmp_path / "bad.py"
+    good.write_text("import sys; print('a table'); '--json' in sys.argv and open(sys.argv[-1], 'w').write('{}')")
+    bad.write_text("raise SystemExit('not the same work')")
+    parts = {
+        "good": run.Part("good.py"),
+        "bad": run.Part("bad.py"),
+        "none": run.Part("x.py", "", "no_such_lib", "benchmark"),
+    }
+    monkeypatch.setattr(run, "PARTS", parts)
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    out = tmp_path / "kept" / "here"
+    monkeypatch.setattr(sys, "argv", ["run.py", "--out", str(out)])
+    assert run.main() == 1
+    said = capfd.readouterr()
+    assert "-- good: done" in said.out
+    assert "-- bad: failed" in said.out
+    assert 'none: left out, it needs no_such_lib: pip install ".[benchmark]"' in said.out
+    assert "not the same work" in said.err
+    assert said.err.endswith("failed: bad\n")
+    assert sorted(path.name for path in out.iterdir()) == ["good.json", "good.md"]
+    assert "\na table\n" in (out / "good.md").read_text()
+    monkeypatch.setattr(sys, "argv", ["run.py", "good", "--short", "--out", str(tmp_path / "nothing")])
+    assert run.main() == 0
+    assert not (tmp_path / "nothing").exists()
+    monkeypatch.setattr(sys, "argv", ["run.py", "speed"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "no part 'speed': there are good, bad, none" in capfd.readouterr().err
+
+
+def test_slopes_are_those_of_powers(part):
+    growth = part("growth")
+    sizes = [1, 2, 4, 8, 16]
+    assert growth.slope(sizes, [0.1 * size**1.5 for size in sizes]) == pytest.approx(1.5)
+    assert growth.slope(sizes, [9.0, 9.0, 4.0, 8.0, 16.0]) == pytest.approx(1.0)  # the upper half alone
+    assert growth.slope([2, 4], [1.0, 4.0]) == pytest.approx(2.0)
+
+
+def test_the_figure_of_growth_is_drawn(part, tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [
+        {"job": job, "head": "nam", "variable": "ways", "slope": 1.0, "sizes": [1, 2], "ms": [1.0, 2.0]}
+        for job in ("evaluate", "write", "score")
+    ]
+    part("growth").draw(rows, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["growth", "heads"])
+def test_scores_that_differ_are_not_timed(part, monkeypatch, name):
+    from fewshot_nam.heads import CosineHead
+
+    script, right = part(name), CosineHead.forward
+    check = script.same_numbers if name == "growth" else lambda: script.same_scores("cosine", 16)
+    check()
+    monkeypatch.setattr(CosineHead, "forward", lambda head, x: right(head, x) + 0.01 * (len(x) > 1))
+    with pytest.raises(SystemExit, match="not the same work"):
+        check()
+
+
+def test_features_that_differ_are_not_timed(part, monkeypatch, tmp_path):
+    script = part("extraction")
+    problem = script.SHORT[0]
+    backbone = script.backbones.create("conv4", pretrained=False)
+    dataset = script.made(problem.source, 4, tmp_path)
+    batches = [script.PictureBatches(dataset, backbone.transform, 4, False)[0].pictures]
+    assert "gives the forward's bits" in script.same_features(backbone, dataset, batches, 4)
+    with pytest.raises(SystemExit, match="not the same work: extract is"):
+        script.same_features(backbone, dataset, [batches[0] * 1.001], 4)

@@ -1,11 +1,13 @@
-"""Episodes a second on one core: our evaluation against easyfsl's, in one run, on the same features.
+"""Episodes a second: our evaluation against easyfsl's and against the gather of the features alone, in one run.
 
     pip install ".[benchmark]" && python scripts/benchmarks/episode_speed.py
 
-Closed N-way K-shot episodes on a bank of 100 classes x 600 x 640 float32 random features in clusters. Our side is the whole of
-``evaluate``, from drawing the episodes to means and intervals (accuracy and calibration error); easyfsl's is its documented path:
-``FeaturesDataset``, ``TaskSampler``, ``DataLoader`` and ``evaluate``. First both must find the same accuracy; then they take turns,
-and each reports its median of the repeats in processor seconds.
+Closed N-way K-shot episodes on a bank of 100 classes x 600 x 640 random features in clusters, float32 and bfloat16. Our side is the
+whole of ``evaluate``, from drawing the episodes to means and intervals (accuracy and calibration error; in the open protocol the
+false alarm rates, AUROC and OSCR as well, on twice the queries); easyfsl's is its documented path: ``FeaturesDataset``,
+``TaskSampler``, ``DataLoader`` and ``evaluate``. ``index_select`` is torch's gather of the same number of features into a buffer,
+and nothing else: "share" is what a run reaches of it. First both must find the same accuracy; then all take turns, and each reports its median of the
+repeats, in processor seconds on one thread and in seconds on several.
 """
 
 from __future__ import annotations
@@ -17,16 +19,35 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
-from episodes import FeatureBank, evaluate
+from episodes import EpisodeSampler, FeatureBank, evaluate
+from fewshot_nam.heads.picked import Picker
 
 CLASSES, PICTURES, WIDTH, QUERIES = 100, 600, 640, 15
 HEADS = ["protonet", "cosine", "nam", "nam-sequential"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PEER = "easyfsl ProtoNet"
+
+
+class Run(NamedTuple):
+    """Something to be timed.
+
+    Attributes:
+        work: does it; returns the accuracy, or ``None``.
+        episodes: how many it goes through.
+        gather: the name of the gather that it is compared with.
+        threads: that torch may use.
+    """
+
+    work: Callable[[], float | None]
+    episodes: int
+    gather: str | None = None
+    threads: int = 1
 
 
 def random_bank(seed: int) -> FeatureBank:
@@ -53,72 +74,137 @@ def easyfsl_run(bank: FeatureBank, ways: int, shots: int, episodes: int) -> Call
     return lambda: easyfsl_evaluate(model, loader, device="cpu", use_tqdm=False)
 
 
-def our_run(bank: FeatureBank, head: str, ways: int, shots: int, episodes: int) -> Callable[[], float]:
+def our_run(bank: FeatureBank, head: str, protocol: str, ways: int, shots: int, episodes: int) -> Callable[[], float]:
     """Return our evaluation of one head, which gives the accuracy."""
 
     def run() -> float:
-        report = evaluate(bank, [head], "closed", ways, shots, QUERIES, episodes=episodes)
+        report = evaluate(bank, [head], protocol, ways, shots, QUERIES, open_ways=ways, episodes=episodes)
         return report.results[head]["accuracy"]["mean"]
 
     return run
 
 
-def measure(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, tuple[list[float], float]]:
-    """Return processor seconds of every repeat and the accuracy, the runs taking turns."""
-    found: dict[str, tuple[list[float], float]] = {}
-    for _ in range(repeats):
+def gather_run(bank: FeatureBank, protocol: str, ways: int, shots: int, episodes: int) -> Callable[[], None]:
+    """Return the bare gather of the features of episodes, as many at a time as suits it."""
+    drawn = EpisodeSampler(bank, ways, shots, QUERIES, ways if protocol == "open" else 0).sample(0, episodes)
+    index = torch.cat([drawn.support.flatten(1), drawn.query.flatten(1), drawn.unknown.flatten(1)], dim=1)
+    parts = [index[part].flatten() for part in Picker(bank.features).parts(episodes, index.shape[1])]
+    buffer = bank.features.new_empty(len(parts[0]), bank.feature_dim)
+
+    def run() -> None:
+        for part in parts:
+            torch.index_select(bank.features, 0, part, out=buffer[: len(part)])
+
+    return run
+
+
+def runs_of(banks: dict[str, FeatureBank], options: argparse.Namespace, shots: int) -> dict[str, Run]:
+    """Return everything that is timed for one number of shots, by name."""
+    runs = {PEER: Run(easyfsl_run(banks["float32"], options.ways, shots, options.peer_episodes), options.peer_episodes)}
+    for dtype, bank in banks.items():
+        for protocol, heads in (("closed", HEADS), ("open", ["cosine", "nam"])):
+            gather = f"{dtype} {protocol} index_select"
+            runs[gather] = Run(gather_run(bank, protocol, options.ways, shots, options.episodes), options.episodes)
+            for head in heads:
+                work = our_run(bank, head, protocol, options.ways, shots, options.episodes)
+                runs[f"{dtype} {protocol} {head}"] = Run(work, options.episodes, gather)
+        if options.threads > 1:
+            work = our_run(bank, "nam", "open", options.ways, shots, options.episodes)
+            for threads in (1, options.threads):
+                runs[f"{dtype} open nam, {threads} thread{'s' * (threads > 1)}"] = Run(
+                    work, options.episodes, None, threads
+                )
+    return runs
+
+
+def measure(runs: dict[str, Run], repeats: int, by_the_clock: bool) -> dict[str, tuple[list[float], float | None]]:
+    """Return the seconds an episode took in every repeat, and the accuracy, the runs taking turns after a round to warm up."""
+    clock = time.perf_counter if by_the_clock else time.process_time
+    found: dict[str, tuple[list[float], float | None]] = {}
+    for repeat in range(repeats + 1):
         for name, run in runs.items():
-            began = time.process_time()
-            accuracy = run()
-            found.setdefault(name, ([], accuracy))[0].append(time.process_time() - began)
+            torch.set_num_threads(run.threads)
+            began = clock()
+            accuracy = run.work()
+            seconds = (clock() - began) / run.episodes
+            if repeat:
+                found.setdefault(name, ([], accuracy))[0].append(seconds)
+    torch.set_num_threads(1)
     return found
 
 
+def report(
+    runs: dict[str, Run], found: dict[str, tuple[list[float], float | None]], peer: float | None, shots: int
+) -> list[dict[str, Any]]:
+    """Print one line a run, and return the lines; ``peer``: the seconds of an episode of easyfsl."""
+    rows = []
+    for name, (seconds, accuracy) in found.items():
+        middle, gather = statistics.median(seconds), runs[name].gather
+        rates = sorted(1 / s for s in seconds)
+        row: dict[str, Any] = {"shots": shots, "run": name, "episodes_per_second": 1 / middle, "accuracy": accuracy}
+        ratio = share = ""
+        if peer is not None and " open " not in name:
+            row["ratio"] = peer / middle
+            ratio = f"{row['ratio']:.1f}"
+        if gather is not None:
+            row["share_of_index_select"] = statistics.median(found[gather][0]) / middle
+            share = f"{row['share_of_index_select']:.2f}"
+        spread = f"({rates[0]:,.0f}-{rates[-1]:,.0f})"
+        percent = "" if accuracy is None else f"{100 * accuracy:.2f}"
+        print(f"{name:32}{1 / middle:>12,.0f}{spread:>20}{ratio:>11}{share:>8}{percent:>10}", flush=True)
+        rows.append(row)
+    return rows
+
+
 def main() -> None:
-    """Measure, print a table, and write JSON if asked to."""
+    """Measure, print tables, and write JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", type=int, default=5)
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--episodes", type=int, default=10_000)
+    parser.add_argument(
+        "--peer-episodes", type=int, default=1000, help="of easyfsl, which takes as long for each of many"
+    )
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--threads", type=int, default=2, help="compared with 1 thread, by the clock; 1 for no such run"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the features")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     torch.set_num_threads(1)
     bank = random_bank(options.seed)
+    banks = {name: FeatureBank(bank.features.to(dtype), bank.labels) for name, dtype in DTYPES.items()}
+    compiled = Picker(bank.features).compiled
     import easyfsl
 
-    peer = getattr(easyfsl, "__version__", "1.5.0")
-    print(
-        f"torch {torch.__version__}, easyfsl {peer}, Python {platform.python_version()}, {platform.machine()}, 1 thread"
-    )
+    versions = {
+        "torch": torch.__version__,
+        "easyfsl": getattr(easyfsl, "__version__", "1.5.0"),
+        "python": platform.python_version(),
+    }
+    said = ", ".join(f"{name} {version}" for name, version in versions.items())
+    print(f"{said}, {platform.machine()}, compiled: {'yes' if compiled else 'no'}, {options.episodes:,} episodes")
     rows: list[dict[str, Any]] = []
     for shots in options.shots:
-        runs = {"easyfsl ProtoNet": easyfsl_run(bank, options.ways, shots, options.episodes)}
-        runs |= {head: our_run(bank, head, options.ways, shots, options.episodes) for head in HEADS}
-        for warm_up in (easyfsl_run(bank, options.ways, shots, 50), our_run(bank, "nam", options.ways, shots, 500)):
-            warm_up()
-        found = measure(runs, options.repeats)
-        theirs, ours = found["easyfsl ProtoNet"][1], found["protonet"][1]
-        if abs(theirs - ours) > 0.01:  # different episodes, the same method: the means differ by chance alone
-            raise SystemExit(f"not the same work: easyfsl's ProtoNet has accuracy {theirs:.4f}, ours {ours:.4f}")
-        reference = statistics.median(found["easyfsl ProtoNet"][0])
-        print(
-            f"\n{options.ways}-way {shots}-shot, {options.episodes:,} closed episodes, median (range) of {options.repeats}"
-        )
-        print(f"{'':18}{'episodes/s':>12}{'':>20}{'x easyfsl':>11}{'accuracy':>10}")
-        for name, (seconds, accuracy) in found.items():
-            rates = sorted(options.episodes / s for s in seconds)
-            rate, ratio = statistics.median(rates), reference / statistics.median(seconds)
-            spread = f"({rates[0]:,.0f}-{rates[-1]:,.0f})"
-            print(f"{name:18}{rate:>12,.0f}{spread:>20}{ratio:>11.1f}{100 * accuracy:>10.2f}")
-            rows.append(
-                {"shots": shots, "run": name, "episodes_per_second": rate, "ratio": ratio, "accuracy": accuracy}
-            )
+        runs = runs_of(banks, options, shots)
+        print(f"\n{options.ways}-way {shots}-shot, median (range) of {options.repeats}, processor time, 1 thread")
+        print(f"{'':32}{'episodes/s':>12}{'':>20}{'x easyfsl':>11}{'share':>8}{'accuracy':>10}")
+        one = {name: run for name, run in runs.items() if "thread" not in name}
+        found = measure(one, options.repeats, by_the_clock=False)
+        theirs, ours = found[PEER][1], found["float32 closed protonet"][1]
+        # Different episodes, the same method: the means differ by chance alone.
+        if theirs is None or ours is None or abs(theirs - ours) > 0.02:
+            raise SystemExit(f"not the same work: easyfsl's ProtoNet has accuracy {theirs}, ours {ours}")
+        rows += report(runs, found, statistics.median(found[PEER][0]), shots)
+        several = {name: run for name, run in runs.items() if "thread" in name}
+        if several:
+            print(f"\n{options.ways}-way {shots}-shot, by the clock")
+            rows += report(runs, measure(several, options.repeats, by_the_clock=True), None, shots)
     if options.json:
         settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
-        versions = {"torch": torch.__version__, "easyfsl": peer, "python": platform.python_version()}
-        options.json.write_text(json.dumps({"options": settings, "versions": versions, "rows": rows}, indent=2) + "\n")
+        content = {"options": settings, "versions": versions, "compiled": compiled, "rows": rows}
+        options.json.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,7 +45,7 @@ def loop(protocol: str, name: str, shots: int, count: int = 6) -> dict[str, floa
         told = known.class_means(root=True) if needs_base(name) or not generalized else None
         head = create(name, mean=known.mean(), background=told)
         if generalized:
-            head.write_base(base.class_means(), base.classes)
+            head.write_base(base.class_means(root=head.rooted), base.classes)
         for classwise, label in zip(episode.support[0], episode.classes[0].tolist(), strict=True):
             head.write(NOVEL.features[classwise], [NOVEL.classes[label]] * shots)
         known = NOVEL.features[episode.query[0].flatten()]
@@ -261,3 +265,68 @@ def test_cuda_gives_the_same_answers():
         for measure, value in measures.items():
             assert cuda.results[head][measure]["mean"] == pytest.approx(value["mean"], abs=2e-3)
     assert as_device("cuda").type == "cuda"
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit on memory is set as Linux does")
+@pytest.mark.parametrize("compiled", ["0", "1"])
+def test_a_mapped_bank_may_be_larger_than_memory(tmp_path, compiled):
+    features = torch.rand(40_000, 512)
+    path = tmp_path / "bank.safetensors"
+    FeatureBank(features, torch.arange(40_000) % 20, check=False).save(path)
+    code = f"""
+import resource, sys, torch
+from episodes import FeatureBank, evaluate
+torch.set_num_threads(1)
+small = FeatureBank(torch.rand(900, 512), torch.arange(900) % 20)
+evaluate(small, ["nam", "ridge"], episodes=300)
+bank = FeatureBank.load({str(path)!r}, check=False)  # mapped: from here on there is no room for a copy
+pages = int(open("/proc/self/statm").read().split()[5])
+room = 48 << 20
+resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + room,) * 2)
+try:
+    bank.features.clone()
+    sys.exit("the limit does not hold")
+except RuntimeError:
+    pass
+assert bank.features.nbytes > 1.6 * room
+print(evaluate(bank, ["nam", "ridge"], episodes=600).results["nam"]["accuracy"]["mean"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "FEWSHOT_NAM_COMPILE": compiled, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0.1 < float(done.stdout) < 0.4, "chance: the features are noise"
+
+
+@pytest.mark.parametrize("protocol", ["open", "generalized"])
+def test_the_number_of_threads_does_not_matter(protocol):
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            seen = []
+            report = run(
+                protocol,
+                ["nam", "ridge"],
+                2,
+                episodes=60,
+                batch_size=7,
+                validation=OTHER,
+                watch=lambda name, episodes, scores, frozen: seen.append((name, episodes.support, scores.known)),  # noqa: B023
+            )
+            found.append((report.to_dict(), seen))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    (one, shown), (many, shown_by_many) = found
+    assert one == many
+    assert len(shown) == 18
+    for a, b in zip(shown, shown_by_many, strict=True):
+        assert a[0] == b[0]
+        assert torch.equal(a[1], b[1])
+        assert torch.equal(a[2], b[2])

@@ -503,3 +503,67 @@ def test_the_bar_stays_away_from_stderr_unless_it_is_a_terminal(capsys):
     extract(Backbone(), pictures(), cache_dir=None, progress=True)
     captured = capsys.readouterr()
     assert captured.err == captured.out == ""
+
+
+# --- precision, layout, and pictures made ahead
+
+
+class Convolution(Backbone):
+    """A backbone whose arithmetic autocast changes, and whose weights have a layout."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(3, WIDTH, 3, padding=1)
+
+    def forward(self, batch):
+        self.batches.append((batch.is_contiguous(memory_format=torch.channels_last), torch.is_autocast_enabled("cpu")))
+        return self.convolution(batch.expand(-1, 3, -1, -1)).mean(dim=(2, 3)) + 3
+
+
+def test_bfloat16_is_near_float32_and_cached_apart(tmp_path):
+    exact = extract(Convolution(), pictures(), cache_dir=tmp_path)
+    rounded = extract(Convolution(), pictures(), cache_dir=tmp_path, precision="bfloat16")
+    torch.testing.assert_close(rounded.features, exact.features, rtol=2e-2, atol=2e-2)
+    assert not torch.equal(rounded.features, exact.features)
+    assert rounded.features.dtype == torch.float32
+    assert (exact.provenance.get("precision"), rounded.provenance["precision"]) == (None, "bfloat16")
+    again = Convolution()
+    assert same(extract(again, pictures(), cache_dir=tmp_path, precision="bfloat16"), rounded)
+    assert same(extract(again, pictures(), cache_dir=tmp_path), exact)
+    assert again.batches == []
+
+
+def test_channels_last_is_given_to_pictures_and_weights_and_taken_back():
+    backbone = Convolution()
+    found = extract(backbone, pictures(), cache_dir=None, channels_last=True)
+    torch.testing.assert_close(found.features, extract(Convolution(), pictures(), cache_dir=None).features)
+    assert backbone.batches == [(True, False)]
+    assert backbone.convolution.weight.is_contiguous()
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, got 'half'"):
+        extract(Backbone(), pictures(), cache_dir=None, precision="half")
+
+
+def test_the_next_pictures_are_made_while_the_backbone_runs():
+    made = threading.Semaphore(0)
+
+    def transform(picture):
+        made.release()
+        return to_tensor(picture)
+
+    class Waiting(Backbone):
+        def forward(self, batch):
+            due = min(len(self.batches) + 2, -(-N // 5)) * 5  # this batch's pictures and the next one's
+            while self.seen < min(due, N):
+                assert made.acquire(timeout=30), "the next pictures are not made while the backbone runs"
+                self.seen += 1
+            return super().forward(batch)
+
+    backbone = Waiting(transform)
+    backbone.seen = 0
+    extract(backbone, pictures(), batch_size=5, cache_dir=None)
+    assert backbone.batches == [5, 5, 5, 5, 3]

@@ -1,0 +1,168 @@
+"""Extraction against the backbone's forward alone: pictures a second from files to features, and what the options buy.
+
+    python scripts/benchmarks/extraction.py
+
+"forward" runs the backbone over the same pictures, transformed beforehand and held in memory, in the same batches; "share" is
+what a run reaches of it. "decode" opens and transforms the pictures and does nothing else: a run can reach no more than the
+slower of the two. Pictures are made on the spot (photographs' size, JPEG; characters' size, PNG); with FEWSHOT_DATA set, Tiny
+ImageNet's are taken as well. First extraction must give the forward's features bit for bit, with and without workers; bfloat16's
+are compared with float32's. All runs take turns and report medians in wall-clock time. Weights are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import backbones
+from backbones import Backbone
+from episodes.benchmarking import save, surroundings, table, take_turns
+from episodes.extraction import extract
+from episodes.folders import folder
+from episodes.picture_batches import PictureBatches
+from episodes.pictures import FilePictures
+
+RUNS: dict[str, dict[str, Any]] = {
+    "extract": {},
+    "extract, 1 worker": {"workers": 1},
+    "extract, channels last": {"channels_last": True},
+    "extract, bfloat16": {"precision": "bfloat16"},
+    "extract, bfloat16, channels last": {"precision": "bfloat16", "channels_last": True},
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What goes through what: ``pictures`` of a source through a backbone, ``batch`` at a time."""
+
+    backbone: str
+    source: str
+    pictures: int
+    batch: int
+
+
+PROBLEMS = [
+    Problem("conv4", "made, 105 x 105 PNG", 1024, 64),
+    Problem("conv5", "made, 256 x 256 JPEG", 256, 32),
+    Problem("conv5", "Tiny ImageNet", 512, 64),
+    Problem("torchvision/mobilenet_v2", "made, 256 x 256 JPEG", 48, 8),
+]
+SHORT = [Problem("conv4", "made, 105 x 105 PNG", 24, 8), Problem("conv5", "made, 256 x 256 JPEG", 12, 4)]
+
+
+def made(source: str, count: int, root: Path) -> FilePictures:
+    """Return ``count`` smooth noisy pictures as the source has them, in files below ``root``."""
+    side, kind = (105, "png") if "PNG" in source else (256, "jpg")
+    generator = np.random.default_rng(0)
+    (root / "class").mkdir(parents=True)
+    for number in range(count):
+        coarse = Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        picture = coarse.resize((side, side), Image.Resampling.BICUBIC)
+        (picture.convert("L") if kind == "png" else picture).save(root / "class" / f"{number}.{kind}")
+    return folder(root)
+
+
+def pictures(problem: Problem, root: Path) -> FilePictures | None:
+    """Return a problem's pictures; None where they are not here."""
+    if problem.source != "Tiny ImageNet":
+        return made(problem.source, problem.pictures, root)
+    place = Path(os.environ.get("FEWSHOT_DATA", ""), "tiny-imagenet", "novel")
+    if "FEWSHOT_DATA" not in os.environ or not place.is_dir():
+        return None
+    whole, some = folder(place), slice(problem.pictures)
+    return FilePictures("tiny-imagenet", place, whole.files[some], whole.labels[some], whole.classes)
+
+
+def same_features(backbone: Backbone, dataset: FilePictures, batches: list[Tensor], size: int) -> str:
+    """Return a line that says that extraction gives the forward's features; leave the script where it does not."""
+    with torch.inference_mode():
+        expected = torch.cat([backbone(batch) for batch in batches])
+    for name, options in RUNS.items():
+        found = extract(backbone, dataset, batch_size=size, cache_dir=None, progress=False, **options).features
+        if "precision" in options:
+            worst = 1 - torch.cosine_similarity(found, expected).min().item()
+            limit, exact = 1e-2, False
+        elif "channels_last" in options:
+            worst, limit, exact = ((found - expected).abs().max() / expected.abs().max()).item(), 1e-4, False
+        else:
+            worst, limit, exact = (found - expected).abs().max().item(), 0.0, True
+        if not worst <= limit:
+            raise SystemExit(f"not the same work: {name} is {worst:.1e} away from the forward: nothing timed")
+        if not exact and "bfloat16, channels" in name:
+            line = f"extraction gives the forward's bits; bfloat16's are within a cosine of 1 - {max(worst, 0):.0e}"
+    return line
+
+
+def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
+    """Print and return one row a run."""
+    torch.manual_seed(0)
+    backbone = backbones.create(problem.backbone, pretrained=False)
+    with tempfile.TemporaryDirectory() as root:
+        dataset = pictures(problem, Path(root))
+        if dataset is None:
+            print(f"\n{problem.backbone}, {problem.source}: left out, FEWSHOT_DATA does not lead there")
+            return []
+        made_batches = PictureBatches(dataset, backbone.transform, problem.batch, False)
+        batches = [batch for i in range(len(made_batches)) if (batch := made_batches[i].pictures) is not None]
+        said = same_features(backbone, dataset, batches, problem.batch)
+
+        def forward() -> None:
+            with torch.inference_mode():
+                for batch in batches:
+                    backbone(batch)
+
+        def decode() -> None:
+            for number in range(len(made_batches)):
+                made_batches[number]
+
+        def extraction(options: dict[str, Any]) -> Callable[[], object]:
+            return lambda: extract(
+                backbone, dataset, batch_size=problem.batch, cache_dir=None, progress=False, **options
+            )
+
+        runs: dict[str, Callable[[], object]] = {"forward": forward, "decode": decode}
+        found = take_turns(runs | {name: extraction(options) for name, options in RUNS.items()}, repeats)
+    rows: list[dict[str, Any]] = [
+        {
+            "run": name,
+            "pictures/s": len(dataset) / timing.median,
+            "ms each": 1e3 * timing.median / len(dataset),
+            "spread": timing.spread(1e-3 * len(dataset)),
+            "share": found["forward"].median / timing.median,
+        }
+        for name, timing in found.items()
+    ]
+    shape = " x ".join(map(str, batches[0].shape[1:]))
+    print(f"\n{problem.backbone} ({shape}), {problem.source}: {len(dataset)} pictures in batches of {problem.batch}")
+    print(f"{said}\n{table(rows)}", flush=True)
+    return [{"backbone": problem.backbone, "source": problem.source, **row} for row in rows]
+
+
+def main() -> None:
+    """Check, measure, print tables, and write JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--short", action="store_true", help="few pictures, one repeat")
+    parser.add_argument("--json", type=Path, help="write the result here")
+    options = parser.parse_args()
+    about = surroundings(options.threads)
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    repeats = 1 if options.short else options.repeats
+    rows = [row for problem in (SHORT if options.short else PROBLEMS) for row in measure(problem, repeats)]
+    if options.json:
+        save(options.json, about, vars(options), rows)
+
+
+if __name__ == "__main__":
+    main()

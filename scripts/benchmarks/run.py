@@ -1,0 +1,101 @@
+"""All benchmarks, or some parts: each a script beside this one, run by itself, its figures kept in a directory.
+
+    python scripts/benchmarks/run.py [part ...]
+    python scripts/benchmarks/run.py --short
+
+Every part first checks that the ways that it compares give the same numbers, and times nothing where they do not. ``--short``
+takes small sizes and one repeat and writes nothing: it says whether everything runs and agrees, never how fast. The exit code is
+1 where a part failed. A part whose libraries are not installed is left out, and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+OUT = HERE.parent.parent / "results" / "benchmarks"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A script, its arguments for ``--short``, and the library and the extra of ours that it needs."""
+
+    script: str
+    short: str = "--short"
+    library: str = "torch"
+    extra: str = ""
+
+
+PARTS = {
+    "episodes": Part(
+        "episode_speed.py",
+        "--shots 1 --episodes 200 --peer-episodes 100 --repeats 1 --threads 1",
+        "easyfsl",
+        "benchmark",
+    ),
+    "heads": Part("heads.py"),
+    "memory": Part("memory.py", "--quick --threads 1"),
+    "attach": Part("attach.py", "--batch 2 --classes 5 --repeats 1", "timm", "vision"),
+    "extraction": Part("extraction.py"),
+    "startup": Part("startup.py"),
+    "peak": Part("peak_memory.py"),
+    "growth": Part("growth.py"),
+}
+
+
+def run(name: str, short: bool, out: Path) -> bool:
+    """Run a part, showing what it prints; keep that and its figures unless ``short``. Return whether it went well."""
+    part = PARTS[name]
+    own = [] if not short else part.short.split()
+    keep = [] if short else ["--json", str(out / f"{name}.json")]
+    done = subprocess.Popen(
+        [sys.executable, str(HERE / part.script), *own, *keep], stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    lines = []
+    for line in done.stdout or ():
+        print(line, end="", flush=True)
+        lines.append(line.rstrip())
+    if done.wait() != 0:
+        return False
+    if not short:
+        command = f"python scripts/benchmarks/run.py {name}"
+        text = "\n".join([f"# {name}", "", f"`{command}`", "", "```text", *lines, "```", ""])
+        (out / f"{name}.md").write_text(text, encoding="utf-8")
+    return True
+
+
+def main() -> int:
+    """Run the parts asked for, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all without any")
+    parser.add_argument("--short", action="store_true", help="whether it runs and agrees, not how fast; keeps nothing")
+    parser.add_argument("--out", type=Path, default=OUT, help="where figures are kept (default: results/benchmarks)")
+    options = parser.parse_args()
+    if unknown := [name for name in options.parts if name not in PARTS]:
+        parser.error(f"no part {unknown[0]!r}: there are {', '.join(PARTS)}")
+    if not options.short:
+        options.out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for name in options.parts or PARTS:
+        library, extra = PARTS[name].library, PARTS[name].extra
+        if importlib.util.find_spec(library) is None:
+            print(f'\n== {name}: left out, it needs {library}: pip install ".[{extra}]"', flush=True)
+            continue
+        print(f"\n== {name}", flush=True)
+        began = time.perf_counter()
+        if not run(name, options.short, options.out):
+            failed.append(name)
+        print(f"-- {name}: {'failed' if name in failed else 'done'}, {time.perf_counter() - began:.0f} s", flush=True)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
