@@ -4,9 +4,11 @@
 
 "forward" runs the backbone over the same pictures, transformed beforehand and held in memory, in the same batches; "share" is
 what a run reaches of it. "decode" opens and transforms the pictures and does nothing else: a run can reach no more than the
-slower of the two. Pictures are made on the spot (photographs' size, JPEG; characters' size, PNG); with FEWSHOT_DATA set, Tiny
+slower of the two, and without overlap no more than "decode, then forward"; on a machine without an idle core they come to the
+same. Pictures are made on the spot (photographs' size, JPEG; characters' size, PNG); with FEWSHOT_DATA set, Tiny
 ImageNet's are taken as well. First extraction must give the forward's features bit for bit, with and without workers; bfloat16's
-are compared with float32's. All runs take turns and report medians in wall-clock time. Weights are random.
+are compared with float32's. All runs take turns and report medians in wall-clock time. Weights are random. The backbone "waiting"
+only waits, as a processor does for a GPU: its share says how much of the decoding is hidden, also where no core is idle.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import backbones
 from backbones import Backbone
+from backbones.conv5 import photo_transform
 from episodes.benchmarking import save, surroundings, table, take_turns
 from episodes.extraction import extract
 from episodes.folders import folder
@@ -41,6 +45,15 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+class Waiting(nn.Module):
+    """Waits 10 ms for each picture, and gives the means of its channels."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return ``(B, 3)`` of ``(B, 3, H, W)``."""
+        time.sleep(0.01 * len(pictures))
+        return pictures.mean(dim=(2, 3))
+
+
 @dataclass(frozen=True)
 class Problem:
     """What goes through what: ``pictures`` of a source through a backbone, ``batch`` at a time."""
@@ -52,10 +65,11 @@ class Problem:
 
 
 PROBLEMS = [
+    Problem("waiting", "made, 105 x 105 PNG", 192, 16),
     Problem("conv4", "made, 105 x 105 PNG", 1024, 64),
     Problem("conv5", "made, 256 x 256 JPEG", 256, 32),
     Problem("conv5", "Tiny ImageNet", 512, 64),
-    Problem("torchvision/mobilenet_v2", "made, 256 x 256 JPEG", 48, 8),
+    Problem("torchvision/mobilenet_v2", "made, 256 x 256 JPEG", 32, 8),
 ]
 SHORT = [Problem("conv4", "made, 105 x 105 PNG", 24, 8), Problem("conv5", "made, 256 x 256 JPEG", 12, 4)]
 
@@ -106,7 +120,10 @@ def same_features(backbone: Backbone, dataset: FilePictures, batches: list[Tenso
 def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
     """Print and return one row a run."""
     torch.manual_seed(0)
-    backbone = backbones.create(problem.backbone, pretrained=False)
+    if problem.backbone == "waiting":
+        backbone = Backbone("waiting", Waiting(), photo_transform, "photographs")
+    else:
+        backbone = backbones.create(problem.backbone, pretrained=False)
     with tempfile.TemporaryDirectory() as root:
         dataset = pictures(problem, Path(root))
         if dataset is None:
@@ -125,12 +142,18 @@ def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
             for number in range(len(made_batches)):
                 made_batches[number]
 
+        def in_turn() -> None:
+            for number in range(len(made_batches)):
+                if (batch := made_batches[number].pictures) is not None:
+                    with torch.inference_mode():
+                        backbone(batch)
+
         def extraction(options: dict[str, Any]) -> Callable[[], object]:
             return lambda: extract(
                 backbone, dataset, batch_size=problem.batch, cache_dir=None, progress=False, **options
             )
 
-        runs: dict[str, Callable[[], object]] = {"forward": forward, "decode": decode}
+        runs: dict[str, Callable[[], object]] = {"forward": forward, "decode": decode, "decode, then forward": in_turn}
         found = take_turns(runs | {name: extraction(options) for name, options in RUNS.items()}, repeats)
     rows: list[dict[str, Any]] = [
         {

@@ -78,7 +78,7 @@ def test_a_file_gives_the_scores_of_the_model_also_with_more_and_fewer_classes_t
     model.forget(model.classes[1:])
     update_onnx(path, model)
     assert_same(path, model, painted)
-    if "keep_classes" in arguments:
+    if model.classes == ["k"]:  # without any base class the head reads otherwise
         model.learn(painted(0), "a").forget("k")
         with pytest.raises(ValueError, match="shapes differ; export this one anew"):
             update_onnx(path, model)
