@@ -113,7 +113,8 @@ class GeneratorTraining:
     """A training run (stage 2) that can be stopped at any moment and goes on from its last whole epoch, to the same weights.
 
     Args:
-        head: what to train; its rows are the classes of ``base``, in order. Changed in place.
+        head: what to train; its rows are the classes of ``base``, in order. Changed in place, all but the weights that
+            ``requires_grad_(False)`` has fixed, say its rows.
         base: features to train on.
         validation: features of other classes, for choosing the epoch.
         base_queries: features of other pictures of the base classes, likewise.
@@ -234,6 +235,7 @@ class GeneratorTraining:
 
     def _identity(self) -> dict[str, Any]:
         head = {name: getattr(self.head, name) for name in ("ingredients", "order", "gate_width")}
+        head["rows_train"] = self.head.rows.requires_grad
         return {"recipe": asdict(self.recipe), "head": head, "base": self.base.fingerprint}
 
     def _save(self, path: Path) -> None:

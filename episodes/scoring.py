@@ -109,7 +109,9 @@ class Scorer:
         query = torch.cat([known, unknown], dim=1)
         parts = [known.shape[1], unknown.shape[1], episodes.base_query.shape[1]]
         targets = num_base + torch.arange(ways, device=self.device).repeat_interleave(parts[0] // ways)
-        found = {} if num_base else read_picked(self.heads, self._pickers()[0], episodes.support, query)
+        # Base queries are in a bank of their own, whether or not base classes share the label space.
+        alone = not num_base and not parts[2]
+        found = read_picked(self.heads, self._pickers()[0], episodes.support, query) if alone else {}
         others = {name: head for name, head in self.heads.items() if name not in found}
         found |= self._gathered(others, episodes, query)
         for name in self.heads:

@@ -34,12 +34,15 @@ from fewshot_nam.heads import GeneratorHead, create
 from fewshot_nam.heads.generator import Ingredient, Order
 from fewshot_nam.memory.primitives import unit
 
-GENERATORS: dict[str, tuple[Sequence[Ingredient], Order]] = {
-    "averaging": ((), "sequential"),
-    "attention": (("attention",), "sequential"),
-    "nam gates": (("write", "erase"), "sequential"),
-    "nam gates, parallel": (("write", "erase"), "parallel"),
-    "nam gates + attention": (("attention", "write", "erase"), "sequential"),
+# Ingredients, order of erasing, and whether the base rows are trained along or stay the class means.
+GENERATORS: dict[str, tuple[Sequence[Ingredient], Order, bool]] = {
+    "averaging": ((), "sequential", True),
+    "attention": (("attention",), "sequential", True),
+    "nam gates": (("write", "erase"), "sequential", True),
+    "nam gates, parallel": (("write", "erase"), "parallel", True),
+    "nam gates + attention": (("attention", "write", "erase"), "sequential", True),
+    "averaging, rows fixed": ((), "sequential", False),
+    "nam gates, rows fixed": (("write", "erase"), "sequential", False),
 }
 COSINES = ("cosine", "cosine-centred", "cosine-root", "cosine-root-centred")
 UNTRAINED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -60,6 +63,7 @@ DIFFERENCES = [  # what is bought, what it is held against
     ("gates, parallel", "nam gates, parallel", "averaging"),
     ("attention beside gates", "nam gates + attention", "nam gates"),
     ("gates beside attention", "nam gates + attention", "attention"),
+    ("gates, rows fixed at the means", "nam gates, rows fixed", "averaging, rows fixed"),
     ("gates, trained against untrained", "nam gates", "nam, rows erased"),
     ("gates, trained against untrained nam", "nam gates", "nam"),
 ]
@@ -68,6 +72,7 @@ GATES_AGAINST = [
     ("nam gates, parallel", "averaging"),
     ("nam gates + attention", "attention"),
     ("nam gates", "attention"),
+    ("nam gates, rows fixed", "averaging, rows fixed"),
 ]
 
 
@@ -122,9 +127,10 @@ def base_rows(base: FeatureBank, recipe: GeneratorRecipe, path: Path) -> Tensor:
 
 def trained(name: str, rows: Tensor, banks: Banks, recipe: GeneratorRecipe, checkpoint: Path) -> GeneratorTraining:
     """Return the finished training of a generator."""
-    ingredients, order = GENERATORS[name]
+    ingredients, order, rows_train = GENERATORS[name]
     torch.manual_seed(recipe.seed)
-    head = GeneratorHead(rows, ingredients, order=order)
+    head = GeneratorHead(rows if rows_train else unit(banks.base.class_means()), ingredients, order=order)
+    head.rows.requires_grad_(rows_train)
     run = GeneratorTraining(head, banks.base, *banks.validation, recipe, checkpoint)
     while run.epoch < recipe.epochs:
         what = f"{name}, {recipe.shots} shots, epoch {run.epoch + 1}/{recipe.epochs}"

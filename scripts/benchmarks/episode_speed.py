@@ -4,10 +4,12 @@
 
 Closed N-way K-shot episodes on a bank of 100 classes x 600 x 640 random features in clusters, float32 and bfloat16. Our side is the
 whole of ``evaluate``, from drawing the episodes to means and intervals (accuracy and calibration error; in the open protocol the
-false alarm rates, AUROC and OSCR as well, on twice the queries); easyfsl's is its documented path: ``FeaturesDataset``,
-``TaskSampler``, ``DataLoader`` and ``evaluate``. ``index_select`` is torch's gather of the same number of features into a buffer,
-and nothing else: "share" is what a run reaches of it. First both must find the same accuracy; then all take turns, and each reports its median of the
-repeats, in processor seconds on one thread and in seconds on several.
+false alarm rates, AUROC and OSCR as well, on twice the queries). easyfsl's is its documented path: ``FeaturesDataset``,
+``TaskSampler``, ``DataLoader`` and ``evaluate``. ``index_select`` is torch's gather of as many features into a buffer, and
+nothing else: "share" is what a run reaches of it.
+
+First both must find the same accuracy; then all take turns, and each reports its median of the repeats, in processor seconds on one
+thread, and in seconds by the clock on several.
 """
 
 from __future__ import annotations

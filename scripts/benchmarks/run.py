@@ -40,7 +40,7 @@ PARTS = {
         "benchmark",
     ),
     "heads": Part("heads.py"),
-    "memory": Part("memory.py", "--quick --threads 1"),
+    "memory": Part("memory.py", "--quick --threads 1 --lengths 64"),
     "attach": Part("attach.py", "--batch 2 --classes 5 --repeats 1", "timm", "vision"),
     "extraction": Part("extraction.py"),
     "startup": Part("startup.py"),

@@ -64,10 +64,11 @@ def main() -> None:
     """Check, measure, print a table, and write JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--short", action="store_true", help="one repeat")
+    parser.add_argument("--short", action="store_true", help="one repeat, and none of the default run")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     repeats = 1 if options.short else options.repeats
+    runs = {name: run for name, run in RUNS.items() if not options.short or "default" not in name}
     about = surroundings(1)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     with tempfile.TemporaryDirectory() as cache:
@@ -75,11 +76,11 @@ def main() -> None:
         if printed() != printed():  # the first fills the cache
             raise SystemExit("not the same work: the default run prints other measures from the cache than without")
         print("the default run from the cache prints what it prints without")
-        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in RUNS}
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
         for _ in range(repeats):
-            for name, arguments in RUNS.items():
+            for name, arguments in runs.items():
                 seconds[name].append(spent(arguments))
-        packages = imported()
+        packages = {} if options.short else imported()
     torch = statistics.median(cpu for _, cpu in seconds["import torch"])
     rows: list[dict[str, Any]] = []
     for name, each in seconds.items():
@@ -94,8 +95,9 @@ def main() -> None:
             }
         )
     print(f"\nmedians of {repeats}\n{table(rows)}")
-    own = {name: value for name, value in list(packages.items())[:8]}
-    print("\nimports of the default run, ms each package: " + ", ".join(f"{k} {v:.0f}" for k, v in own.items()))
+    if packages:
+        slowest = ", ".join(f"{name} {ms:.0f}" for name, ms in list(packages.items())[:8])
+        print(f"\nimports of the default run, ms each package: {slowest}")
     if options.json:
         save(options.json, about, vars(options), [*rows, {"imports, ms": packages}])
 

@@ -330,3 +330,12 @@ def test_the_number_of_threads_does_not_matter(protocol):
         assert a[0] == b[0]
         assert torch.equal(a[1], b[1])
         assert torch.equal(a[2], b[2])
+
+
+def test_base_queries_are_scored_where_base_classes_are_not_in_the_label_space():
+    heads = {name: create(name) for name in ("cosine", "nearest")}
+    sampler = EpisodeSampler(NOVEL, 4, 2, 5, 3, base=BASE, seed=4)
+    episodes = sampler.sample(0, 3)
+    for name, scores in Scorer(NOVEL, heads, torch.device("cpu"), BASE).score(episodes):
+        expected = heads[name].score_episodes(NOVEL.features[episodes.support], BASE.features[episodes.base_query])
+        torch.testing.assert_close(scores.base, expected)

@@ -126,6 +126,17 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tmp_path, ingredient
         assert torch.equal(resumed.best_head().state_dict()[name], whole.best_head().state_dict()[name]), name
 
 
+def test_rows_that_are_fixed_stay(tmp_path):
+    run = training(tmp_path / "run.pt", ingredients=("erase",))
+    run.head.rows.requires_grad_(False)
+    before = {name: weight.clone() for name, weight in run.head.named_parameters()}
+    run.run_epoch()
+    changed = {name for name, weight in run.head.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed == set(before) - {"rows"}
+    with pytest.raises(ValueError, match="made with another head"):
+        training(tmp_path / "run.pt", ingredients=("erase",))
+
+
 def test_the_head_that_is_kept_is_that_of_the_best_epoch():
     run, heads = training(), []
     for _ in range(4):

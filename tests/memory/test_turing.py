@@ -106,7 +106,7 @@ def transcription(built: NAMTuringMachine, x: Tensor, version: str, jump: bool) 
     return torch.stack(everything), [tapes.mT, *([keys.mT] if jump else []), r, w]
 
 
-@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize("backend", ["loop", "auto"])
 @pytest.mark.parametrize("jump", [True, False], ids=["jump", "nojump"])
 @pytest.mark.parametrize("version", list(PRESETS))
 def test_each_preset_is_its_equations(version, jump, backend):
@@ -152,7 +152,7 @@ def test_the_scan_equals_the_loop_for_all_flags(
     mask = torch.rand(B, steps, generator=torch.Generator().manual_seed(steps)) < 0.6 if masked else None
     start = built.initial_state(B)
     start = TuringState(*(None if t is None else t + 0.1 * normal(i, *t.shape) for i, t in enumerate(start[:4])))
-    pairs = zip(*(results(built, x, start, mask, backend=backend) for backend in ("scan", "loop")), strict=True)
+    pairs = zip(*(results(built, x, start, mask, backend=backend) for backend in ("auto", "loop")), strict=True)
     for scan, loop in pairs:
         # Heads of a machine that only jumps may be close to zero, and lengths are divided by.
         torch.testing.assert_close(scan, loop, rtol=1e-7, atol=1e-7)
@@ -194,7 +194,7 @@ def test_parameter_counts_are_those_of_the_published_models(options, millions, l
 # --- what the flags mean --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize("backend", ["loop", "auto"])
 def test_an_erase_gate_of_its_own_can_keep_what_a_tied_one_replaces(backend):
     x = normal(1, B, 2, D)
     tied, separate = (machine(erase=kind, actions=SHIFTS, backend=backend) for kind in ("tied", "separate"))
@@ -224,7 +224,7 @@ def test_a_key_write_removes_by_position_or_by_key():
         torch.testing.assert_close(place(tape, keys[1]), cells[5], **EXACT)
 
 
-@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize("backend", ["loop", "auto"])
 def test_read_first_does_not_see_its_own_write(backend):
     x = normal(1, B, 3, D)
     before, after = (machine(order=order, backend=backend) for order in ("read_first", "write_first"))
@@ -248,7 +248,7 @@ def test_head_norms_differ_in_what_is_brought_to_length_one():
     torch.testing.assert_close(traces["access"][0], traces["state"][0], **EXACT)
 
 
-@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize("backend", ["loop", "auto"])
 @pytest.mark.parametrize("actions", [SHIFTS, ALL])
 def test_each_head_moves_from_its_own_place(actions, backend):
     built = machine(preset="iclr2022", actions=actions, backend=backend)
@@ -335,11 +335,11 @@ class NearestKey(nn.Module):
 def test_an_action_of_ones_own_works_in_both_backends(actions, key_erase):
     built = machine(actions=actions, key_erase=key_erase)
     x = normal(1, B, T, D)
-    for scan, loop in zip(*(results(built, x, backend=backend) for backend in ("scan", "loop")), strict=True):
+    for scan, loop in zip(*(results(built, x, backend=backend) for backend in ("auto", "loop")), strict=True):
         torch.testing.assert_close(scan, loop, **EXACT)
 
 
-@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize("backend", ["loop", "auto"])
 @pytest.mark.parametrize(
     ("returned", "error", "message"),
     [
@@ -383,7 +383,7 @@ def test_without_a_jump_there_is_no_key_tape_and_no_key_parameter():
 # --- states, masks, lengths -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize("backend", ["loop", "auto"])
 @pytest.mark.parametrize("actions", [SHIFTS, ALL])
 @pytest.mark.parametrize("preset", ["paper", "neurips2023"])
 def test_a_run_resumed_from_its_state_and_a_run_step_by_step_are_one_run(preset, actions, backend):
@@ -401,7 +401,7 @@ def test_a_run_resumed_from_its_state_and_a_run_step_by_step_are_one_run(preset,
         torch.testing.assert_close(final, end, **EXACT)
 
 
-@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize("backend", ["loop", "auto"])
 @pytest.mark.parametrize("controller", ["lstm", "bigru", "bilstm", "mlp"])
 @pytest.mark.parametrize("head_norm", ["access", "state"])
 def test_padded_steps_are_as_if_they_were_not_there(controller, head_norm, backend):
@@ -433,7 +433,7 @@ def test_padded_steps_are_as_if_they_were_not_there(controller, head_norm, backe
     assert (gradients[0][~mask] == 0).all()
 
 
-@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize("backend", ["loop", "auto"])
 def test_a_head_that_has_not_moved_yet_is_left_at_its_length(backend):
     built = machine(controller="mlp", actions=SHIFTS, head_norm="state", backend=backend)
     start = built.initial_state(1)
@@ -471,7 +471,7 @@ def test_the_default_length_is_that_of_the_sequence_and_at_least_32():
         assert built(normal(1, 1, steps, D))[1].read_head.shape == (1, TAPES, length)
 
 
-@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize("backend", ["loop", "auto"])
 @pytest.mark.parametrize("length", [None, 32])
 def test_padding_and_splitting_change_nothing_where_the_tape_length_is_explicit(length, backend):
     """Heads that run apart meet around the tape: after 16 steps with 32 cells, after 20 with 40."""
@@ -556,7 +556,7 @@ def test_float32_stays_close_to_float64_in_closed_form():
     torch.testing.assert_close(single(x.float())[0].double(), exact(x)[0], rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize("backend", ["loop", "auto"])
 @pytest.mark.parametrize("actions", [SHIFTS, ALL])
 def test_autocast_and_bfloat16_keep_the_state_in_float32(actions, backend):
     built = machine(actions=actions, dtype=torch.float32, backend=backend)
@@ -572,7 +572,7 @@ def test_autocast_and_bfloat16_keep_the_state_in_float32(actions, backend):
         assert (got.float() - exact).norm() < 0.1 * exact.norm()
 
 
-@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize("backend", ["loop", "auto"])
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_a_state_in_half_precision_is_raised_to_float32(half, backend):
     built = machine(dtype=torch.float32, backend=backend)
@@ -586,7 +586,7 @@ def test_a_state_in_half_precision_is_raised_to_float32(half, backend):
         assert torch.equal(outputs, expected)
 
 
-@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize("backend", ["loop", "auto"])
 @pytest.mark.parametrize("actions", [SHIFTS, ALL])
 @pytest.mark.parametrize("controller", ["lstm", "bigru", "mlp"])
 def test_a_batch_of_none_gives_outputs_of_none(controller, actions, backend):
@@ -598,7 +598,7 @@ def test_a_batch_of_none_gives_outputs_of_none(controller, actions, backend):
     outputs.sum().backward()
 
 
-@pytest.mark.parametrize("backend", ["loop", "scan"])
+@pytest.mark.parametrize("backend", ["loop", "auto"])
 @pytest.mark.parametrize("actions", [SHIFTS, ALL])
 def test_shapes_can_be_asked_for_on_the_meta_device(actions, backend):
     built = machine(actions=actions, backend=backend).to("meta")
@@ -609,8 +609,9 @@ def test_shapes_can_be_asked_for_on_the_meta_device(actions, backend):
     assert built.step(x[:, 0], state)[0].shape == (B, D)
 
 
-def test_a_second_derivative_through_the_scan_is_refused():
-    built = machine(controller="mlp", backend="scan")
+@pytest.mark.parametrize("backend", ["scan", "auto"])
+def test_a_second_derivative_through_scan_and_kernel_is_refused(backend):
+    built = machine(controller="mlp", backend=backend)
     x = normal(1, 1, 3, D).requires_grad_()
     (gradient,) = torch.autograd.grad(built(x)[0].square().sum(), [x], create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):

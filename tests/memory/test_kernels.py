@@ -1,0 +1,324 @@
+"""The compiled kernels: the same numbers as torch's loops, and building that is asked for, whole or not at all, and no error.
+
+``test_lsam.py`` and ``test_turing.py`` run all that they test with kernels as well.
+"""
+
+import logging
+import stat
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fewshot_nam.memory import build_kernels, kernels
+from fewshot_nam.memory.lsam import LSAM
+from fewshot_nam.memory.lsam_recurrence import recurrence
+from fewshot_nam.memory.turing import NAMTuringMachine
+from fewshot_nam.memory.turing_kernel import kernel_takes
+
+EXACT = {"rtol": 1e-9, "atol": 1e-10}
+F64 = torch.float64
+
+
+def normal(seed: int, *shape: int, dtype: torch.dtype = F64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def with_gradients(outputs, leaves) -> list[Tensor]:
+    """Return the outputs and the gradients of a random weighting of them."""
+    total = sum((x * normal(90 + i, *x.shape).to(x.dtype)).sum() for i, x in enumerate(outputs))
+    gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+    return [*outputs, *(torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True))]
+
+
+def in_torch(run, *args):
+    """Run without kernels, then with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSHOT_NAM_COMPILE", "0")
+        first = run(*args)
+    assert kernels.library() is not None
+    return first, run(*args)
+
+
+# --- LSAM -----------------------------------------------------------------------------------------------------------------
+
+
+def lsam_inputs(seed, steps, directions, batch, heads, width, dtype=F64) -> list[Tensor]:
+    rows = heads * (3 * width + 2)
+    shapes = [(steps, directions, batch, rows), (directions, rows, heads * width)]
+    shapes += [(directions, batch, heads * width), (directions, batch, heads, width, width)]
+    inputs = [normal(seed + i, *shape) for i, shape in enumerate(shapes)]
+    inputs[1] /= (heads * width) ** 0.5
+    return [x.to(dtype).requires_grad_() for x in inputs]
+
+
+@pytest.mark.usefixtures("compiled")
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 999),
+    steps=st.integers(1, 35),
+    directions=st.integers(1, 2),
+    batch=st.integers(1, 19),
+    heads=st.integers(1, 3),
+    width=st.integers(1, 40),
+    activation=st.sampled_from([None, "tanh"]),
+    threads=st.integers(1, 3),
+)
+def test_lsam_is_the_loop_of_torch_at_any_size_and_number_of_threads(
+    seed, steps, directions, batch, heads, width, activation, threads
+):
+    inputs = lsam_inputs(seed, steps, directions, batch, heads, width)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        expected, got = in_torch(lambda: with_gradients(recurrence(*inputs, activation), inputs))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(got, expected, **EXACT)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("activation", [None, "tanh"])
+def test_lsam_in_float32_is_within_2e_6_of_float64(activation):
+    found = []
+    for dtype in (torch.float32, F64):
+        inputs = lsam_inputs(5, 64, 1, 8, 4, 32, dtype)
+        found.append(with_gradients(recurrence(*inputs, activation), inputs))
+    for single, exact in zip(*found, strict=True):
+        assert (single - exact).abs().max() <= 2e-6 * exact.abs().max()
+
+
+@pytest.mark.usefixtures("compiled")
+def test_lsam_passes_gradcheck():
+    inputs = lsam_inputs(3, 18, 1, 2, 1, 2)
+    assert torch.autograd.gradcheck(lambda *x: recurrence(*x, "tanh"), inputs)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_forward_with_kernels_can_be_differentiated_without(monkeypatch):
+    inputs = lsam_inputs(4, 20, 1, 3, 2, 5)
+    expected = with_gradients(recurrence(*inputs), inputs)
+    outputs = recurrence(*inputs)
+    monkeypatch.setenv("FEWSHOT_NAM_COMPILE", "0")
+    torch.testing.assert_close(with_gradients(outputs, inputs), expected, **EXACT)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_lsam_takes_gates_and_gradients_that_are_not_contiguous():
+    inputs = lsam_inputs(6, 9, 1, 4, 2, 3)
+
+    def run():
+        gates = inputs[0].transpose(0, 2).contiguous().transpose(0, 2)
+        hiddens, _ = recurrence(gates, *inputs[1:])
+        return torch.autograd.grad(hiddens.sum(), inputs)  # an expanded gradient
+
+    torch.testing.assert_close(*in_torch(run), **EXACT)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_lsam_of_no_sequences_is_left_to_torch():
+    output, (h_n, _) = LSAM(3, 4)(torch.zeros(5, 0, 3))
+    assert (output.shape, h_n.shape) == ((5, 0, 4), (1, 0, 4))
+
+
+# --- the Turing machine ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("compiled")
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 999),
+    sizes=st.tuples(*(st.integers(2, most) for most in (3, 35, 3, 9, 40))),
+    actions=st.sampled_from(
+        [("left", "noop", "right"), ("jump", "left", "right"), ("left", "jump", "jump"), ("right",)]
+    ),
+    flags=st.tuples(
+        st.sampled_from(["tied", "separate"]),
+        st.sampled_from(["position", "key"]),
+        st.sampled_from(["none", "access", "state"]),
+        st.sampled_from(["read_first", "write_first"]),
+    ),
+    masked=st.booleans(),
+    parts=st.sampled_from([slice(None), slice(1), slice(1, None), slice(3, 4)]),
+)
+def test_a_machine_is_its_loop_at_any_size_and_with_any_flags(seed, sizes, actions, flags, masked, parts):
+    batch, steps, tapes, width, cells = sizes
+    torch.manual_seed(seed)
+    names = dict(zip(("erase", "key_erase", "head_norm", "order"), flags, strict=True))
+    machine = NAMTuringMachine(5, tapes, width, 6, cells, controller="mlp", actions=actions, dtype=F64, **names)
+    with torch.no_grad():  # far from the uniform actions of a fresh machine
+        machine.action_proj.weight.mul_(4.0)
+    x = normal(seed, batch, steps, 5).requires_grad_()
+    mask = torch.rand(batch, steps, generator=torch.Generator().manual_seed(seed)) > 0.3 if masked else None
+    state = machine.initial_state(batch)
+    # Heads of length 1 or so: longer ones let tapes grow without bound.
+    filled = [None if part is None else (normal(seed + 1, *part.shape) / cells**0.5) for part in state[:4]]
+    leaves = [x, *(part.requires_grad_() for part in filled if part is not None), *machine.parameters()]
+    found = []
+    for machine.backend in ("loop", "auto"):
+        outputs, last = machine(x, state._replace(**dict(zip(state._fields, filled, strict=False))), mask)
+        found.append(with_gradients([outputs, *(part for part in last[:4] if part is not None)][parts], leaves))
+    for expected, got in zip(*found, strict=True):
+        assert (got - expected).abs().max() <= 1e-10 * expected.abs().max().clamp_min(1)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("key_erase", ["position", "key"])
+def test_a_machine_in_float32_is_within_2e_6_of_float64(key_erase):
+    found = []
+    for dtype in (torch.float32, F64):
+        torch.manual_seed(0)
+        machine = NAMTuringMachine(32, 4, key_erase=key_erase, tape_length=24, controller="mlp").to(dtype)
+        x = normal(1, 4, 24, 32).to(dtype).requires_grad_()
+        found.append(with_gradients([machine(x)[0]], [x]))
+    for single, exact in zip(*found, strict=True):
+        assert (single - exact).abs().max() <= 2e-6 * exact.abs().max()
+
+
+@pytest.mark.usefixtures("compiled")
+def test_the_kernel_takes_rolls_and_jumps_on_a_cpu_alone():
+    machine = NAMTuringMachine(4, 1, actions=("left", "jump", lambda heads, context: heads))
+    head = torch.zeros(1, 1, 4)
+    assert kernel_takes(machine.actions[:2], head)
+    assert not kernel_takes(machine.actions, head)
+    assert not kernel_takes(machine.actions[:2], head.to("meta"))
+    assert not kernel_takes(machine.actions[:2], head.bfloat16())
+    assert not kernel_takes(machine.actions[:2], head[:0])
+    assert not kernel_takes(machine.actions[:2], nn.Parameter(head))  # or any other kind of tensor
+    assert not torch.func.vmap(lambda x: torch.tensor(kernel_takes(machine.actions[:2], x)), randomness="same")(
+        head
+    ).any()
+
+
+# --- building -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unbuilt(monkeypatch, tmp_path, caplog):
+    """Nothing built, an empty place for it, and no word from the user."""
+    monkeypatch.setattr(kernels, "_library", None)
+    monkeypatch.setattr(kernels, "_sought", False)
+    monkeypatch.setenv("FEWSHOT_NAM_CACHE", str(tmp_path))
+    monkeypatch.setenv("FEWSHOT_NAM_COMPILE", "")
+    caplog.set_level(logging.INFO, logger=kernels.__name__)
+    return tmp_path / "compiled"
+
+
+@pytest.fixture
+def quick_compiler(built, monkeypatch, tmp_path):
+    """A compiler that copies what was compiled before."""
+    script = tmp_path / "compiler"
+    script.write_text(f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\ncp "{built._name}" "$2"\n', encoding="utf-8")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CXX", str(script))
+
+
+def said(caplog, level: int) -> list[str]:
+    return [
+        record.getMessage() for record in caplog.records if record.levelno == level and record.name == kernels.__name__
+    ]
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_nothing_is_built_without_being_asked_for(unbuilt, caplog):
+    assert kernels.library() is None
+    assert kernels.library() is None
+    assert [line for line in said(caplog, logging.INFO) if "build_kernels() builds them" in line] != []
+    assert len(caplog.records) == 1
+    assert not unbuilt.exists()
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_what_was_built_once_is_found_by_every_later_process(unbuilt, monkeypatch):
+    assert build_kernels()
+    (built,) = unbuilt.iterdir()
+    monkeypatch.setattr(kernels, "_library", None)
+    monkeypatch.setattr(kernels, "_sought", False)
+    monkeypatch.setenv("CXX", "false")
+    assert kernels.library()._name == str(built)
+    assert build_kernels()
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_the_switch_builds_at_first_use_or_never(unbuilt, monkeypatch, caplog):
+    monkeypatch.setenv("FEWSHOT_NAM_COMPILE", "0")
+    assert not build_kernels()
+    assert kernels.library() is None
+    assert said(caplog, logging.WARNING) == ["no compiled kernels, torch does their work: FEWSHOT_NAM_COMPILE=0"]
+    assert not unbuilt.exists()
+    monkeypatch.setenv("FEWSHOT_NAM_COMPILE", "1")
+    assert kernels.library() is not None
+    monkeypatch.setenv("FEWSHOT_NAM_COMPILE", "yes")
+    for call in (build_kernels, kernels.library):
+        with pytest.raises(ValueError, match=r"FEWSHOT_NAM_COMPILE must be 0 .* or 1 .*, got 'yes'"):
+            call()
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_two_that_build_at_once_both_find_it_whole(unbuilt):
+    path = kernels._path()
+    builders = [threading.Thread(target=kernels._compile, args=(path,)) for _ in range(4)]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join()
+    assert list(unbuilt.iterdir()) == [path]
+    assert build_kernels()
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [("false", "exit status 1"), ("no-such-compiler", "No such file"), ("", "there is no C++ compiler")],
+)
+def test_a_build_that_fails_is_one_warning_and_torch_goes_on(unbuilt, monkeypatch, caplog, compiler, reason):
+    monkeypatch.setenv("CXX", compiler)
+    if not compiler:
+        monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+    assert not build_kernels()
+    (line,) = said(caplog, logging.WARNING)
+    assert line.startswith("no compiled kernels, torch does their work: ")
+    assert reason in line
+    assert not unbuilt.exists() or list(unbuilt.iterdir()) == []
+    assert LSAM(3, 4)(torch.zeros(2, 1, 3))[0].shape == (2, 1, 4)
+    assert len(said(caplog, logging.WARNING)) == 1
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_a_place_that_cannot_be_written_is_one_warning(unbuilt, monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("FEWSHOT_NAM_CACHE", str(tmp_path / "file"))
+    assert not build_kernels()
+    assert len(said(caplog, logging.WARNING)) == 1
+
+
+def test_a_file_that_cannot_be_loaded_is_one_warning(unbuilt, caplog):
+    kernels._path().parent.mkdir()
+    kernels._path().write_bytes(b"not a library")
+    assert kernels.library() is None
+    assert len(said(caplog, logging.WARNING)) == 1
+
+
+def test_another_processor_gets_kernels_of_its_own(unbuilt, monkeypatch):
+    mine = kernels._path()
+    kernels._fingerprint.cache_clear()
+    monkeypatch.setattr(kernels, "_instructions", lambda: "flags: none")
+    try:
+        assert kernels._path() != mine
+    finally:
+        kernels._fingerprint.cache_clear()
+
+
+def test_kernels_lie_where_the_user_says(monkeypatch, tmp_path):
+    for name in ("FEWSHOT_NAM_CACHE", "TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    for name, below in (
+        ("FEWSHOT_NAM_CACHE", "compiled"),
+        ("TORCH_EXTENSIONS_DIR", "compiled"),
+        ("XDG_CACHE_HOME", "fewshot-nam/compiled"),
+        ("HOME", ".cache/fewshot-nam/compiled"),
+    ):
+        assert kernels._path().parent == tmp_path / name / below
+        monkeypatch.delenv(name)
