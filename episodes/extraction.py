@@ -341,6 +341,7 @@ def _alone(work: _Work, folder: Path | None) -> FeatureBank:
     path = folder / f"{cache_key(work.backbone, work.dataset, work.precision)}.safetensors"
     bank = cached_bank(path, work.skip_unreadable)  # before any lock: a cache that is full and read-only serves well
     if bank is not None:
+        bank.provenance["dataset"] = work.dataset.name  # the cache goes by the pictures, which another set may share
         return bank
     if not writable(folder):
         return _without_cache(work)

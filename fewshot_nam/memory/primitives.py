@@ -182,7 +182,7 @@ def _exact_factor(gram: Tensor, width: int) -> Tensor:
 
 
 def _refuse(wrong: Tensor, message: str) -> None:
-    """Raise ``ValueError`` where the single truth value ``wrong`` holds; inside ``torch.compile`` an error when the graph is run."""
+    """Raise ``ValueError`` where the truth value ``wrong`` holds; inside ``torch.compile``, an error when the graph is run."""
     if torch.compiler.is_compiling():  # a branch on values would break the graph in two
         torch._assert_async(~wrong, message)
     elif bool(wrong):

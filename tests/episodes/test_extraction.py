@@ -145,6 +145,11 @@ def test_a_second_extraction_reads_the_cache_and_runs_nothing(tmp_path):
     assert [path.suffix for path in tmp_path.iterdir() if path.suffix != ".lock"] == [".safetensors"]
 
 
+def test_a_bank_from_the_cache_has_the_name_of_the_set_that_asks(tmp_path):
+    for name in ("val", "forest/val"):
+        assert extract(Backbone(), pictures(name=name), cache_dir=tmp_path).provenance["dataset"] == name
+
+
 def test_the_cache_key_follows_weights_transform_name_and_pictures():
     def key(dataset=None, **changed):
         backbone = Backbone()
