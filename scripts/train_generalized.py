@@ -74,6 +74,8 @@ GATES_AGAINST = [
     ("nam gates", "attention"),
     ("nam gates, rows fixed", "averaging, rows fixed"),
 ]
+SHOWN = {f"{ours}-{theirs}" for ours, theirs in [*(row[1:] for row in DIFFERENCES), *GATES_AGAINST]}
+AGAINST_COSINES = tuple(f"-{name}" for name in COSINES)
 
 
 class Banks(NamedTuple):
@@ -306,7 +308,8 @@ def main(arguments: list[str] | None = None) -> None:
             episodes=options.episodes,
         )
         chosen = {name: chosen_epoch(run, banks.test.novel.features) for name, run in trainings.items()}
-        report["shots"][str(shots)] = {"results": results, "paired": pairs, "chosen": chosen}
+        shown = {pair: value for pair, value in pairs.items() if pair in SHOWN or pair.endswith(AGAINST_COSINES)}
+        report["shots"][str(shots)] = {"results": results, "paired": shown, "chosen": chosen}
     for ending, text in ((".json", json.dumps(report, indent=2) + "\n"), (".md", markdown(report))):
         path = options.out.with_name(options.out.name + ending)
         with replacing(path) as unfinished:

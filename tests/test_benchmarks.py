@@ -41,7 +41,8 @@ def script(monkeypatch):
 
 
 def test_the_quick_form_prints_every_row_and_writes_it(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--quick", "--threads", "1", "--json", str(tmp_path / "found.json")]
+    options = ["--quick", "--no-kernels", "--threads", "1", "--json", str(tmp_path / "found.json")]
+    command = [sys.executable, str(SCRIPT), *options]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": paths})
     assert done.returncode == 0, done.stderr
@@ -67,6 +68,14 @@ def test_the_quick_form_prints_every_row_and_writes_it(tmp_path):
         assert all(row["peak_bytes"] > 0 for row in found["rows"] if row["direction"] != "forward")
 
 
+def test_compiled_runs_come_on_top_and_are_compiled(script):
+    problems = [script.Plan(("lsam", "turing"), (), True, with_kernels).problems() for with_kernels in (False, True)]
+    for without, with_kernels in zip(*problems, strict=True):
+        (name,) = set(with_kernels.runs) - set(without.runs)
+        assert "compiled" in name
+        assert [run for run in with_kernels.runs if with_kernels.runs[run]().compiled] == [name]
+
+
 def test_nothing_is_timed_where_two_ways_differ(script, monkeypatch):
     scan = script.memory_scan
 
@@ -74,10 +83,10 @@ def test_nothing_is_timed_where_two_ways_differ(script, monkeypatch):
         reads, memory = scan(*args, backend=backend, **kwargs)
         return (reads, memory * (1 + 1e-6)) if backend == "chunk" else (reads, memory)
 
-    assert len(script.same_numbers(("scan",))) == 4
+    assert len(script.same_numbers(("scan",), False)) == 4
     monkeypatch.setattr(script, "memory_scan", wrong)
     with pytest.raises(SystemExit, match="not the same work: memory_scan by chunk and loop differ by"):
-        script.same_numbers(("scan",))
+        script.same_numbers(("scan",), False)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc")

@@ -188,9 +188,9 @@ void lsam_backward(const Sizes& s, const T* grad_hiddens, const T* grad_memory, 
           // M_t^T do and M_(t-1)^T dv
           combine_two(entries + i * matrix, e, wide, grad_read, grad_value, grad_query, held);
           for (int j = 0; j <= place; ++j) along[j] = dot(block_updates + j * wide, grad_read, wide);
-          for (int j = 0; j <= place; ++j) across[j] = dot(block_updates + j * wide, grad_value, wide);
+          for (int j = 0; j < place; ++j) across[j] = dot(block_updates + j * wide, grad_value, wide);
           combine(block_keys, place + 1, wide, along, grad_query, true);
-          combine(block_keys, place + 1, wide, across, held, true);
+          combine(block_keys, place, wide, across, held, true);
           for (int k = 0; k < wide; k += Simd<T>::lanes) at(grad_key + k) -= at(held + k);
 
           const T read_part = dot(query, grad_query, wide), key_part = dot(key, grad_key, wide);

@@ -434,7 +434,7 @@ void turing_backward(const TuringSizes& s, const Inputs<T>& in, const Kept<T>& k
                            grad_update);
             std::memcpy(held, kept.found_keys + row * found_wide, sizeof(T) * cells);
             grad_p_write += dot(grad_update, heads[1], wide);
-            grad_p_erase += dot(grad_update, held, wide);
+            grad_p_erase -= dot(grad_update, held, wide);
             add_scaled(grad_update, p_write, wide, grads[1]);
             scale(grad_update, -p_erase, wide, grad_update);
             add_dots_and_outer(before, grad_keys, rows, wide, grad_update, key, grad_key);

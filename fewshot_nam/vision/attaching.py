@@ -109,9 +109,6 @@ def attach(
     if in_place:
         _check_replaceable(model, found)
         network: nn.Module = LayerFeatures(model, found[0], at_input=True, pool=pool)
-        model.register_forward_pre_hook(_frozen)
-        if _is_torchvision(model):
-            drop_auxiliary(model)
     elif layer is not None or classifier is not None:
         network = LayerFeatures(_copied(model), layer or found[0], at_input=layer is None, pool=pool)
     else:
@@ -129,6 +126,10 @@ def attach(
                 "attach: keep_classes needs NAMHead(base_rows='erased'): rows of a classifier are no mean features"
             )
         _keep(head, keep_classes, None if rows is None else rows + head.mean.to(rows), None)
+    if in_place:
+        model.register_forward_pre_hook(_frozen)
+        if _is_torchvision(model):
+            drop_auxiliary(model)
     return NAMModel(backbone, head, in_place)
 
 

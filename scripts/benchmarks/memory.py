@@ -11,7 +11,8 @@ Memory is measured with a process of its own for each run: how far its resident 
 ("peak"), and the tensors which autograd keeps between the two, inputs and parameters not counted ("kept"; what a run keeps by
 other means shows in the peak alone).
 
-"loop" is the backend that mirrors the equations, "tuned loop" the best loop there is to beat.
+"loop" is the backend that mirrors the equations, "tuned loop" the best loop there is to beat. "compiled" runs the kernels of
+``fewshot_nam.memory.build_kernels``, which are built first (--no-kernels leaves them out); all else is torch alone.
 The scan has unit keys and queries and gates in (0, 1). "linear" is the outer-product attention, which never erases; softmax
 attention (SDPA) has no gates. A backward is that of half the squared length of the outputs, to inputs and parameters.
 """
@@ -19,6 +20,7 @@ attention (SDPA) has no gates. A backward is that of half the squared length of 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import functools
 import json
@@ -28,7 +30,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,6 +41,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from fewshot_nam.memory.attention import outer_product_attention
+from fewshot_nam.memory.kernels import build_kernels
 from fewshot_nam.memory.lsam import LSAM
 from fewshot_nam.memory.primitives import unit
 from fewshot_nam.memory.scan import memory_scan
@@ -46,25 +49,28 @@ from fewshot_nam.memory.turing import NAMTuringMachine
 
 BATCH, HEADS, WIDTH = 4, 4, 64  # of the scan
 PARITY = 1e-9
+SWITCH = "FEWSHOT_NAM_COMPILE"
 PARTS = ("scan", "lsam", "turing")
 
 
 @dataclass(frozen=True)
 class Work:
-    """Something to time: a function, and the tensors whose gradients a backward finds."""
+    """Something to time: a function, the tensors whose gradients a backward finds, and whether compiled kernels are used."""
 
     function: Callable[[], Tensor]
     leaves: list[Tensor]
+    compiled: bool = False
 
     def forward(self) -> Tensor:
         """Return the outputs, found without autograd."""
-        with torch.no_grad():
+        with torch.no_grad(), kernels(self.compiled):
             return self.function()
 
     def outputs_and_gradients(self) -> list[Tensor]:
         """Run, and return the outputs and the gradients of half their squared length."""
-        outputs = self.function()
-        return [outputs.detach(), *torch.autograd.grad(outputs, self.leaves, outputs.detach())]
+        with kernels(self.compiled):
+            outputs = self.function()
+            return [outputs.detach(), *torch.autograd.grad(outputs, self.leaves, outputs.detach())]
 
 
 Runs = dict[str, Callable[[], Work]]
@@ -148,10 +154,12 @@ def scan_problem(length: int) -> Problem:
     return Problem("scan", title, BATCH * length, ("tuned loop", "SDPA causal"), runs, too_large)
 
 
-def module_work(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Work:
+def module_work(
+    module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, compiled: bool = False
+) -> Work:
     """Return a recurrent module over one input, with gradients of the input and all parameters."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype).requires_grad_()
-    return Work(lambda: module(x)[0], [x, *module.parameters()])
+    return Work(lambda: module(x)[0], [x, *module.parameters()], compiled)
 
 
 def lsam(backward: str, width: int = 128) -> LSAM:
@@ -160,8 +168,21 @@ def lsam(backward: str, width: int = 128) -> LSAM:
     return LSAM(width, width, num_heads=4, batch_first=True, backward=backward)  # type: ignore[arg-type]
 
 
-def lsam_problem(length: int) -> Problem:
-    """Return LSAM, with the hand-written backward and by autograd, and torch's LSTM."""
+@contextlib.contextmanager
+def kernels(wanted: bool) -> Iterator[None]:
+    """Use compiled kernels inside, or do not."""
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = "1" if wanted else "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(SWITCH)
+        if before is not None:
+            os.environ[SWITCH] = before
+
+
+def lsam_problem(length: int, with_kernels: bool) -> Problem:
+    """Return LSAM, with the hand-written backward (in torch and compiled) and by autograd, and torch's LSTM."""
     batch, width = 32, 128
     shape = (batch, length, width)
     runs: Runs = {
@@ -169,6 +190,8 @@ def lsam_problem(length: int) -> Problem:
         "LSAM": lambda: module_work(lsam("hand"), shape),
         "LSAM autograd": lambda: module_work(lsam("autograd"), shape),
     }
+    if with_kernels:
+        runs["LSAM compiled"] = lambda: module_work(lsam("hand"), shape, compiled=True)
     title = f"lsam: T = {length}, B = {batch}, H = 4, d = {width}"
     return Problem("lsam", title, batch * length, ("nn.LSTM",), runs, {})
 
@@ -180,34 +203,37 @@ def machine(backend: str, jump: bool, width: int = 32, cells: int = 64) -> NAMTu
     return NAMTuringMachine(4 * width, 4, width, tape_length=cells, actions=actions, backend=backend)
 
 
-def turing_problem(length: int, batch: int, width: int, jump: bool) -> Problem:
-    """Return the Turing machine step by step and by the scan."""
+def turing_problem(length: int, batch: int, width: int, jump: bool, with_kernels: bool) -> Problem:
+    """Return the Turing machine step by step, by the scan, and compiled."""
     cells = max(32, length)
 
-    def work(backend: str) -> Work:
-        return module_work(machine(backend, jump, width, cells), (batch, length, 4 * width))
+    def work(backend: str, compiled: bool = False) -> Work:
+        return module_work(machine(backend, jump, width, cells), (batch, length, 4 * width), compiled=compiled)
 
     runs: Runs = {backend: functools.partial(work, backend) for backend in ("loop", "scan")}
+    if with_kernels:
+        runs["compiled"] = functools.partial(work, "auto", compiled=True)
     title = f"turing{'' if jump else ', no jump'}: T = {length}, B = {batch}, 4 tapes of {cells} x {width}"
     return Problem("turing", title, batch * length, ("loop",), runs, {})
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured: parts, lengths of the scan, and whether all is to be small."""
+    """What is to be measured: parts, lengths of the scan, whether all is to be small, and whether there are compiled kernels."""
 
     parts: tuple[str, ...]
     lengths: tuple[int, ...]
     quick: bool
+    with_kernels: bool
 
     def problems(self) -> list[Problem]:
         """Return all of it."""
         found = [scan_problem(length) for length in self.lengths] if "scan" in self.parts else []
         if "lsam" in self.parts:
-            found.append(lsam_problem(8 if self.quick else 64))
+            found.append(lsam_problem(8 if self.quick else 64, self.with_kernels))
         if "turing" in self.parts:
             sizes = [(8, 2, 8)] if self.quick else [(64, 32, 32), (256, 16, 64)]
-            found += [turing_problem(*size, jump) for size in sizes for jump in (True, False)]
+            found += [turing_problem(*size, jump, self.with_kernels) for size in sizes for jump in (True, False)]
         return found
 
 
@@ -216,7 +242,7 @@ def flat(reads_and_memory: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([each.flatten() for each in reads_and_memory])
 
 
-def same_numbers(parts: tuple[str, ...]) -> list[str]:
+def same_numbers(parts: tuple[str, ...], with_kernels: bool) -> list[str]:
     """Return a line for each pair of ways that agree in float64; leave the script where two do not."""
     works: dict[tuple[str, str], tuple[Work, Work]] = {}
     if "scan" in parts:
@@ -234,14 +260,23 @@ def same_numbers(parts: tuple[str, ...]) -> list[str]:
         works["linear causal", "loop without erase"] = linear, scan("loop", 0.0)
     sequence = (3, 20, 16)
     if "lsam" in parts:
-        modules = (lsam(way, 16).double() for way in ("hand", "autograd"))
+        modules = [lsam(way, 16).double() for way in ("hand", "autograd")]
         by_hand, by_autograd = (module_work(module, sequence, torch.float64) for module in modules)
         works["LSAM by hand", "autograd"] = by_hand, by_autograd
+        if with_kernels:
+            works["LSAM compiled", "autograd"] = (
+                module_work(modules[0], sequence, torch.float64, compiled=True),
+                by_autograd,
+            )
     if "turing" in parts:
         for jump in (True, False):
             machines = (machine(way, jump, 4, 7).double() for way in ("scan", "loop"))
             scanned, looped = (module_work(module, sequence, torch.float64) for module in machines)
-            works[f"Turing machine{'' if jump else ' without jump'} by scan", "loop"] = scanned, looped
+            name = f"Turing machine{'' if jump else ' without jump'}"
+            works[f"{name} by scan", "loop"] = scanned, looped
+            if with_kernels:
+                built = machine("auto", jump, 4, 7).double()
+                works[f"{name} compiled", "loop"] = module_work(built, sequence, torch.float64, compiled=True), looped
     lines = []
     for (one, other), pair in works.items():
         found = [work.outputs_and_gradients() for work in pair]
@@ -299,7 +334,7 @@ def memory_of(make: Callable[[], Work], warm_up: Callable[[], Work]) -> dict[str
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), kernels(work.compiled):
         outputs = work.function()
     for leaf in work.leaves:
         kept.pop(leaf.untyped_storage().data_ptr(), None)
@@ -311,7 +346,7 @@ def answer_memory_of(answer: Connection, plan: Plan, index: int, name: str, thre
     """Send ``memory_of`` one run of one problem; for a process of its own."""
     torch.set_num_threads(threads)
     problem = plan.problems()[index]
-    small = next(p for p in Plan((problem.part,), (64,), quick=True).problems() if name in p.runs)
+    small = next(p for p in Plan((problem.part,), (64,), True, plan.with_kernels).problems() if name in p.runs)
     answer.send(memory_of(problem.runs[name], small.runs[name]))
 
 
@@ -386,14 +421,16 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=5.0, help="seconds for the repeats of a cell, beyond 3 of them")
     parser.add_argument("--repeats", type=int, default=15, help="at most")
     parser.add_argument("--quick", action="store_true", help="small sizes, one repeat: whether it runs, not how fast")
+    parser.add_argument("--no-kernels", action="store_true", help="leave out what needs a C++ compiler")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     lengths = options.lengths or ([64, 128] if options.quick else [256, 1024, 4096, 16384])
-    plan = Plan(tuple(options.parts), tuple(lengths), options.quick)
+    with_kernels = not options.no_kernels and build_kernels()
+    plan = Plan(tuple(options.parts), tuple(lengths), options.quick, with_kernels)
     about = surroundings(options.threads)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    parity = same_numbers(plan.parts)
+    parity = same_numbers(plan.parts, with_kernels)
     print(*parity, sep="\n")
     rows: list[dict[str, Any]] = []
     for index, problem in enumerate(plan.problems()):

@@ -124,6 +124,9 @@ def test_a_truncated_picture_is_refused_by_name(nam, tmp_path, painted):
         nam.learn([painted(1), Image.open(tmp_path / "cut.jpg")], "a")
     with pytest.raises(UnreadablePicture, match=r"images\[1\]: not a picture, or cut short"):
         nam.learn([painted(1), Image.open(io.BytesIO((tmp_path / "cut.jpg").read_bytes()))], "a")
+    nam.batch_size = 2
+    with pytest.raises(UnreadablePicture, match=r"images\[3\]: not a picture, or cut short"):
+        nam.learn([painted(1)] * 3 + [Image.open(io.BytesIO((tmp_path / "cut.jpg").read_bytes()))], "a")
     assert nam.classes == []
 
 

@@ -91,10 +91,10 @@ def test_a_model_in_place_and_one_behind_a_copy_read_each_others_files(attached,
     teach(attached(in_place=True), painted).save(tmp_path / "a.safetensors")
     teach(attached(), painted).save(tmp_path / "b.safetensors")
     assert load_file(tmp_path / "a.safetensors").keys() == load_file(tmp_path / "b.safetensors").keys()
-    behind, inside = (
-        attached().load(tmp_path / "a.safetensors"),
-        attached(in_place=True).load(tmp_path / "b.safetensors"),
-    )
+    behind, inside = attached().load(tmp_path / "a.safetensors"), attached(in_place=True)
+    before = inside.head
+    inside.load(tmp_path / "b.safetensors")
+    assert not before._forward_pre_hooks  # the head that was replaced has nothing to do with the model any more
     assert torch.equal(behind(painted(3)), inside(painted(3)))
     ready = inside.backbone.transform(painted(3)).unsqueeze(0)
     assert torch.equal(inside.backbone.network.model(ready), behind(painted(3)))

@@ -1,0 +1,42 @@
+"""The benchmark of attached models runs, prints and writes every row, and stops where a model is not its parts."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmarks" / "attach.py"
+
+
+@pytest.fixture
+def script():
+    pytest.importorskip("timm")
+    spec = importlib.util.spec_from_file_location("attach_benchmark", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_row_is_printed_and_written(script, monkeypatch, capsys, tmp_path):
+    path = tmp_path / "found.json"
+    options = ["--model", "test_resnet", "--batch", "2", "--classes", "3", "40", "--repeats", "2", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["attach.py", *options])
+    script.main()
+    found, out = json.loads(path.read_text()), capsys.readouterr().out.splitlines()
+    assert found["versions"]["torch"] == torch.__version__
+    assert [row["classes"] for row in found["rows"]] == [3, 40]
+    for row, line in zip(found["rows"], out[-2:], strict=True):
+        assert row["head / forward"] == row["seconds"]["head"] / row["seconds"]["forward"]
+        assert row["learn / forward of one"] == row["seconds"]["learn"] / row["seconds"]["forward of one"]
+        assert line.split()[0] == str(row["classes"])
+        assert line.split()[3] == f"{row['head / forward']:.4f}"
+
+
+def test_nothing_is_timed_where_a_model_is_not_its_parts(script, monkeypatch):
+    nam = script.knowing("test_resnet", 3, 0)
+    monkeypatch.setattr(nam, "features", lambda images: nam.backbone(images) + 1)
+    with pytest.raises(SystemExit, match="not the same work"):
+        script.measure(nam, torch.rand(2, 3, 160, 160), 1)
