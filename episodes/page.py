@@ -97,6 +97,8 @@ def write_page(
     """
     page = _Page(Path(directory))
     page.directory.mkdir(exist_ok=True)
+    for old in page.directory.glob("false_alarm_*.png"):  # of an earlier report, which may have had more of them
+        old.unlink()
     _add_head(page, report, command)
     _add_tables(page, report)
     for section in sections(report, evidence):

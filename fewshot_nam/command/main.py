@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fewshot_nam.heads import Head, Label
     from fewshot_nam.vision.model import NAMModel
 
+_LOCK_SECONDS = 300
+
 Answer = tuple[dict[str, Any], list[str]]
 """What ``--json`` prints, and the lines that are printed otherwise."""
 
@@ -301,11 +303,19 @@ def _writable(given: str) -> Path:
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Wait until no other command changes this memory: of two that read and then write, one would lose what it learned."""
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     lock = path.with_name(f".{path.name}.lock")
-    with FileLock(lock):
-        yield
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise OSError(f"{path}: the directory {path.absolute().parent} is missing or cannot be written")
+    try:
+        with FileLock(lock, timeout=_LOCK_SECONDS):
+            yield
+    except Timeout:
+        raise OSError(
+            f"{path}: could not be had for {_LOCK_SECONDS} seconds: another command is changing it, or {lock.name} beside it "
+            "cannot be made"
+        ) from None
 
 
 def _counted(learned: dict[str, int]) -> str:

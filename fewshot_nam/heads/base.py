@@ -23,6 +23,9 @@ from fewshot_nam.heads.state import appended
 HeadT = TypeVar("HeadT", bound="Head")
 
 
+_MANY = 1 << 20  # numbers in a one-hot matrix, with which it is not multiplied any more
+
+
 class Support(NamedTuple):
     """What a head learns from, for ``E`` episodes at once.
 
@@ -48,8 +51,16 @@ class Support(NamedTuple):
         novel = self.columns - len(self.base)
         if features.shape[1] == novel:  # one shot each, in the order of the columns
             return features
+        if len(self.targets) * novel > _MANY:
+            counts = torch.bincount(self.targets, minlength=self.columns)[len(self.base) :]
+            return self.class_sums(features) / counts.to(features).unsqueeze(-1)
         members = self.one_hot()[:, len(self.base) :]
         return (members / members.sum(dim=0)).mT @ features
+
+    def class_sums(self, features: Tensor) -> Tensor:
+        """Return ``(E, N, D)``, the sum over each written class of ``features`` ``(E, n, D)``, rows as ``self.features``."""
+        sums = features.new_zeros(len(features), self.columns - len(self.base), features.shape[-1])
+        return sums.index_add(1, self.targets - len(self.base), features)
 
     def with_base(self, base_rows: Tensor, rows: Tensor) -> Tensor:
         """Return ``(E, C, D)``: ``base_rows`` ``(B, D)``, the same in every episode, above ``rows`` ``(E, N, D)``."""

@@ -51,6 +51,19 @@ def write_onto(base: Tensor, keys: Tensor, values: Tensor, p_write: float, p_era
     return memory + updates.mT @ torch.linalg.solve(damped, left)
 
 
+def write_classes(keys: Tensor, sums: Tensor, p_write: float, ridge: float) -> Tensor:
+    """Return the memory ``(E, C, D)`` that ``write_block`` writes into an empty one with one-hot values, without these.
+
+    Args:
+        keys: ``(E, n, D)``.
+        sums: ``(E, C, D)``, the sum of the keys of each class.
+        p_write: write probability.
+        ridge: damping, above 0.
+    """
+    spread = keys.mT @ keys + ridge * torch.eye(keys.shape[-1], dtype=keys.dtype, device=keys.device)
+    return p_write * torch.cholesky_solve(sums.mT, torch.linalg.cholesky(spread)).mT
+
+
 def lend(means: Tensor, base: Tensor) -> Tensor:
     """Return novel prototypes ``(E, N, D)`` with what they borrow from unit base prototypes ``(B, D)``."""
     return means + BORROW * torch.softmax(SHARPNESS * (unit(means) @ base.mT), dim=-1) @ base

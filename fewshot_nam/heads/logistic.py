@@ -6,6 +6,7 @@ Source: Tian et al., "Rethinking Few-Shot Image Classification: a Good Embedding
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import torch
@@ -45,7 +46,10 @@ class LogisticHead(Head):
         targets = torch.cat([torch.arange(len(support.base), device=rows.device), support.targets]).cpu().numpy()
         weights, intercepts = [], []
         for features in rows.detach().cpu().numpy():
-            model = LogisticRegression(C=self.inverse_penalty, max_iter=1000).fit(features, targets)
+            model = LogisticRegression(C=self.inverse_penalty, max_iter=1000)
+            with warnings.catch_warnings():  # a feature a class is not unusual here
+                warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+                model.fit(features, targets)
             coefficients, offsets = model.coef_, model.intercept_
             if support.columns == 2:  # scikit-learn gives the second class's logit alone
                 coefficients = np.concatenate([-coefficients, coefficients]) / 2

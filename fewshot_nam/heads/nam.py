@@ -186,30 +186,9 @@ class NAMHead(Head):
 
     def _learn(self, support: Support) -> Learned:
         """Return the memories."""
-        features, values, directions = support.features, support.one_hot(), unit(support.features)
-        if self.keys == "prototypes":
-            # Unit reading compares directions, so a prototype is then the mean direction, as in a cosine classifier.
-            features = support.class_means(directions if self.reading == "unit" else features)
-            values = torch.eye(support.columns, dtype=features.dtype, device=features.device)[len(support.base) :]
-        keys = directions if self.keys == "shots" else unit(features)
-        base = unit(support.base)
-        values = values.expand(len(keys), -1, -1)
-        if self.reading == "raw":
-            # A class whose shots cancel out has a prototype of length 0: its key is 0 too, so nothing is written.
-            lengths = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
-            values = values / lengths.clamp_min(torch.finfo(features.dtype).tiny)
-            base = base / torch.linalg.vector_norm(support.base, dim=-1, keepdim=True)
+        directions, base = unit(support.features), self._base(support)
         joint = len(base) > 0 and self.base_rows == "joint"
-        memory = support.with_base(base, keys.new_zeros(len(keys), support.columns - len(base), keys.shape[-1]))
-        if joint:
-            memory = joined.write_onto(base, keys, values, self.p_write, self.p_erase, self.ridge)
-        elif self.mode == "block":
-            p_erase = self.p_erase if len(base) else 0.0  # an empty memory has nothing to erase
-            memory = write_block(memory, keys, values, self.p_write, p_erase, self.ridge)
-        elif self.mode == "sequential":
-            memory = write_sequence(memory, keys, values, self.p_write, self.p_erase)
-        else:
-            memory = memory + (self.p_write * values - self.p_erase * (keys @ memory.mT)).mT @ keys
+        memory = self._memory(support, directions)
         weight = self._plain_over(len(base))
         if not weight:
             return Learned(memory)
@@ -226,6 +205,40 @@ class NAMHead(Head):
         plain = self._levelled(support.class_means(background.settle(support.features)))
         plain = support.with_base(background.settle(support.base), plain)
         return Learned(memory, plain, background.familiarity(unit(plain)).unsqueeze(-2), background, weight)
+
+    def _base(self, support: Support) -> Tensor:
+        """Return the rows ``(B, D)`` of base classes."""
+        base = unit(support.base)
+        if self.reading == "raw":
+            base = base / torch.linalg.vector_norm(support.base, dim=-1, keepdim=True)
+        return base
+
+    def _memory(self, support: Support, directions: Tensor) -> Tensor:
+        """Return the memory ``(E, C, D)`` without the plain one; ``directions`` are the unit features."""
+        base = self._base(support)
+        simple = self.mode == "block" and self.keys == "shots" and self.reading == "unit" and self.ridge > 0
+        if simple and not len(base) and directions.shape[1] > directions.shape[2]:
+            return joined.write_classes(directions, support.class_sums(directions), self.p_write, self.ridge)
+        features, values = support.features, support.one_hot()
+        if self.keys == "prototypes":
+            # Unit reading compares directions, so a prototype is then the mean direction, as in a cosine classifier.
+            features = support.class_means(directions if self.reading == "unit" else features)
+            values = torch.eye(support.columns, dtype=features.dtype, device=features.device)[len(base) :]
+        keys = directions if self.keys == "shots" else unit(features)
+        values = values.expand(len(keys), -1, -1)
+        if self.reading == "raw":
+            # A class whose shots cancel out has a prototype of length 0: its key is 0 too, so nothing is written.
+            lengths = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+            values = values / lengths.clamp_min(torch.finfo(features.dtype).tiny)
+        if len(base) and self.base_rows == "joint":
+            return joined.write_onto(base, keys, values, self.p_write, self.p_erase, self.ridge)
+        memory = support.with_base(base, keys.new_zeros(len(keys), support.columns - len(base), keys.shape[-1]))
+        if self.mode == "block":
+            p_erase = self.p_erase if len(base) else 0.0  # an empty memory has nothing to erase
+            return write_block(memory, keys, values, self.p_write, p_erase, self.ridge)
+        if self.mode == "sequential":
+            return write_sequence(memory, keys, values, self.p_write, self.p_erase)
+        return memory + (self.p_write * values - self.p_erase * (keys @ memory.mT)).mT @ keys
 
     def _levelled(self, means: Tensor) -> Tensor:
         """Return mean directions ``(E, N, D)`` at lengths evened out by ``level``."""

@@ -5,8 +5,10 @@ Whatever follows from it (prototypes, a memory, a calibrated threshold) is deriv
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -101,6 +103,17 @@ class HeadState(nn.Module):
             raise ValueError(f"{type(self).__name__}: the class names in this state are damaged ({error})") from None
         self._outdate()
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take over a state; one that is refused leaves the head as it is. Settings of the head are not in a state.
+
+        Raises:
+            ValueError: the state is damaged, or of another width.
+            RuntimeError: parts are missing, or there are too many (``strict``).
+        """
+        # Tried on a copy first: the parts are taken over one by one, and a later one may be refused.
+        nn.Module.load_state_dict(copy.deepcopy(self), state_dict, strict, assign)
+        return super().load_state_dict(state_dict, strict, assign)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # The number of features and classes is learned, so these buffers take the shape of what is loaded.
         for name in _BUFFERS:
@@ -125,11 +138,13 @@ class HeadState(nn.Module):
         )
         holders = [buffer for buffer in (self.support, self.base, self.strangers) if buffer.numel()]
         fits = fits and len({buffer.shape[-1] for buffer in holders} | {self._fixed_width()} - {0}) <= 1
-        finite = all(bool(buffer.isfinite().all()) for buffer in (self.support, self.base, self.mean, self.strangers))
-        if not fits or not finite:
-            reason = (
-                "features are NaN or infinite" if fits else "features, targets and class names do not belong together"
-            )
+        reason = None if fits else "features, targets and class names do not belong together"
+        for buffer in (self.support, self.base, self.mean, self.strangers):
+            if not bool(buffer.isfinite().all()):
+                reason = reason or "features are NaN or infinite"
+            elif buffer is not self.mean and buffer.numel() and not bool(buffer.any(dim=-1).all()):
+                reason = reason or "features are all zeros"
+        if reason is not None:
             raise ValueError(f"{type(self).__name__}: this state is damaged: {reason}")
 
     def _trainable(self) -> bool:

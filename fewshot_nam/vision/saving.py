@@ -73,7 +73,8 @@ def write_head(path: str | os.PathLike[str], head: Head, about: Mapping[str, Any
         "settings": settings(head),
         "contents": digest(tensors[key] for key in sorted(tensors)),
     }
-    metadata = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(about, default=_named)}
+    text = json.dumps(about, default=_named)
+    metadata = {"format": FORMAT, "version": str(VERSION), "about": text, "about_sha256": _sha256(text)}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
 
@@ -167,6 +168,10 @@ def settings(head: Head) -> dict[str, Any]:
     return plain | {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
 
 
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _named(value: object) -> str:
     """Return how an option of a model that JSON cannot hold, such as a class of layers, is written down."""
     return str(getattr(value, "__name__", value))
@@ -189,6 +194,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         about = json.loads(metadata["about"])
         whole = about["contents"] == digest(tensors[key] for key in sorted(tensors))
+        # The first files had no digest of their description.
+        whole = whole and metadata.get("about_sha256", _sha256(metadata["about"])) == _sha256(metadata["about"])
         fits = (
             isinstance(about["settings"], dict) and {"weights", "backbone", "head"} <= set(about) and _PROBE in tensors
         )

@@ -47,3 +47,21 @@ def test_replacing_gives_the_rights_that_a_new_file_has(tmp_path):
 def test_replacing_in_a_directory_that_is_not_there_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"), replacing(tmp_path / "nowhere" / "a.txt"):
         pass
+
+
+def test_replacing_refuses_what_is_no_regular_file(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="no regular file"), replacing(pipe):
+        pytest.fail("nothing is to be written")
+    assert pipe.is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_replacing_follows_a_link(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    with replacing(tmp_path / "link") as unfinished:
+        unfinished.write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "new"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fewshot_nam.heads import CosineHead, Head, NAMHead, available, create
+from fewshot_nam.heads.base import Support
 
 HEADS = [*available(), "nam over a background"]
 ORDERED = {"nam-sequential"}  # the literal rule: the order of writing is part of it, and so of the scores
@@ -332,6 +333,7 @@ def _renumber(state: dict[str, Tensor], old: bytes, new: bytes) -> None:
         (lambda state: state.update(support=state["support"][:2]), "do not belong together"),
         (lambda state: state["support"].__setitem__((0, 0), float("nan")), "features are NaN or infinite"),
         (lambda state: state["strangers"].__setitem__((0, 0), float("nan")), "features are NaN or infinite"),
+        (lambda state: state["support"].__setitem__(0, 0.0), "features are all zeros"),
         (lambda state: state.update(strangers=state["strangers"][:-1]), "do not belong together"),
         (lambda state: state.update(strangers=torch.empty(0, 0)), "do not belong together"),
         (lambda state: _renumber(state, b'"target_fpr": 0.2', b'"target_fpr": null'), "do not belong together"),
@@ -620,3 +622,23 @@ def test_a_query_that_does_not_fit_the_dtype_of_what_was_written_is_refused():
     head = NAMHead().write(torch.eye(3), ["a", "b", "c"])
     with pytest.raises(ValueError, match="features"):
         head(torch.full((1, 3), 1e100, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", list(available()))
+def test_a_head_that_refuses_a_state_stays_as_it_was(name):
+    head, other = written(name), written(name)
+    query = features(7, 5)
+    expected = head(query)
+    state = {key: value.clone() for key, value in other.state_dict().items()}
+    state["targets"][-1] = 9
+    state["support"] = state["support"] + 1
+    with pytest.raises(ValueError, match="do not belong together"):
+        head.load_state_dict(state)
+    torch.testing.assert_close(head(query), expected, rtol=0, atol=0)
+
+
+def test_means_over_many_classes_are_those_over_few(monkeypatch):
+    support = Support(features(3, 11).unsqueeze(0), torch.tensor([2, 3, 4, 2, 3, 4, 4, 2, 4, 3, 2]), features(4, 2), 5)
+    few = support.class_means(support.features)
+    monkeypatch.setattr("fewshot_nam.heads.base._MANY", 0)
+    torch.testing.assert_close(support.class_means(support.features), few)

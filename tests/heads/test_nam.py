@@ -216,3 +216,12 @@ def test_joint_base_rows_are_refused_where_they_cannot_be(settings):
     with pytest.raises(ValueError, match="base_rows='joint' takes mode='block'"):
         NAMHead(base_rows="joint", **settings)
     assert NAMHead(**settings).base_rows == "erased"
+
+
+@given(seeds, st.floats(0.01, 3), st.floats(0, 1))
+def test_more_shots_than_features_are_wide_are_written_as_a_block(seed, ridge, p_write):
+    rows, labels = normal(seed, 14, 5), [f"class {i % 4}" for i in range(14)]
+    head = NAMHead(**ALONE, ridge=ridge, p_write=p_write).write(rows, labels)
+    values = torch.nn.functional.one_hot(torch.arange(14) % 4).double()
+    expected = write_block(torch.zeros(4, 5, dtype=torch.float64), unit(rows), values, p_write, 0.0, ridge)
+    torch.testing.assert_close(head.memory, expected, rtol=1e-8, atol=1e-10)

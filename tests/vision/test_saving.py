@@ -164,6 +164,7 @@ def rewritten(source, target, metadata=None, **about):
     with safe_open(source, framework="pt") as file:
         kept = dict(file.metadata())
     kept["about"] = json.dumps(json.loads(kept["about"]) | about)
+    kept["about_sha256"] = saving._sha256(kept["about"])
     save_file(load_file(source), target, kept | (metadata or {}))
     return target
 
@@ -185,6 +186,15 @@ def test_files_that_are_something_else_are_refused(attached, painted, tmp_path):
     refused(nam, tmp_path / "text.safetensors", "cut short, or no file of a NAM model")
     with pytest.raises(FileNotFoundError):
         nam.load(tmp_path / "gone.safetensors")
+
+
+def test_a_setting_that_changed_in_the_file_is_refused(attached, painted, tmp_path):
+    source = tmp_path / "a.safetensors"
+    teach(attached(), painted).save(source)
+    content = source.read_bytes()
+    assert content.count(b'\\"ridge\\": 0.2') == 1
+    (tmp_path / "b.safetensors").write_bytes(content.replace(b'\\"ridge\\": 0.2', b'\\"ridge\\": 0.7'))
+    refused(attached().learn(painted(5), "mine"), tmp_path / "b.safetensors", "is damaged")
 
 
 def test_saving_where_there_is_no_directory_says_so(nam, tmp_path):
