@@ -9,6 +9,7 @@ from torch import nn
 import backbones
 from fewshot_nam import attach
 from fewshot_nam.heads import CosineHead, NAMHead
+from fewshot_nam.vision.saving import weights_digest
 
 # One of each family, as small as it can be made, with random weights: model options and side of the picture. In float64, since
 # with such weights some give features to all pictures that are the same to seven digits.
@@ -308,6 +309,15 @@ def test_a_torchvision_model_in_place_gives_the_scores(painted):
     ready = nam.backbone.transform(painted(0)).unsqueeze(0)
     assert model.fc is nam.head
     assert torch.equal(model(ready), nam(ready))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_classifiers_that_only_training_uses_have_no_part_in_the_hash():
+    model = torchvision_model("googlenet", init_weights=False)
+    options = {"resize_size": 32, "crop_size": 32}
+    behind = attach(model, transform_options=options)
+    inside = attach(model, in_place=True, transform_options=options)
+    assert weights_digest(behind.backbone) == weights_digest(inside.backbone)
 
 
 @pytest.mark.parametrize(

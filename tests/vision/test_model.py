@@ -37,7 +37,7 @@ def test_a_label_stands_for_all_pictures_or_there_is_one_for_each(nam, painted):
     with pytest.raises(ValueError, match="3 features, 2 labels"):
         nam.learn(pictures, ["a", "b"])
     with pytest.raises(TypeError, match="a label must be an int or a string"):
-        nam.learn(pictures, 1.5)
+        nam.learn("no file is looked for.png", 1.5)
     assert nam.classes == ["all"]
 
 
