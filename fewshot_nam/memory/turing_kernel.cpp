@@ -87,14 +87,14 @@ void write_at_position(T* m, int rows, int wide, const T* w, const T* wanted, T 
       u[i] = p_write * wanted[first + i] - p_erase * found[first + i];
     }
     for (int c = 0; c < wide; c += lanes) {
-        const Vec<T> wc = at(w + c), xc = x ? at(x + c) : Vec<T>{};
-        for (int i = 0; i < n; ++i) {
-          Vec<T>& place = at(m + (size_t)(first + i) * wide + c);
-          const Vec<T> before = place, after = before + u[i] * wc;
-          place = after;
-          reads[i] += (write_first ? after : before) * xc;
-        }
+      const Vec<T> wc = at(w + c), xc = x ? at(x + c) : Vec<T>{};
+      for (int i = 0; i < n; ++i) {
+        Vec<T>& place = at(m + (size_t)(first + i) * wide + c);
+        const Vec<T> before = place, after = before + u[i] * wc;
+        place = after;
+        reads[i] += (write_first ? after : before) * xc;
       }
+    }
     if (x)
       for (int i = 0; i < n; ++i) seen[first + i] = sum_of<T>(reads[i]);
   });
