@@ -273,7 +273,7 @@ def _batch_size(sampler: EpisodeSampler) -> int:
     known = sampler.ways * (sampler.shots + sampler.queries)
     pictures = known + sampler.open_ways * sampler.open_queries + sampler.base_queries
     columns = sampler.ways + (sampler.base.num_classes if sampler.base is not None else 0)
-    return min(256, max(1, _BATCH_BYTES // (pictures * 4 * columns)))
+    return min(512, max(1, _BATCH_BYTES // (pictures * 4 * columns)))
 
 
 def _slices(episodes: Episodes, size: int) -> Iterator[Episodes]:

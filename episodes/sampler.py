@@ -260,7 +260,8 @@ class EpisodeSampler:
         out = np.empty((*classes.shape, count), dtype=np.int64)
         arrays = [np.ascontiguousarray(array) for array in (raw, classes, starts, counts, order)]
         at = [ctypes.c_void_p(array.ctypes.data) for array in (*arrays, out)]
-        if compiled.pictures(at[0], at[1], ctypes.c_size_t(classes.size), ctypes.c_size_t(count), *at[2:]):
+        sizes = [ctypes.c_size_t(size) for size in (classes.size, count, int(counts.max()))]
+        if compiled.pictures(*at[:2], *sizes[:2], *at[2:4], sizes[2], *at[4:]):
             raise MemoryError(f"no memory to draw {count} pictures")
         return out
 

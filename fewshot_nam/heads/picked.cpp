@@ -141,6 +141,27 @@ static int gram(const T *bank, size_t stride, size_t width, const float *mean, c
     return 0;
 }
 
+// The weighted sums of `count` rows, added to `rows` or, for the first ones of an episode, put there.
+template <size_t count, typename T>
+static void weigh(const T *bank, size_t stride, size_t width, const float *mean, const int64_t *support, const int64_t *soon,
+                  const float *weights, size_t n, size_t columns, bool first, float *rows) {
+    const size_t row = padded(width);
+    for (size_t k = 0; k < width; k += lanes) {
+        Floats floats[count];
+#pragma GCC unroll 4
+        for (size_t i = 0; i < count; i++) {
+            __builtin_prefetch(bank + soon[i] * stride + k);
+            floats[i] = centred(bank + support[i] * stride, mean, k, width);
+        }
+        for (size_t c = 0; c < columns; c++) {
+            Floats sums = first ? Floats{} : load(rows + c * row + k, lanes);
+#pragma GCC unroll 4
+            for (size_t i = 0; i < count; i++) sums += weights[c * n + i] * floats[i];
+            memcpy(rows + c * row + k, &sums, sizeof sums);
+        }
+    }
+}
+
 template <typename T>
 static int products(const T *bank, size_t stride, size_t width, const float *mean, const int64_t *support, size_t n,
                     const float *weights, size_t columns, const int64_t *query, size_t queries, size_t episodes,
@@ -149,23 +170,17 @@ static int products(const T *bank, size_t stride, size_t width, const float *mea
     float *const rows = (float *)malloc(columns * row * sizeof(float));
     if (!rows) return 1;
     for (size_t e = 0; e < episodes; e++) {
-        memset(rows, 0, columns * row * sizeof(float));
-        for (size_t i = 0; i < n; i++) {  // the weighted sums of the support
-            const T *here = bank + support[i] * stride, *soon = i + 2 < n ? bank + support[i + 2] * stride : here;
-            for (size_t k = 0; k < width; k += lanes) {
-                __builtin_prefetch(soon + k);
-                const Floats floats = centred(here, mean, k, width);
-                for (size_t c = 0; c < columns; c++) {
-                    Floats sums = load(rows + c * row + k, lanes) + weights[c * n + i] * floats;
-                    memcpy(rows + c * row + k, &sums, sizeof sums);
-                }
-            }
+        for (size_t i = 0; i < n;) {
+            const size_t count = n - i < 4 ? n - i : 4;
+            const int64_t *const soon = (episodes - e) * n >= i + 8 ? support + i + 4 : support + i;
+            const auto add = count == 4 ? weigh<4, T> : count == 3 ? weigh<3, T> : count == 2 ? weigh<2, T> : weigh<1, T>;
+            add(bank, stride, width, mean, support + i, soon, weights + i, n, columns, i == 0, rows);
+            i += count;
         }
         const size_t left = (episodes - e) * queries;  // what is fetched ahead may be the next episode's
         for (size_t j = 0; j < queries; j += 2) {
             const size_t other = j + 1 < queries ? j + 1 : j;
             const size_t soon = j + ahead < left ? j + ahead : j, later = j + ahead + 1 < left ? j + ahead + 1 : j;
-            if (j / 2 < n && e + 1 < episodes) fetch(bank + support[n + j / 2] * stride, width);
             const Pair<T> pair = {bank + query[j] * stride,    bank + query[other] * stride, bank + query[soon] * stride,
                                   bank + query[later] * stride, mean,                        width};
             float *const to[2] = {out + j, out + other}, *const lengths[2] = {squares + j, squares + other};
