@@ -30,6 +30,7 @@ from episodes.distributed import agreed, gathered, processes, sent_to_all
 from episodes.feature_cache import cached_bank, default_cache_dir, locked, rows_to_keep, writable
 from episodes.picture_batches import PictureBatch, PictureBatches, as_it_is, check_size
 from episodes.pictures import PictureSet
+from fewshot_nam.heap import keep_freed_memory
 
 EXTRACTION_FORMAT = 1  # raise it when the same backbone and pictures would give other features than before
 
@@ -148,7 +149,8 @@ def extract(
         channels_last,
     )
     folder = default_cache_dir() if cache_dir == "auto" else None if cache_dir is None else Path(cache_dir).expanduser()
-    bank = _together(work, folder) if processes()[1] > 1 else _alone(work, folder)
+    with keep_freed_memory():
+        bank = _together(work, folder) if processes()[1] > 1 else _alone(work, folder)
     if bank.skipped:
         warnings.warn(
             f"extract: left out {len(bank.skipped)} unreadable pictures of {dataset.name}, the first is {bank.skipped[0]}",

@@ -30,6 +30,7 @@ from episodes.distributed import joined
 from episodes.evaluation import evaluate
 from episodes.pictures import PictureSet
 from fewshot_nam.files.atomic import replacing
+from fewshot_nam.heap import keep_freed_memory
 
 OUT = Path(__file__).resolve().parent.parent / "backbones" / "weights" / "conv4_omniglot.safetensors"
 SETTINGS = [(5, 1), (5, 5), (20, 1), (20, 5)]
@@ -117,7 +118,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Train, evaluate, and write weights and card."""
     options = parse()
-    with joined(options.device) as process:
+    with joined(options.device) as process, keep_freed_memory():
         pretrain(options, process)
 
 

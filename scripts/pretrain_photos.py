@@ -29,6 +29,7 @@ from episodes.distributed import joined
 from episodes.evaluation import evaluate
 from episodes.pictures import PictureSet
 from fewshot_nam.files.atomic import replacing
+from fewshot_nam.heap import keep_freed_memory
 
 
 def pixels(pictures: PictureSet) -> Tensor:
@@ -74,7 +75,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Train, evaluate on validation classes, and write the weights."""
     options = parse()
-    with joined(options.device) as process:
+    with joined(options.device) as process, keep_freed_memory():
         pretrain(options, process)
 
 

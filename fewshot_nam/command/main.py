@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewshot_nam.command.options import DEFAULT_BACKBONE, key_values, parser
+from fewshot_nam.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 2 for input that cannot be used, 130 when interrupted."""
     options = parser().parse_args(arguments)
     try:
-        answer, lines = _COMMANDS[options.command](options)
+        with keep_freed_memory():
+            answer, lines = _COMMANDS[options.command](options)
         print(json.dumps(answer, indent=2) if options.json else "\n".join(lines), flush=True)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends

@@ -3,17 +3,15 @@
     pip install ".[vision]" && python scripts/benchmarks/attach.py
 
 A model of timm with random weights (they do not change the time), already transformed pictures, one thread, a memory that knows
-some number of classes by one picture each. First the model must give the same scores as its parts; then everything takes turns,
-and each reports its median of the repeats in processor seconds. ``head`` is what the head adds to the backbone's pass over a
-batch; ``learn`` is ``learn`` of a new class from one picture, its backbone's pass included, and ``then`` what deriving the memory
-anew adds once, to the first scores after it.
+some number of classes by one picture each; freed memory is kept (``keep_freed_memory``). First the model must give the same scores
+as its parts; then everything takes turns, and each reports its median of the repeats in processor seconds. ``head`` is what the
+head adds to the backbone's pass over a batch; ``learn`` is ``learn`` of a new class from one picture, its backbone's pass
+included, and ``then`` what deriving the memory anew adds once, to the first scores after it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -22,7 +20,8 @@ from typing import Any
 
 import torch
 
-from fewshot_nam import NAMModel, attach
+from episodes.benchmarking import save, surroundings
+from fewshot_nam import NAMModel, attach, keep_freed_memory
 
 WIDTHS = (10, 9, 11, 9, 9, 8, 10, 9)  # of the table's columns
 
@@ -84,16 +83,16 @@ def main() -> None:
     options = parser.parse_args()
     import timm
 
-    torch.set_num_threads(1)
+    about = surroundings(threads=1) | {"timm": timm.__version__}
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
     torch.manual_seed(options.seed)
-    versions = {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()}
-    print(", ".join(f"{name} {version}" for name, version in versions.items()) + f", {platform.machine()}, 1 thread")
     rows: list[dict[str, Any]] = []
     for classes in options.classes:
         nam = knowing(options.model, classes, options.seed)
         blank = nam.backbone.transform(_white())
         batch = torch.rand(options.batch, *blank.shape, generator=torch.Generator().manual_seed(options.seed))
-        times = measure(nam, batch, options.repeats)
+        with keep_freed_memory():
+            times = measure(nam, batch, options.repeats)
         if not rows:
             size = "x".join(map(str, blank.shape[1:]))
             print(f"\n{options.model}, {size}, batch {options.batch}, milliseconds, median of {options.repeats}")
@@ -113,8 +112,7 @@ def main() -> None:
         )
         rows.append({"classes": classes, "seconds": times, **ratios})
     if options.json:
-        settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
-        options.json.write_text(json.dumps({"options": settings, "versions": versions, "rows": rows}, indent=2) + "\n")
+        save(options.json, about, vars(options), rows)
 
 
 def _white() -> Any:

@@ -15,8 +15,7 @@ thread, and in seconds by the clock on several.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import importlib.metadata
 import statistics
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from episodes import EpisodeSampler, FeatureBank, evaluate
+from episodes.benchmarking import save, surroundings
 from fewshot_nam.heads.picked import Picker
 
 CLASSES, PICTURES, WIDTH, QUERIES = 100, 600, 640, 15
@@ -174,19 +174,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the features")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    about = surroundings(threads=1)
     bank = random_bank(options.seed)
     banks = {name: FeatureBank(bank.features.to(dtype), bank.labels) for name, dtype in DTYPES.items()}
-    compiled = Picker(bank.features).compiled
-    import easyfsl
-
-    versions = {
-        "torch": torch.__version__,
-        "easyfsl": getattr(easyfsl, "__version__", "1.5.0"),
-        "python": platform.python_version(),
-    }
-    said = ", ".join(f"{name} {version}" for name, version in versions.items())
-    print(f"{said}, {platform.machine()}, compiled: {'yes' if compiled else 'no'}, {options.episodes:,} episodes")
+    about["easyfsl"] = importlib.metadata.version("easyfsl")
+    about["compiled"] = "yes" if Picker(bank.features).compiled else "no"
+    print(", ".join(f"{name} {value}" for name, value in about.items()) + f", {options.episodes:,} episodes")
     rows: list[dict[str, Any]] = []
     for shots in options.shots:
         runs = runs_of(banks, options, shots)
@@ -204,9 +197,7 @@ def main() -> None:
             print(f"\n{options.ways}-way {shots}-shot, by the clock")
             rows += report(runs, measure(several, options.repeats, by_the_clock=True), None, shots)
     if options.json:
-        settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
-        content = {"options": settings, "versions": versions, "compiled": compiled, "rows": rows}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+        save(options.json, about, vars(options), rows)
 
 
 if __name__ == "__main__":

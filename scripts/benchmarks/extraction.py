@@ -2,10 +2,11 @@
 
     python scripts/benchmarks/extraction.py
 
-"forward" runs the backbone over the same pictures, transformed beforehand and held in memory, in the same batches; "share" is
-what a run reaches of it. "decode" opens and transforms the pictures and does nothing else: a run can reach no more than the
-slower of the two, and without overlap no more than "decode, then forward"; on a machine without an idle core they come to the
-same. Pictures are made on the spot (photographs' size, JPEG; characters' size, PNG); with FEWSHOT_DATA set, Tiny
+"forward" runs the backbone over the same pictures, transformed beforehand and held in memory, in the same batches; "share" is what
+a run reaches of it. Freed memory is kept, as in extraction; "forward, memory given back" is what a program gets that does not see
+to it (``fewshot_nam.keep_freed_memory``). "decode" opens and transforms the pictures and does nothing else: a run can reach no
+more than the slower of the two, and without overlap no more than "decode, then forward"; on a machine without an idle core they
+come to the same. Pictures are made on the spot (photographs' size, JPEG; characters' size, PNG); with FEWSHOT_DATA set, Tiny
 ImageNet's are taken as well. First extraction must give the forward's features bit for bit, with and without workers; bfloat16's
 are compared with float32's. All runs take turns and report medians in wall-clock time. Weights are random. The backbone "waiting"
 only waits, as a processor does for a GPU: its share says how much of the decoding is hidden, also where no core is idle.
@@ -35,6 +36,7 @@ from episodes.extraction import extract
 from episodes.folders import folder
 from episodes.picture_batches import PictureBatches
 from episodes.pictures import FilePictures
+from fewshot_nam.heap import keep_freed_memory
 
 RUNS: dict[str, dict[str, Any]] = {
     "extract": {},
@@ -67,9 +69,9 @@ class Problem:
 PROBLEMS = [
     Problem("waiting", "made, 105 x 105 PNG", 192, 16),
     Problem("conv4", "made, 105 x 105 PNG", 1024, 64),
-    Problem("conv5", "made, 256 x 256 JPEG", 256, 32),
+    Problem("conv5", "made, 256 x 256 JPEG", 512, 32),
     Problem("conv5", "Tiny ImageNet", 512, 64),
-    Problem("torchvision/mobilenet_v2", "made, 256 x 256 JPEG", 32, 8),
+    Problem("torchvision/mobilenet_v2", "made, 256 x 256 JPEG", 96, 32),
 ]
 SHORT = [Problem("conv4", "made, 105 x 105 PNG", 24, 8), Problem("conv5", "made, 256 x 256 JPEG", 12, 4)]
 
@@ -133,10 +135,10 @@ def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
         batches = [batch for i in range(len(made_batches)) if (batch := made_batches[i].pictures) is not None]
         said = same_features(backbone, dataset, batches, problem.batch)
 
+        @torch.inference_mode()
         def forward() -> None:
-            with torch.inference_mode():
-                for batch in batches:
-                    backbone(batch)
+            for batch in batches:
+                backbone(batch)
 
         def decode() -> None:
             for number in range(len(made_batches)):
@@ -153,7 +155,12 @@ def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
                 backbone, dataset, batch_size=problem.batch, cache_dir=None, progress=False, **options
             )
 
-        runs: dict[str, Callable[[], object]] = {"forward": forward, "decode": decode, "decode, then forward": in_turn}
+        runs: dict[str, Callable[[], object]] = {
+            "forward": keep_freed_memory()(forward),
+            "forward, memory given back": forward,
+            "decode": decode,
+            "decode, then forward": keep_freed_memory()(in_turn),
+        }
         found = take_turns(runs | {name: extraction(options) for name, options in RUNS.items()}, repeats)
     rows: list[dict[str, Any]] = [
         {

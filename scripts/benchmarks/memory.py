@@ -23,12 +23,9 @@ import argparse
 import contextlib
 import ctypes
 import functools
-import json
 import multiprocessing
 import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,6 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from episodes.benchmarking import save, surroundings
 from fewshot_nam.memory.attention import outer_product_attention
 from fewshot_nam.memory.kernels import build_kernels
 from fewshot_nam.memory.lsam import LSAM
@@ -404,14 +402,6 @@ def report(
     return rows
 
 
-def surroundings(threads: int) -> dict[str, str]:
-    """Return what the numbers depend on besides the code's arguments."""
-    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
-    versions = {"torch": torch.__version__, "python": platform.python_version(), "commit": commit or "unknown"}
-    return versions | {"device": f"cpu ({platform.machine()})", "threads": str(threads)}
-
-
 def main() -> None:
     """Check, measure, print tables, and write JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -424,11 +414,10 @@ def main() -> None:
     parser.add_argument("--no-kernels", action="store_true", help="leave out what needs a C++ compiler")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    about = surroundings(options.threads)
     lengths = options.lengths or ([64, 128] if options.quick else [256, 1024, 4096, 16384])
     with_kernels = not options.no_kernels and build_kernels()
     plan = Plan(tuple(options.parts), tuple(lengths), options.quick, with_kernels)
-    about = surroundings(options.threads)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     parity = same_numbers(plan.parts, with_kernels)
     print(*parity, sep="\n")
@@ -441,9 +430,7 @@ def main() -> None:
         }
         rows += report(problem, measure(problem, options.budget, 1 if options.quick else options.repeats), memory)
     if options.json:
-        settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
-        result = {"options": settings, "surroundings": about, "parity": parity, "rows": rows}
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        save(options.json, about | {"parity": "; ".join(parity)}, vars(options), rows)
 
 
 if __name__ == "__main__":
