@@ -20,7 +20,7 @@ from episodes.measures import accuracy, generalized_measures, open_measures
 from episodes.sampler import Episodes
 from episodes.threads import in_order
 from fewshot_nam.heads import Head
-from fewshot_nam.heads.picked import Picker, read_picked
+from fewshot_nam.heads.picked import Picker, familiarities_of, read_picked
 
 _TEMPERATURE_SCORES = 1 << 22  # scores that the temperature is fitted on, and kept for it: 16 MiB a head
 
@@ -90,6 +90,9 @@ class Scorer:
         self._base_features = None if base_queries is None else base_queries.features.to(self._features)
         self._own = threading.local()  # pickers of each thread: their buffers are used again
         self._prototypes = {name: rows.to(device) for name, rows in (base_prototypes or {}).items()}
+        self._without_features = not self._prototypes and base_queries is None
+        found = {name: familiarities_of(head, self._features) for name, head in heads.items() if self._without_features}
+        self._familiarities = {name: values for name, values in found.items() if values is not None}
 
     @property
     def threads(self) -> int:
@@ -109,9 +112,9 @@ class Scorer:
         query = torch.cat([known, unknown], dim=1)
         parts = [known.shape[1], unknown.shape[1], episodes.base_query.shape[1]]
         targets = num_base + torch.arange(ways, device=self.device).repeat_interleave(parts[0] // ways)
-        # Base queries are in a bank of their own, whether or not base classes share the label space.
-        alone = not num_base and not parts[2]
-        found = read_picked(self.heads, self._pickers()[0], episodes.support, query) if alone else {}
+        found: dict[str, Tensor] = {}
+        if self._without_features:
+            found = read_picked(self.heads, self._pickers()[0], episodes.support, query, self._familiarities)
         others = {name: head for name, head in self.heads.items() if name not in found}
         found |= self._gathered(others, episodes, query)
         for name in self.heads:

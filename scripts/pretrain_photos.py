@@ -2,10 +2,10 @@
 
     python scripts/pretrain_photos.py DIR --out conv5.safetensors
 
-DIR holds the directories "base" and "val" (or "novel"), each with a directory of pictures for every class. Only base classes are
-trained on; validation classes say how training goes. The file has the weights and the base classes' mean features, and
-``episode_eval.py --backbone conv5 --weights conv5.safetensors`` uses it. A run that is stopped goes on from its last whole epoch;
-``torchrun --nproc-per-node N scripts/pretrain_photos.py ...`` shares every batch out among N processes.
+DIR holds the directories "base" and, if there are validation classes, "val", each with a directory of pictures for every class.
+Only base classes are trained on; validation classes say how training goes. The file has the weights and the base classes' mean
+features, and ``episode_eval.py --backbone conv5 --weights conv5.safetensors`` uses it. A run that is stopped goes on from its last
+whole epoch; ``torchrun --nproc-per-node N scripts/pretrain_photos.py ...`` shares every batch out among N processes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from backbones.conv5 import Conv5, square, standardize
 from backbones.photos import PhotoExamples, PhotoRecipe
 from backbones.pretraining import Pretraining, train
 from episodes.bank import FeatureBank
-from episodes.datasets import open_dataset
 from episodes.distributed import joined
 from episodes.evaluation import evaluate
+from episodes.folders import folder
 from episodes.pictures import PictureSet
 from fewshot_nam.files.atomic import replacing
 from fewshot_nam.heap import keep_freed_memory
@@ -58,7 +58,9 @@ def accuracy(bank: FeatureBank, shots: int, episodes: int) -> tuple[float, float
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command line; every number of the recipe is an option."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="holds base/ and val/, a directory a class in each")
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="holds base/ and perhaps val/, a directory a class in each"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the weights file to write, *.safetensors")
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/conv5.pt"), help="written every epoch")
     parser.add_argument("--check-every", type=int, default=5, metavar="EPOCHS", help="validate every so many epochs")
@@ -82,9 +84,14 @@ def main() -> None:
 def pretrain(options: argparse.Namespace, process: int) -> None:
     """Do all of it, or the share in the training of a ``process`` other than the first."""
     recipe = PhotoRecipe(**{field.name: getattr(options, field.name) for field in fields(PhotoRecipe)})
-    data = open_dataset(f"folder:{options.folder}")
-    if "base" not in data:
-        raise SystemExit(f"pretrain_photos: {options.folder} has no directory 'base' beside 'val' or 'novel'")
+    try:
+        data = {
+            role: folder(options.folder / role)
+            for role in ("base", "val")
+            if role == "base" or (options.folder / role).is_dir()
+        }
+    except ValueError as error:
+        raise SystemExit(f"pretrain_photos: {error}") from None
     check_role = "val" if "val" in data else None
     levels = {role: pixels(data[role]) for role in ("base", check_role) if role is not None}
     torch.manual_seed(recipe.seed)

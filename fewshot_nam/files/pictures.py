@@ -39,7 +39,7 @@ def read_picture(path: str | os.PathLike[str]) -> Image.Image:
     if leads_nowhere(path):
         raise UnreadablePicture(f"{path}: a link that leads nowhere; mend or remove it")
     if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for a writer
-        raise UnreadablePicture(f"{path}: not a file; remove it")
+        raise UnreadablePicture(f"{path}: not a picture but a directory, pipe or device; name a file")
     # Read first and decode after: a disk that fails is not a bad picture, and must never be skipped like one.
     with open(path, "rb") as file:
         content = file.read()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -99,9 +99,9 @@ class Head(CalibratedHead):
         raise NotImplementedError
 
     @property
-    def _turns(self) -> bool:
-        """Whether ``_learn`` and ``_read`` look at inner products alone, so that turning all features alike changes no score."""
-        return True
+    def _view(self) -> Literal["features", "roots"] | None:
+        """What ``_learn`` and ``_read`` look at inner products of, and at nothing else: features, or their signed roots."""
+        return "features"
 
     _classwise = False
     """Whether what is learned of a class follows from the features of that class alone."""

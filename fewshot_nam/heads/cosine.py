@@ -9,6 +9,7 @@ scale); Wang et al., "SimpleShot" (2019), section 3.2 (CL2N: centred by the mean
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -91,8 +92,8 @@ class CosineHead(Head):
         return compete(self.scale.to(products) * products / lengths, self.compete, self.temperature)
 
     @property
-    def _turns(self) -> bool:
-        return not self.root
+    def _view(self) -> Literal["features", "roots"]:
+        return "roots" if self.root else "features"
 
     def extra_repr(self) -> str:
         """Say how scores are scaled, whether classes compete and whether features are rooted."""

@@ -251,9 +251,23 @@ class NAMHead(Head):
             return super()._score(learned, query)
         products, lengths = query @ learned.memory.mT, torch.linalg.vector_norm(query, dim=-1, keepdim=True)
         settled = learned.ground.settle(query)
-        plain = settled @ learned.plain.mT
-        if learned.familiar is not None:
-            plain = plain - self.familiar * (learned.familiar + learned.ground.familiarity(settled).unsqueeze(-1))
+        familiarity = None if learned.familiar is None else learned.ground.familiarity(settled)
+        return self._read_both(learned, products, lengths, settled @ learned.plain.mT, familiarity)
+
+    def _read_both(
+        self, learned: Learned, products: Tensor, lengths: Tensor, plain: Tensor, familiarity: Tensor | None
+    ) -> Tensor:
+        """Return scores ``(E, Q, C)`` from the products of features and of settled features with the memories' rows.
+
+        Args:
+            learned: weight and, if it counts, the familiarity of classes.
+            products: ``(E, Q, C)`` of features with the memory.
+            lengths: ``(E, Q, 1)`` of the features.
+            plain: ``(E, Q, C)`` of settled features with the plain memory.
+            familiarity: ``(E, Q)`` of the queries, where it counts.
+        """
+        if learned.familiar is not None and familiarity is not None:
+            plain = plain - self.familiar * (learned.familiar + familiarity.unsqueeze(-1))
         return compete(self._held(products, lengths) + learned.weight * plain, self.compete, self.temperature)
 
     def _rows(self, learned: Learned) -> Tensor:
@@ -267,8 +281,8 @@ class NAMHead(Head):
         return products / lengths.clamp_min(torch.finfo(lengths.dtype).tiny) if self.reading == "unit" else products
 
     @property
-    def _turns(self) -> bool:
-        return not len(self.background)  # what settles features looks at each of their numbers
+    def _view(self) -> Literal["features"] | None:
+        return None if len(self.background) else "features"  # one memory holds features, the other settled ones
 
     def extra_repr(self) -> str:
         """Say how the memory is written and read."""

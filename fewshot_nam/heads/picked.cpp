@@ -2,7 +2,7 @@
 // in torch, without writing the rows down first.
 //
 // A bank has rows of `width` numbers, `stride` apart: float, or bfloat16 as uint16_t. `mean` is null, or `width` floats that are
-// subtracted from every row. Indices are in range. Sums are float. What comes out for an episode depends on that episode alone.
+// subtracted from every row; of a bank of Rooted numbers the signed square roots are taken first. Indices are in range. Sums are float. What comes out for an episode depends on that episode alone.
 // Vectors are those of GCC and clang, so that one source serves every processor.
 
 #include <stddef.h>
@@ -40,6 +40,27 @@ INLINE Floats load(const uint16_t *from, size_t count) {
     Floats floats;
     memcpy(&floats, &bits, sizeof floats);
     return floats;
+}
+
+template <typename T>
+struct Rooted {
+    T number;
+};
+
+template <typename T>
+INLINE Floats load(const Rooted<T> *from, size_t count) {  // signed_root in root.py
+    const Floats numbers = load(&from->number, count);
+    Bits bits;
+    memcpy(&bits, &numbers, sizeof bits);
+    const Bits sign = bits & 0x80000000u, positive = bits ^ sign;
+    Floats sizes, roots;
+    memcpy(&sizes, &positive, sizeof sizes);
+    for (size_t i = 0; i < lanes; i++) roots[i] = __builtin_sqrtf(sizes[i]);
+    Bits rooted;
+    memcpy(&rooted, &roots, sizeof rooted);
+    rooted |= sign;
+    memcpy(&roots, &rooted, sizeof roots);
+    return sizes < 1e-8f ? numbers * 1e4f : roots;
 }
 
 template <typename T>
@@ -207,3 +228,5 @@ static int products(const T *bank, size_t stride, size_t width, const float *mea
 
 EXPORT(float32, float)
 EXPORT(bfloat16, uint16_t)
+EXPORT(float32_rooted, Rooted<float>)
+EXPORT(bfloat16_rooted, Rooted<uint16_t>)

@@ -92,6 +92,10 @@ def attach(
         _refuse("a name", placed)
         model = backbones.create(model, weights, model_options=model_options, transform_options=transform_options)
         transform_options = None
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise ValueError(
+            "attach: a compiled model's parts cannot be reached: attach the model, then compile what comes out"
+        )
     if not isinstance(model, nn.Module):
         raise TypeError(f"attach: model is a module or a name such as 'timm/resnet18', got {type(model).__name__}")
     if isinstance(model, Backbone):

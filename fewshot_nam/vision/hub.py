@@ -86,9 +86,12 @@ class HubMethods:
             ValueError: a file that is damaged or no model's; or another backbone, other weights or another transform.
         """
         given = {"given": model, "weights": weights, "device": device, "attach_options": dict(attach_options or {})}
+        carrier = _carrier()
+        from huggingface_hub.errors import HFValidationError
+
         try:
-            made: HubT = _carrier().from_pretrained(where, **given, **options).model
-        except OSError as error:
+            made: HubT = carrier.from_pretrained(where, **given, **options).model
+        except (OSError, HFValidationError) as error:  # the latter: no name of a repository either
             if Path(where).is_dir():
                 raise
             raise OSError(f"{where}: no such directory, and not to be had from the Hub: {error}") from error

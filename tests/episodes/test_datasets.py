@@ -119,9 +119,7 @@ def test_folder_keeps_names_of_pictures_that_are_no_files_for_reading_to_name_th
         path.symlink_to(path if kind == "circle" else tmp_path / "nowhere.png")
     pictures = folder(tree).subset(["cat"])
     assert pictures.files == ["cat/deep/er/a.bmp", "cat/odd.png"]
-    with pytest.raises(
-        UnreadablePicture, match=f"{path}: not a (file|picture)|{path}: a link that leads nowhere"
-    ) as caught:
+    with pytest.raises(UnreadablePicture, match=f"{path}: not a picture|{path}: a link that leads nowhere") as caught:
         pictures.picture(1)
     assert "\n" not in str(caught.value)
     first = pictures.fingerprint

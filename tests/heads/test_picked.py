@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from fewshot_nam.heads import CosineHead, NAMHead, available, compiled, create, picked
-from fewshot_nam.heads.picked import Picker, read_picked, reads_rows
+from fewshot_nam.heads.picked import Picker, familiarities_of, read_picked, reads_rows
+from fewshot_nam.heads.root import signed_root
 
 SOURCE = Path(picked.__file__).with_suffix(".cpp")
 READERS = {"nam", "nam-sequential", "nam-parallel", "cosine", "cosine-centred", "cosine-msp", "protonet"}
+ROOTED = {"cosine-root", "cosine-root-centred"}
 E, WAYS, QUERIES = 7, 3, 11
 
 needs_compiler = pytest.mark.skipif(compiled.library(SOURCE) is None, reason="no C++ compiler here")
@@ -71,6 +73,23 @@ def test_runs_of_a_block_are_multiplied_with_one_another_alone(form):
     torch.testing.assert_close(picker.gram(index, block=3), wanted, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_roots_are_taken_as_features_are_read(form, dtype):
+    """Features of either sign, zeros, and some so near zero that their root is a line."""
+    sizes = torch.tensor([0.0, 1e-30, 1e-9, 1e-8, 1e-3, 1.0, 50.0])
+    bank = (sizes[picks(0, 7, 50, 37)] * (rows(1, 50, 37) - 0.6)).to(dtype)
+    mean, support, query, weights = rows(2, 37) - 0.6, picks(3, 50, E, 5), picks(4, 50, E, 11), rows(5, E, 4, 5)
+    exact, roots = signed_root(bank.double()) - mean.double(), Picker(bank).roots
+    torch.testing.assert_close(
+        roots.gram(support, mean).double(), exact[support] @ exact[support].mT, rtol=1e-5, atol=1e-4
+    )
+    products, lengths = roots.products(support, weights, query, mean)
+    torch.testing.assert_close(
+        products.double(), exact[query] @ (weights.double() @ exact[support]).mT, rtol=1e-5, atol=1e-3
+    )
+    torch.testing.assert_close(lengths.double(), exact[query].norm(dim=-1), rtol=1e-5, atol=1e-5)
+
+
 def test_features_that_are_part_of_wider_rows_are_read_where_they_lie(form):
     wide, index = rows(0, 50, 40), picks(1, 50, E, 5)
     part = wide[10:, 3:22]
@@ -95,8 +114,13 @@ def test_scores_without_gathering_equal_scores_of_the_features(form, shots, dtyp
     background, mean = rows(5, 12, bank.shape[1]), bank.float().mean(dim=0)
     heads = {name: create(name, mean, None if name.startswith("nam") else background) for name in available()}
     heads["another mean"] = CosineHead(mean=rows(6, bank.shape[1]))
-    found = read_picked(heads, Picker(bank), support, query)
-    assert set(found) == READERS | {"another mean"}
+    heads["over a background"] = NAMHead(background=background)
+    heads["nothing familiar"] = NAMHead("sequential", plain=1.0, familiar=0.0, background=background)
+    familiarities = {name: familiarities_of(head, bank) for name, head in heads.items()}
+    known = {name: values for name, values in familiarities.items() if values is not None}
+    assert set(known) == {"over a background", "nothing familiar"}
+    found = read_picked(heads, Picker(bank), support, query, known)
+    assert set(found) == READERS | ROOTED | {"another mean", *known}
     for name, scores in found.items():
         wanted = heads[name].score_episodes(*(bank[index].to(scores.dtype) for index in (support, query)))
         torch.testing.assert_close(scores, wanted, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
@@ -115,8 +139,30 @@ def test_heads_that_look_at_features_are_left_to_them():
         """Nothing of how it scores is changed."""
 
     assert reads_rows(Renamed())
-    for head in (Louder(), Own(), CosineHead(root=True), NAMHead(background=rows(0, 12, 37)), create("ridge")):
+    assert reads_rows(CosineHead(root=True))
+    for head in (Louder(), Own(), NAMHead(background=rows(0, 12, 37)), create("ridge")):
         assert not reads_rows(head)
+
+
+def test_a_head_over_a_background_that_somebody_changed_is_left_to_features(monkeypatch):
+    bank, support, query = episodes(1)
+
+    class Own(NAMHead):
+        def _levelled(self, means):
+            return 2 * super()._levelled(means)
+
+    for head in (
+        Own(background=rows(0, 12, 37)),
+        NAMHead(plain=0.0, background=rows(0, 12, 37)),
+        NAMHead(),
+        CosineHead(),
+    ):
+        assert familiarities_of(head, bank) is None
+    head = NAMHead(background=rows(0, 12, 37))
+    assert read_picked({"nam": head}, Picker(bank), support, query) == {}
+    assert familiarities_of(head, bank).shape == (90,)
+    monkeypatch.setattr(picked, "_MOST_FAMILIAR", 89)
+    assert familiarities_of(head, bank) is None
 
 
 def test_support_that_is_linearly_dependent_is_left_to_the_features(form):
@@ -126,6 +172,10 @@ def test_support_that_is_linearly_dependent_is_left_to_the_features(form):
     copies = bank.clone()
     copies[support[4, 1, 2]] = copies[support[4, 1, 0]]
     assert read_picked(heads, Picker(copies), support, query) == {}
+    over = {"nam": NAMHead(background=rows(5, 12, bank.shape[1]))}
+    known = {"nam": familiarities_of(over["nam"], bank)}
+    assert set(read_picked(over, picker, support, query, known)) == {"nam"}
+    assert read_picked(over, Picker(copies), support, query, known) == {}
     assert read_picked(heads, Picker(bank[:, :8]), support, query) == {}, "9 features of width 8"
     near, far = (torch.tensor([[[1.0, 1 - gap], [1 - gap, 1.0]]]) for gap in (5e-7, 1e-3))
     assert picked._coordinates(far) is not None

@@ -276,6 +276,8 @@ def test_names_and_backbones_take_what_is_theirs(painted):
         attach("conv44")
     with pytest.raises(TypeError, match="model is a module or a name such as 'timm/resnet18', got int"):
         attach(4)
+    with pytest.raises(ValueError, match="attach the model, then compile"):
+        attach(torch.compile(Tokens()), classifier="fc")
 
 
 # --- in place

@@ -114,6 +114,8 @@ def test_pushing_uploads_the_same_files(learned, monkeypatch):
 def test_what_is_not_there_or_damaged_is_an_error(learned, tmp_path):
     with pytest.raises(OSError, match="nobody/nothing: no such directory, and not to be had"):
         NAMModel.from_pretrained("nobody/nothing", local_files_only=True, cache_dir=tmp_path)
+    with pytest.raises(OSError, match=r"gone/at/all: no such directory"):  # and no name of a repository either
+        NAMModel.from_pretrained(tmp_path / "gone/at/all")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"memory\.safetensors"):
         NAMModel.from_pretrained(tmp_path / "empty")

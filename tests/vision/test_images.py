@@ -136,7 +136,7 @@ def test_a_file_that_is_no_picture_is_refused_by_name(nam, tmp_path):
         nam.learn(tmp_path / "notes.jpg", "a")
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         nam.learn(str(tmp_path / "gone.png"), "a")
-    with pytest.raises(UnreadablePicture, match="not a file"):
+    with pytest.raises(UnreadablePicture, match="not a picture but a directory, pipe or device"):
         nam.learn(tmp_path, "a")
 
 
