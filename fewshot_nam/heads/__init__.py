@@ -51,7 +51,7 @@ _HEADS: dict[str, tuple[Callable[..., Head], dict[str, Any], str]] = {
     "nam": (
         NAMHead,
         {"mode": "block"},
-        "Neural Attention Memory: support written jointly, a plain memory read along; what is known of base classes helps",
+        "Neural Attention Memory: support written jointly, a plain memory read along; base classes help where known",
     ),
     "nam-sequential": (NAMHead, {"mode": "sequential"}, "the literal rule, one prototype after another"),
     "nam-parallel": (NAMHead, {"mode": "parallel"}, "every prototype erases against the same earlier memory"),
