@@ -26,7 +26,7 @@ def test_every_row_is_printed_and_written(script, monkeypatch, capsys, tmp_path)
     monkeypatch.setattr(sys, "argv", ["attach.py", *options])
     script.main()
     found, out = json.loads(path.read_text()), capsys.readouterr().out.splitlines()
-    assert found["versions"]["torch"] == torch.__version__
+    assert found["surroundings"]["torch"] == torch.__version__
     assert [row["classes"] for row in found["rows"]] == [3, 40]
     for row, line in zip(found["rows"], out[-2:], strict=True):
         assert row["head / forward"] == row["seconds"]["head"] / row["seconds"]["forward"]

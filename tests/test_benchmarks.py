@@ -49,8 +49,9 @@ def test_the_quick_form_prints_every_row_and_writes_it(tmp_path):
     assert f"torch {torch.__version__}" in done.stdout
     assert "threads 1" in done.stdout
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    assert len(found["parity"]) == 7
-    for line in found["parity"]:
+    parity = found["surroundings"]["parity"].split("; ")
+    assert len(parity) == 7
+    for line in parity:
         assert line in done.stdout.splitlines()
     # A title goes on with the other sizes, hence its first two words.
     rows = [(row["problem"].split(", B")[0], row["direction"], row["run"]) for row in found["rows"]]
