@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -186,11 +187,15 @@ class FeatureBank:
             yield start, self.features[start : start + rows]
 
     def _check_rows(self) -> None:
+        # Lengths are squared on the way, and sums of a few rows too.
+        largest_allowed = (
+            0.1 * (torch.finfo(torch.promote_types(self.features.dtype, torch.float32)).max / self.feature_dim) ** 0.5
+        )
         for start, chunk in self._chunks():
             low, high = (
-                end.float() for end in torch.aminmax(chunk, dim=1)
+                end.double() for end in torch.aminmax(chunk, dim=1)
             )  # NaN comes through both, and no chunk-sized temporary is made
-            bad = ~(torch.isfinite(low) & torch.isfinite(high)) | ((low > -_SMALLEST) & (high < _SMALLEST))
+            bad = ~((low >= -largest_allowed) & (high <= largest_allowed)) | ((low > -_SMALLEST) & (high < _SMALLEST))
             if bool(bad.any()):
                 first = int(bad.nonzero()[0])
                 row = start + first
@@ -201,6 +206,8 @@ class FeatureBank:
                     else "is all zeros"
                     if -_SMALLEST < least <= largest < _SMALLEST
                     else "holds infinity"
+                    if max(-least, largest) == math.inf
+                    else "is too large to be multiplied"
                 )
                 name = self.classes[int(self.labels[row])]
                 raise ValueError(

@@ -139,19 +139,21 @@ def evaluate(
     def sampler_over(which: FeatureBank, its_base: FeatureBank | None) -> EpisodeSampler:
         return EpisodeSampler(which, ways, shots, queries, open_ways, base=its_base, seed=seed)
 
-    sampler, scorer = sampler_over(bank, base_queries), Scorer(bank, built, place, base_queries, prototypes)
+    sampler = sampler_over(bank, base_queries)
     drawn, from_file = _drawn(episodes, episodes_file, sampler)
     total = drawn if isinstance(drawn, int) else len(drawn)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    size = batch_size or _batch_size(sampler)
+    size, pictures = batch_size or _batch_size(sampler), total * _queries(sampler)
+    scorer = Scorer(bank, built, place, base_queries, prototypes, pictures)
     if validation is not None:
         try:
             choosing = sampler_over(validation, choosing_queries)
         except ValueError as error:
             raise ValueError(f"validation classes: {error}") from None
         others = choosing.batches(min(total, _CALIBRATION_EPISODES), size)
-        frozen = calibrate(Scorer(validation, built, place, choosing_queries, prototypes), others, thresholds=True)
+        validating = Scorer(validation, built, place, choosing_queries, prototypes, pictures)
+        frozen = calibrate(validating, others, thresholds=True)
     else:
         later = sampler.sample(total, total + _TEMPERATURE_EPISODES)
         frozen = calibrate(scorer, _slices(later, size), thresholds=False)
@@ -269,9 +271,12 @@ def _drawn(
     return episodes, found
 
 
+def _queries(sampler: EpisodeSampler) -> int:
+    return sampler.ways * sampler.queries + sampler.open_ways * sampler.open_queries + sampler.base_queries
+
+
 def _batch_size(sampler: EpisodeSampler) -> int:
-    known = sampler.ways * (sampler.shots + sampler.queries)
-    pictures = known + sampler.open_ways * sampler.open_queries + sampler.base_queries
+    pictures = sampler.ways * sampler.shots + _queries(sampler)
     columns = sampler.ways + (sampler.base.num_classes if sampler.base is not None else 0)
     return min(512, max(1, _BATCH_BYTES // (pictures * 4 * columns)))
 

@@ -117,7 +117,7 @@ def extract(
         precision: ``"float32"``, the backbone's own arithmetic, or ``"bfloat16"``, where torch's autocast thinks it safe:
             several times as fast where the processor has it, and features of two or three digits, cached apart.
         channels_last: lay pictures and weights out with channels last, which convolutions often prefer; it may change the last
-            bits of features.
+            bits of features, which are cached apart.
 
     Returns:
         A bank of ``(n - skipped, D)`` float32 features with the dataset's classes; mapped from its file where it is cached.
@@ -159,11 +159,13 @@ def extract(
     return bank
 
 
-def cache_key(backbone: Backbone, dataset: PictureSet, precision: str = "float32") -> str:
+def cache_key(backbone: Backbone, dataset: PictureSet, precision: str = "float32", channels_last: bool = False) -> str:
     """Return the name, without ending, under which the features of ``dataset`` by ``backbone`` are cached."""
     parts = [EXTRACTION_FORMAT, backbone.name, backbone.weights_hash, backbone.transform_id, backbone.feature_dim]
     if precision != "float32":
         parts.append(precision)
+    if channels_last:  # the last bits of features follow from it
+        parts.append("channels last")
     return hashlib.sha256(json.dumps([*parts, dataset.fingerprint]).encode()).hexdigest()
 
 
@@ -340,7 +342,7 @@ def _without_cache(work: _Work) -> FeatureBank:
 def _alone(work: _Work, folder: Path | None) -> FeatureBank:
     if folder is None:
         return _without_cache(work)
-    path = folder / f"{cache_key(work.backbone, work.dataset, work.precision)}.safetensors"
+    path = folder / f"{cache_key(work.backbone, work.dataset, work.precision, work.channels_last)}.safetensors"
     bank = cached_bank(path, work.skip_unreadable)  # before any lock: a cache that is full and read-only serves well
     if bank is not None:
         bank.provenance["dataset"] = work.dataset.name  # the cache goes by the pictures, which another set may share

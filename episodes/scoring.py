@@ -75,6 +75,8 @@ class Scorer:
         device: where to compute.
         base_queries: what base queries index; ``None`` outside the generalized protocol.
         base_prototypes: by name of the head, ``(B, D)`` of the classes that share the label space; likewise.
+        pictures: about how many will be scored, each as often as it comes up in an episode; ``None`` for many. Where they are
+            fewer than the bank has, nothing is found out beforehand about all of the bank.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Scorer:
         device: torch.device,
         base_queries: FeatureBank | None = None,
         base_prototypes: Mapping[str, Tensor] | None = None,
+        pictures: int | None = None,
     ) -> None:
         self.heads, self.device = heads, device
         self._features = bank.features.to(device)
@@ -91,7 +94,8 @@ class Scorer:
         self._own = threading.local()  # pickers of each thread: their buffers are used again
         self._prototypes = {name: rows.to(device) for name, rows in (base_prototypes or {}).items()}
         self._without_features = not self._prototypes and base_queries is None
-        found = {name: familiarities_of(head, self._features) for name, head in heads.items() if self._without_features}
+        worthwhile = self._without_features and (pictures is None or pictures >= len(bank))
+        found = {name: familiarities_of(head, self._features) for name, head in heads.items() if worthwhile}
         self._familiarities = {name: values for name, values in found.items() if values is not None}
 
     @property

@@ -2,7 +2,7 @@
 
 - ``fewshot_nam.attach``: any vision model becomes one that learns classes from pictures, saves them and forgets them.
 - ``fewshot_nam.NAMClassifier``, ``fewshot_nam.CosineClassifier``: the same heads for scikit-learn.
-- ``fewshot_nam.keep_freed_memory``: a network on a CPU runs up to four times as fast.
+- ``fewshot_nam.keep_freed_memory``: within it, a network on a CPU runs faster.
 - ``fewshot_nam.memory``: the shared memory library (read, write, and networks built on them).
 - ``fewshot_nam.heads``: few-shot classifier heads that learn a class from one picture and forget it again: features in, scores out.
 

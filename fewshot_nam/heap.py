@@ -26,7 +26,8 @@ _inside = 0
 def keep_freed_memory() -> Iterator[None]:
     """Keep freed memory for what is asked for next, up to 1 GiB a block, and give it back at the end.
 
-    For the whole process: it stays as large as it was at its largest. Goes into itself and may be entered from several threads.
+    For the whole process, which stays as large as it was at its largest; as a decorator too. May be entered again inside, and from
+    several threads. Afterwards blocks above 32 MiB are given back when they are freed, as glibc does it in the long run by itself.
     Nothing happens without glibc, or where ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_`` or ``GLIBC_TUNABLES`` is set.
     """
     global _inside

@@ -36,8 +36,13 @@ def library(source: Path) -> ctypes.CDLL | None:
     if os.environ.get("FEWSHOT_NAM_COMPILE") == "0":
         return None
     try:
-        return ctypes.CDLL(str(_built(source)))
-    except (OSError, subprocess.SubprocessError) as error:
+        built = _built(source)
+        try:
+            return ctypes.CDLL(str(built))
+        except OSError:  # damaged since
+            built.unlink()
+            return ctypes.CDLL(str(_built(source)))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a quotation in CXX without an end
         said = getattr(error, "stderr", None)
         _log.warning("%s is not compiled, so that it is slower: %s%s", source.stem, error, f"\n{said}" if said else "")
         return None
@@ -45,7 +50,7 @@ def library(source: Path) -> ctypes.CDLL | None:
 
 def _built(source: Path) -> Path:
     """Return the library of a source, building it where it is not there."""
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    compiler = shlex.split(os.environ.get("CXX") or "") or ["c++"]
     if shutil.which(compiler[0]) is None:
         raise OSError(f"no C++ compiler {compiler[0]!r}: install one, or name it in CXX")
     command = [*compiler, *_OPTIONS.split()]

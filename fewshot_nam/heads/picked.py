@@ -33,6 +33,7 @@ _GATHERED_BYTES = 12 << 20  # features gathered at a time: more would leave the 
 _MOST_SUPPORT = 128  # support features an episode: beyond, factors of their Gram matrix cost more than what they save
 _MOST_FAMILIAR = 1 << 18  # features of a bank whose familiarity is found beforehand, whether they are picked or not
 _SETTLED_AT_A_TIME = 512  # features: the numbers on the way to their familiarity then stay in the processor's cache
+_PARTS = ("_learn", "_rows", "_score", "_centred", "score_episodes")  # of a head, that its own way of reading passes by
 _COMPILED = (torch.float32, torch.bfloat16)
 
 
@@ -210,13 +211,14 @@ def reads_rows(head: Head) -> bool:
         return next(i for i, one in enumerate(order) if name in vars(one))
 
     # A class derived from one of ours may override one part, and would be surprised if it were passed by.
-    whole = all(given_by("_read") <= given_by(name) for name in ("_learn", "_rows", "_score", "_centred"))
+    whole = all(given_by("_read") <= given_by(name) for name in _PARTS) and not set(_PARTS) & set(vars(head))
     return given_by("_read") < order.index(Head) and whole and head._view is not None
 
 
 def _settles(head: NAMHead) -> bool:
     """Return whether a head has a memory for settled features, and nobody changed what it does."""
-    return type(head) is NAMHead and len(head.background) > 0 and head.plain > 0 and not head.mean.numel()
+    ours = type(head) is NAMHead and not set(_PARTS) & set(vars(head))
+    return ours and len(head.background) > 0 and head.plain > 0 and not head.mean.numel()
 
 
 def _read_settled(

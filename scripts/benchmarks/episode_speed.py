@@ -8,9 +8,9 @@ false alarm rates, AUROC and OSCR as well, on twice the queries). easyfsl's is i
 ``TaskSampler``, ``DataLoader`` and ``evaluate``. ``index_select`` is torch's gather of as many features into a buffer, and
 nothing else: "share" is what a run reaches of it.
 
-First easyfsl's prototypical networks must give our accuracy on episodes of ours; then all take turns, and each reports its median
-of the repeats, in processor seconds on one thread, and in seconds by the clock on several. "nam over 64" has a background of 64
-classes.
+First scores must be those of ``score_episodes`` on gathered features, for every bank, protocol and head, and easyfsl's
+prototypical networks must give our accuracy on episodes of ours; then all take turns, and each reports its median of the repeats,
+in processor seconds on one thread, and in seconds by the clock on several. "nam over 64" has a background of 64 classes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from episodes import EpisodeSampler, FeatureBank, evaluate
 from episodes.benchmarking import save, surroundings
+from episodes.scoring import Scorer
+from fewshot_nam.heads import create
 from fewshot_nam.heads.picked import Picker
 
 CLASSES, PICTURES, WIDTH, QUERIES = 100, 600, 640, 15
@@ -77,11 +79,15 @@ def easyfsl_run(bank: FeatureBank, ways: int, shots: int, episodes: int) -> Call
     return lambda: easyfsl_evaluate(model, loader, device="cpu", use_tqdm=False)
 
 
+def parts_of(head: str) -> tuple[str, torch.Tensor | None]:
+    """Return the name of a head, and the background that it is over."""
+    name, _, classes = head.partition(" over ")
+    return name, torch.randn(int(classes), WIDTH, generator=torch.Generator().manual_seed(1)) if classes else None
+
+
 def our_run(bank: FeatureBank, head: str, protocol: str, ways: int, shots: int, episodes: int) -> Callable[[], float]:
     """Return our evaluation of one head, which gives the accuracy."""
-    name, _, classes = head.partition(" over ")
-    generator = torch.Generator().manual_seed(1)
-    background = torch.randn(int(classes), WIDTH, generator=generator) if classes else None
+    name, background = parts_of(head)
 
     def run() -> float:
         report = evaluate(
@@ -90,6 +96,24 @@ def our_run(bank: FeatureBank, head: str, protocol: str, ways: int, shots: int, 
         return report.results[name]["accuracy"]["mean"]
 
     return run
+
+
+def same_scores(banks: dict[str, FeatureBank], ways: int, shots: int, episodes: int = 8) -> None:
+    """Leave the script where scores are not those of heads that look at features."""
+    for dtype, bank in banks.items():
+        drawn = EpisodeSampler(bank, ways, shots, QUERIES, open_ways=ways).sample(0, episodes)
+        support, query = (bank.features[index].float() for index in (drawn.support, drawn.query.flatten(1)))
+        unknown = bank.features[drawn.unknown.flatten(1)].float()
+        for name, background in map(parts_of, HEADS):
+            head = create(name, background=background).eval()
+            ((_, scores),) = Scorer(bank, {name: head}, torch.device("cpu")).score(drawn)
+            assert scores.unknown is not None, "there are unknown classes"
+            slow = head.score_episodes(support, torch.cat([query, unknown], dim=1))
+            worst = ((torch.cat([scores.known, scores.unknown], dim=1) - slow).abs().max() / slow.abs().max()).item()
+            if not worst <= 1e-4:
+                raise SystemExit(
+                    f"not the same work: {name} on {dtype} gives scores {worst:.1e} from those of features"
+                )
 
 
 def same_accuracy(bank: FeatureBank, ways: int, shots: int, episodes: int = 20) -> None:
@@ -204,6 +228,7 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in about.items()) + f", {options.episodes:,} episodes")
     rows: list[dict[str, Any]] = []
     for shots in options.shots:
+        same_scores(banks, options.ways, shots)
         same_accuracy(banks["float32"], options.ways, shots)
         runs = runs_of(banks, options, shots)
         print(f"\n{options.ways}-way {shots}-shot, median (range) of {options.repeats}, processor time, 1 thread")

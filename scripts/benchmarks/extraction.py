@@ -71,7 +71,7 @@ PROBLEMS = [
     Problem("conv4", "made, 105 x 105 PNG", 1024, 64),
     Problem("conv5", "made, 256 x 256 JPEG", 512, 32),
     Problem("conv5", "Tiny ImageNet", 512, 64),
-    Problem("torchvision/mobilenet_v2", "made, 256 x 256 JPEG", 96, 32),
+    Problem("torchvision/mobilenet_v2", "made, 256 x 256 JPEG", 192, 32),
 ]
 SHORT = [Problem("conv4", "made, 105 x 105 PNG", 24, 8), Problem("conv5", "made, 256 x 256 JPEG", 12, 4)]
 

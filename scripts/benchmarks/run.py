@@ -5,7 +5,7 @@
 
 Every part first checks that the ways that it compares give the same numbers, and times nothing where they do not. ``--short``
 takes small sizes and one repeat and writes nothing: it says whether everything runs and agrees, never how fast. The exit code is
-1 where a part failed. A part whose libraries are not installed is left out, and named.
+1 where a part failed. A part whose libraries are not installed is left out, and named; asked for by its name, it failed.
 """
 
 from __future__ import annotations
@@ -80,12 +80,17 @@ def main() -> int:
     if unknown := [name for name in options.parts if name not in PARTS]:
         parser.error(f"no part {unknown[0]!r}: there are {', '.join(PARTS)}")
     if not options.short:
-        options.out.mkdir(parents=True, exist_ok=True)
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--out: {error}")
     failed = []
     for name in options.parts or PARTS:
         library, extra = PARTS[name].library, PARTS[name].extra
         if importlib.util.find_spec(library) is None:
             print(f'\n== {name}: left out, it needs {library}: pip install ".[{extra}]"', flush=True)
+            if options.parts:
+                failed.append(name)
             continue
         print(f"\n== {name}", flush=True)
         began = time.perf_counter()

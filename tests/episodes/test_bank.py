@@ -159,7 +159,12 @@ def test_fingerprint_follows_labels_and_classes_and_not_features():
 @pytest.mark.parametrize("row", [0, 3, 10])
 @pytest.mark.parametrize(
     ("value", "fault"),
-    [(float("nan"), "holds NaN"), (float("inf"), "infinity"), (-float("inf"), "infinity"), (0.0, "all zeros")],
+    [
+        (float("nan"), "holds NaN"),
+        (float("inf"), "infinity"),
+        (-float("inf"), "infinity"),
+        (0.0, "all zeros"),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_bad_rows_are_named_with_their_class(row, value, fault, dtype, monkeypatch):
@@ -172,6 +177,14 @@ def test_bad_rows_are_named_with_their_class(row, value, fault, dtype, monkeypat
     with pytest.raises(ValueError, match=rf"features row {row} \(class 'class{row % 3}'\) .*{fault}"):
         FeatureBank(features, labels)
     assert len(FeatureBank(features, labels, check=False)) == 11
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_whose_squares_overflow_are_refused(dtype):
+    features = random_features(4).to(dtype)
+    with pytest.raises(ValueError, match=r"features row 2 \(class 'b'\) is too large to be multiplied"):
+        FeatureBank(features * torch.tensor([1.0, 1.0, -1e19, 1.0]).to(dtype)[:, None], ["a", "a", "b", "b"])
+    assert len(FeatureBank(features.double() * 1e19, ["a", "a", "b", "b"])) == 4
 
 
 def test_rows_with_some_zeros_are_fine():

@@ -332,6 +332,16 @@ def test_the_number_of_threads_does_not_matter(protocol):
         assert torch.equal(a[2], b[2])
 
 
+def test_a_few_episodes_do_not_make_it_look_at_all_of_a_bank():
+    heads = {"nam": NAMHead(background=BASE.class_means())}
+    bank = FeatureBank(NOVEL.features + 10, NOVEL.labels)
+    few, many = (Scorer(bank, heads, torch.device("cpu"), pictures=len(bank) - less) for less in (1, 0))
+    assert few._familiarities == {}
+    assert set(many._familiarities) == {"nam"}
+    ((_, a),), ((_, b),) = (scorer.score(EpisodeSampler(bank, 4, 2, 5, 3).sample(0, 3)) for scorer in (few, many))
+    torch.testing.assert_close(a.known, b.known, rtol=1e-4, atol=1e-4)
+
+
 def test_base_queries_are_scored_where_base_classes_are_not_in_the_label_space():
     heads = {name: create(name) for name in ("cosine", "nearest")}
     sampler = EpisodeSampler(NOVEL, 4, 2, 5, 3, base=BASE, seed=4)

@@ -159,7 +159,8 @@ def test_the_cache_key_follows_weights_transform_name_and_pictures():
 
     keys = [key(), key(seed=1), key(transform_id="t2"), key(name="other"), key(pictures(seed=1))]
     keys += [key(pictures().subset(["b", "a"]))]
-    assert len(set(keys)) == 6
+    keys += [cache_key(Backbone(), pictures(), *how) for how in (("bfloat16",), ("float32", True), ("bfloat16", True))]
+    assert len(set(keys)) == 9
     assert key() == keys[0]
 
 

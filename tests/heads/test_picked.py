@@ -139,6 +139,18 @@ def test_heads_that_look_at_features_are_left_to_them():
         """Nothing of how it scores is changed."""
 
     assert reads_rows(Renamed())
+
+    class Upside(CosineHead):
+        def score_episodes(self, *args, **options):
+            return -super().score_episodes(*args, **options)
+
+    patched = CosineHead()
+    patched.score_episodes = lambda *args, **options: None
+    over = NAMHead(background=rows(0, 12, 37))
+    over._score = lambda learned, query: query
+    assert familiarities_of(over, rows(0, 90, 37)) is None
+    assert not reads_rows(Upside())
+    assert not reads_rows(patched)
     assert reads_rows(CosineHead(root=True))
     for head in (Louder(), Own(), NAMHead(background=rows(0, 12, 37)), create("ridge")):
         assert not reads_rows(head)
@@ -192,6 +204,7 @@ def test_no_compiler_is_no_error(monkeypatch, tmp_path, caplog):
     for compiler, said in (
         ("no-such-compiler", "no C\\+\\+ compiler 'no-such-compiler'"),
         ("false", "non-zero exit status"),
+        ('c++ "', "No closing quotation"),
     ):
         caplog.clear()
         monkeypatch.setenv("CXX", compiler)
@@ -199,6 +212,17 @@ def test_no_compiler_is_no_error(monkeypatch, tmp_path, caplog):
             assert fresh(SOURCE) is None
         assert re.search(said, caplog.text)
     assert not list(tmp_path.rglob("*.so"))
+
+
+@needs_compiler
+def test_a_damaged_library_is_built_anew(monkeypatch, tmp_path):
+    monkeypatch.setenv("FEWSHOT_NAM_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", " ")  # is no compiler's name: the usual one
+    source = tmp_path / "one.cpp"
+    source.write_text('extern "C" int one() { return 1; }')
+    target = compiled._built(source)
+    target.write_bytes(b"cut short")
+    assert compiled.library.__wrapped__(source).one() == 1
 
 
 @needs_compiler
