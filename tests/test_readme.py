@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fewshot_nam.heads import available
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+EPISODES = ROOT / "results" / "benchmarks" / "episodes.json"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -70,3 +72,15 @@ def test_every_head_and_measure_is_explained():
     for name in MEASURES:
         stem = name.split(":")[0]
         assert f"`{stem}`" in README or stem in ("tpr", "class_tpr")
+
+
+def test_the_table_of_ratios_is_that_of_the_benchmark():
+    found = {(row["run"], row["shots"]): row for row in json.loads(EPISODES.read_text(encoding="utf-8"))["rows"]}
+    settings = [(dtype, shots) for shots in (1, 5) for dtype in ("float32", "bfloat16")]
+    table = README.split("| x easyfsl")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(table) == 5
+    for line in table:
+        head, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        for (dtype, shots), cell in zip(settings, cells, strict=True):
+            row = found[f"{dtype} closed {head.strip('`')}", shots]
+            assert cell == f"{row['ratio']:.1f} ({row['share_of_index_select']:.2f})"
