@@ -30,7 +30,7 @@ from fewshot_nam.heads.root import signed_root
 from fewshot_nam.memory.primitives import unit
 
 _GATHERED_BYTES = 12 << 20  # features gathered at a time: more would leave the processor's cache
-_MOST_SUPPORT = 128  # support features an episode: beyond, factors of their Gram matrix cost more than what they save
+_MOST_SUPPORT = 100  # support features an episode: beyond, factors of their Gram matrix cost more than what they save
 _MOST_FAMILIAR = 1 << 18  # features of a bank whose familiarity is found beforehand, whether they are picked or not
 _SETTLED_AT_A_TIME = 512  # features: the numbers on the way to their familiarity then stay in the processor's cache
 _PARTS = ("_learn", "_rows", "_score", "_centred", "score_episodes")  # of a head, that its own way of reading passes by
