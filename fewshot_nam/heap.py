@@ -1,8 +1,8 @@
 """Memory that a process frees only to ask for it again: kept, where the C library would give it back each time.
 
 A network on a CPU frees the activations of a batch and asks for as much at the next one. glibc hands blocks above 32 MiB back to
-the operating system as soon as they are free, and gets new pages, all zeroed, one by one: MobileNetV2 on batches of 32 takes half as
-long again by that (``scripts/benchmarks/extraction.py``, on a virtual machine). Results do not change.
+the operating system as soon as they are free, and gets new pages, all zeroed, one by one: MobileNetV2 on batches of 32 takes half
+as long again by that (``scripts/benchmarks/extraction.py``, on a virtual machine). Results do not change.
 """
 
 from __future__ import annotations
