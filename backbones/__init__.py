@@ -17,18 +17,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from backbones.backbone import Backbone
     from backbones.catalogue import available, create
+    from fewshot_nam.vision.backbone import Backbone
 
 __all__ = ["Backbone", "available", "create"]
 
-_HOMES = {"Backbone": "backbone", "available": "catalogue", "create": "catalogue"}
+_HOMES = {
+    "Backbone": "fewshot_nam.vision.backbone",
+    "available": "backbones.catalogue",
+    "create": "backbones.catalogue",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from backbones.backbone import Backbone
 from backbones.conv4 import Conv4, ink_transform
 from backbones.conv5 import Conv5, photo_transform
-from backbones.libraries import check_options
-from backbones.weights import fit_weights, read_weights
+from fewshot_nam.vision.backbone import Backbone
+from fewshot_nam.vision.libraries.common import check_options
+from fewshot_nam.vision.weight_files import fit_weights, read_weights
 
 _PREFIX = "model."
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from backbones import own, timm_models, torchvision_models
-from backbones.backbone import Backbone
-from backbones.libraries import LibraryNotInstalled
+from backbones import bundled as own
+from fewshot_nam.vision.backbone import Backbone
+from fewshot_nam.vision.libraries import timm_models, torchvision_models
+from fewshot_nam.vision.libraries.common import LibraryNotInstalled
 
 
 def available() -> list[str]:

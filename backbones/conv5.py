@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from backbones.pictures import opaque
+from fewshot_nam.vision.rgb import opaque
 
 
 class Conv5(nn.Module):

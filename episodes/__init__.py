@@ -9,14 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from episodes.bank import FeatureBank
-    from episodes.datasets import open_bank, open_dataset
-    from episodes.evaluation import evaluate
-    from episodes.extraction import extract
-    from episodes.measures import MEASURES
-    from episodes.report import Report
-    from episodes.sampler import Episodes, EpisodeSampler
-    from episodes.splits import apply_split, split_classes
+    from episodes.data.datasets import open_bank, open_dataset
+    from episodes.data.splits import apply_split, split_classes
+    from episodes.evaluation.evaluation import evaluate
+    from episodes.features.bank import FeatureBank
+    from episodes.features.extraction import extract
+    from episodes.metrics.measures import MEASURES
+    from episodes.reporting.report import Report
+    from episodes.sampling.sampler import Episodes, EpisodeSampler
 
 __all__ = [
     "MEASURES",
@@ -33,17 +33,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "MEASURES": "measures",
-    "EpisodeSampler": "sampler",
-    "Episodes": "sampler",
-    "FeatureBank": "bank",
-    "Report": "report",
-    "apply_split": "splits",
-    "evaluate": "evaluation",
-    "extract": "extraction",
-    "open_bank": "datasets",
-    "open_dataset": "datasets",
-    "split_classes": "splits",
+    "MEASURES": "metrics.measures",
+    "EpisodeSampler": "sampling.sampler",
+    "Episodes": "sampling.sampler",
+    "FeatureBank": "features.bank",
+    "Report": "reporting.report",
+    "apply_split": "data.splits",
+    "evaluate": "evaluation.evaluation",
+    "extract": "features.extraction",
+    "open_bank": "data.datasets",
+    "open_dataset": "data.datasets",
+    "split_classes": "data.splits",
 }
 
 

@@ -22,8 +22,8 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from fewshot_nam.heads.base import Head
 from fewshot_nam.heads.cosine import CosineHead
-from fewshot_nam.heads.inputs import Label
-from fewshot_nam.heads.nam import Keys, Mode, NAMHead, Reading
+from fewshot_nam.heads.nam.head import Keys, Mode, NAMHead, Reading
+from fewshot_nam.heads.validation import Label
 
 __all__ = ["CosineClassifier", "NAMClassifier"]
 

@@ -1,6 +1,6 @@
 """Evaluate few-shot heads on episodes: ``python scripts/episode_eval.py --ways 5 --shots 1``. See ``--help``."""
 
-from episodes.command import main
+from episodes.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -18,11 +18,11 @@ from torch import Tensor
 
 import backbones
 from episodes import EpisodeSampler, FeatureBank, extract, open_dataset
-from episodes.intervals import interval, paired
-from episodes.scoring import Scorer
-from fewshot_nam.files.atomic import replacing
+from episodes.evaluation.scoring import Scorer
+from episodes.metrics.intervals import interval, paired
 from fewshot_nam.heads import create
 from fewshot_nam.heads.conformal import conformal_threshold
+from fewshot_nam.io.atomic import replacing
 
 WAYS, QUERIES, BATCH, BASE_STRANGERS = 5, 15, 4, 1000
 TARGETS = (0.1, 0.05, 0.01)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import backbones
 from episodes import Report, evaluate, extract, open_dataset
-from episodes.omniglot_runs import omniglot_runs
+from episodes.sampling.omniglot_runs import omniglot_runs
 
 HEADS = [
     "nam",

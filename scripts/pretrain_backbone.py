@@ -22,15 +22,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from backbones.conv4 import Conv4, ink_transform
-from backbones.ink import InkExamples, InkRecipe
-from backbones.pretraining import Pretraining, train
-from episodes.bank import FeatureBank
-from episodes.datasets import open_dataset
-from episodes.distributed import joined
-from episodes.evaluation import evaluate
-from episodes.pictures import PictureSet
-from fewshot_nam.files.atomic import replacing
+from backbones.pretraining.omniglot_augment import InkExamples, InkRecipe
+from backbones.pretraining.training import Pretraining, train
+from episodes.data.datasets import open_dataset
+from episodes.data.image_dataset import PictureSet
+from episodes.evaluation.evaluation import evaluate
+from episodes.features.bank import FeatureBank
+from episodes.features.distributed import joined
 from fewshot_nam.heap import keep_freed_memory
+from fewshot_nam.io.atomic import replacing
 
 OUT = Path(__file__).resolve().parent.parent / "backbones" / "weights" / "conv4_omniglot.safetensors"
 SETTINGS = [(5, 1), (5, 5), (20, 1), (20, 5)]

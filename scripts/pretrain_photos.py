@@ -21,15 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from backbones.conv5 import Conv5, square, standardize
-from backbones.photos import PhotoExamples, PhotoRecipe
-from backbones.pretraining import Pretraining, train
-from episodes.bank import FeatureBank
-from episodes.distributed import joined
-from episodes.evaluation import evaluate
-from episodes.folders import folder
-from episodes.pictures import PictureSet
-from fewshot_nam.files.atomic import replacing
+from backbones.pretraining.photo_augment import PhotoExamples, PhotoRecipe
+from backbones.pretraining.training import Pretraining, train
+from episodes.data.folders import folder
+from episodes.data.image_dataset import PictureSet
+from episodes.evaluation.evaluation import evaluate
+from episodes.features.bank import FeatureBank
+from episodes.features.distributed import joined
 from fewshot_nam.heap import keep_freed_memory
+from fewshot_nam.io.atomic import replacing
 
 
 def pixels(pictures: PictureSet) -> Tensor:

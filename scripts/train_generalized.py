@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from episodes.bank import FeatureBank
-from episodes.datasets import open_dataset
-from episodes.extraction import extract
-from episodes.generalized import Contender, Pictures, compare
-from episodes.generator_training import GeneratorRecipe, GeneratorTraining, train_rows
-from episodes.holdout import hold_out
-from episodes.splits import apply_split
-from fewshot_nam.files.atomic import replacing
+from episodes.data.datasets import open_dataset
+from episodes.data.splits import apply_split
+from episodes.evaluation.generalized import Contender, Pictures, compare
+from episodes.features.bank import FeatureBank
+from episodes.features.extraction import extract
+from episodes.features.holdout import hold_out
+from episodes.training.generators import GeneratorRecipe, GeneratorTraining, train_rows
 from fewshot_nam.heads import GeneratorHead, create
 from fewshot_nam.heads.generator import Ingredient, Order
+from fewshot_nam.io.atomic import replacing
 from fewshot_nam.memory.primitives import unit
 
 # Ingredients, order of erasing, and whether the base rows are trained along or stay the class means.

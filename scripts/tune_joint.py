@@ -15,7 +15,8 @@ from unittest.mock import patch
 
 import backbones
 from episodes import FeatureBank, evaluate, extract, open_dataset
-from fewshot_nam.heads import Head, NAMHead, create, joint
+from fewshot_nam.heads import Head, NAMHead, create
+from fewshot_nam.heads.nam import joint_write as joint
 
 COSINES = ["cosine", "cosine-centred", "cosine-root", "cosine-root-centred"]
 MOBILENET_TRANSFORM = {"mean": 0.5, "std": 0.5, "input_size": 160, "crop_pct": 1.0, "interpolation": "bilinear"}
@@ -51,7 +52,7 @@ def validation_sets(data: Path, conv5: Path | None) -> Iterator[Validation]:
 
 
 def variants() -> Iterator[tuple[str, Head, dict[str, float]]]:
-    """Yield a name, a head, and the constants of ``fewshot_nam.heads.joint`` to change for it."""
+    """Yield a name, a head, and the constants of ``fewshot_nam.heads.nam.joint_write`` to change for it."""
     yield "nam", NAMHead(), {}
     yield "nam, base rows erased", NAMHead(base_rows="erased"), {}
     yield "nam, no plain memory", NAMHead(plain=0.0), {}

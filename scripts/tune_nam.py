@@ -23,7 +23,7 @@ from torch import Tensor
 
 import backbones
 from episodes import FeatureBank, Report, evaluate, extract, open_dataset
-from episodes.pictures import PictureSet
+from episodes.data.image_dataset import PictureSet
 from fewshot_nam.heads import CosineHead, Head, NAMHead, create
 
 GRID = {

@@ -16,23 +16,23 @@ MAY_IMPORT = {
     "fewshot_nam.heads": {"fewshot_nam.memory"},
     "fewshot_nam.estimators": {"fewshot_nam.heads"},
     "fewshot_nam.easyfsl_interface": {"fewshot_nam.heads"},
-    "fewshot_nam.files": set(),
+    "fewshot_nam.io": set(),
     "fewshot_nam.heap": set(),
-    "fewshot_nam.vision": {"fewshot_nam.files", "fewshot_nam.heads", "backbones"},  # embeds heads into vision models
-    "fewshot_nam.command": {
-        "fewshot_nam.files",
+    "fewshot_nam.vision": {"fewshot_nam.io", "fewshot_nam.heads", "backbones"},  # embeds heads into vision models
+    "fewshot_nam.cli": {
+        "fewshot_nam.io",
         "fewshot_nam.heap",
         "fewshot_nam.vision",
         "fewshot_nam.heads",
         "backbones",
     },
     "backbones": set(),
-    "episodes": {"fewshot_nam.files", "fewshot_nam.heads", "fewshot_nam.heap", "fewshot_nam.memory"},
+    "episodes": {"fewshot_nam.io", "fewshot_nam.heads", "fewshot_nam.heap", "fewshot_nam.memory"},
 }
 EXEMPT = {
     "episodes/command.py": {
         "backbones",
-        "fewshot_nam.command",
+        "fewshot_nam.cli",
     },  # the installed command, which does what a script would
     "fewshot_nam/__init__.py": {
         "fewshot_nam.estimators",
@@ -173,8 +173,8 @@ def test_public_names_are_those_that_we_mean(package, expected):
     "statement",
     [
         "import episodes, backbones, fewshot_nam",
-        "import episodes.options, episodes.command",
-        "import fewshot_nam.command.options, fewshot_nam.command.main",
+        "import episodes.cli.options, episodes.cli.main",
+        "import fewshot_nam.cli.options, fewshot_nam.cli.main",
     ],
 )
 def test_importing_is_cheap_until_something_is_used(statement):

@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from backbones.conv4 import Conv4
-from backbones.distributed import SharedBatchNorm2d
-from backbones.ink import InkExamples, InkRecipe
-from backbones.pretraining import Pretraining, train
-from episodes.bank import FeatureBank
-from episodes.distributed import joined
-from episodes.extraction import extract
-from episodes.pictures import ArrayPictures
-from fewshot_nam.files.pictures import UnreadablePicture
+from backbones.pretraining.distributed import SharedBatchNorm2d
+from backbones.pretraining.omniglot_augment import InkExamples, InkRecipe
+from backbones.pretraining.training import Pretraining, train
+from episodes.data.image_dataset import ArrayPictures
+from episodes.features.bank import FeatureBank
+from episodes.features.distributed import joined
+from episodes.features.extraction import extract
+from fewshot_nam.io.image_io import UnreadablePicture
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"even": (20, 5), "ragged": (23, 5), "fewer batches than processes": (4, 5), "one each": (3, 1)}
@@ -190,7 +190,7 @@ def test_two_processes_pretrain_to_the_weights_of_one(found):
 
 
 def test_normalising_alone_is_torchs_own(monkeypatch):
-    monkeypatch.setattr("backbones.distributed.dist.all_reduce", lambda tensor: None)
+    monkeypatch.setattr("backbones.pretraining.distributed.dist.all_reduce", lambda tensor: None)
     torch.manual_seed(0)
     own, torchs = SharedBatchNorm2d(3), nn.BatchNorm2d(3)
     with torch.no_grad():

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from episodes.measures import MEASURES
-from episodes.options import parser
-from fewshot_nam.command import options as commands
+from episodes.cli.options import parser
+from episodes.metrics.measures import MEASURES
+from fewshot_nam.cli import options as commands
 from fewshot_nam.heads import available
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones.pretraining import Recipe
+from backbones.pretraining.training import Recipe
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbones.conv5 import standardize
-from backbones.pretraining import Recipe
+from backbones.pretraining.training import Recipe
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Supervised pretraining of a backbone on base classes: a cosine-softmax classifier over pictures that are changed at random.
 
 The classifier is that of Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (2018), section 3.1:
-logits are ``scale * cos(features, class weight)``. What pictures there are and how they are changed is in ``backbones.ink``
-(handwriting) and ``backbones.photos``. In a group of processes each takes its share of every batch (``backbones.distributed``).
+logits are ``scale * cos(features, class weight)``. The images and their augmentation are in
+``backbones.pretraining.omniglot_augment`` (handwriting) and ``backbones.pretraining.photo_augment``. In a group of processes each
+takes its share of every batch (``backbones.pretraining.distributed``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from backbones.distributed import begin_alike, processes, sum_over_processes, wait_for_all
+from backbones.pretraining.distributed import begin_alike, processes, sum_over_processes, wait_for_all
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from episodes.distributed import joined, processes
-from episodes.options import DEFAULT_HEADS, command_line, read_options
-from fewshot_nam.command.options import key_values
+from episodes.cli.options import DEFAULT_HEADS, command_line, read_options
+from episodes.features.distributed import joined, processes
+from fewshot_nam.cli.options import key_values
 
 if TYPE_CHECKING:
-    from episodes.bank import FeatureBank
-    from episodes.pictures import PictureSet
-    from episodes.report import Report
+    from episodes.data.image_dataset import PictureSet
+    from episodes.features.bank import FeatureBank
+    from episodes.reporting.report import Report
 
 # Options that name further pictures, and which part of a split data set each of them takes.
 _ROLES = {"base": "base", "base_queries": "base", "validation": "val"}
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> Report | None:
 
     import torch
 
-    from episodes.evaluation import as_device, evaluate, usable_heads
+    from episodes.evaluation.evaluation import as_device, evaluate, usable_heads
 
     if options.threads is not None:
         if options.threads < 1:
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> Report | None:
     extracted = time.perf_counter()
     watch = None
     if options.report is not None:
-        from episodes.evidence import Evidence
+        from episodes.reporting.collectors import Evidence
 
         watch = Evidence()
     report = evaluate(
@@ -126,7 +126,7 @@ def run(options: argparse.Namespace) -> Report | None:
     if options.markdown:
         report.save_markdown(options.markdown)
     if watch is not None:
-        from episodes.page import write_page
+        from episodes.reporting.html_report import write_page
 
         path = write_page(options.report, report, watch, banks, pictures, command_line(options))
         print(f"  report: {path}", flush=True)
@@ -151,7 +151,7 @@ def _check_report(options: argparse.Namespace) -> None:
         if getattr(options, name) and Path(getattr(options, name)).resolve() == (path / "index.html").resolve():
             raise ValueError(f"--{name.replace('_', '-')}: {getattr(options, name)} is where the page of --report goes")
 
-    from episodes.figures import require_matplotlib
+    from episodes.reporting.plots import require_matplotlib
 
     require_matplotlib()
 
@@ -179,9 +179,9 @@ def _features(
     options: argparse.Namespace,
 ) -> tuple[dict[str, FeatureBank], dict[str, PictureSet], Any, list[str]]:
     """Return banks by role, their pictures, the base prototypes that the backbone brings (or ``None``), and notes."""
-    from episodes.bank import FeatureBank
-    from episodes.datasets import open_bank, open_dataset
-    from episodes.splits import apply_split
+    from episodes.data.datasets import open_bank, open_dataset
+    from episodes.data.splits import apply_split
+    from episodes.features.bank import FeatureBank
 
     parts: dict[str, FeatureBank | PictureSet]
     if options.dataset.startswith("features:"):
@@ -239,8 +239,8 @@ def _backbone(options: argparse.Namespace) -> Any:
 def _extract(
     options: argparse.Namespace, backbone: Any, chosen: dict[str, Any]
 ) -> tuple[dict[str, FeatureBank], list[str]]:
-    from episodes.bank import FeatureBank
-    from episodes.extraction import extract
+    from episodes.features.bank import FeatureBank
+    from episodes.features.extraction import extract
 
     banks, notes = {}, []
     for role, part in chosen.items():

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from episodes.folders import data_root, folder
-from episodes.pictures import ArrayPictures, FilePictures, PictureSet
+from episodes.data.folders import data_root, folder
+from episodes.data.image_dataset import ArrayPictures, FilePictures, PictureSet
 
 _CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 _SIDE = 32

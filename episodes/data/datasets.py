@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from episodes.bank import FeatureBank
-from episodes.cifar import cifar10
-from episodes.classes import ROLES, nearest
-from episodes.folders import directories, folder
-from episodes.omniglot import omniglot
-from episodes.pictures import ArrayPictures, PictureSet
-from fewshot_nam.files.pictures import UnreadablePicture
+from episodes.data.cifar import cifar10
+from episodes.data.class_names import ROLES, nearest
+from episodes.data.folders import directories, folder
+from episodes.data.image_dataset import ArrayPictures, PictureSet
+from episodes.data.omniglot import omniglot
+from episodes.features.bank import FeatureBank
+from fewshot_nam.io.image_io import UnreadablePicture
 
 __all__ = [
     "ROLES",

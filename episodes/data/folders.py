@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from episodes.pictures import FilePictures
-from fewshot_nam.files.folders import EXTENSIONS, directories, pictures_by_class
+from episodes.data.image_dataset import FilePictures
+from fewshot_nam.io.image_folders import EXTENSIONS, directories, pictures_by_class
 
 __all__ = ["EXTENSIONS", "class_folders", "data_root", "directories", "folder"]
 

@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from episodes.classes import Label, check_classes, select_classes
-from fewshot_nam.files.pictures import UnreadablePicture, leads_nowhere, read_picture
+from episodes.data.class_names import Label, check_classes, select_classes
+from fewshot_nam.io.image_io import UnreadablePicture, leads_nowhere, read_picture
 
 
 class PictureSet(Protocol):

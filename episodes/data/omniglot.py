@@ -10,8 +10,8 @@ import os
 import warnings
 from pathlib import Path
 
-from episodes.folders import class_folders, data_root, directories
-from episodes.pictures import FilePictures
+from episodes.data.folders import class_folders, data_root, directories
+from episodes.data.image_dataset import FilePictures
 
 _HALVES = ("images_background", "images_evaluation")
 _CHARACTERS = (964, 659)

@@ -15,10 +15,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import overload
 
-from episodes.bank import FeatureBank
-from episodes.classes import ROLES, Label, check_classes, nearest
-from episodes.pictures import PictureSet
-from fewshot_nam.files.atomic import replacing
+from episodes.data.class_names import ROLES, Label, check_classes, nearest
+from episodes.data.image_dataset import PictureSet
+from episodes.features.bank import FeatureBank
+from fewshot_nam.io.atomic import replacing
 
 _SHARES = re.compile(r"[\d./]+")  # also shares gone wrong, say 5//5, which are no file to look for
 

@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from episodes.bank import FeatureBank
-from episodes.holdout import hold_out
-from episodes.intervals import interval, paired
-from episodes.meta_learning import META_LEARNED, meta_train
-from episodes.report import Report
-from episodes.sampler import Episodes, EpisodeSampler
-from episodes.scoring import Scorer, Watch, calibrate, measure
+from episodes.evaluation.scoring import Scorer, Watch, calibrate, measure
+from episodes.features.bank import FeatureBank
+from episodes.features.holdout import hold_out
+from episodes.metrics.intervals import interval, paired
+from episodes.reporting.report import Report
+from episodes.sampling.sampler import Episodes, EpisodeSampler
+from episodes.training.meta_learning import META_LEARNED, meta_train
 from fewshot_nam.heads import Head, create, needs_base
-from fewshot_nam.heads.inputs import checked_vectors
+from fewshot_nam.heads.validation import checked_vectors
 
 PROTOCOLS = ("closed", "open", "generalized")
 
@@ -61,7 +61,7 @@ def evaluate(
     Args:
         bank: features of the classes that episodes are drawn from.
         heads: names from ``fewshot_nam.heads.available()``, or heads by a name of your own. ``maml`` and ``anil``, which need
-            learn2learn, are meta-trained on ``base`` first (``episodes.meta_learning``).
+            learn2learn, are meta-trained on ``base`` first (``episodes.training.meta_learning``).
         protocol: ``"closed"``, ``"open"`` or ``"generalized"``.
         ways: known classes an episode.
         shots: support pictures of each.
@@ -81,7 +81,7 @@ def evaluate(
         device: where to compute.
         batch_size: episodes at a time, at least 1; ``None`` for as many as fit the cache. The episodes are the same whatever it is.
         progress: show a progress bar on stderr.
-        watch: is shown every head's scores of every batch; see ``episodes.evidence``.
+        watch: is shown every head's scores of every batch; see ``episodes.reporting.collectors``.
 
     Raises:
         ValueError: an unknown protocol or head, classes or pictures too few for the episodes, banks whose widths differ, a

@@ -1,6 +1,7 @@
 """Comparison of heads that know base classes by rows of their own, where base and novel classes share one label space.
 
-``episodes.evaluation`` gives every head means of the same base features. Here each brings its own rows: means, or trained ones.
+``episodes.evaluation.evaluation`` gives every head means of the same base features. Here each brings its own rows: means, or
+trained ones.
 The episodes and measures are the same, with the two accuracies of Gidaris and Komodakis (2018) besides, in which base and novel
 queries are told only among their own kind: ``base_accuracy:alone`` and ``novel_accuracy:alone``.
 """
@@ -14,13 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from episodes.bank import FeatureBank
-from episodes.frozen import best_bias, joint_margins
-from episodes.intervals import interval, paired
-from episodes.measures import accuracy, generalized_measures
-from episodes.report import Table
-from episodes.sampler import EpisodeSampler
-from episodes.scoring import Scorer, Scores
+from episodes.evaluation.scoring import Scorer, Scores
+from episodes.evaluation.validation_thresholds import best_bias, joint_margins
+from episodes.features.bank import FeatureBank
+from episodes.metrics.intervals import interval, paired
+from episodes.metrics.measures import accuracy, generalized_measures
+from episodes.reporting.report import Table
+from episodes.sampling.sampler import EpisodeSampler
 from fewshot_nam.heads import Head
 
 _AT_A_TIME = 32  # episodes

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from episodes.bank import FeatureBank
-from episodes.calibration import ece_sums, ece_values, fit_temperature
-from episodes.frozen import best_bias, frozen_measures, joint_margins, pooled_threshold
-from episodes.measures import accuracy, generalized_measures, open_measures
-from episodes.sampler import Episodes
-from episodes.threads import in_order
+from episodes.evaluation.validation_thresholds import best_bias, frozen_measures, joint_margins, pooled_threshold
+from episodes.features.bank import FeatureBank
+from episodes.features.threads import in_order
+from episodes.metrics.calibration import ece_sums, ece_values, fit_temperature
+from episodes.metrics.measures import accuracy, generalized_measures, open_measures
+from episodes.sampling.sampler import Episodes
 from fewshot_nam.heads import Head
-from fewshot_nam.heads.picked import Picker, familiarities_of, read_picked
+from fewshot_nam.heads.gather_free_scoring import Picker, familiarities_of, read_picked
 
 _TEMPERATURE_SCORES = 1 << 22  # scores that the temperature is fitted on, and kept for it: 16 MiB a head
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from episodes.bank_files import NotABank, read_bank_file, write_bank_file
-from episodes.classes import Label, check_classes, nearest, select_classes
-from fewshot_nam.heads.root import signed_root
+from episodes.data.class_names import Label, check_classes, nearest, select_classes
+from episodes.features.bank_files import NotABank, read_bank_file, write_bank_file
+from fewshot_nam.heads.power_norm import signed_root
 
 _CHUNK_ELEMENTS = 1 << 22  # features looked at in one go, where all of them at once might not fit in memory
 _SMALLEST = 1e-12  # a row without a feature of this size counts as zero: it cannot be brought to length 1

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from episodes.classes import Label
-from fewshot_nam.files.atomic import replacing
+from episodes.data.class_names import Label
+from fewshot_nam.io.atomic import replacing
 
 BANK_FORMAT = 1
 _METADATA_KEY = "fewshot_bank"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from episodes.bank import FeatureBank
+from episodes.features.bank import FeatureBank
 
 
 def default_cache_dir() -> Path:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from episodes.bank import FeatureBank
+    from episodes.features.bank import FeatureBank
 
 
 @contextlib.contextmanager
@@ -97,7 +97,7 @@ def sent_to_all(bank: FeatureBank | None) -> FeatureBank:
     """Return process 0's bank of float32 features, in all of them; the others give ``None``."""
     import torch
 
-    from episodes.bank import FeatureBank
+    from episodes.features.bank import FeatureBank
 
     text = b"" if bank is None else json.dumps([bank.classes, bank.provenance]).encode()
     words = _sent(None if bank is None else torch.frombuffer(bytearray(text), dtype=torch.uint8), 1, torch.uint8)

@@ -4,7 +4,7 @@ The bank is cached under a hash of the backbone's name, weights and transform an
 being made, raw float32 rows grow in a ``.partial`` file beside it, one for each picture, NaN for one that is skipped. A later
 run goes on from the whole batches in that file, so that with the same batch size it gives the same bits as one without a break.
 Batches are opened and transformed by other threads or processes than the one that runs the backbone, so that it need not wait
-for pictures; and several processes share the batches out where ``torchrun`` started them (``episodes.distributed``).
+for pictures; and several processes share the batches out where ``torchrun`` started them (``episodes.features.distributed``).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from episodes.bank import FeatureBank
-from episodes.distributed import agreed, gathered, processes, sent_to_all
-from episodes.feature_cache import cached_bank, default_cache_dir, locked, rows_to_keep, writable
-from episodes.picture_batches import PictureBatch, PictureBatches, as_it_is, check_size
-from episodes.pictures import PictureSet
+from episodes.data.image_dataset import PictureSet
+from episodes.features.bank import FeatureBank
+from episodes.features.cache import cached_bank, default_cache_dir, locked, rows_to_keep, writable
+from episodes.features.distributed import agreed, gathered, processes, sent_to_all
+from episodes.features.loading import PictureBatch, PictureBatches, as_it_is, check_size
 from fewshot_nam.heap import keep_freed_memory
 
 EXTRACTION_FORMAT = 1  # raise it when the same backbone and pictures would give other features than before
@@ -101,7 +101,7 @@ def extract(
 ) -> FeatureBank:
     """Return the features of all pictures, from the cache where they are in it.
 
-    In a group of processes (``episodes.distributed.joined``) all call this with the same arguments and get the same bank.
+    In a group of processes (``episodes.features.distributed.joined``) all call this with the same arguments and get the same bank.
 
     Args:
         backbone: used in evaluation mode on ``device``; its mode and its device are given back as they were.

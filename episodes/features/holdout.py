@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from episodes.bank import FeatureBank
+from episodes.features.bank import FeatureBank
 
 
 def hold_out(bank: FeatureBank, share: float, seed: int = 0) -> tuple[FeatureBank, FeatureBank]:

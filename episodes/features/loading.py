@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from episodes.pictures import PictureSet
-from fewshot_nam.files.pictures import UnreadablePicture
+from episodes.data.image_dataset import PictureSet
+from fewshot_nam.io.image_io import UnreadablePicture
 
 
 class TransformFailed(ValueError):

@@ -1,6 +1,6 @@
 """Calibration: expected calibration error pooled over episodes, and the temperature that is fitted beforehand.
 
-Shapes and terms are those of ``episodes.measures``.
+Shapes and terms are those of ``episodes.metrics.measures``.
 """
 
 import math
@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from episodes.intervals import Interval, interval
-from episodes.measures import best_and_right
-from episodes.score_checks import check_scores, check_targets, given
+from episodes.metrics.intervals import Interval, interval
+from episodes.metrics.measures import best_and_right
+from episodes.metrics.validation import check_scores, check_targets, given
 from fewshot_nam.heads.temperature import fit_temperature as most_likely_temperature
 
 ECE_BINS = 15

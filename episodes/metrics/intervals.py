@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from episodes.score_checks import given
+from episodes.metrics.validation import given
 
 
 class Interval(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from episodes.score_checks import check_finite, check_pair, check_scores, check_targets, given
+from episodes.metrics.validation import check_finite, check_pair, check_scores, check_targets, given
 
 
 class Measure(NamedTuple):

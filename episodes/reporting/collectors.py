@@ -2,7 +2,7 @@
 
 ``evaluate(..., watch=Evidence())`` hands over every head's scores of every batch. Scores are kept exactly, whole episodes
 from the first on, until a budget is full; what is kept of how many is said under each figure. Accuracy by position and the
-most confident false alarms take in all episodes. Terms and ties are those of ``episodes.measures``.
+most confident false alarms take in all episodes. Terms and ties are those of ``episodes.metrics.measures``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from episodes.frozen import joint_margins
-from episodes.intervals import interval
-from episodes.measures import share_accepted, threshold_at_tpr, true_scores_of
-from episodes.sampler import Episodes
-from episodes.scoring import Frozen, Scores
+from episodes.evaluation.scoring import Frozen, Scores
+from episodes.evaluation.validation_thresholds import joint_margins
+from episodes.metrics.intervals import interval
+from episodes.metrics.measures import share_accepted, threshold_at_tpr, true_scores_of
+from episodes.sampling.sampler import Episodes
 
 Floats = npt.NDArray[np.floating]
 

@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from episodes.bank import FeatureBank
-from episodes.evidence import Evidence, FalseAlarm
-from episodes.figures import save, sections, shown_heads
-from episodes.measures import MEASURES
-from episodes.meta_learning import META_LEARNED
-from episodes.pictures import PictureSet
-from episodes.report import Report, Table, cell, heading
-from fewshot_nam.files.atomic import replacing
+from episodes.data.image_dataset import PictureSet
+from episodes.features.bank import FeatureBank
+from episodes.metrics.measures import MEASURES
+from episodes.reporting.collectors import Evidence, FalseAlarm
+from episodes.reporting.plots import save, sections, shown_heads
+from episodes.reporting.report import Report, Table, cell, heading
+from episodes.training.meta_learning import META_LEARNED
 from fewshot_nam.heads import available
+from fewshot_nam.io.atomic import replacing
 
 _SIDE = 112  # of a picture on the page, in pixels
 

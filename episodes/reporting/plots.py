@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from episodes.evidence import Evidence, HeadEvidence, accuracies_at, bias_curve, roc_points
-from episodes.measures import threshold_at_tpr
-from episodes.report import Report
-from fewshot_nam.files.atomic import replacing
+from episodes.metrics.measures import threshold_at_tpr
+from episodes.reporting.collectors import Evidence, HeadEvidence, accuracies_at, bias_curve, roc_points
+from episodes.reporting.report import Report
+from fewshot_nam.io.atomic import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

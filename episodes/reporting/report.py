@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from episodes.measures import MEASURES
-from episodes.meta_learning import META_LEARNED
-from fewshot_nam.files.atomic import replacing
+from episodes.metrics.measures import MEASURES
+from episodes.training.meta_learning import META_LEARNED
 from fewshot_nam.heads import available
+from fewshot_nam.io.atomic import replacing
 
 Table = dict[str, dict[str, dict[str, float]]]
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from episodes.bank import FeatureBank
-from episodes.pictures import PictureSet
-from episodes.sampler import Episodes
+from episodes.data.image_dataset import PictureSet
+from episodes.features.bank import FeatureBank
+from episodes.sampling.sampler import Episodes
 
 __all__ = ["as_meta_dataset", "as_taskset", "episodes_from_taskset", "require_learn2learn"]
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from episodes.folders import EXTENSIONS, data_root, directories
-from episodes.pictures import FilePictures
-from episodes.sampler import Episodes
+from episodes.data.folders import EXTENSIONS, data_root, directories
+from episodes.data.image_dataset import FilePictures
+from episodes.sampling.sampler import Episodes
 
 _PLACES = ("omniglot-py/one-shot-classification", "one-shot-classification", "omniglot-py/all_runs", "all_runs")
 _LABELS = "class_labels.txt"

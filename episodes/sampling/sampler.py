@@ -18,11 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewshot_nam.files.atomic import replacing
-from fewshot_nam.heads.compiled import library
+from fewshot_nam.io.atomic import replacing
+from fewshot_nam.memory.native.native_build import library
 
 if TYPE_CHECKING:
-    from episodes.bank import FeatureBank
+    from episodes.features.bank import FeatureBank
 
 Integers = npt.NDArray[np.int64]
 

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from episodes.bank import FeatureBank
-from episodes.measures import generalized_measures
-from episodes.sampler import Episodes, EpisodeSampler
-from episodes.scoring import Scorer
-from fewshot_nam.files.atomic import replacing
+from episodes.evaluation.scoring import Scorer
+from episodes.features.bank import FeatureBank
+from episodes.metrics.measures import generalized_measures
+from episodes.sampling.sampler import Episodes, EpisodeSampler
 from fewshot_nam.heads.generator import GeneratorHead
+from fewshot_nam.io.atomic import replacing
 from fewshot_nam.memory.primitives import unit
 
 _PHASES = (
@@ -124,7 +124,7 @@ class GeneratorTraining:
     Attributes:
         epoch: how many are done.
         log: what each of them gave: ``epoch``, ``loss``, ``accuracy`` (of training), and on validation classes the measures of
-            ``episodes.measures.generalized_measures``.
+            ``episodes.metrics.measures.generalized_measures``.
 
     Raises:
         ValueError: fewer base classes than an episode needs, classes or pictures too few for validation, rows for other classes,

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from episodes.bank import FeatureBank
-from episodes.learn2learn_tasks import require_learn2learn
-from episodes.sampler import EpisodeSampler
+from episodes.features.bank import FeatureBank
+from episodes.sampling.learn2learn_tasks import require_learn2learn
+from episodes.sampling.sampler import EpisodeSampler
 from fewshot_nam.heads.base import Head, Support
 from fewshot_nam.memory.primitives import unit
 

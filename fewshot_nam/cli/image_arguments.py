@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewshot_nam.files.folders import EXTENSIONS, directories, pictures_by_class
+from fewshot_nam.io.image_folders import EXTENSIONS, directories, pictures_by_class
 
 
 def pictures_in(paths: list[str]) -> list[Path]:

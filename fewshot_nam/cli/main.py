@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewshot_nam.command.options import DEFAULT_BACKBONE, key_values, parser
+from fewshot_nam.cli.options import DEFAULT_BACKBONE, key_values, parser
 from fewshot_nam.heap import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _learn(options: argparse.Namespace) -> Answer:
-    from fewshot_nam.command.pictures import pictures_in, pictures_of_classes
+    from fewshot_nam.cli.image_arguments import pictures_in, pictures_of_classes
     from fewshot_nam.vision.saving import save_head
 
     path = _writable(options.memory)
@@ -76,7 +76,7 @@ def _learn(options: argparse.Namespace) -> Answer:
 
 
 def _predict(options: argparse.Namespace) -> Answer:
-    from fewshot_nam.command.pictures import pictures_in
+    from fewshot_nam.cli.image_arguments import pictures_in
 
     pictures = pictures_in(options.pictures)
     model, _ = _open(options)
@@ -147,7 +147,7 @@ def _inspect(options: argparse.Namespace) -> Answer:
 
 
 def _calibrate(options: argparse.Namespace) -> Answer:
-    from fewshot_nam.command.pictures import pictures_in, pictures_of_classes
+    from fewshot_nam.cli.image_arguments import pictures_in, pictures_of_classes
     from fewshot_nam.vision.saving import save_head
 
     path = _writable(options.memory)

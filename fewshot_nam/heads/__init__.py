@@ -15,19 +15,19 @@ from typing import Any
 
 from torch import Tensor
 
-from fewshot_nam.heads.background import NEAREST
 from fewshot_nam.heads.base import Head
-from fewshot_nam.heads.calibrated import Calibration
+from fewshot_nam.heads.base_classes import NEAREST
+from fewshot_nam.heads.calibration import Calibration
 from fewshot_nam.heads.cosine import CosineHead
 from fewshot_nam.heads.generator import GeneratorHead
-from fewshot_nam.heads.inputs import Label
 from fewshot_nam.heads.logistic import LogisticHead
 from fewshot_nam.heads.mahalanobis import MahalanobisHead
-from fewshot_nam.heads.nam import NAMHead
+from fewshot_nam.heads.nam.head import NAMHead
 from fewshot_nam.heads.nearest import NearestHead
 from fewshot_nam.heads.plda import PLDAHead
 from fewshot_nam.heads.protonet import ProtoNetHead
 from fewshot_nam.heads.ridge import RidgeHead
+from fewshot_nam.heads.validation import Label
 
 __all__ = [
     "Calibration",

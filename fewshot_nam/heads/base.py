@@ -16,9 +16,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from fewshot_nam.heads.calibrated import CalibratedHead
-from fewshot_nam.heads.inputs import Label, as_labels, check_type, checked_vectors, listed
+from fewshot_nam.heads.calibration import CalibratedHead
 from fewshot_nam.heads.state import appended
+from fewshot_nam.heads.validation import Label, as_labels, check_type, checked_vectors, listed
 
 HeadT = TypeVar("HeadT", bound="Head")
 
@@ -72,7 +72,7 @@ class Head(CalibratedHead):
 
     Subclasses give ``_learn``, what is derived from the support (prototypes, a memory, ...), and ``_score``; or in place of
     ``_score``, where a query is only multiplied with one row a class, ``_rows`` and ``_read``: episodes are then scored
-    several times as fast (``fewshot_nam.heads.picked``).
+    several times as fast (``fewshot_nam.heads.gather_free_scoring``).
 
     Args:
         mean: ``(D,)``, subtracted from every feature first (say the mean feature of the base classes); ``None`` for none.

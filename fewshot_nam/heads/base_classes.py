@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fewshot_nam.heads.inputs import checked_vectors
-from fewshot_nam.heads.root import signed_root
+from fewshot_nam.heads.power_norm import signed_root
+from fewshot_nam.heads.validation import checked_vectors
 from fewshot_nam.memory.primitives import unit
 
 NEAREST = 10

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fewshot_nam.heads.conformal import ConformalThreshold, conformal_threshold
-from fewshot_nam.heads.inputs import Label, as_labels, listed
 from fewshot_nam.heads.state import HeadState, appended
 from fewshot_nam.heads.temperature import fit_temperature
+from fewshot_nam.heads.validation import Label, as_labels, listed
 
 _SCORING_ERROR = (
     32  # in units of the last place: scores of one picture differ by some with the size of the batch it is in

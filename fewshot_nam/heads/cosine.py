@@ -2,7 +2,7 @@
 
 Sources: Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (2018), section 3.1 (cosine, learned
 scale); Wang et al., "SimpleShot" (2019), section 3.2 (CL2N: centred by the mean base feature, then unit length); ``root``:
-``fewshot_nam.heads.root``; Hendrycks and Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples"
+``fewshot_nam.heads.power_norm``; Hendrycks and Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples"
 (2017): acceptance by the largest softmax probability, which ``compete=1`` is.
 """
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fewshot_nam.heads.base import Head, Support, compete
-from fewshot_nam.heads.inputs import checked_vectors
-from fewshot_nam.heads.root import signed_root
+from fewshot_nam.heads.power_norm import signed_root
+from fewshot_nam.heads.validation import checked_vectors
 from fewshot_nam.memory.primitives import unit
 
 

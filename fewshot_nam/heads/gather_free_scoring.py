@@ -9,8 +9,8 @@ and only as many numbers as there are support features. Rows ``W`` over coordina
 The same holds of heads that look at the signed roots of features, of which the bank then stands for. ``nam`` over a background has
 two memories, one that is read with features and one that is read with settled ones, which are roots less a mean at unit length.
 
-``gram`` and ``products`` are compiled (``picked.cpp``) where ``fewshot_nam.heads.compiled`` can, and done by torch elsewhere: the
-same sums in another order.
+``gram`` and ``products`` are compiled (``picked.cpp``) where ``fewshot_nam.memory.native.native_build`` can,
+and done by torch elsewhere: the same sums in another order.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from fewshot_nam.heads.base import Head, Support
-from fewshot_nam.heads.compiled import library
-from fewshot_nam.heads.nam import Learned, NAMHead
-from fewshot_nam.heads.root import signed_root
+from fewshot_nam.heads.nam.head import Learned, NAMHead
+from fewshot_nam.heads.power_norm import signed_root
+from fewshot_nam.memory.native.native_build import library
 from fewshot_nam.memory.primitives import unit
 
 _GATHERED_BYTES = 12 << 20  # features gathered at a time: more would leave the processor's cache

@@ -8,7 +8,7 @@ the unit support features of a class, ``*`` elementwise and learned vectors ``a`
     base rows = WR(base rows / their lengths, f_n, 0, 0, p_e(f_n)) for every n
     score     = s cos(feature, row)
 
-Every ingredient can be left out; ``episodes.generator_training`` trains the rest.
+Every ingredient can be left out; ``episodes.training.generators`` trains the rest.
 
 Departures from the authors' few-shot code: write and erase gate are two networks (theirs computes both with one), each episode
 erases base rows for itself (theirs averages over a batch of episodes), the gated features of a class are averaged and not summed
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from fewshot_nam.heads.base import Head, Support
-from fewshot_nam.heads.inputs import checked_vectors
+from fewshot_nam.heads.validation import checked_vectors
 from fewshot_nam.memory.primitives import unit
 
 Ingredient = Literal["attention", "write", "erase"]
@@ -100,7 +100,7 @@ class GeneratorHead(Head):
     """A cosine classifier over trained base rows and rows generated for novel classes.
 
     ``head.write_base(head.rows.detach(), names)`` makes the trained rows classes that it answers with; attention reads ``rows``
-    whether they are or not. Train it with ``episodes.generator_training``: untrained and without ingredients it is a cosine
+    whether they are or not. Train it with ``episodes.training.generators``: untrained and without ingredients it is a cosine
     classifier.
 
     Args:

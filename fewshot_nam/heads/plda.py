@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fewshot_nam.heads.base import Head, Support
-from fewshot_nam.heads.inputs import checked_vectors
-from fewshot_nam.heads.root import signed_root
+from fewshot_nam.heads.power_norm import signed_root
+from fewshot_nam.heads.validation import checked_vectors
 from fewshot_nam.memory.primitives import unit
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewshot_nam.heads.inputs import Label, checked_vectors
+from fewshot_nam.heads.validation import Label, checked_vectors
 
 _BUFFERS = ("support", "targets", "base", "mean", "strangers")
 

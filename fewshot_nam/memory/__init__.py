@@ -1,16 +1,16 @@
 """The shared memory library: networks that write to and read from a Neural Attention Memory. It depends on torch alone."""
 
 from fewshot_nam.memory.attention import NAMAttention, outer_product_attention
-from fewshot_nam.memory.kernels import build_kernels
-from fewshot_nam.memory.lsam import LSAM, LSAMCell
+from fewshot_nam.memory.lsam.layer import LSAM, LSAMCell
+from fewshot_nam.memory.native.kernels import build_kernels
 from fewshot_nam.memory.primitives import read, unit, write, write_block, write_sequence
-from fewshot_nam.memory.scan import choose_backend, memory_scan, memory_step
+from fewshot_nam.memory.scan.scan import choose_backend, memory_scan, memory_step
 from fewshot_nam.memory.tensor import TensorMemory, tensor_read, tensor_write, tensor_write_sequence
 from fewshot_nam.memory.transformer import NAMTransformerEncoder, NAMTransformerEncoderLayer
-from fewshot_nam.memory.turing import NAMTuringMachine
-from fewshot_nam.memory.turing_heads import HeadContext, Jump, Shift
-from fewshot_nam.memory.turing_plot import draw_heads
-from fewshot_nam.memory.turing_state import TuringState, TuringTrace
+from fewshot_nam.memory.turing.heads import HeadContext, Jump, Shift
+from fewshot_nam.memory.turing.machine import NAMTuringMachine
+from fewshot_nam.memory.turing.plot import draw_heads
+from fewshot_nam.memory.turing.state import TuringState, TuringTrace
 
 __all__ = [
     "LSAM",

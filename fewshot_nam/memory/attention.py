@@ -20,11 +20,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fewshot_nam.memory.checks import check_alike, check_mask, check_tensor
-from fewshot_nam.memory.modes import full_precision
 from fewshot_nam.memory.padding import check_tokens, without_padding
 from fewshot_nam.memory.primitives import Gate, unit
-from fewshot_nam.memory.scan import memory_scan, memory_step
+from fewshot_nam.memory.scan.scan import memory_scan, memory_step
+from fewshot_nam.memory.torch_modes import full_precision
+from fewshot_nam.memory.validation import check_alike, check_mask, check_tensor
 
 Scale = float | Literal["1/S", "1/sqrt(S)"] | None
 """What the outputs are multiplied by: nothing, a number, or one over (the root of) the number of tokens in the memory."""

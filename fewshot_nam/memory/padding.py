@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewshot_nam.memory.checks import check_alike, check_mask, check_tensor
+from fewshot_nam.memory.validation import check_alike, check_mask, check_tensor
 
 
 def check_tokens(where: str, name: str, x: Tensor, shape: tuple[int | str, ...], weight: Tensor) -> None:

@@ -30,9 +30,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewshot_nam.memory.checks import check_alike
-from fewshot_nam.memory.modes import full_precision
 from fewshot_nam.memory.primitives import Gate, read, write_sequence
+from fewshot_nam.memory.torch_modes import full_precision
+from fewshot_nam.memory.validation import check_alike
 
 
 def tensor_read(memory: Tensor, queries: Sequence[Tensor], p_read: Gate = 1.0, *, order: int | None = None) -> Tensor:

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 import backbones
 from backbones import Backbone
-from backbones.pictures import RGBTransform
-from backbones.timm_models import checked_transform_options, timm_transform
-from backbones.torchvision_models import classifier_name, drop_auxiliary, torchvision_transform
 from fewshot_nam.heads import Head, Label, NAMHead
-from fewshot_nam.heads.inputs import as_labels
-from fewshot_nam.vision.images import Images
+from fewshot_nam.heads.validation import as_labels
+from fewshot_nam.vision.image_batches import Images
 from fewshot_nam.vision.layers import LayerFeatures, Pool, find_layer
+from fewshot_nam.vision.libraries.timm_models import checked_transform_options, timm_transform
+from fewshot_nam.vision.libraries.torchvision_models import classifier_name, drop_auxiliary, torchvision_transform
 from fewshot_nam.vision.model import NAMModel
+from fewshot_nam.vision.rgb import RGBTransform
 
 Transform = Callable[[Image.Image], Tensor]
 

@@ -27,12 +27,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import fewshot_nam
-from backbones.libraries import LibraryNotInstalled
-from fewshot_nam.files.atomic import replacing
 from fewshot_nam.heads import CosineHead, Head, NAMHead
-from fewshot_nam.heads.background import Ground
-from fewshot_nam.heads.nam import Learned
+from fewshot_nam.heads.base_classes import Ground
+from fewshot_nam.heads.nam.head import Learned
+from fewshot_nam.io.atomic import replacing
 from fewshot_nam.vision.layers import LayerFeatures, find_layer
+from fewshot_nam.vision.libraries.common import LibraryNotInstalled
 from fewshot_nam.vision.model import NAMModel
 from fewshot_nam.vision.saving import digest, settings, weights_digest
 

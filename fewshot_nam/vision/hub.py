@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from backbones.libraries import LibraryNotInstalled
+from fewshot_nam.vision.libraries.common import LibraryNotInstalled
 from fewshot_nam.vision.rebuilding import rebuild
 from fewshot_nam.vision.saving import read_head
 

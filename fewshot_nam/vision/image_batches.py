@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewshot_nam.files.pictures import read_picture, upright
+from fewshot_nam.io.image_io import read_picture, upright
 
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor"
 Images: TypeAlias = "Picture | Iterable[Picture]"

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from backbones import Backbone
 from fewshot_nam.heads import Calibration, Head, Label
-from fewshot_nam.heads.inputs import as_labels
+from fewshot_nam.heads.validation import as_labels
 from fewshot_nam.vision.hub import HubMethods
-from fewshot_nam.vision.images import Images, as_pictures, batches
+from fewshot_nam.vision.image_batches import Images, as_pictures, batches
 from fewshot_nam.vision.layers import LayerFeatures
 from fewshot_nam.vision.saving import load_head, save_head
 

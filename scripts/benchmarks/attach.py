@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarking import save, surroundings
 
-from episodes.benchmarking import save, surroundings
 from fewshot_nam import NAMModel, attach, keep_freed_memory
 
 WIDTHS = (10, 9, 11, 9, 9, 8, 10, 9)  # of the table's columns

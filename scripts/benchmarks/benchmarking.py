@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fewshot_nam.files.atomic import replacing
+from fewshot_nam.io.atomic import replacing
 
 
 class Timing(NamedTuple):

@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from benchmarking import save, surroundings
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from episodes import EpisodeSampler, FeatureBank, evaluate
-from episodes.benchmarking import save, surroundings
-from episodes.scoring import Scorer
+from episodes.evaluation.scoring import Scorer
 from fewshot_nam.heads import create
-from fewshot_nam.heads.picked import Picker
+from fewshot_nam.heads.gather_free_scoring import Picker
 
 CLASSES, PICTURES, WIDTH, QUERIES = 100, 600, 640, 15
 HEADS = ["protonet", "cosine", "nam", "nam-sequential", "nam over 64"]

@@ -25,17 +25,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarking import save, surroundings, table, take_turns
 from PIL import Image
 from torch import Tensor, nn
 
 import backbones
 from backbones import Backbone
 from backbones.conv5 import photo_transform
-from episodes.benchmarking import save, surroundings, table, take_turns
-from episodes.extraction import extract
-from episodes.folders import folder
-from episodes.picture_batches import PictureBatches
-from episodes.pictures import FilePictures
+from episodes.data.folders import folder
+from episodes.data.image_dataset import FilePictures
+from episodes.features.extraction import extract
+from episodes.features.loading import PictureBatches
 from fewshot_nam.heap import keep_freed_memory
 
 RUNS: dict[str, dict[str, Any]] = {

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarking import save, surroundings, table, take_turns
 
 from episodes import FeatureBank, evaluate
-from episodes.benchmarking import save, surroundings, table, take_turns
 from fewshot_nam.heads import Head, create
 
 HEADS = ("nam", "cosine")

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarking import save, surroundings, table, take_turns
 from torch import Tensor
 
-from episodes.benchmarking import save, surroundings, table, take_turns
 from fewshot_nam.heads import Head, available, create
 
 WAYS, SHOTS, QUERIES, BASE = 5, 5, 75, 50

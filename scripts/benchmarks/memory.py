@@ -34,16 +34,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarking import save, surroundings
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from episodes.benchmarking import save, surroundings
 from fewshot_nam.memory.attention import outer_product_attention
-from fewshot_nam.memory.kernels import build_kernels
-from fewshot_nam.memory.lsam import LSAM
+from fewshot_nam.memory.lsam.layer import LSAM
+from fewshot_nam.memory.native.kernels import build_kernels
 from fewshot_nam.memory.primitives import unit
-from fewshot_nam.memory.scan import memory_scan
-from fewshot_nam.memory.turing import NAMTuringMachine
+from fewshot_nam.memory.scan.scan import memory_scan
+from fewshot_nam.memory.turing.machine import NAMTuringMachine
 
 BATCH, HEADS, WIDTH = 4, 4, 64  # of the scan
 PARITY = 1e-9

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarking import save, surroundings, table
 
 import backbones
 from episodes import FeatureBank, evaluate, extract
-from episodes.benchmarking import save, surroundings, table
-from episodes.pictures import ArrayPictures
+from episodes.data.image_dataset import ArrayPictures
 from fewshot_nam.heads import create
 
 MIB = 2**20

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from episodes.benchmarking import save, surroundings, table
+from benchmarking import save, surroundings, table
 
 EVALUATE = str(Path(__file__).resolve().parent.parent / "episode_eval.py")
 RUNS = {

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewshot_nam.memory.lsam import LSAM
+from fewshot_nam.memory.lsam.layer import LSAM
 
 KEYS, VALUES, PAIRS = 16, 8, 8
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fewshot_nam.memory.turing import NAMTuringMachine
-from fewshot_nam.memory.turing_plot import draw_heads
+from fewshot_nam.memory.turing.machine import NAMTuringMachine
+from fewshot_nam.memory.turing.plot import draw_heads
 
 DIGITS, DELIMITER, MASK = 10, 10, 11
 NAMES = [*"0123456789", "|", "?"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "scripts" / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "scripts" / "examples"
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from episodes.report import Report
+from episodes.reporting.report import Report
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 def report():

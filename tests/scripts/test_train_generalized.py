@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BUILT = ["averaging", "nam gates"]
 OPTIONS = {
     **{"--dataset": "digits", "--split": "6/2/2", "--ways": "2", "--other-queries": "4", "--test-ways": "2"},

@@ -12,7 +12,7 @@ Classes compete when they are read: a share of the softmax normaliser is taken o
 query, but lets a query that several classes claim be claimed less by each. And where a background of other classes is known, the
 plain memory works on features that are settled against it, and what is familiar from it, be it a key or a query, counts for less.
 Base classes in the label space are written jointly with the novel ones, and lend to their prototypes
-(``fewshot_nam.heads.joint``).
+(``fewshot_nam.heads.nam.joint_write``).
 
 Departures from the authors' few-shot code: erasing is per episode (theirs averages it over a batch of episodes), and the
 write and the erase probability are separate.
@@ -26,9 +26,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fewshot_nam.heads import joint as joined
-from fewshot_nam.heads.background import Background, Ground, ground_of
 from fewshot_nam.heads.base import Head, Support, compete
+from fewshot_nam.heads.base_classes import Background, Ground, ground_of
+from fewshot_nam.heads.nam import joint_write as joined
 from fewshot_nam.memory.primitives import unit, write_block, write_sequence
 
 Mode = Literal["block", "sequential", "parallel"]
@@ -73,8 +73,9 @@ class NAMHead(Head):
             independent; larger values forgive support features that are alike.
         base_rows: how base classes take part (``write_base``). ``"erased"``: their prototypes are rows, and novel keys are erased
             from them, as in the paper. ``"joint"``, in block mode with unit reading and a ridge: they are written jointly with the
-            novel pairs, and the plain memory compares settled features (``fewshot_nam.heads.joint``); for prototypes that are mean
-            features, best power means, and not for the weights of a classifier. ``None``: joint where it can be.
+            novel pairs, and the plain memory compares settled features
+            (``fewshot_nam.heads.nam.joint_write``); for prototypes that are mean features,
+            best power means, and not for the weights of a classifier. ``None``: joint where it can be.
         plain: weight, at least 0, of the second memory, written without erase: one prototype a class, the mean of its unit
             features. ``None``: 3 in block mode (1 beside joint base rows), 0 otherwise.
         level: how far the plain memory makes up for classes whose shots differ, 0 to 1. A prototype of length ``l`` is
@@ -83,7 +84,7 @@ class NAMHead(Head):
             the temperature). ``None``: in block mode 0.4, or 0.2 with a background; 0 otherwise.
         temperature: of that softmax, above 0.
         background: ``(B, D)``, mean features of other classes, such as those that the backbone was trained on: the plain memory
-            then compares settled features (``fewshot_nam.heads.background``). ``None`` for none. Joint base rows take its place.
+            then compares settled features (``fewshot_nam.heads.base_classes``). ``None`` for none. Joint base rows take its place.
         familiar: share of a key's and of a query's familiarity that is taken off what the plain memory reads; needs a background.
         mean: ``(D,)``, subtracted from every feature first; ``None`` for none.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fewshot_nam.memory.kernels import pointers
+from fewshot_nam.memory.native.kernels import pointers
 
 
 class _Sizes(ctypes.Structure):

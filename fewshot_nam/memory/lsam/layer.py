@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from fewshot_nam.memory.checks import check_alike, check_tensor
-from fewshot_nam.memory.lsam_recurrence import (
+from fewshot_nam.memory.lsam.recurrence import (
     Backward,
     Ragged,
     ValueActivation,
@@ -36,7 +35,8 @@ from fewshot_nam.memory.lsam_recurrence import (
     recurrence,
     step,
 )
-from fewshot_nam.memory.modes import full_precision
+from fewshot_nam.memory.torch_modes import full_precision
+from fewshot_nam.memory.validation import check_alike, check_tensor
 
 State = tuple[Tensor, Tensor]
 """Hidden states and memories, ``(h, M)``, where an LSTM has ``(h, c)``."""

@@ -4,7 +4,7 @@
 // Inside, a memory is a matrix of keys by values, and so is its gradient: then a read, and the gradient of an update, are sums
 // of rows. The way back keeps no memory of each step: within a block, M_t = M_0 + sum_s u_s k_s^T over the block's steps so far.
 
-#include "kernels.h"
+#include "../native/kernels.h"
 
 namespace nam {
 

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fewshot_nam.memory.kernels import library_for
-from fewshot_nam.memory.lsam_kernel import run_backward, run_forward
-from fewshot_nam.memory.modes import full_precision, needs_plain_autograd
+from fewshot_nam.memory.lsam.kernel import run_backward, run_forward
+from fewshot_nam.memory.native.kernels import library_for
 from fewshot_nam.memory.primitives import read, unit, write
+from fewshot_nam.memory.torch_modes import full_precision, needs_plain_autograd
 
 ValueActivation = Literal["tanh"] | None
 """What a value passes through before it is written: nothing, as printed, or ``tanh``."""

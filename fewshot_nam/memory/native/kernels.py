@@ -29,8 +29,8 @@ from torch import Tensor
 
 _log = logging.getLogger(__name__)
 
-_SOURCES = ("lsam_kernel.cpp", "turing_kernel.cpp")
-_HEADERS = ("kernels.h",)
+_SOURCES = ("lsam/lsam.cpp", "turing/turing.cpp")
+_HEADERS = ("native/kernels.h",)
 _FLAGS = (
     "-std=c++17",
     "-O3",
@@ -140,7 +140,7 @@ def _path() -> Path:
 
 @functools.lru_cache(maxsize=1)
 def _fingerprint() -> str:
-    here = Path(__file__).parent
+    here = Path(__file__).parent.parent
     parts = [(here / name).read_bytes() for name in (*_SOURCES, *_HEADERS)]
     surroundings = [*_FLAGS, platform.system(), platform.machine(), _instructions()]
     parts += [text.encode() for text in surroundings]
@@ -171,7 +171,7 @@ def _compile(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as workplace:
         result = Path(workplace) / path.name
-        here = Path(__file__).parent
+        here = Path(__file__).parent.parent
         command = [*(named or found[0]), *_FLAGS, *(str(here / name) for name in _SOURCES), "-o", str(result)]
         _log.info("compiling kernels: %s", shlex.join(command))
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewshot_nam.memory.modes import full_precision, needs_plain_autograd
+from fewshot_nam.memory.torch_modes import full_precision, needs_plain_autograd
 
 SEGMENT = 128
 """Tokens between two memories that ``scan_by_segments`` keeps. Measured on a CPU: 128 to 256 is fastest, for caches."""

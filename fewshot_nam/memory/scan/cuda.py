@@ -14,7 +14,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from fewshot_nam.memory.scan_chunk import Tokens
+from fewshot_nam.memory.scan.chunk import Tokens
 
 WIDEST_KEY = 256
 

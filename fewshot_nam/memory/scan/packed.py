@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from fewshot_nam.memory.scan_chunk import Tokens
+from fewshot_nam.memory.scan.chunk import Tokens
 
 
 def lengths_of(cu_seqlens: Tensor | Sequence[int], batch: int, tokens: int) -> list[int]:

@@ -29,12 +29,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewshot_nam.memory.checks import check_alike, check_mask, check_tensor
-from fewshot_nam.memory.modes import full_precision, needs_plain_autograd
 from fewshot_nam.memory.primitives import Gate, read, write
-from fewshot_nam.memory.scan_chunk import Tokens, scan_by_autograd, scan_by_segments
-from fewshot_nam.memory.scan_cuda import scan_by_kernels, why_no_kernels
-from fewshot_nam.memory.scan_packed import lengths_of, scan_each
+from fewshot_nam.memory.scan.chunk import Tokens, scan_by_autograd, scan_by_segments
+from fewshot_nam.memory.scan.cuda import scan_by_kernels, why_no_kernels
+from fewshot_nam.memory.scan.packed import lengths_of, scan_each
+from fewshot_nam.memory.torch_modes import full_precision, needs_plain_autograd
+from fewshot_nam.memory.validation import check_alike, check_mask, check_tensor
 
 BACKENDS = ("auto", "loop", "chunk", "chunk-autograd", "cuda")
 _LOG = logging.getLogger("fewshot_nam.memory")

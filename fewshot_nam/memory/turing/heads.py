@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fewshot_nam.memory.checks import check_tensor
 from fewshot_nam.memory.primitives import unit
-from fewshot_nam.memory.turing_keys import BlockedKeyTape, KeyControls, steps_of
+from fewshot_nam.memory.turing.key_tape import BlockedKeyTape, KeyControls, steps_of
+from fewshot_nam.memory.validation import check_tensor
 
 
 class HeadContext(NamedTuple):

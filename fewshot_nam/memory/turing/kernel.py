@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewshot_nam.memory.kernels import library, library_for, pointers
-from fewshot_nam.memory.modes import needs_plain_autograd
-from fewshot_nam.memory.turing_heads import Action, Jump, Shift
-from fewshot_nam.memory.turing_state import Controls, TuringState
+from fewshot_nam.memory.native.kernels import library, library_for, pointers
+from fewshot_nam.memory.torch_modes import needs_plain_autograd
+from fewshot_nam.memory.turing.heads import Action, Jump, Shift
+from fewshot_nam.memory.turing.state import Controls, TuringState
 
 BLOCK = 16
 """Steps between two tapes that are kept."""

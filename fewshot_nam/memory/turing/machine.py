@@ -33,16 +33,16 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
-from fewshot_nam.memory.checks import check_alike, check_mask, check_tensor
-from fewshot_nam.memory.modes import full_precision
 from fewshot_nam.memory.primitives import read, unit, write
-from fewshot_nam.memory.scan import memory_scan
-from fewshot_nam.memory.turing_control import build_controller, is_causal, run_controller
-from fewshot_nam.memory.turing_heads import Action, HeadContext, action_name, head_positions, move, resolve_actions
-from fewshot_nam.memory.turing_kernel import KernelFlags, kernel_takes, run_by_kernel
-from fewshot_nam.memory.turing_keys import KeyControls, write_key
-from fewshot_nam.memory.turing_presets import resolve_preset
-from fewshot_nam.memory.turing_state import Controls, TuringState, TuringTrace, admit_state, check_size, trace_of
+from fewshot_nam.memory.scan.scan import memory_scan
+from fewshot_nam.memory.torch_modes import full_precision
+from fewshot_nam.memory.turing.controllers import build_controller, is_causal, run_controller
+from fewshot_nam.memory.turing.heads import Action, HeadContext, action_name, head_positions, move, resolve_actions
+from fewshot_nam.memory.turing.kernel import KernelFlags, kernel_takes, run_by_kernel
+from fewshot_nam.memory.turing.key_tape import KeyControls, write_key
+from fewshot_nam.memory.turing.presets import resolve_preset
+from fewshot_nam.memory.turing.state import Controls, TuringState, TuringTrace, admit_state, check_size, trace_of
+from fewshot_nam.memory.validation import check_alike, check_mask, check_tensor
 
 _SHORTEST_TAPE = 32  # of the published code, which had no other
 

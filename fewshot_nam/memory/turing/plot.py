@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fewshot_nam.memory.turing_state import TuringTrace
+from fewshot_nam.memory.turing.state import TuringTrace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from fewshot_nam.memory.turing_heads import Action
+from fewshot_nam.memory.turing.heads import Action
 
 CHOICES = {
     "erase": ("tied", "separate"),

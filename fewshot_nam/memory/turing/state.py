@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewshot_nam.memory.checks import check_alike, check_tensor
+from fewshot_nam.memory.validation import check_alike, check_tensor
 
 
 class TuringState(NamedTuple):

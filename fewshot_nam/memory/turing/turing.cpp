@@ -4,7 +4,7 @@
 // A tape is c rows of L cells. On the way back the tapes before each step of a block are written down anew, to the bit, from
 // the one kept at the block's beginning; the heads of all steps were kept.
 
-#include "kernels.h"
+#include "../native/kernels.h"
 
 namespace nam {
 

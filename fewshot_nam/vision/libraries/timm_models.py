@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from backbones.backbone import Backbone
-from backbones.libraries import build, check_options, library, removed_keys, three
-from backbones.pictures import RGBTransform
-from backbones.weights import fit_weights, read_weights
+from fewshot_nam.vision.backbone import Backbone
+from fewshot_nam.vision.libraries.common import build, check_options, library, removed_keys, three
+from fewshot_nam.vision.rgb import RGBTransform
+from fewshot_nam.vision.weight_files import fit_weights, read_weights
 
 PREFIX = "timm/"
 _TRANSFORM_OPTIONS = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")

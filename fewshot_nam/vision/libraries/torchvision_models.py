@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from backbones.backbone import Backbone
-from backbones.libraries import build, check_options, library, removed_keys, three
-from backbones.pictures import RGBTransform
-from backbones.weights import fit_weights, read_weights
+from fewshot_nam.vision.backbone import Backbone
+from fewshot_nam.vision.libraries.common import build, check_options, library, removed_keys, three
+from fewshot_nam.vision.rgb import RGBTransform
+from fewshot_nam.vision.weight_files import fit_weights, read_weights
 
 PREFIX = "torchvision/"
 _CLASSIFIERS = ("fc", "classifier", "heads", "head")

@@ -7,10 +7,10 @@ import torch
 
 from backbones.conv4 import Conv4
 from backbones.conv5 import Conv5
-from backbones.ink import InkExamples, InkRecipe, augment
-from backbones.photos import PhotoExamples, PhotoRecipe
-from backbones.photos import augment as change
-from backbones.pretraining import CosineSoftmax, Pretraining, train
+from backbones.pretraining.omniglot_augment import InkExamples, InkRecipe, augment
+from backbones.pretraining.photo_augment import PhotoExamples, PhotoRecipe
+from backbones.pretraining.photo_augment import augment as change
+from backbones.pretraining.training import CosineSoftmax, Pretraining, train
 
 RECIPE = InkRecipe(epochs=3, batch_size=16, learning_rate=1e-2, seed=3)
 

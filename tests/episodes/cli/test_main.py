@@ -12,10 +12,10 @@ import yaml
 from PIL import Image
 
 from episodes import Episodes, FeatureBank
-from episodes.command import main
-from episodes.options import parser, read_options
+from episodes.cli.main import main
+from episodes.cli.options import parser, read_options
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "episode_eval.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "episode_eval.py"
 FEW = ["--episodes", "20", "--quiet"]
 
 

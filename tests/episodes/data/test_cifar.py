@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from episodes.cifar import cifar10
-from episodes.command import main
-from episodes.datasets import open_dataset
+from episodes.cli.main import main
+from episodes.data.cifar import cifar10
+from episodes.data.datasets import open_dataset
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from episodes.bank import FeatureBank
-from episodes.datasets import UnreadablePicture, digits, folder, omniglot, open_bank, open_dataset
-from episodes.pictures import FilePictures
+from episodes.data.datasets import UnreadablePicture, digits, folder, omniglot, open_bank, open_dataset
+from episodes.data.image_dataset import FilePictures
+from episodes.features.bank import FeatureBank
 
 DATA = os.environ.get("FEWSHOT_DATA")
 

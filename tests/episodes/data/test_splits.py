@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from episodes.bank import FeatureBank
-from episodes.datasets import digits
-from episodes.splits import apply_split, save_split, split_classes
+from episodes.data.datasets import digits
+from episodes.data.splits import apply_split, save_split, split_classes
+from episodes.features.bank import FeatureBank
 
 ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"]
 

@@ -12,9 +12,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from episodes import Episodes, EpisodeSampler, FeatureBank, evaluate
-from episodes.evaluation import as_device
-from episodes.holdout import hold_out
-from episodes.scoring import Scorer
+from episodes.evaluation.evaluation import as_device
+from episodes.evaluation.scoring import Scorer
+from episodes.features.holdout import hold_out
 from fewshot_nam.heads import CosineHead, NAMHead, available, create, needs_base
 
 D = 13
@@ -125,7 +125,7 @@ def test_frozen_thresholds_come_from_validation_classes_alone():
 
 
 def test_the_novel_bias_is_not_chosen_on_the_base_pictures_that_are_tested(monkeypatch):
-    import episodes.evaluation as evaluation
+    import episodes.evaluation.evaluation as evaluation
 
     seen = []
     monkeypatch.setattr(evaluation, "Scorer", lambda *args: seen.append(args[3]) or Scorer(*args))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from episodes import EpisodeSampler, FeatureBank, evaluate
-from episodes.generalized import Contender, Pictures, compare
-from episodes.holdout import hold_out
+from episodes.evaluation.generalized import Contender, Pictures, compare
+from episodes.features.holdout import hold_out
 from fewshot_nam.heads import CosineHead, GeneratorHead, NAMHead
 
 D = 13

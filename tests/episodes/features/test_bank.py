@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from episodes import bank as bank_module
-from episodes.bank import FeatureBank
+from episodes.features import bank as bank_module
+from episodes.features.bank import FeatureBank
 
 
 def random_features(n, width=5, seed=0):
@@ -281,8 +281,8 @@ def test_loading_maps_the_file_and_copies_nothing(tmp_path):
     # A fresh process, because memory that this one has freed could be used again without being counted.
     script = """
 import sys
-from episodes import bank
-from episodes.bank import FeatureBank
+from episodes.features import bank
+from episodes.features.bank import FeatureBank
 bank._CHUNK_ELEMENTS = 1 << 18
 def private():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) // 1024
@@ -294,7 +294,7 @@ print(private() - before)
 """
     FeatureBank(random_features(2), [0, 1]).save(tmp_path / "small")
     command = [sys.executable, "-c", script, str(tmp_path / "bank"), str(tmp_path / "small")]
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(bank_module.__file__))}
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(os.path.dirname(bank_module.__file__)))}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert int(done.stdout) < megabytes // 2  # checked and averaged by chunks of 1 MiB; a copy would be 32 MiB
 

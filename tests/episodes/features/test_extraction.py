@@ -16,12 +16,12 @@ from filelock import FileLock
 from PIL import Image
 from torch import nn
 
-import episodes.feature_cache as feature_cache_module
-from episodes.bank import FeatureBank
-from episodes.datasets import UnreadablePicture, folder
-from episodes.extraction import cache_key, extract
-from episodes.picture_batches import PictureBatches
-from episodes.pictures import ArrayPictures
+import episodes.features.cache as feature_cache_module
+from episodes.data.datasets import UnreadablePicture, folder
+from episodes.data.image_dataset import ArrayPictures
+from episodes.features.bank import FeatureBank
+from episodes.features.extraction import cache_key, extract
+from episodes.features.loading import PictureBatches
 
 N, CLASSES, WIDTH = 23, 3, 5
 
@@ -263,7 +263,7 @@ def test_rows_that_no_run_can_have_written_are_made_again_with_all_after_them(tm
 def test_a_process_killed_in_the_middle_is_resumed_by_another(tmp_path):
     script = f"""
 import os, sys
-sys.path[:0] = {[str(Path(feature_cache_module.__file__).parents[1]), str(Path(__file__).parent)]!r}
+sys.path[:0] = {[str(Path(feature_cache_module.__file__).parents[2]), str(Path(__file__).parent)]!r}
 from test_extraction import Backbone, extract, pictures
 class Killed(Backbone):
     def forward(self, batch):

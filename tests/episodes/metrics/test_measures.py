@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
-from episodes.calibration import ece, ece_sums, ece_values, fit_temperature
-from episodes.frozen import best_bias, frozen_measures, joint_margins, pooled_threshold
-from episodes.intervals import interval, paired
-from episodes.measures import (
+from episodes.evaluation.validation_thresholds import best_bias, frozen_measures, joint_margins, pooled_threshold
+from episodes.metrics.calibration import ece, ece_sums, ece_values, fit_temperature
+from episodes.metrics.intervals import interval, paired
+from episodes.metrics.measures import (
     MEASURES,
     accuracy,
     auroc,

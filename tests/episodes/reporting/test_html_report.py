@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_curve
 
-import episodes.evidence
+import episodes.reporting.collectors
 from episodes import EpisodeSampler, FeatureBank, evaluate
-from episodes.command import main
-from episodes.evidence import Evidence, accuracies_at, bias_curve, roc_points
-from episodes.figures import sections, shown_heads, styles
-from episodes.measures import MEASURES, threshold_at_tpr
-from episodes.options import command_line, read_options
-from episodes.page import _fitted
-from episodes.report import cell, heading
+from episodes.cli.main import main
+from episodes.cli.options import command_line, read_options
+from episodes.metrics.measures import MEASURES, threshold_at_tpr
+from episodes.reporting.collectors import Evidence, accuracies_at, bias_curve, roc_points
+from episodes.reporting.html_report import _fitted
+from episodes.reporting.plots import sections, shown_heads, styles
+from episodes.reporting.report import cell, heading
 from fewshot_nam.heads import CosineHead
 
 VOID = {"meta", "img", "br"}
@@ -166,7 +166,7 @@ def test_false_alarms_are_the_top_by_margin_and_every_picture_comes_once(alone, 
                 largest[picture] = (margin, e, int(way))
     expected = sorted(largest.items(), key=lambda item: -item[1][0])[:5]
     assert len(largest) > 5
-    monkeypatch.setattr(episodes.evidence, "_ALARMS", 5)
+    monkeypatch.setattr(episodes.reporting.collectors, "_ALARMS", 5)
     seen = Evidence()
     evaluate(novel, ("cosine",), "open", seed=3, watch=seen, batch_size=2, **SHAPE)
     found = seen.heads["cosine"].false_alarms()
@@ -196,7 +196,7 @@ def test_margins_give_the_accuracies_of_the_table(watched):
 
 def test_what_is_kept_is_bounded_and_said_so(alone, monkeypatch):
     novel = alone[0]
-    monkeypatch.setattr(episodes.evidence, "_BUDGET", 4 * QUERIES * (WAYS + OPEN_WAYS))
+    monkeypatch.setattr(episodes.reporting.collectors, "_BUDGET", 4 * QUERIES * (WAYS + OPEN_WAYS))
     seen = Evidence()
     report = evaluate(novel, ("cosine",), "open", seed=3, watch=seen, batch_size=3, **SHAPE)
     head = seen.heads["cosine"]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from episodes.measures import MEASURES
-from episodes.report import Report
+from episodes.metrics.measures import MEASURES
+from episodes.reporting.report import Report
 
 
 def report(**changes) -> Report:

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from episodes import FeatureBank, evaluate, open_dataset
-from episodes.learn2learn_tasks import as_meta_dataset, as_taskset, episodes_from_taskset, require_learn2learn
-from episodes.sampler import EpisodeSampler
+from episodes.sampling.learn2learn_tasks import as_meta_dataset, as_taskset, episodes_from_taskset, require_learn2learn
+from episodes.sampling.sampler import EpisodeSampler
 
 needs_learn2learn = pytest.mark.skipif(
     importlib.util.find_spec("learn2learn") is None,

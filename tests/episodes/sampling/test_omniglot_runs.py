@@ -4,9 +4,9 @@ import pytest
 from PIL import Image
 
 import backbones
-from episodes.evaluation import evaluate
-from episodes.extraction import extract
-from episodes.omniglot_runs import omniglot_runs
+from episodes.evaluation.evaluation import evaluate
+from episodes.features.extraction import extract
+from episodes.sampling.omniglot_runs import omniglot_runs
 
 ANSWERS = {"run01": [3, 1, 2], "run02": [1, 3, 2]}  # the class of test drawings 1, 2, 3
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from episodes import Episodes, EpisodeSampler, FeatureBank
-from episodes import sampler as module
-from fewshot_nam.heads.compiled import library
+from episodes.sampling import sampler as module
+from fewshot_nam.memory.native.native_build import library
 
 FIELDS = ["classes", "support", "query", "unknown_classes", "unknown", "base_query", "base_classes"]
 

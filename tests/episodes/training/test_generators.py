@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from episodes import FeatureBank
-from episodes.generator_training import GeneratorRecipe, GeneratorTraining, train_rows
-from episodes.holdout import hold_out
+from episodes.features.holdout import hold_out
+from episodes.training.generators import GeneratorRecipe, GeneratorTraining, train_rows
 from fewshot_nam.heads import CosineHead, GeneratorHead
 
 D, ALL = 13, ("attention", "write", "erase")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from episodes import FeatureBank, evaluate
-from episodes.meta_learning import META_LEARNED, MetaLearnedHead, meta_train
+from episodes.training.meta_learning import META_LEARNED, MetaLearnedHead, meta_train
 from fewshot_nam.heads import CosineHead
 
 pytestmark = pytest.mark.skipif(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fewshot_nam.command.pictures import pictures_in, pictures_of_classes
+from fewshot_nam.cli.image_arguments import pictures_in, pictures_of_classes
 
 
 @pytest.fixture

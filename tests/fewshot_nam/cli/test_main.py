@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from fewshot_nam import NAMModel, attach
-from fewshot_nam.command.main import main
+from fewshot_nam.cli.main import main
 
 SMALL = ["--backbone", "timm/test_resnet", "--weights", "random", "--transform-option", "input_size=32"]
 
@@ -207,7 +207,7 @@ def test_a_broken_picture_among_many_is_named_and_nothing_is_learned(run, memory
 
 
 def test_two_commands_at_once_both_add_their_class(memory, pictures):
-    words = [sys.executable, "-m", "fewshot_nam.command.main", "learn", "--memory", str(memory), "--quiet"]
+    words = [sys.executable, "-m", "fewshot_nam.cli.main", "learn", "--memory", str(memory), "--quiet"]
     picture = str(pictures / "others" / "digit 1" / "5.png")
     both = [subprocess.Popen([*words, picture, "--label", label]) for label in ("left", "right")]
     assert [process.wait() for process in both] == [0, 0]
@@ -216,7 +216,7 @@ def test_two_commands_at_once_both_add_their_class(memory, pictures):
 
 def test_help_and_mistakes_need_no_torch():
     code = (
-        "import sys; from fewshot_nam.command.main import main\n"
+        "import sys; from fewshot_nam.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as end: code = end.code\n"
         "print(code, *[m for m in 'torch numpy PIL yaml timm'.split() if m in sys.modules])"

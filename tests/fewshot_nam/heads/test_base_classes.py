@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fewshot_nam.heads import NAMHead
-from fewshot_nam.heads.background import NEAREST, Background
+from fewshot_nam.heads.base_classes import NEAREST, Background
 from fewshot_nam.memory import unit, write_block
 
 D = 9

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewshot_nam.heads import CosineHead, NAMHead, available, compiled, create, picked
-from fewshot_nam.heads.picked import Picker, familiarities_of, read_picked, reads_rows
-from fewshot_nam.heads.root import signed_root
+from fewshot_nam.heads import CosineHead, NAMHead, available, create
+from fewshot_nam.heads import gather_free_scoring as picked
+from fewshot_nam.heads.gather_free_scoring import Picker, familiarities_of, read_picked, reads_rows
+from fewshot_nam.heads.power_norm import signed_root
+from fewshot_nam.memory.native import native_build as compiled
 
 SOURCE = Path(picked.__file__).with_suffix(".cpp")
 READERS = {"nam", "nam-sequential", "nam-parallel", "cosine", "cosine-centred", "cosine-msp", "protonet"}

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fewshot_nam.files.atomic import replacing
+from fewshot_nam.io.atomic import replacing
 
 
 def test_replacing_puts_the_new_file_in_place_in_one_step(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewshot_nam.files.pictures import UnreadablePicture, read_picture
+from fewshot_nam.io.image_io import UnreadablePicture, read_picture
 
 
 def paint(path, shade=100, size=(6, 4), **options):

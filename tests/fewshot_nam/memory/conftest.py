@@ -8,7 +8,7 @@ from ctypes import CDLL
 
 import pytest
 
-from fewshot_nam.memory import kernels
+from fewshot_nam.memory.native import kernels
 
 
 @pytest.fixture(scope="session")

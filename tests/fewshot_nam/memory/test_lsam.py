@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, unpack_sequence
 
-from fewshot_nam.memory.lsam import LSAM, LSAMCell
-from fewshot_nam.memory.lsam_recurrence import recurrence
+from fewshot_nam.memory.lsam.layer import LSAM, LSAMCell
+from fewshot_nam.memory.lsam.recurrence import recurrence
 
 pytestmark = pytest.mark.usefixtures("either")
 EXACT = {"rtol": 1e-9, "atol": 1e-10}

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewshot_nam.memory import choose_backend, memory_scan, memory_step, read, unit, write
-from fewshot_nam.memory import scan as scan_module
-from fewshot_nam.memory.scan_chunk import SEGMENT
+from fewshot_nam.memory.scan import scan as scan_module
+from fewshot_nam.memory.scan.chunk import SEGMENT
 
 FAST = ["chunk", "chunk-autograd"]
 GATES = ["zero", "one", "tied", "free", "mixed"]
@@ -374,13 +374,13 @@ class OnGpu:
 
 
 def test_kernels_are_chosen_where_they_can_and_should(monkeypatch):
-    monkeypatch.setattr("fewshot_nam.memory.scan_cuda.find_spec", lambda name: object())
+    monkeypatch.setattr("fewshot_nam.memory.scan.cuda.find_spec", lambda name: object())
     assert choose_backend(OnGpu(64), OnGpu(64)) == "cuda"
     assert choose_backend(OnGpu(64, torch.float32), OnGpu(64, torch.float32)) == "chunk"
     assert choose_backend(OnGpu(64, torch.float64), OnGpu(64, torch.float64)) == "chunk"
     assert choose_backend(OnGpu(257), OnGpu(257)) == "chunk"
     assert choose_backend(OnGpu(64, length=0), OnGpu(64, length=0)) == "chunk"
-    monkeypatch.setattr("fewshot_nam.memory.scan_cuda.find_spec", lambda name: None)
+    monkeypatch.setattr("fewshot_nam.memory.scan.cuda.find_spec", lambda name: None)
     assert choose_backend(OnGpu(64), OnGpu(64)) == "chunk"
 
 

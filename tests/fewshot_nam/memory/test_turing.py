@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fewshot_nam.memory.turing import NAMTuringMachine, TuringState
-from fewshot_nam.memory.turing_heads import HeadContext, Jump, Shift, head_positions
-from fewshot_nam.memory.turing_keys import write_key
-from fewshot_nam.memory.turing_plot import draw_heads
-from fewshot_nam.memory.turing_presets import PRESETS
+from fewshot_nam.memory.turing.heads import HeadContext, Jump, Shift, head_positions
+from fewshot_nam.memory.turing.key_tape import write_key
+from fewshot_nam.memory.turing.machine import NAMTuringMachine, TuringState
+from fewshot_nam.memory.turing.plot import draw_heads
+from fewshot_nam.memory.turing.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("either")
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -706,15 +706,13 @@ def test_drawing_without_matplotlib_says_what_to_install(monkeypatch):
 
 
 def test_the_machine_does_not_load_matplotlib():
-    code = (
-        "import sys, fewshot_nam.memory.turing, fewshot_nam.memory.turing_plot; sys.exit('matplotlib' in sys.modules)"
-    )
+    code = "import sys, fewshot_nam.memory.turing.machine, fewshot_nam.memory.turing.plot; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_example_runs(monkeypatch, capsys, tmp_path):
     pytest.importorskip("matplotlib")
-    script = Path(__file__).resolve().parents[2] / "scripts/examples/turing_reverse.py"
+    script = Path(__file__).resolve().parents[3] / "scripts/examples/turing_reverse.py"
     picture = tmp_path / "heads.png"
     monkeypatch.setattr(
         sys, "argv", [str(script), "--steps", "4", "--batch", "2", "--strings", "3", "--plot", str(picture)]

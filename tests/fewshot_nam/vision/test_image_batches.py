@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fewshot_nam.files.pictures import UnreadablePicture
-from fewshot_nam.vision.images import as_pictures, batches
+from fewshot_nam.io.image_io import UnreadablePicture
+from fewshot_nam.vision.image_batches import as_pictures, batches
 
 RED, BLUE, WHITE = (200, 30, 40), (20, 40, 220), (255, 255, 255)
 

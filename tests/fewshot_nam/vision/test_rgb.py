@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from backbones.conv4 import ink_transform
-from backbones.pictures import RGBTransform, opaque
+from fewshot_nam.vision.rgb import RGBTransform, opaque
 
 SIZE = (5, 3)
 

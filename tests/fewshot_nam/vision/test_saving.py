@@ -300,7 +300,7 @@ def test_a_new_process_gives_the_same_answers(attached, painted, tmp_path):
         "print(nam.classes, nam.head.threshold, nam(sys.argv[2]).tolist(), nam.predict(sys.argv[2], unknown='?'))"
     )
     run = [sys.executable, "-c", code, str(tmp_path / "a.safetensors"), str(tmp_path / "3.png")]
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(run, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr

@@ -97,7 +97,7 @@ def test_a_deployed_model_learns_refuses_forgets_and_comes_back(photos, weights,
     nam.save(tmp_path / "memory.safetensors")
     queries = [str(path) for name in names[: WAYS + 3] for path in photos[name][SHOTS : SHOTS + 2]]
     run = [sys.executable, __file__, str(weights), str(tmp_path / "memory.safetensors"), *queries]
-    paths = os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(run, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": paths})
     assert done.returncode == 0, done.stderr
     again = json.loads(done.stdout)

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from backbones.conv4 import Conv4
-from backbones.weights import fit_weights, read_weights
+from fewshot_nam.vision.weight_files import fit_weights, read_weights
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmarks" / "attach.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "benchmarks" / "attach.py"
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-
-from episodes.benchmarking import Timing, save, surroundings, table, take_turns
+from benchmarking import Timing, save, surroundings, table, take_turns
 
 
 def test_runs_take_turns_and_the_first_round_is_not_counted():

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fewshot_nam.memory import build_kernels, kernels
-from fewshot_nam.memory.lsam import LSAM
-from fewshot_nam.memory.lsam_recurrence import recurrence
-from fewshot_nam.memory.turing import NAMTuringMachine
-from fewshot_nam.memory.turing_kernel import kernel_takes
+from fewshot_nam.memory import build_kernels
+from fewshot_nam.memory.lsam.layer import LSAM
+from fewshot_nam.memory.lsam.recurrence import recurrence
+from fewshot_nam.memory.native import kernels
+from fewshot_nam.memory.turing.kernel import kernel_takes
+from fewshot_nam.memory.turing.machine import NAMTuringMachine
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}
 F64 = torch.float64

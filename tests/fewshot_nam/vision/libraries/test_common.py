@@ -4,7 +4,7 @@ import urllib.error
 import pytest
 
 import backbones
-from backbones.libraries import LibraryNotInstalled, build, three
+from fewshot_nam.vision.libraries.common import LibraryNotInstalled, build, three
 
 
 @pytest.mark.parametrize("name", ["timm", "torchvision"])

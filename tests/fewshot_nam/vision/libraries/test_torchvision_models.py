@@ -10,8 +10,8 @@ import backbones
 
 models = pytest.importorskip("torchvision.models")
 
-from backbones.torchvision_models import remove_classifier  # noqa: E402
-from backbones.weights import fit_weights, read_weights  # noqa: E402
+from fewshot_nam.vision.libraries.torchvision_models import remove_classifier  # noqa: E402
+from fewshot_nam.vision.weight_files import fit_weights, read_weights  # noqa: E402
 
 PICTURE = Image.linear_gradient("L").resize((300, 280))
 SMALL = {"crop_size": 64, "resize_size": 64}

@@ -1,7 +1,7 @@
 """Settings chosen on validation classes, and what they really do on test classes.
 
 A setting is chosen on the queries of all validation episodes together, then applied unchanged to test episodes, so that what is
-reported is what a threshold set beforehand would have done. Shapes and terms are those of ``episodes.measures``.
+reported is what a threshold set beforehand would have done. Shapes and terms are those of ``episodes.metrics.measures``.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from episodes.measures import (
+from episodes.metrics.measures import (
     class_fpr_at,
     harmonic_mean,
     margins_of,
@@ -18,7 +18,7 @@ from episodes.measures import (
     threshold_at_tpr,
     true_scores_of,
 )
-from episodes.score_checks import check_pair, check_targets, given
+from episodes.metrics.validation import check_pair, check_targets, given
 
 
 def pooled_threshold(true_scores: Tensor | Sequence[Tensor], tpr: float = 0.95) -> float:
@@ -43,7 +43,7 @@ def joint_margins(
 
     With bias b a query is called a base class while its margin (largest base minus largest novel score) >= b: a tie
     goes to the base columns, which come first. So base accuracy is the share of base margins >= b, and novel accuracy
-    the share of novel margins < b. Arguments as `episodes.measures.ausuc`.
+    the share of novel margins < b. Arguments as `episodes.metrics.measures.ausuc`.
 
     Returns:
         Margins of the base `(E, B)` and of the novel queries `(E, N)`, float64. A query that is wrong among its own

@@ -1,0 +1,1 @@
+"""Supervised pretraining of a backbone on base classes."""

@@ -1,0 +1,1 @@
+"""Image data sets by name, and their split into base, validation and novel classes."""

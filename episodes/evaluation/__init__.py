@@ -1,0 +1,1 @@
+"""Evaluation of heads on episodes: settings, scoring, comparison."""

@@ -1,0 +1,1 @@
+"""Features of images: extraction through a frozen backbone, banks, and their files."""

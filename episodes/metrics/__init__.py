@@ -1,0 +1,1 @@
+"""Measures of an episode's scores, intervals over episodes, and thresholds."""

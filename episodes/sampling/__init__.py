@@ -1,0 +1,1 @@
+"""Episodes as indices into a bank: seeded sampling, published runs, and the tasks of learn2learn."""

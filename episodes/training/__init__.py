@@ -1,0 +1,1 @@
+"""Heads that are trained in episodes: weight generators, MAML and ANIL."""
