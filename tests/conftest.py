@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from torch import Tensor
 
 # The same examples on every run, and no deadline: a slow machine is no failure.
 settings.register_profile("house", deadline=None, derandomize=True, max_examples=50, database=None)
@@ -28,3 +29,15 @@ def data_dir() -> Path:
     if not place:
         pytest.skip("FEWSHOT_DATA is not set: it names the directory of real data sets")
     return Path(place)
+
+
+@pytest.fixture(scope="session")
+def conv4_state() -> dict[str, Tensor]:
+    """A state dict of Conv4 whose every value differs from a fresh network's."""
+    from backbones.conv4 import Conv4
+
+    generator = torch.Generator().manual_seed(3)
+    return {
+        key: torch.rand(value.shape, generator=generator) if value.is_floating_point() else value + 7
+        for key, value in Conv4().state_dict().items()
+    }

@@ -9,8 +9,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from backbones.conv4 import Conv4
-
 BASE_CLASSES = ["Latin/a", "Latin/b", "Greek/alpha"]
 
 
@@ -21,16 +19,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def conv4_state() -> dict[str, Tensor]:
-    """A state dict of Conv4 whose every value differs from a fresh network's."""
-    generator = torch.Generator().manual_seed(3)
-    return {
-        key: torch.rand(value.shape, generator=generator) if value.is_floating_point() else value + 7
-        for key, value in Conv4().state_dict().items()
-    }
 
 
 @pytest.fixture
