@@ -16,6 +16,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fewshot_nam._deprecation import forward_moved_modules
+
 if TYPE_CHECKING:
     from backbones.catalogue import available, create
     from fewshot_nam.vision.backbone import Backbone
@@ -27,6 +29,8 @@ _HOMES = {
     "available": "backbones.catalogue",
     "create": "backbones.catalogue",
 }
+
+forward_moved_modules(__name__)
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fewshot_nam._deprecation import forward_moved_modules
+
 if TYPE_CHECKING:
     from episodes.data.datasets import open_bank, open_dataset
     from episodes.data.splits import apply_split, split_classes
@@ -45,6 +47,8 @@ _HOMES = {
     "open_dataset": "data.datasets",
     "split_classes": "data.splits",
 }
+
+forward_moved_modules(__name__)
 
 
 def __getattr__(name: str) -> Any:

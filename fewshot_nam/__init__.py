@@ -14,6 +14,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fewshot_nam._deprecation import forward_moved_modules
+
 if TYPE_CHECKING:
     from fewshot_nam.estimators import CosineClassifier, NAMClassifier
     from fewshot_nam.heap import keep_freed_memory
@@ -30,6 +32,8 @@ _HOMES = {
     "attach": "vision.attaching",
     "keep_freed_memory": "heap",
 }
+
+forward_moved_modules(__name__)
 
 
 def __getattr__(name: str) -> Any:
