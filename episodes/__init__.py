@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from fewshot_nam._deprecation import forward_moved_modules
 
 if TYPE_CHECKING:
-    from episodes.data.datasets import open_bank, open_dataset
+    from episodes.data.datasets import open_dataset
     from episodes.data.splits import apply_split, split_classes
     from episodes.evaluation.evaluation import evaluate
-    from episodes.features.bank import FeatureBank
+    from episodes.features.bank import FeatureBank, open_bank
     from episodes.features.extraction import extract
     from episodes.metrics.measures import MEASURES
     from episodes.reporting.report import Report
@@ -43,7 +43,7 @@ _HOMES = {
     "apply_split": "data.splits",
     "evaluate": "evaluation.evaluation",
     "extract": "features.extraction",
-    "open_bank": "data.datasets",
+    "open_bank": "features.bank",
     "open_dataset": "data.datasets",
     "split_classes": "data.splits",
 }

@@ -11,6 +11,8 @@ import shlex
 from pathlib import Path
 from typing import Any, NoReturn
 
+from episodes.data import registry
+
 DEFAULT_HEADS = ["nam", "nam-sequential", "cosine", "cosine-centred", "protonet"]
 
 # Options that change no number.
@@ -97,12 +99,16 @@ def parser() -> argparse.ArgumentParser:
         "--dataset",
         default="digits",
         metavar="SPEC",
-        help="digits, omniglot, cifar10, folder:PATH (a directory per class) or features:FILE (default: %(default)s)",
+        help=registry.help_line().replace("%", "%%") + " (default: %(default)s)",
     )
     data.add_argument(
-        "--data-dir", metavar="DIR", help="where omniglot or cifar10 is, or omniglot goes with --download"
+        "--data-dir", metavar="DIR", help=f"where the files of {', '.join(registry.taking('data_dir'))} are"
     )
-    data.add_argument("--download", action="store_true", help="fetch omniglot if it is not there")
+    data.add_argument(
+        "--download",
+        action="store_true",
+        help=f"fetch the data set into --data-dir if it is not there ({', '.join(registry.taking('download'))})",
+    )
     data.add_argument(
         "--split",
         metavar="FILE|B/V/N",

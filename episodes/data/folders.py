@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from episodes.data.class_names import ROLES
 from episodes.data.image_dataset import FilePictures
 from fewshot_nam.io.image_folders import EXTENSIONS, directories, pictures_by_class
 
-__all__ = ["EXTENSIONS", "class_folders", "data_root", "directories", "folder"]
+__all__ = ["EXTENSIONS", "class_folders", "data_root", "directories", "folder", "folder_by_role"]
 
 
 def data_root(data_dir: str | os.PathLike[str] | None) -> Path:
@@ -44,6 +45,22 @@ def folder(path: str | os.PathLike[str], name: str | None = None) -> FilePicture
             f"folder {root}: no class directories in it; expected one directory of pictures for each class"
         )
     return class_folders(name or root.resolve().name, root, classes)
+
+
+def folder_by_role(path: str | os.PathLike[str]) -> dict[str, FilePictures]:
+    """Return the images of a directory by role.
+
+    A directory that holds directories called ``novel`` and ``base`` or ``val`` is split already: each of these is a folder of
+    classes. In any other directory all classes are novel.
+
+    Raises:
+        ValueError: as ``folder``.
+    """
+    root = Path(path).expanduser()
+    present = set(directories(root)) if root.is_dir() else set()
+    if "novel" in present and present & {"base", "val"}:
+        return {role: folder(root / role, f"{root.resolve().name}/{role}") for role in ROLES if role in present}
+    return {"novel": folder(root)}
 
 
 def class_folders(name: str, root: Path, classes: list[str]) -> FilePictures:

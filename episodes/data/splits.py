@@ -13,11 +13,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import overload
+from typing import Any, Protocol, TypeVar, overload
 
 from episodes.data.class_names import ROLES, Label, check_classes, nearest
 from episodes.data.image_dataset import PictureSet
-from episodes.features.bank import FeatureBank
 from fewshot_nam.io.atomic import replacing
 
 _SHARES = re.compile(r"[\d./]+")  # also shares gone wrong, say 5//5, which are no file to look for
@@ -53,30 +52,44 @@ def split_classes(classes: Iterable[Label], split: Split, seed: int = 0) -> dict
     return _by_shares(names, [str(part) for part in split], seed)
 
 
+class _Bank(Protocol):
+    """What splitting asks of a ``FeatureBank``, which this room does not import."""
+
+    classes: list[Label]
+
+    def select_classes(self, names_or_indices: Iterable[Label], /) -> Any: ...
+
+
+_BankType = TypeVar("_BankType", bound=_Bank)
+
+
 @overload
-def apply_split(items: FeatureBank, split: Split, seed: int = 0) -> dict[str, FeatureBank]: ...
+def apply_split(items: _BankType, split: Split, seed: int = 0) -> dict[str, _BankType]: ...
 @overload
 def apply_split(items: PictureSet, split: Split, seed: int = 0) -> dict[str, PictureSet]: ...
-def apply_split(
-    items: FeatureBank | PictureSet, split: Split, seed: int = 0
-) -> dict[str, FeatureBank] | dict[str, PictureSet]:
-    """Return a bank or a set of pictures in parts by class.
+def apply_split(items: Any, split: Split, seed: int = 0) -> dict[str, Any]:
+    """Return the base, validation and novel classes of a feature bank or of a set of images.
 
     Args:
-        items: the bank or the pictures.
-        split: as in ``split_classes``.
-        seed: likewise.
+        items: the bank or the images.
+        split: which classes are which, as in ``split_classes``.
+        seed: which of the splits by counts or fractions.
 
     Returns:
-        The parts under ``base``, ``val`` and ``novel``; a part without classes is left out.
+        The parts under ``"base"``, ``"val"`` and ``"novel"``; a part without classes is left out.
 
     Raises:
         ValueError: as in ``split_classes``.
+
+    Example:
+        >>> from episodes import open_dataset
+        >>> parts = apply_split(open_dataset("digits")["novel"], "5/2/3", seed=0)
+        >>> {role: part.classes for role, part in parts.items()}
+        {'base': ['1', '4', '5', '8', '9'], 'val': ['0', '3'], 'novel': ['2', '6', '7']}
     """
     parts = {role: names for role, names in split_classes(items.classes, split, seed).items() if names}
-    if isinstance(items, FeatureBank):
-        return {role: items.select_classes(names) for role, names in parts.items()}
-    return {role: items.subset(names) for role, names in parts.items()}
+    select = items.select_classes if hasattr(items, "select_classes") else items.subset
+    return {role: select(names) for role, names in parts.items()}
 
 
 def save_split(path: str | os.PathLike[str], split: Mapping[str, Sequence[Label]]) -> None:

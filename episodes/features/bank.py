@@ -216,6 +216,22 @@ class FeatureBank:
                 )
 
 
+def open_bank(spec: str | os.PathLike[str]) -> FeatureBank:
+    """Return the bank in a file of features.
+
+    Args:
+        spec: the file's path, or ``"features:<path>"`` as on the command line; see ``FeatureBank.load``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no path in ``spec``, or the file is not a bank.
+    """
+    path = os.fspath(spec).removeprefix("features:")
+    if not path:
+        raise ValueError(f"features {spec!r}: no path in it; write features:<file>")
+    return FeatureBank.load(Path(path).expanduser())
+
+
 def _as_features(features: Tensor | np.ndarray) -> Tensor:
     if isinstance(features, np.ndarray):
         if features.dtype.kind != "f" or features.dtype.itemsize > 8:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from episodes.data.datasets import UnreadablePicture, digits, folder, omniglot, open_bank, open_dataset
+from episodes.data.datasets import UnreadablePicture, digits, folder, omniglot, open_dataset
 from episodes.data.image_dataset import FilePictures
-from episodes.features.bank import FeatureBank
+from episodes.features.bank import FeatureBank, open_bank
 
 DATA = os.environ.get("FEWSHOT_DATA")
 
@@ -292,12 +292,18 @@ def test_a_folder_that_is_split_already_opens_by_role(tmp_path):
         ("", "dataset '': expected one of"),
         ("folder:", "no path in it; write folder:<path>"),
         ("folder:nowhere", "folder nowhere: no such directory"),
-        ("features:a.npz", "holds features, not pictures"),
+        ("features:a.npz", "holds features, not images"),
     ],
 )
 def test_bad_specs_are_explained(spec, message):
     with pytest.raises(ValueError, match=message):
         open_dataset(spec)
+
+
+def test_open_bank_is_found_where_it_was():
+    with pytest.warns(DeprecationWarning, match=r"is now episodes\.open_bank"):
+        from episodes.data.datasets import open_bank as former
+    assert former is open_bank
 
 
 def test_a_features_spec_without_a_path_is_explained():
