@@ -27,7 +27,7 @@ MAY_IMPORT = {
         "backbones",
     },
     "backbones": {"fewshot_nam.vision", "fewshot_nam.io"},
-    "episodes": {"fewshot_nam.io", "fewshot_nam.heads", "fewshot_nam.heap", "fewshot_nam.memory"},
+    "episodes": {"backbones", "fewshot_nam.io", "fewshot_nam.heads", "fewshot_nam.heap", "fewshot_nam.memory"},
 }
 EXEMPT = {
     "episodes/cli/main.py": {

@@ -1,7 +1,6 @@
 """The command ``fewshot-nam-eval``, which is also ``scripts/episode_eval.py``.
 
-The one module of this package that knows ``backbones``: it puts pictures, backbone, heads and episodes together as a script
-would. Nothing heavy is imported before the options are understood.
+Nothing heavy is imported before the options are understood.
 """
 
 from __future__ import annotations
@@ -10,21 +9,16 @@ import argparse
 import os
 import sys
 import time
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from episodes.cli.options import DEFAULT_HEADS, command_line, read_options
 from episodes.features.distributed import joined, processes
 from fewshot_nam.cli.options import key_values
 
 if TYPE_CHECKING:
-    from episodes.data.image_dataset import PictureSet
-    from episodes.features.bank import FeatureBank
+    from episodes.features.sources import Sources
     from episodes.reporting.report import Report
-
-# Options that name further pictures, and which part of a split data set each of them takes.
-_ROLES = {"base": "base", "base_queries": "base", "validation": "val"}
 
 _FILES = ("json", "markdown", "save_features", "episodes_file")  # options that name files to be written
 
@@ -73,7 +67,8 @@ def run(options: argparse.Namespace) -> Report | None:
             raise ValueError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
     as_device(options.device)
-    banks, pictures, background, notes = _features(options)
+    sources = _sources(options)
+    banks, background, notes = sources.banks, sources.base_prototypes, list(sources.notes)
     if processes()[0] > 0:
         return None
     heads, without = usable_heads(options.heads or DEFAULT_HEADS, has_base=background is not None or "base" in banks)
@@ -128,7 +123,7 @@ def run(options: argparse.Namespace) -> Report | None:
     if watch is not None:
         from episodes.reporting.html_report import write_page
 
-        path = write_page(options.report, report, watch, banks, pictures, command_line(options))
+        path = write_page(options.report, report, watch, banks, sources.images, command_line(options))
         print(f"  report: {path}", flush=True)
     return report
 
@@ -175,94 +170,35 @@ def _check_outputs(options: argparse.Namespace) -> None:
         taken[path] = flag
 
 
-def _features(
-    options: argparse.Namespace,
-) -> tuple[dict[str, FeatureBank], dict[str, PictureSet], Any, list[str]]:
-    """Return banks by role, their pictures, the base prototypes that the backbone brings (or ``None``), and notes."""
-    from episodes.data.datasets import open_bank, open_dataset
-    from episodes.data.splits import apply_split
-    from episodes.features.bank import FeatureBank
+def _sources(options: argparse.Namespace) -> Sources:
+    """Return the feature banks that the options name."""
+    from episodes.features.sources import ROLES, banks_by_role, sets_by_role
 
-    parts: dict[str, FeatureBank | PictureSet]
-    if options.dataset.startswith("features:"):
-        parts = {"novel": open_bank(options.dataset)}
-    else:
-        parts = dict(open_dataset(options.dataset, options.data_dir, options.download))
-    if options.split is not None:
-        if len(parts) > 1:
-            raise ValueError(f"--split: {options.dataset} is split already, into {', '.join(parts)}")
-        split = apply_split(parts["novel"], options.split, options.seed)  # type: ignore[type-var]
-        if "novel" not in split:
-            raise ValueError(f"--split {options.split} leaves no novel classes to evaluate on")
-        parts = dict(split)
-    chosen = {"novel": parts["novel"]}
-    for option, role in _ROLES.items():
-        spec = getattr(options, option)
-        if spec is not None:
-            given = {"novel": open_bank(spec)} if spec.startswith("features:") else open_dataset(spec, options.data_dir)
-            chosen[option] = given.get(role, given["novel"])
-        elif role in parts and option != "base_queries":
-            chosen[option] = parts[role]
-    if options.protocol == "closed":
-        chosen.pop("validation", None)
-    banks: dict[str, FeatureBank] = {}
-    notes: list[str] = []
-    background = None
-    pictures = {role: part for role, part in chosen.items() if not isinstance(part, FeatureBank)}
-    if options.weights is not None and not pictures:
-        raise ValueError("--weights: the features are given, so no backbone is used")
-    if pictures:
-        backbone = _backbone(options)
-        banks, notes = _extract(options, backbone, chosen)
-        if backbone.base_prototypes is not None and "base" not in banks:
-            background = backbone.base_prototypes.cpu()
-            notes.append(
-                f"what is known of base classes: the {len(backbone.base_classes)} that the backbone was trained on"
-            )
-    banks |= {role: part for role, part in chosen.items() if isinstance(part, FeatureBank)}
-    return banks, pictures, background, notes
-
-
-def _backbone(options: argparse.Namespace) -> Any:
-    import backbones
-
-    weights: bool | str = True if options.weights is None else options.weights
-    return backbones.create(
+    sets = sets_by_role(
+        options.dataset,
+        data_dir=options.data_dir,
+        download=options.download,
+        split=options.split,
+        seed=options.seed,
+        base=options.base,
+        base_queries=options.base_queries,
+        validation=options.validation,
+        roles=[role for role in ROLES if role != "validation" or options.protocol != "closed"],
+    )
+    return banks_by_role(
+        sets,
         options.backbone,
-        pretrained=False if weights == "random" else weights,
+        weights=options.weights,
         model_options=key_values("--model-option", options.model_option),
         transform_options=key_values("--transform-option", options.transform_option),
         device=options.device,
+        workers=options.workers,
+        cache_dir=None if options.cache_dir == "none" else options.cache_dir,
+        skip_unreadable=options.skip_unreadable,
+        progress=not options.quiet,
+        precision=options.precision,
+        channels_last=options.channels_last,
     )
-
-
-def _extract(
-    options: argparse.Namespace, backbone: Any, chosen: dict[str, Any]
-) -> tuple[dict[str, FeatureBank], list[str]]:
-    from episodes.features.bank import FeatureBank
-    from episodes.features.extraction import extract
-
-    banks, notes = {}, []
-    for role, part in chosen.items():
-        if isinstance(part, FeatureBank):
-            continue
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="extract: left out")  # said below, with the list
-            banks[role] = extract(
-                backbone,
-                part,
-                workers=options.workers,
-                device=options.device,
-                cache_dir=None if options.cache_dir == "none" else options.cache_dir,
-                skip_unreadable=options.skip_unreadable,
-                progress=not options.quiet,
-                precision=options.precision,
-                channels_last=options.channels_last,
-            )
-        skipped = banks[role].skipped
-        if skipped:
-            notes.append(f"{len(skipped)} unreadable pictures of {part.name} are left out: {', '.join(skipped)}")
-    return banks, notes
 
 
 if __name__ == "__main__":

@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import warnings
-from typing import Any
 
 from episodes.data import registry
 from episodes.data.cifar import cifar10
@@ -17,6 +14,7 @@ from episodes.data.digits import digits
 from episodes.data.folders import folder
 from episodes.data.image_dataset import PictureSet
 from episodes.data.omniglot import omniglot
+from fewshot_nam._deprecation import renamed_names
 from fewshot_nam.io.image_io import UnreadablePicture
 
 __all__ = ["ROLES", "PictureSet", "UnreadablePicture", "cifar10", "digits", "folder", "omniglot", "open_dataset"]
@@ -51,12 +49,4 @@ def open_dataset(
     return dict(opened) if isinstance(opened, dict) else {"novel": opened}
 
 
-def __getattr__(name: str) -> Any:
-    if name == "open_bank":
-        warnings.warn(
-            "episodes.data.datasets.open_bank is now episodes.open_bank, and goes in 0.3",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return importlib.import_module("episodes.features.bank").open_bank
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = renamed_names(__name__, {"open_bank": "episodes.features.bank.open_bank"})

@@ -116,7 +116,7 @@ def test_unreadable_pictures_are_named_or_counted_and_listed(photos, capsys):
     assert "class2/broken.png" in capsys.readouterr().err
     assert main([*small(photos), "--skip-unreadable"]) == 0
     out = capsys.readouterr().out
-    assert "1 unreadable pictures" in out
+    assert "1 unreadable images" in out
     assert "broken.png" in out
 
 

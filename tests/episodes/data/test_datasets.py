@@ -301,7 +301,7 @@ def test_bad_specs_are_explained(spec, message):
 
 
 def test_open_bank_is_found_where_it_was():
-    with pytest.warns(DeprecationWarning, match=r"is now episodes\.open_bank"):
+    with pytest.warns(DeprecationWarning, match=r"use episodes\.features\.bank\.open_bank"):
         from episodes.data.datasets import open_bank as former
     assert former is open_bank
 
