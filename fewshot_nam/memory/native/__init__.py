@@ -1,1 +1,1 @@
-"""Compiled kernels: built by the machine's own C++ compiler, kept where nobody else can write, and used in place of torch."""
+"""Compiled code: one builder (``native_build``) for the whole project, and the kernels of the memory networks (``kernels``)."""

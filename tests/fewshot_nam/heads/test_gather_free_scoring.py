@@ -1,10 +1,5 @@
 """Features that an index picks: compiled and torch's products, and scores without gathering equal scores of the features."""
 
-import logging
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -194,49 +189,3 @@ def test_support_that_is_linearly_dependent_is_left_to_the_features(form):
     near, far = (torch.tensor([[[1.0, 1 - gap], [1 - gap, 1.0]]]) for gap in (5e-7, 1e-3))
     assert picked._coordinates(far) is not None
     assert picked._coordinates(near) is None, "a factor of rounding errors is no factor"
-
-
-def test_no_compiler_is_no_error(monkeypatch, tmp_path, caplog):
-    monkeypatch.setenv("FEWSHOT_NAM_CACHE", str(tmp_path))
-    fresh = compiled.library.__wrapped__
-    monkeypatch.setenv("FEWSHOT_NAM_COMPILE", "0")
-    assert fresh(SOURCE) is None
-    monkeypatch.delenv("FEWSHOT_NAM_COMPILE")
-    assert not caplog.records
-    for compiler, said in (
-        ("no-such-compiler", "no C\\+\\+ compiler 'no-such-compiler'"),
-        ("false", "non-zero exit status"),
-        ('c++ "', "No closing quotation"),
-    ):
-        caplog.clear()
-        monkeypatch.setenv("CXX", compiler)
-        with caplog.at_level(logging.WARNING):
-            assert fresh(SOURCE) is None
-        assert re.search(said, caplog.text)
-    assert not list(tmp_path.rglob("*.so"))
-
-
-@needs_compiler
-def test_a_damaged_library_is_built_anew(monkeypatch, tmp_path):
-    monkeypatch.setenv("FEWSHOT_NAM_CACHE", str(tmp_path))
-    monkeypatch.setenv("CXX", " ")  # is no compiler's name: the usual one
-    source = tmp_path / "one.cpp"
-    source.write_text('extern "C" int one() { return 1; }')
-    target = compiled._built(source)
-    target.write_bytes(b"cut short")
-    assert compiled.library.__wrapped__(source).one() == 1
-
-
-@needs_compiler
-def test_two_processes_that_build_at_once_both_get_the_library(tmp_path):
-    code = (
-        f"import pathlib, runpy; library = runpy.run_path({compiled.__file__!r})['library']; "  # without torch: quick
-    )
-    code += f"assert library(pathlib.Path({str(SOURCE)!r})).gram_float32; print('there')"
-    environment = {**os.environ, "FEWSHOT_NAM_CACHE": str(tmp_path)}
-    running = [
-        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    assert [process.communicate(timeout=300)[0].strip() for process in running] == ["there", "there"]
-    assert len(list((tmp_path / "compiled").iterdir())) == 1, "one library, and nothing that is left over"

@@ -14,16 +14,14 @@ from fewshot_nam.memory.native import kernels
 @pytest.fixture(scope="session")
 def built(tmp_path_factory) -> CDLL:
     """Return kernels built for this session; skip where there is no compiler."""
-    compilers = [shlex.split(os.environ.get("CXX", "c++"))[0], "g++", "clang++"]
+    compilers = [*shlex.split(os.environ.get("CXX", "c++"))[:1], "g++", "clang++"]
     if not any(map(shutil.which, compilers)):
         pytest.skip("no C++ compiler to build kernels with")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSHOT_NAM_CACHE", str(tmp_path_factory.mktemp("kernels")))
         patch.delenv("FEWSHOT_NAM_COMPILE", raising=False)
-        patch.setattr(kernels, "_library", None)
-        patch.setattr(kernels, "_sought", False)
         assert kernels.build_kernels()
-        return kernels._library
+        return kernels.library()
 
 
 @pytest.fixture(scope="module", params=["torch", "compiled"])
@@ -31,9 +29,8 @@ def either(request) -> Iterator[str]:
     """Run a module's tests once without kernels and once with them."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "compiled":
-            patch.setattr(kernels, "_library", request.getfixturevalue("built"))
-            patch.setattr(kernels, "_sought", True)
-        patch.setenv("FEWSHOT_NAM_COMPILE", "0" if request.param == "torch" else "")
+            request.getfixturevalue("built")
+        patch.setenv("FEWSHOT_NAM_COMPILE", "0" if request.param == "torch" else "1")
         yield request.param
 
 
@@ -41,7 +38,5 @@ def either(request) -> Iterator[str]:
 def compiled(built) -> Iterator[None]:
     """Run a module's tests with kernels."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_library", built)
-        patch.setattr(kernels, "_sought", True)
-        patch.setenv("FEWSHOT_NAM_COMPILE", "")
+        patch.setenv("FEWSHOT_NAM_COMPILE", "1")
         yield
