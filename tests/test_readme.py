@@ -25,7 +25,7 @@ def test_the_two_commands_are_what_ci_runs():
     commands = [body.strip() for kind, body in BLOCKS if kind == "bash"][:2]
     assert commands[0] == "pip install . && python scripts/episode_eval.py --ways 5 --shots 1"
     for command in commands:
-        assert command.replace("pip install", "pip install -q") in ci
+        assert command.replace("pip install", "pip install -q") in [line.strip() for line in ci]
 
 
 def test_the_example_prints_what_the_readme_says():

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from episodes.data import registry
+from fewshot_nam import __version__
 
 DEFAULT_HEADS = ["nam", "nam-sequential", "cosine", "cosine-centred", "protonet"]
 
 # Options that change no number.
 _NO_NUMBERS = {
     "help",
+    "version",
     "config",
     "json",
     "markdown",
@@ -38,12 +40,12 @@ Without options: 5 known and 5 unknown classes of scikit-learn's handwritten dig
 
 _EXAMPLES = """\
 examples:
-  episode_eval.py --ways 5 --shots 1
-  episode_eval.py --dataset omniglot --data-dir DIR --ways 20 --shots 5 --json omniglot.json
-  episode_eval.py --dataset folder:photos --backbone timm/resnet18 --open-ways 3 --queries 5
-  episode_eval.py --dataset features:bank.safetensors --heads nam cosine ridge --protocol closed
-  episode_eval.py --report out                      (a page to look at: out/index.html)
-  episode_eval.py --config run.yaml --seed 1        (flags win over the file)
+  %(prog)s --ways 5 --shots 1
+  %(prog)s --dataset omniglot --data-dir DIR --ways 20 --shots 5 --json omniglot.json
+  %(prog)s --dataset folder:photos --backbone timm/resnet18 --open-ways 3 --queries 5
+  %(prog)s --dataset features:bank.safetensors --heads nam cosine ridge --protocol closed
+  %(prog)s --report out                      (a page to look at: out/index.html)
+  %(prog)s --config run.yaml --seed 1        (flags win over the file)
 """
 
 
@@ -55,12 +57,12 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all options; each option's default is in ``parser().get_default(name)``."""
     made = _Parser(
-        prog="episode_eval.py",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     episode = made.add_argument_group("episodes")
     episode.add_argument("--protocol", default="open", help="closed, open or generalized (default: %(default)s)")
     episode.add_argument(
@@ -212,7 +214,7 @@ def _read_config(path: Path, made: argparse.ArgumentParser) -> dict[str, Any]:
         raise ValueError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, _Pairs):
         raise ValueError(f"{path}: expected a mapping of options to values, got {type(content).__name__}")
-    actions = {action.dest: action for action in made._actions if action.dest not in ("help", "config")}
+    actions = {action.dest: action for action in made._actions if action.dest not in ("help", "version", "config")}
     found: dict[str, Any] = {}
     for key, value in content:
         name = str(key).replace("-", "_")

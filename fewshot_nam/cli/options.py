@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
+from fewshot_nam import __version__
+
 DEFAULT_BACKBONE = "conv4"
 
 _DESCRIPTION = """\
@@ -40,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     learn = _command(commands, "learn", "learn classes from pictures, in a new memory or in one that is there")
