@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from episodes.evaluation.evaluation import evaluate
     from episodes.features.bank import FeatureBank, open_bank
     from episodes.features.extraction import extract
-    from episodes.metrics.measures import MEASURES
+    from episodes.metrics.registry import MEASURES
     from episodes.reporting.report import Report
     from episodes.sampling.sampler import Episodes, EpisodeSampler
 
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "MEASURES": "metrics.measures",
+    "MEASURES": "metrics.registry",
     "EpisodeSampler": "sampling.sampler",
     "Episodes": "sampling.sampler",
     "FeatureBank": "features.bank",

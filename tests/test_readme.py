@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from episodes.cli.options import parser
-from episodes.metrics.measures import MEASURES
+from episodes.metrics.registry import MEASURES
 from fewshot_nam.cli import options as commands
 from fewshot_nam.heads import available
 

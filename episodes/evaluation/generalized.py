@@ -15,11 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from episodes.evaluation.scoring import Scorer, Scores
-from episodes.evaluation.validation_thresholds import best_bias, joint_margins
+from episodes.evaluation.scoring import Scorer
+from episodes.evaluation.validation_thresholds import best_bias
 from episodes.features.bank import FeatureBank
 from episodes.metrics.intervals import interval, paired
-from episodes.metrics.measures import accuracy, generalized_measures
+from episodes.metrics.measures import accuracy
+from episodes.metrics.registry import MEASURES, measured
+from episodes.metrics.scores import Frozen, Scores
 from episodes.reporting.report import Table
 from episodes.sampling.sampler import EpisodeSampler
 from fewshot_nam.heads import Head
@@ -95,7 +97,7 @@ def compare(
     ]
     margins: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in contenders}
     for name, scores in _scored(contenders, samplers[0], _CHOOSING_EPISODES):
-        margins[name].append(joint_margins(*_given(scores)))
+        margins[name].append((scores.margins.base_if_right, scores.margins.novel_if_right))
     bias = {name: best_bias(*map(torch.cat, zip(*parts, strict=True))) for name, parts in margins.items()}
     found: dict[str, dict[str, list[Tensor]]] = {name: {} for name in contenders}
     for name, scores in _scored(contenders, samplers[1], episodes):
@@ -123,15 +125,12 @@ def _scored(
         yield from scorer.score(batch)
 
 
-def _given(scores: Scores) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    assert scores.base is not None
-    return scores.base, scores.base_targets, scores.known, scores.known_targets, scores.num_base
-
-
 def _measures(scores: Scores, bias: float) -> dict[str, Tensor]:
-    base, base_targets, novel, novel_targets, count = _given(scores)
+    assert scores.base is not None
+    assert scores.base_targets is not None
+    count, found = scores.num_base, measured(scores.with_frozen(Frozen(bias=bias)))
     return {
-        **generalized_measures(base, base_targets, novel, novel_targets, count, bias),
-        "base_accuracy:alone": accuracy(base[..., :count], base_targets),
-        "novel_accuracy:alone": accuracy(novel[..., count:], novel_targets - count),
+        **{name: value for name, value in found.items() if MEASURES[name].pool is None},
+        "base_accuracy:alone": accuracy(scores.base[..., :count], scores.base_targets),
+        "novel_accuracy:alone": accuracy(scores.known[..., count:], scores.known_targets - count),
     }

@@ -8,59 +8,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from episodes.evaluation.validation_thresholds import best_bias, frozen_measures, joint_margins, pooled_threshold
+from episodes.evaluation.validation_thresholds import best_bias, pooled_threshold
 from episodes.features.bank import FeatureBank
 from episodes.features.threads import in_order
-from episodes.metrics.calibration import ece_sums, ece_values, fit_temperature
-from episodes.metrics.measures import accuracy, generalized_measures, open_measures
+from episodes.metrics.calibration import fit_temperature
+from episodes.metrics.registry import measured, pooled
+from episodes.metrics.scores import Frozen, Scores, widened
 from episodes.sampling.sampler import Episodes
 from fewshot_nam.heads import Head
 from fewshot_nam.heads.gather_free_scoring import Picker, familiarities_of, read_picked
 
 _TEMPERATURE_SCORES = 1 << 22  # scores that the temperature is fitted on, and kept for it: 16 MiB a head
-
-
-class Scores(NamedTuple):
-    """One head's scores of a batch of episodes.
-
-    Columns are base classes first, then the episode's own; a part that the protocol lacks is ``None``.
-
-    Attributes:
-        known: ``(E, N Q, C)``, queries of the episode's own classes.
-        known_targets: ``(N Q,)``, their columns.
-        unknown: ``(E, U Q', C)``.
-        base: ``(E, Q_b, C)``, queries of base classes.
-        base_targets: ``(E, Q_b)``, their columns.
-        num_base: how many columns are base classes.
-    """
-
-    known: Tensor
-    known_targets: Tensor
-    unknown: Tensor | None
-    base: Tensor | None
-    base_targets: Tensor
-    num_base: int
-
-    def with_a_column(self) -> tuple[Tensor, Tensor]:
-        """Return scores and targets of all queries whose class is among the columns: base queries first."""
-        if self.base is None:
-            return self.known, self.known_targets
-        novel_targets = self.known_targets.expand(len(self.known), -1)
-        return torch.cat([self.base, self.known], dim=1), torch.cat([self.base_targets, novel_targets], dim=1)
-
-
-class Frozen(NamedTuple):
-    """What is fixed for a head before it meets the test episodes; thresholds and bias only with validation classes."""
-
-    temperature: float
-    open_threshold: float | None = None
-    class_threshold: float | None = None
-    bias: float | None = None
 
 
 Watch = Callable[[str, Episodes, Scores, Frozen], None]  # is shown a head's name, episodes, their scores, what is fixed
@@ -123,9 +85,14 @@ class Scorer:
         found |= self._gathered(others, episodes, query)
         for name in self.heads:
             scores = found.pop(name)
+            if scores.shape != (len(episodes), query.shape[1] + parts[2], num_base + ways):
+                raise ValueError(
+                    f"the head {name!r} gave scores of shape {tuple(scores.shape)}, expected "
+                    f"{(len(episodes), query.shape[1] + parts[2], num_base + ways)}: episodes, queries, classes"
+                )
             if not bool(torch.stack(scores.aminmax()).isfinite().all()):  # both are NaN where any score is
                 raise ValueError(f"the head {name!r} gave scores that are NaN or infinite for these features")
-            of_known, of_unknown, of_base = torch.split(scores, parts, dim=1)
+            of_known, of_unknown, of_base = torch.split(widened(scores), parts, dim=1)
             yield (
                 name,
                 Scores(
@@ -133,7 +100,7 @@ class Scorer:
                     targets,
                     of_unknown if parts[1] else None,
                     of_base if parts[2] else None,
-                    episodes.base_classes.to(self.device),
+                    episodes.base_classes.to(self.device) if parts[2] else None,
                     num_base,
                 ),
             )
@@ -185,20 +152,21 @@ def measure(
     found: dict[str, dict[str, list[Tensor]]] = {name: {} for name in scorer.heads}
     queries = 0
 
-    def measured(batch: Episodes) -> tuple[Episodes, list[tuple[str, Scores, dict[str, Tensor]]]]:
-        return batch, [(name, scores, _measures(scores, frozen[name])) for name, scores in scorer.score(batch)]
+    def measures_of(batch: Episodes) -> tuple[Episodes, list[tuple[str, Scores, dict[str, Tensor]]]]:
+        scored = ((name, scores.with_frozen(frozen[name])) for name, scores in scorer.score(batch))
+        return batch, [(name, scores, measured(scores)) for name, scores in scored]
 
-    for batch, of_heads in in_order(measured, batches, scorer.threads):
+    for batch, of_heads in in_order(measures_of, batches, scorer.threads):
         for name, scores, measures in of_heads:
-            queries = scores.with_a_column()[0].shape[1]
+            queries = scores.labelled[0].shape[1]
             if watch is not None:
                 watch(name, batch, scores, frozen[name])
             for printed, value in measures.items():
                 found[name].setdefault(printed, []).append(value.cpu())
-    values = {name: {printed: torch.cat(parts) for printed, parts in lists.items()} for name, lists in found.items()}
-    for measures in values.values():
-        measures["ece"] = ece_values(measures["ece"], queries)
-    return values
+    return {
+        name: {printed: pooled(printed, torch.cat(parts), queries) for printed, parts in lists.items()}
+        for name, lists in found.items()
+    }
 
 
 class _Seen:
@@ -214,8 +182,7 @@ class _Seen:
 
     def add(self, scores: Scores, thresholds: bool) -> None:
         """Take note of a batch of episodes."""
-        known, targets = scores.with_a_column()
-        known, targets = known.flatten(0, 1), targets.expand(known.shape[:2]).flatten()
+        known, targets = (part.flatten(0, 1) for part in scores.labelled)
         room = max(_TEMPERATURE_SCORES // known.shape[1] - sum(map(len, self.targets)), 0)
         self.scores.append(known[:room].clone())
         self.targets.append(targets[:room])
@@ -224,11 +191,8 @@ class _Seen:
         self.best.append(known.amax(dim=1))
         self.true.append(known.gather(1, targets[:, None]).squeeze(1))
         if scores.base is not None:
-            base, novel = joint_margins(
-                scores.base, scores.base_targets, scores.known, scores.known_targets, scores.num_base
-            )
-            self.base_margins.append(base)
-            self.novel_margins.append(novel)
+            self.base_margins.append(scores.margins.base_if_right)
+            self.novel_margins.append(scores.margins.novel_if_right)
 
     def frozen(self, thresholds: bool) -> Frozen:
         """Return what to fix."""
@@ -237,28 +201,3 @@ class _Seen:
             return Frozen(temperature)
         bias = best_bias(torch.cat(self.base_margins), torch.cat(self.novel_margins)) if self.base_margins else None
         return Frozen(temperature, pooled_threshold(self.best), pooled_threshold(self.true), bias)
-
-
-def _measures(scores: Scores, frozen: Frozen) -> dict[str, Tensor]:
-    """Return ``{printed name: (E,)}``; for ``ece`` the sums ``(E, 15)``, which are pooled at the end."""
-    known, targets = scores.with_a_column()
-    measures: dict[str, Tensor] = {}
-    if scores.unknown is not None:
-        measures |= open_measures(known, targets, scores.unknown)
-        if frozen.open_threshold is not None and frozen.class_threshold is not None:
-            measures |= frozen_measures(
-                known,
-                targets,
-                scores.unknown,
-                open_threshold=frozen.open_threshold,
-                class_threshold=frozen.class_threshold,
-            )
-    else:
-        measures["accuracy"] = accuracy(known, targets)
-    if scores.base is not None:
-        del measures["accuracy"]  # it is joint_accuracy, a name that says over which classes
-        measures |= generalized_measures(
-            scores.base, scores.base_targets, scores.known, scores.known_targets, scores.num_base, frozen.bias
-        )
-    measures["ece"] = ece_sums(known, targets, frozen.temperature)
-    return measures

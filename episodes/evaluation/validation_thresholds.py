@@ -4,21 +4,13 @@ A setting is chosen on the queries of all validation episodes together, then app
 reported is what a threshold set beforehand would have done. Shapes and terms are those of ``episodes.metrics.measures``.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from episodes.metrics.measures import (
-    class_fpr_at,
-    harmonic_mean,
-    margins_of,
-    share_accepted,
-    threshold_at_tpr,
-    true_scores_of,
-)
-from episodes.metrics.validation import check_pair, check_targets, given
+from episodes.metrics.measures import harmonic_mean
+from episodes.metrics.scores import joint_scores, shape_and_dtype, threshold_at_tpr
 
 
 def pooled_threshold(true_scores: Tensor | Sequence[Tensor], tpr: float = 0.95) -> float:
@@ -50,8 +42,8 @@ def joint_margins(
         kind has -inf if base and inf if novel: no bias makes it right.
 
     """
-    _, base_margin, _, novel_margin = margins_of("joint_margins", base, base_targets, novel, novel_targets, num_base)
-    return base_margin, novel_margin
+    margins = joint_scores("joint_margins", base, base_targets, novel, novel_targets, num_base).margins
+    return margins.base_if_right, margins.novel_if_right
 
 
 def best_bias(base_margins: Tensor, novel_margins: Tensor) -> float:
@@ -68,7 +60,8 @@ def best_bias(base_margins: Tensor, novel_margins: Tensor) -> float:
     base, novel = base_margins.detach().flatten().double(), novel_margins.detach().flatten().double()
     if base.numel() == 0 or novel.numel() == 0 or base.isnan().any() or novel.isnan().any():
         raise ValueError(
-            f"best_bias: expected margins of both kinds, none NaN, got {given(base_margins)}, {given(novel_margins)}"
+            "best_bias: expected margins of both kinds, none NaN, "
+            f"got {shape_and_dtype(base_margins)}, {shape_and_dtype(novel_margins)}"
         )
     edges = torch.cat((base, novel)).sort().values  # an infinite one bounds a gap where one accuracy is 0
     low, high = edges[:-1], edges[1:]
@@ -82,37 +75,3 @@ def best_bias(base_margins: Tensor, novel_margins: Tensor) -> float:
     middle = (low[best] / 2 + high[best] / 2).item()
     # Neighbouring floats have no middle; the upper one serves as well, since a base margin equal to the bias is right.
     return middle if middle > low[best].item() else high[best].item()
-
-
-def frozen_measures(
-    known: Tensor, targets: Tensor, unknown: Tensor, *, open_threshold: float, class_threshold: float
-) -> dict[str, Tensor]:
-    """Apply thresholds chosen beforehand (`pooled_threshold`): what they really accept, `{printed name: (E,)}`.
-
-    Args:
-        known: scores of known queries `(E, K, C)`.
-        targets: column of each known query's class, `(E, K)` or `(K,)`.
-        unknown: scores of unknown queries `(E, U, C)`.
-        open_threshold: for acceptance scores.
-        class_threshold: for single (query, class) pairs.
-
-    Returns:
-        tpr, open_fpr@95tpr, class_tpr, class_fpr@95tpr (and :known, :unknown), each with `:frozen`, each `(E,)`.
-
-    """
-    known, unknown = check_pair("frozen_measures", known, unknown)
-    true = true_scores_of(known, check_targets("frozen_measures", targets, known))
-    if not (math.isfinite(open_threshold) and math.isfinite(class_threshold)):
-        raise ValueError(f"frozen_measures: expected finite thresholds, got {open_threshold} and {class_threshold}")
-    # A float64 tensor with a dimension: a bare number would be rounded to the scores' float32 before it is compared.
-    thresholds = torch.tensor([open_threshold, class_threshold], dtype=torch.float64, device=known.device)
-    open_at, class_at = thresholds[:, None].expand(2, len(known))
-    classes = class_fpr_at(known, true, unknown, class_at)
-    return {
-        "tpr:frozen": share_accepted(known.amax(-1), open_at),
-        "open_fpr@95tpr:frozen": share_accepted(unknown.amax(-1), open_at),
-        "class_tpr:frozen": share_accepted(true, class_at),
-        "class_fpr@95tpr:frozen": classes.overall,
-        "class_fpr@95tpr:known:frozen": classes.known,
-        "class_fpr@95tpr:unknown:frozen": classes.unknown,
-    }

@@ -1,4 +1,4 @@
-"""Calibration: expected calibration error pooled over episodes, and the temperature that is fitted beforehand.
+"""Expected calibration error pooled over episodes, and the temperature that is fitted beforehand.
 
 Shapes and terms are those of ``episodes.metrics.measures``.
 """
@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from episodes.metrics.intervals import Interval, interval
-from episodes.metrics.measures import best_and_right
-from episodes.metrics.validation import check_scores, check_targets, given
+from episodes.metrics.scores import Scores, best_and_right, check_scores, check_targets, shape_and_dtype
 from fewshot_nam.heads.temperature import fit_temperature as most_likely_temperature
 
 ECE_BINS = 15
@@ -35,7 +34,15 @@ def ece_sums(known: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor
     targets = check_targets("ece_sums", targets, known)
     if not 0 < temperature < math.inf:
         raise ValueError(f"ece_sums: expected a temperature above 0, got {temperature}")
-    best, right = best_and_right(known, targets)
+    return _ece_sums(known, *best_and_right(known, targets), temperature)
+
+
+def ece_sums_of(scores: Scores) -> Tensor:
+    """Return `ece_sums` of all labelled queries, at the temperature fixed beforehand."""
+    return _ece_sums(scores.labelled[0], scores.best, scores.right, scores.frozen.temperature)
+
+
+def _ece_sums(known: Tensor, best: Tensor, right: Tensor, temperature: float) -> Tensor:
     # In place: more arrays of this size would leave the processor's cache.
     confidence = (known.double() - best[..., None]).div_(temperature).exp_().sum(-1).reciprocal_()
     # Every k / 15 times 15 is k in float64, so an edge falls into the bin below it; a search among edges is slower.
@@ -66,7 +73,7 @@ def ece_values(sums: Tensor, queries: int) -> Tensor:
     """
     if sums.dim() != 2 or sums.shape[0] == 0 or sums.shape[1] != ECE_BINS or queries < 1:
         raise ValueError(
-            f"ece_values: expected sums (E, {ECE_BINS}) and 1 query or more, got {given(sums)} and {queries}"
+            f"ece_values: expected sums (E, {ECE_BINS}) and 1 query or more, got {shape_and_dtype(sums)} and {queries}"
         )
     return (sums * sums.sum(0).sign()).sum(-1) / queries
 

@@ -14,10 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from episodes.evaluation.scoring import Frozen, Scores
-from episodes.evaluation.validation_thresholds import joint_margins
 from episodes.metrics.intervals import interval
-from episodes.metrics.measures import share_accepted, threshold_at_tpr, true_scores_of
+from episodes.metrics.scores import Frozen, Scores, share_accepted, threshold_at_tpr
 from episodes.sampling.sampler import Episodes
 
 Floats = npt.NDArray[np.floating]
@@ -104,14 +102,10 @@ class HeadEvidence:
         self.bias = frozen.bias
         self._add_positions(scores)
         if scores.unknown is not None:
-            known, targets = scores.with_a_column()
-            self._add_open(known, targets.expand(known.shape[:2]), scores.unknown)
-            self._add_alarms(episodes, known, scores.unknown, scores.num_base)
+            self._add_open(scores)
+            self._add_alarms(episodes, scores)
         if scores.base is not None:
-            base, novel = joint_margins(
-                scores.base, scores.base_targets, scores.known, scores.known_targets, scores.num_base
-            )
-            self.margins.add(base, novel)
+            self.margins.add(scores.margins.base_if_right, scores.margins.novel_if_right)
         self.episodes += len(episodes)
 
     def accuracy_by_position(self) -> tuple[Floats, Floats]:
@@ -137,11 +131,12 @@ class HeadEvidence:
         # Queries stand class by class, in the order in which classes are written.
         self._by_position.append(right.reshape(episodes, columns - scores.num_base, -1).mean(dim=-1).cpu())
 
-    def _add_open(self, known: Tensor, targets: Tensor, unknown: Tensor) -> None:
-        best, true = known.amax(dim=-1), true_scores_of(known, targets)
-        for kind, accepted in enumerate((best, true)):
+    def _add_open(self, scores: Scores) -> None:
+        assert scores.unknown is not None
+        (known, targets), true, unknown = scores.labelled, scores.true, scores.unknown
+        for kind, accepted in enumerate((scores.best, true)):
             self._tpr_sums[kind] += share_accepted(accepted, threshold_at_tpr(accepted)).sum().cpu()
-        self.queries.add(best, unknown.amax(dim=-1))
+        self.queries.add(scores.best, scores.unknown_best)
         room = self.pairs.room(known[0].numel() + unknown[0].numel())
         if room:
             known, targets, true, unknown = known[:room], targets[:room], true[:room], unknown[:room]
@@ -153,9 +148,10 @@ class HeadEvidence:
                 ),
             )
 
-    def _add_alarms(self, episodes: Episodes, known: Tensor, unknown: Tensor, num_base: int) -> None:
-        threshold = threshold_at_tpr(known.amax(dim=-1)).cpu()
-        best, column = (found.cpu() for found in unknown.max(dim=-1))
+    def _add_alarms(self, episodes: Episodes, scores: Scores) -> None:
+        assert scores.unknown is not None
+        num_base, threshold = scores.num_base, scores.open_threshold.cpu()
+        best, column = (found.cpu() for found in scores.unknown.max(dim=-1))
         margin = (best.double() - threshold.double().unsqueeze(-1)).flatten()
         order = margin.argsort(descending=True, stable=True)
         per_episode, per_class = best.shape[1], episodes.unknown.shape[2]

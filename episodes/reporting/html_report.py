@@ -17,7 +17,7 @@ from PIL import Image
 
 from episodes.data.image_dataset import PictureSet
 from episodes.features.bank import FeatureBank
-from episodes.metrics.measures import MEASURES
+from episodes.metrics.registry import MEASURES
 from episodes.reporting.collectors import Evidence, FalseAlarm
 from episodes.reporting.plots import save, sections, shown_heads
 from episodes.reporting.report import Report, Table, cell, heading

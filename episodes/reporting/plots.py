@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from episodes.metrics.measures import threshold_at_tpr
+from episodes.metrics.scores import threshold_at_tpr
 from episodes.reporting.collectors import Evidence, HeadEvidence, accuracies_at, bias_curve, roc_points
 from episodes.reporting.report import Report
 from fewshot_nam.io.atomic import replacing

@@ -9,19 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from episodes.metrics.measures import MEASURES
+from episodes.metrics.registry import MEASURES, short_table
 from episodes.training.meta_learning import META_LEARNED
 from fewshot_nam.heads import available
 from fewshot_nam.io.atomic import replacing
 
 Table = dict[str, dict[str, dict[str, float]]]
-
-# False alarms first: they are what the toolkit is for.
-_COLUMNS = {
-    "closed": ["accuracy", "ece"],
-    "open": ["class_fpr@95tpr", "open_fpr@95tpr", "accuracy", "auroc", "oscr", "ece"],
-    "generalized": ["novel_to_base", "base_to_novel", "base_accuracy", "novel_accuracy", "harmonic_mean", "ausuc"],
-}
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ class Report:
     @property
     def columns(self) -> list[str]:
         """The measures of the short table, in its order."""
-        return [name for name in _COLUMNS[self.config["protocol"]] if name in self._measured]
+        return [name for name in short_table(self.config["protocol"]) if name in self._measured]
 
     @property
     def frozen_columns(self) -> list[str]:

@@ -258,6 +258,17 @@ def test_scores_that_are_not_finite_are_no_result():
         evaluate(NOVEL, {"broken": Broken()}, episodes=3)
 
 
+def test_scores_of_another_shape_are_refused():
+    class Short(CosineHead):
+        def score_episodes(self, *arguments, **options):
+            return super().score_episodes(*arguments, **options)[..., 1:]
+
+    with pytest.raises(
+        ValueError, match=r"the head 'short' gave scores of shape .*150, 4\), expected .*150, 5\)"
+    ):
+        evaluate(NOVEL, {"short": Short()}, episodes=3)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_cuda_gives_the_same_answers():
     cpu, cuda = (run("generalized", ["nam", "cosine", "ridge"], 2, episodes=50, device=d) for d in ("cpu", "cuda"))

@@ -12,22 +12,20 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
-from episodes.evaluation.validation_thresholds import best_bias, frozen_measures, joint_margins, pooled_threshold
+from episodes.evaluation.validation_thresholds import best_bias, joint_margins, pooled_threshold
 from episodes.metrics.calibration import ece, ece_sums, ece_values, fit_temperature
 from episodes.metrics.intervals import interval, paired
 from episodes.metrics.measures import (
-    MEASURES,
     accuracy,
     auroc,
     ausuc,
     class_fpr,
-    generalized_measures,
     harmonic_mean,
     open_fpr,
-    open_measures,
     oscr,
     threshold_at_tpr,
 )
+from episodes.metrics.registry import frozen_measures, generalized_measures, open_measures
 
 E, K, U, C, BASE = 7, 19, 23, 5, 3
 KINDS = ["ties", "distinct"]
@@ -535,21 +533,6 @@ def test_paired_is_the_interval_of_the_difference():
     got = paired(a, b)
     assert got.mean == pytest.approx(interval(a).mean - interval(b).mean, abs=1e-6)
     assert 0 < got.ci95 < interval(a).ci95 / 20
-
-
-def test_table_has_every_printed_name():
-    known, targets, unknown = open_batch("ties", 17)
-    printed = {
-        "ece",
-        *open_measures(known, targets, unknown),
-        *generalized_measures(*joint_batch("ties", 17), bias=0.5),
-    }
-    printed |= set(frozen_measures(known, targets, unknown, open_threshold=0, class_threshold=0))
-    assert set(MEASURES) == printed
-    for name, measure in MEASURES.items():
-        assert measure.meaning
-        lower = "fpr" in name or "_to_" in name or name == "ece"
-        assert measure.better == ("lower" if lower else "higher"), name
 
 
 # Bad input.

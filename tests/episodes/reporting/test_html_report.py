@@ -20,7 +20,8 @@ import episodes.reporting.collectors
 from episodes import EpisodeSampler, FeatureBank, evaluate
 from episodes.cli.main import main
 from episodes.cli.options import command_line, read_options
-from episodes.metrics.measures import MEASURES, threshold_at_tpr
+from episodes.metrics.measures import threshold_at_tpr
+from episodes.metrics.registry import MEASURES
 from episodes.reporting.collectors import Evidence, accuracies_at, bias_curve, roc_points
 from episodes.reporting.html_report import _fitted
 from episodes.reporting.plots import sections, shown_heads, styles

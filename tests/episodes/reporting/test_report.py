@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from episodes.metrics.measures import MEASURES
+from episodes.metrics.registry import MEASURES
 from episodes.reporting.report import Report
 
 

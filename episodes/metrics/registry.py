@@ -1,0 +1,407 @@
+"""The measures that `evaluate` reports: names, meanings and how each is computed. Tables, `--help` and tests read this list.
+
+To add a measure, write a function from `Scores` to one value per episode, in a file of its own or here, and register it:
+
+    register(Measure("margin", "mean gap between known and unknown", "higher", ("open",), _margin, needs=("unknown",)))
+
+Measures that share a quantity (a threshold, a ranking) read it from a property of `Scores`, which computes it once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from episodes.metrics.calibration import ece_sums_of, ece_values
+from episodes.metrics.measures import harmonic_mean
+from episodes.metrics.scores import Frozen, Scores, area, beaten, joint_scores, open_scores, share_accepted
+
+Protocol = Literal["closed", "open", "generalized"]
+Need = Literal["unknown", "thresholds", "bias"]
+
+PROTOCOLS: tuple[Protocol, ...] = ("closed", "open", "generalized")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure: what its printed name means and how it is computed.
+
+    Attributes:
+        name: as tables and JSON print it. A name that ends in `:frozen` is computed with what validation classes chose.
+        meaning: one line in plain English.
+        better: `"higher"` or `"lower"`.
+        protocols: which protocols report it.
+        compute: from a batch of scores to values `(E,)`; where there is a `pool`, to whatever that takes, `(E, ...)`.
+        needs: parts of the scores without which it is left out: `"unknown"` queries, `"thresholds"` or `"bias"` of `Frozen`.
+        pool: from the concatenated results of all batches and the number of labelled queries in an episode to `(E,)`.
+        column: its place in the short table, a number for each protocol that shows it there.
+    """
+
+    name: str
+    meaning: str
+    better: Literal["higher", "lower"]
+    protocols: tuple[Protocol, ...]
+    compute: Callable[[Scores], Tensor]
+    needs: tuple[Need, ...] = ()
+    pool: Callable[[Tensor, int], Tensor] | None = None
+    column: Mapping[Protocol, int] | None = None
+
+    def applies_to(self, scores: Scores) -> bool:
+        """Whether the scores have all that this measure needs."""
+        there = {
+            "unknown": scores.unknown is not None,
+            "thresholds": scores.frozen.open_threshold is not None and scores.frozen.class_threshold is not None,
+            "bias": scores.frozen.bias is not None,
+        }
+        return protocol_of(scores) in self.protocols and all(there[need] for need in self.needs)
+
+
+MEASURES: dict[str, Measure] = {}
+
+
+def register(measure: Measure) -> None:
+    """Add a measure to `MEASURES`.
+
+    Raises:
+        ValueError: a name that is taken, or a protocol that does not exist.
+    """
+    if measure.name in MEASURES:
+        raise ValueError(f"register: there is a measure {measure.name!r} already")
+    unknown = set(measure.protocols) - set(PROTOCOLS)
+    if unknown or not measure.protocols:
+        raise ValueError(f"register: {measure.name!r} needs protocols among {PROTOCOLS}, got {measure.protocols}")
+    MEASURES[measure.name] = measure
+
+
+def protocol_of(scores: Scores) -> Protocol:
+    """Return the protocol that scores come from."""
+    return "generalized" if scores.base is not None else "open" if scores.unknown is not None else "closed"
+
+
+def short_table(protocol: str) -> list[str]:
+    """Return the measures of a protocol's short table, in its order."""
+    shown = [(m.column[protocol], m.name) for m in MEASURES.values() if m.column and protocol in m.column]  # type: ignore[index]
+    return [name for _, name in sorted(shown)]
+
+
+def measured(scores: Scores) -> dict[str, Tensor]:
+    """Return every registered measure of these scores, `{name: (E,)}`; one with a `pool`, as `compute` gives it."""
+    return {name: measure.compute(scores) for name, measure in MEASURES.items() if measure.applies_to(scores)}
+
+
+def pooled(name: str, values: Tensor, queries: int) -> Tensor:
+    """Return a measure's values `(E,)` from the results of all batches.
+
+    Args:
+        name: of the measure.
+        values: what `measured` gave, concatenated over batches.
+        queries: labelled queries in an episode.
+    """
+    pool = MEASURES[name].pool
+    return values if pool is None else pool(values, queries)
+
+
+def open_measures(known: Tensor, targets: Tensor, unknown: Tensor) -> dict[str, Tensor]:
+    """Every measure of the open protocol with thresholds per episode, `{name: (E,)}`.
+
+    Args:
+        known: scores of known queries `(E, K, C)`.
+        targets: column of each known query's class, `(E, K)` or `(K,)`.
+        unknown: scores of unknown queries `(E, U, C)`.
+
+    Raises:
+        ValueError: wrong shapes, NaN or infinite scores, no queries, or a target out of range.
+    """
+    return _without_pool(measured(open_scores("open_measures", known, targets, unknown)))
+
+
+def frozen_measures(
+    known: Tensor, targets: Tensor, unknown: Tensor, *, open_threshold: float, class_threshold: float
+) -> dict[str, Tensor]:
+    """Every measure of thresholds chosen beforehand (`pooled_threshold`): what they really accept, `{name: (E,)}`.
+
+    Args:
+        known: scores of known queries `(E, K, C)`.
+        targets: column of each known query's class, `(E, K)` or `(K,)`.
+        unknown: scores of unknown queries `(E, U, C)`.
+        open_threshold: for acceptance scores.
+        class_threshold: for single (query, class) pairs.
+
+    Raises:
+        ValueError: as `open_measures`, or a threshold that is not finite.
+    """
+    scores = open_scores("frozen_measures", known, targets, unknown)
+    if not (math.isfinite(open_threshold) and math.isfinite(class_threshold)):
+        raise ValueError(f"frozen_measures: expected finite thresholds, got {open_threshold} and {class_threshold}")
+    scores = scores.with_frozen(Frozen(1.0, open_threshold, class_threshold))
+    return {name: value for name, value in measured(scores).items() if "thresholds" in MEASURES[name].needs}
+
+
+def generalized_measures(
+    base: Tensor, base_targets: Tensor, novel: Tensor, novel_targets: Tensor, num_base: int, bias: float | None = None
+) -> dict[str, Tensor]:
+    """Every measure of base and novel classes in one label space, `{name: (E,)}`.
+
+    Args:
+        base: scores of base queries over all columns, base classes first, `(E, B, C)`.
+        base_targets: their columns, in [0, num_base), `(E, B)` or `(B,)`.
+        novel: scores of novel queries over the same columns, `(E, N, C)`.
+        novel_targets: their columns, in [num_base, C), `(E, N)` or `(N,)`.
+        num_base: number of base columns, 1 to C - 1.
+        bias: of novel scores, as `best_bias` chooses it; with one, the measures that end in `:frozen` are there too.
+
+    Raises:
+        ValueError: wrong shapes, NaN or infinite scores, no queries, a target out of range, or a bias that is not finite.
+    """
+    if bias is not None and not math.isfinite(bias):
+        raise ValueError(f"generalized_measures: expected a finite bias, got {bias}")
+    scores = joint_scores("generalized_measures", base, base_targets, novel, novel_targets, num_base)
+    return _without_pool(measured(scores.with_frozen(Frozen(bias=bias))))
+
+
+def _without_pool(measures: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in measures.items() if MEASURES[name].pool is None}
+
+
+def _unknown_count(scores: Scores) -> int:
+    return scores.unknown_best.shape[1]
+
+
+def _base_accuracy(scores: Scores, bias: float) -> Tensor:
+    return (scores.margins.base_if_right >= bias).double().mean(-1)
+
+
+def _novel_accuracy(scores: Scores, bias: float) -> Tensor:
+    return (scores.margins.novel_if_right < bias).double().mean(-1)
+
+
+def _harmonic_mean(scores: Scores, bias: float) -> Tensor:
+    return harmonic_mean(_base_accuracy(scores, bias), _novel_accuracy(scores, bias))
+
+
+def _bias(scores: Scores) -> float:
+    assert scores.frozen.bias is not None
+    return scores.frozen.bias
+
+
+def _joint_accuracy(scores: Scores) -> Tensor:
+    margins = scores.margins
+    return torch.cat((margins.base_if_right >= 0, margins.novel_if_right < 0), dim=-1).double().mean(-1)
+
+
+def _ausuc(scores: Scores) -> Tensor:
+    margins = scores.margins
+    return area(beaten(margins.base_if_right, margins.novel_if_right), margins.novel.shape[1])
+
+
+def _register_all() -> None:
+    closed_or_open: tuple[Protocol, ...] = ("closed", "open")
+    with_unknown: tuple[Protocol, ...] = ("open", "generalized")
+    generalized: tuple[Protocol, ...] = ("generalized",)
+    for measure in (
+        Measure(
+            "accuracy",
+            "known queries given their own class",
+            "higher",
+            closed_or_open,
+            lambda scores: scores.right.double().mean(-1),
+            column={"closed": 0, "open": 2},
+        ),
+        Measure(
+            "open_fpr@95tpr",
+            "unknown queries accepted while at least 95% of the known are",
+            "lower",
+            with_unknown,
+            lambda scores: share_accepted(scores.unknown_best, scores.open_threshold),
+            needs=("unknown",),
+            column={"open": 1},
+        ),
+        Measure(
+            "class_fpr@95tpr",
+            "wrong (query, class) pairs accepted while at least 95% of the true pairs are",
+            "lower",
+            with_unknown,
+            lambda scores: scores.class_fpr.overall,
+            needs=("unknown",),
+            column={"open": 0},
+        ),
+        Measure(
+            "class_fpr@95tpr:known",
+            "class_fpr@95tpr over the known queries only",
+            "lower",
+            with_unknown,
+            lambda scores: scores.class_fpr.known,
+            needs=("unknown",),
+        ),
+        Measure(
+            "class_fpr@95tpr:unknown",
+            "class_fpr@95tpr over the unknown queries only",
+            "lower",
+            with_unknown,
+            lambda scores: scores.class_fpr.unknown,
+            needs=("unknown",),
+        ),
+        Measure(
+            "auroc",
+            "chance that a known query scores above an unknown one, ties half",
+            "higher",
+            with_unknown,
+            lambda scores: area(scores.beaten, _unknown_count(scores)),
+            needs=("unknown",),
+            column={"open": 3},
+        ),
+        Measure(
+            "oscr",
+            "chance that a known query is classified right and scores above an unknown one",
+            "higher",
+            with_unknown,
+            lambda scores: area(scores.beaten * scores.right, _unknown_count(scores)),
+            needs=("unknown",),
+            column={"open": 4},
+        ),
+        Measure(
+            "ece",
+            "gap between confidence and accuracy: 15 bins, after temperature, pooled over episodes",
+            "lower",
+            PROTOCOLS,
+            ece_sums_of,
+            pool=ece_values,
+            column={"closed": 1, "open": 5},
+        ),
+        Measure(
+            "tpr:frozen",
+            "known queries accepted at a validation threshold; 95% meant",
+            "higher",
+            with_unknown,
+            lambda scores: share_accepted(scores.best, scores.frozen_open_threshold),
+            needs=("unknown", "thresholds"),
+        ),
+        Measure(
+            "open_fpr@95tpr:frozen",
+            "unknown queries accepted at a validation threshold",
+            "lower",
+            with_unknown,
+            lambda scores: share_accepted(scores.unknown_best, scores.frozen_open_threshold),
+            needs=("unknown", "thresholds"),
+        ),
+        Measure(
+            "class_tpr:frozen",
+            "true (query, class) pairs accepted at a validation threshold; 95% meant",
+            "higher",
+            with_unknown,
+            lambda scores: share_accepted(scores.true, scores.frozen_class_threshold),
+            needs=("unknown", "thresholds"),
+        ),
+        Measure(
+            "class_fpr@95tpr:frozen",
+            "wrong (query, class) pairs accepted at a validation threshold",
+            "lower",
+            with_unknown,
+            lambda scores: scores.frozen_class_fpr.overall,
+            needs=("unknown", "thresholds"),
+        ),
+        Measure(
+            "class_fpr@95tpr:known:frozen",
+            "class_fpr@95tpr:frozen over the known queries only",
+            "lower",
+            with_unknown,
+            lambda scores: scores.frozen_class_fpr.known,
+            needs=("unknown", "thresholds"),
+        ),
+        Measure(
+            "class_fpr@95tpr:unknown:frozen",
+            "class_fpr@95tpr:frozen over the unknown queries only",
+            "lower",
+            with_unknown,
+            lambda scores: scores.frozen_class_fpr.unknown,
+            needs=("unknown", "thresholds"),
+        ),
+        Measure(
+            "base_accuracy",
+            "base queries given their own class among base and novel classes",
+            "higher",
+            generalized,
+            lambda scores: _base_accuracy(scores, 0.0),
+            column={"generalized": 2},
+        ),
+        Measure(
+            "novel_accuracy",
+            "novel queries given their own class among base and novel classes",
+            "higher",
+            generalized,
+            lambda scores: _novel_accuracy(scores, 0.0),
+            column={"generalized": 3},
+        ),
+        Measure(
+            "harmonic_mean",
+            "harmonic mean of base_accuracy and novel_accuracy",
+            "higher",
+            generalized,
+            lambda scores: _harmonic_mean(scores, 0.0),
+            column={"generalized": 4},
+        ),
+        Measure(
+            "joint_accuracy",
+            "base and novel queries together given their own class",
+            "higher",
+            generalized,
+            _joint_accuracy,
+        ),
+        Measure(
+            "novel_to_base",
+            "novel queries called a base class",
+            "lower",
+            generalized,
+            lambda scores: (scores.margins.novel >= 0).double().mean(-1),
+            column={"generalized": 0},
+        ),
+        Measure(
+            "base_to_novel",
+            "base queries called a novel class",
+            "lower",
+            generalized,
+            lambda scores: (scores.margins.base < 0).double().mean(-1),
+            column={"generalized": 1},
+        ),
+        Measure(
+            "ausuc",
+            "area under base_accuracy against novel_accuracy as a bias on novel scores sweeps",
+            "higher",
+            generalized,
+            _ausuc,
+            column={"generalized": 5},
+        ),
+        Measure(
+            "base_accuracy:frozen",
+            "base_accuracy with the novel bias chosen on validation classes",
+            "higher",
+            generalized,
+            lambda scores: _base_accuracy(scores, _bias(scores)),
+            needs=("bias",),
+        ),
+        Measure(
+            "novel_accuracy:frozen",
+            "novel_accuracy with the novel bias chosen on validation classes",
+            "higher",
+            generalized,
+            lambda scores: _novel_accuracy(scores, _bias(scores)),
+            needs=("bias",),
+        ),
+        Measure(
+            "harmonic_mean:frozen",
+            "harmonic mean of the two, novel bias chosen on validation classes",
+            "higher",
+            generalized,
+            lambda scores: _harmonic_mean(scores, _bias(scores)),
+            needs=("bias",),
+        ),
+    ):
+        register(measure)
+
+
+_register_all()
