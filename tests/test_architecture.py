@@ -73,10 +73,9 @@ def test_imports_run_one_way(path):
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_module_says_what_it_is_for_and_has_one_subject(path):
+def test_every_module_says_what_it_is_for(path):
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text)), "no module docstring"
-    assert len(text.splitlines()) <= 400
 
 
 def test_scripts_are_no_package():

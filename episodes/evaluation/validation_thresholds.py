@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from episodes.metrics.measures import harmonic_mean
-from episodes.metrics.scores import joint_scores, shape_and_dtype, threshold_at_tpr
+from episodes.metrics.scores import harmonic_mean, joint_scores, shape_and_dtype, threshold_at_tpr
 
 
 def pooled_threshold(true_scores: Tensor | Sequence[Tensor], tpr: float = 0.95) -> float:

@@ -11,32 +11,35 @@ Curves: OSCR is Dhamija et al. 2018 (arXiv 1811.04110), AUSUC is Chao et al. 201
 one rank statistic, P(a > b) + P(a = b) / 2, with a wrong answer counted as never ranked above anything.
 """
 
-import torch
+import math
+
 from torch import Tensor
 
+from episodes.metrics.registry import MEASURES, measured
 from episodes.metrics.scores import (
     ClassFPR,
-    area,
-    beaten,
-    best_and_right,
-    check_pair,
+    Frozen,
+    Scores,
     check_scores,
     check_targets,
-    class_fpr_at,
+    harmonic_mean,
     joint_scores,
     open_scores,
-    share_accepted,
     threshold_at_tpr,
 )
 
 __all__ = [
+    "MEASURES",
     "ClassFPR",
     "accuracy",
     "auroc",
     "ausuc",
     "class_fpr",
+    "frozen_measures",
+    "generalized_measures",
     "harmonic_mean",
     "open_fpr",
+    "open_measures",
     "oscr",
     "threshold_at_tpr",
 ]
@@ -45,17 +48,18 @@ __all__ = [
 def accuracy(known: Tensor, targets: Tensor) -> Tensor:
     """Share of known queries `(E, K, C)` whose largest score is that of their class.
 
+    >>> import torch
     >>> accuracy(torch.tensor([[[3.0, 0.0], [1.0, 2.0]]]), torch.tensor([0, 0])).tolist()
     [0.5]
     """
     known = check_scores("accuracy", "known", known)
-    return best_and_right(known, check_targets("accuracy", targets, known))[1].double().mean(-1)
+    return Scores(known, check_targets("accuracy", targets, known)).accuracy()
 
 
 def open_fpr(known: Tensor, unknown: Tensor, tpr: float = 0.95) -> Tensor:
     """Share of unknown queries `(E, U, C)` accepted at the largest threshold that accepts `tpr` of the known."""
-    known, unknown = check_pair("open_fpr", known, unknown)
-    return share_accepted(unknown.amax(-1), threshold_at_tpr(known.amax(-1), tpr))
+    scores = open_scores("open_fpr", known, None, unknown)
+    return scores.unknown_accepted(threshold_at_tpr(scores.best, tpr))
 
 
 def class_fpr(known: Tensor, targets: Tensor, unknown: Tensor, tpr: float = 0.95) -> ClassFPR:
@@ -74,13 +78,12 @@ def class_fpr(known: Tensor, targets: Tensor, unknown: Tensor, tpr: float = 0.95
 
     """
     scores = open_scores("class_fpr", known, targets, unknown)
-    return class_fpr_at(scores, threshold_at_tpr(scores.true, tpr))
+    return scores.class_fpr_at(threshold_at_tpr(scores.true, tpr))
 
 
 def auroc(known: Tensor, unknown: Tensor) -> Tensor:
     """Area under the ROC curve of known `(E, K, C)` against unknown `(E, U, C)` acceptance scores, ties half."""
-    known, unknown = check_pair("auroc", known, unknown)
-    return area(beaten(known.amax(-1), unknown.amax(-1)), unknown.shape[1])
+    return open_scores("auroc", known, None, unknown).auroc()
 
 
 def oscr(known: Tensor, targets: Tensor, unknown: Tensor) -> Tensor:
@@ -92,14 +95,7 @@ def oscr(known: Tensor, targets: Tensor, unknown: Tensor) -> Tensor:
 
     Arguments as `class_fpr`. At most the accuracy.
     """
-    scores = open_scores("oscr", known, targets, unknown)
-    return area(scores.beaten * scores.right, unknown.shape[1])
-
-
-def harmonic_mean(base_accuracy: Tensor, novel_accuracy: Tensor) -> Tensor:
-    """Harmonic mean of two accuracies `(E,)`, 0 where both are 0."""
-    total = base_accuracy + novel_accuracy
-    return torch.where(total > 0, 2 * base_accuracy * novel_accuracy / total, 0.0)
+    return open_scores("oscr", known, targets, unknown).oscr()
 
 
 def ausuc(base: Tensor, base_targets: Tensor, novel: Tensor, novel_targets: Tensor, num_base: int) -> Tensor:
@@ -117,5 +113,66 @@ def ausuc(base: Tensor, base_targets: Tensor, novel: Tensor, novel_targets: Tens
         num_base: number of base columns, 1 to C - 1.
 
     """
-    margins = joint_scores("ausuc", base, base_targets, novel, novel_targets, num_base).margins
-    return area(beaten(margins.base_if_right, margins.novel_if_right), margins.novel.shape[1])
+    return joint_scores("ausuc", base, base_targets, novel, novel_targets, num_base).ausuc()
+
+
+def open_measures(known: Tensor, targets: Tensor, unknown: Tensor) -> dict[str, Tensor]:
+    """Every measure of the open protocol with thresholds per episode, `{name: (E,)}`.
+
+    Args:
+        known: scores of known queries `(E, K, C)`.
+        targets: column of each known query's class, `(E, K)` or `(K,)`.
+        unknown: scores of unknown queries `(E, U, C)`.
+
+    Raises:
+        ValueError: wrong shapes, NaN or infinite scores, no queries, or a target out of range.
+    """
+    return _without_pool(measured(open_scores("open_measures", known, targets, unknown)))
+
+
+def frozen_measures(
+    known: Tensor, targets: Tensor, unknown: Tensor, *, open_threshold: float, class_threshold: float
+) -> dict[str, Tensor]:
+    """Every measure of thresholds chosen beforehand (`pooled_threshold`): what they really accept, `{name: (E,)}`.
+
+    Args:
+        known: scores of known queries `(E, K, C)`.
+        targets: column of each known query's class, `(E, K)` or `(K,)`.
+        unknown: scores of unknown queries `(E, U, C)`.
+        open_threshold: for acceptance scores.
+        class_threshold: for single (query, class) pairs.
+
+    Raises:
+        ValueError: as `open_measures`, or a threshold that is not finite.
+    """
+    scores = open_scores("frozen_measures", known, targets, unknown)
+    if not (math.isfinite(open_threshold) and math.isfinite(class_threshold)):
+        raise ValueError(f"frozen_measures: expected finite thresholds, got {open_threshold} and {class_threshold}")
+    scores = scores.with_frozen(Frozen(1.0, open_threshold, class_threshold))
+    return {name: value for name, value in measured(scores).items() if "thresholds" in MEASURES[name].needs}
+
+
+def generalized_measures(
+    base: Tensor, base_targets: Tensor, novel: Tensor, novel_targets: Tensor, num_base: int, bias: float | None = None
+) -> dict[str, Tensor]:
+    """Every measure of base and novel classes in one label space, `{name: (E,)}`.
+
+    Args:
+        base: scores of base queries over all columns, base classes first, `(E, B, C)`.
+        base_targets: their columns, in [0, num_base), `(E, B)` or `(B,)`.
+        novel: scores of novel queries over the same columns, `(E, N, C)`.
+        novel_targets: their columns, in [num_base, C), `(E, N)` or `(N,)`.
+        num_base: number of base columns, 1 to C - 1.
+        bias: of novel scores, as `best_bias` chooses it; with one, the measures that end in `:frozen` are there too.
+
+    Raises:
+        ValueError: wrong shapes, NaN or infinite scores, no queries, a target out of range, or a bias that is not finite.
+    """
+    if bias is not None and not math.isfinite(bias):
+        raise ValueError(f"generalized_measures: expected a finite bias, got {bias}")
+    scores = joint_scores("generalized_measures", base, base_targets, novel, novel_targets, num_base)
+    return _without_pool(measured(scores.with_frozen(Frozen(bias=bias))))
+
+
+def _without_pool(measures: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in measures.items() if MEASURES[name].pool is None}

@@ -9,17 +9,14 @@ Measures that share a quantity (a threshold, a ranking) read it from a property 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # `fewshot-nam-eval --help` lists measures and must not wait for torch
+    from torch import Tensor
 
-from episodes.metrics.calibration import ece_sums_of, ece_values
-from episodes.metrics.measures import harmonic_mean
-from episodes.metrics.scores import Frozen, Scores, area, beaten, joint_scores, open_scores, share_accepted
+    from episodes.metrics.scores import Scores
 
 Protocol = Literal["closed", "open", "generalized"]
 Need = Literal["unknown", "thresholds", "bias"]
@@ -106,97 +103,16 @@ def pooled(name: str, values: Tensor, queries: int) -> Tensor:
     return values if pool is None else pool(values, queries)
 
 
-def open_measures(known: Tensor, targets: Tensor, unknown: Tensor) -> dict[str, Tensor]:
-    """Every measure of the open protocol with thresholds per episode, `{name: (E,)}`.
+def _ece_sums(scores: Scores) -> Tensor:
+    from episodes.metrics.calibration import ece_sums_of
 
-    Args:
-        known: scores of known queries `(E, K, C)`.
-        targets: column of each known query's class, `(E, K)` or `(K,)`.
-        unknown: scores of unknown queries `(E, U, C)`.
-
-    Raises:
-        ValueError: wrong shapes, NaN or infinite scores, no queries, or a target out of range.
-    """
-    return _without_pool(measured(open_scores("open_measures", known, targets, unknown)))
+    return ece_sums_of(scores)
 
 
-def frozen_measures(
-    known: Tensor, targets: Tensor, unknown: Tensor, *, open_threshold: float, class_threshold: float
-) -> dict[str, Tensor]:
-    """Every measure of thresholds chosen beforehand (`pooled_threshold`): what they really accept, `{name: (E,)}`.
+def _ece_values(sums: Tensor, queries: int) -> Tensor:
+    from episodes.metrics.calibration import ece_values
 
-    Args:
-        known: scores of known queries `(E, K, C)`.
-        targets: column of each known query's class, `(E, K)` or `(K,)`.
-        unknown: scores of unknown queries `(E, U, C)`.
-        open_threshold: for acceptance scores.
-        class_threshold: for single (query, class) pairs.
-
-    Raises:
-        ValueError: as `open_measures`, or a threshold that is not finite.
-    """
-    scores = open_scores("frozen_measures", known, targets, unknown)
-    if not (math.isfinite(open_threshold) and math.isfinite(class_threshold)):
-        raise ValueError(f"frozen_measures: expected finite thresholds, got {open_threshold} and {class_threshold}")
-    scores = scores.with_frozen(Frozen(1.0, open_threshold, class_threshold))
-    return {name: value for name, value in measured(scores).items() if "thresholds" in MEASURES[name].needs}
-
-
-def generalized_measures(
-    base: Tensor, base_targets: Tensor, novel: Tensor, novel_targets: Tensor, num_base: int, bias: float | None = None
-) -> dict[str, Tensor]:
-    """Every measure of base and novel classes in one label space, `{name: (E,)}`.
-
-    Args:
-        base: scores of base queries over all columns, base classes first, `(E, B, C)`.
-        base_targets: their columns, in [0, num_base), `(E, B)` or `(B,)`.
-        novel: scores of novel queries over the same columns, `(E, N, C)`.
-        novel_targets: their columns, in [num_base, C), `(E, N)` or `(N,)`.
-        num_base: number of base columns, 1 to C - 1.
-        bias: of novel scores, as `best_bias` chooses it; with one, the measures that end in `:frozen` are there too.
-
-    Raises:
-        ValueError: wrong shapes, NaN or infinite scores, no queries, a target out of range, or a bias that is not finite.
-    """
-    if bias is not None and not math.isfinite(bias):
-        raise ValueError(f"generalized_measures: expected a finite bias, got {bias}")
-    scores = joint_scores("generalized_measures", base, base_targets, novel, novel_targets, num_base)
-    return _without_pool(measured(scores.with_frozen(Frozen(bias=bias))))
-
-
-def _without_pool(measures: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in measures.items() if MEASURES[name].pool is None}
-
-
-def _unknown_count(scores: Scores) -> int:
-    return scores.unknown_best.shape[1]
-
-
-def _base_accuracy(scores: Scores, bias: float) -> Tensor:
-    return (scores.margins.base_if_right >= bias).double().mean(-1)
-
-
-def _novel_accuracy(scores: Scores, bias: float) -> Tensor:
-    return (scores.margins.novel_if_right < bias).double().mean(-1)
-
-
-def _harmonic_mean(scores: Scores, bias: float) -> Tensor:
-    return harmonic_mean(_base_accuracy(scores, bias), _novel_accuracy(scores, bias))
-
-
-def _bias(scores: Scores) -> float:
-    assert scores.frozen.bias is not None
-    return scores.frozen.bias
-
-
-def _joint_accuracy(scores: Scores) -> Tensor:
-    margins = scores.margins
-    return torch.cat((margins.base_if_right >= 0, margins.novel_if_right < 0), dim=-1).double().mean(-1)
-
-
-def _ausuc(scores: Scores) -> Tensor:
-    margins = scores.margins
-    return area(beaten(margins.base_if_right, margins.novel_if_right), margins.novel.shape[1])
+    return ece_values(sums, queries)
 
 
 def _register_all() -> None:
@@ -209,7 +125,7 @@ def _register_all() -> None:
             "known queries given their own class",
             "higher",
             closed_or_open,
-            lambda scores: scores.right.double().mean(-1),
+            lambda scores: scores.accuracy(),
             column={"closed": 0, "open": 2},
         ),
         Measure(
@@ -217,7 +133,7 @@ def _register_all() -> None:
             "unknown queries accepted while at least 95% of the known are",
             "lower",
             with_unknown,
-            lambda scores: share_accepted(scores.unknown_best, scores.open_threshold),
+            lambda scores: scores.unknown_accepted(scores.open_threshold),
             needs=("unknown",),
             column={"open": 1},
         ),
@@ -251,7 +167,7 @@ def _register_all() -> None:
             "chance that a known query scores above an unknown one, ties half",
             "higher",
             with_unknown,
-            lambda scores: area(scores.beaten, _unknown_count(scores)),
+            lambda scores: scores.auroc(),
             needs=("unknown",),
             column={"open": 3},
         ),
@@ -260,7 +176,7 @@ def _register_all() -> None:
             "chance that a known query is classified right and scores above an unknown one",
             "higher",
             with_unknown,
-            lambda scores: area(scores.beaten * scores.right, _unknown_count(scores)),
+            lambda scores: scores.oscr(),
             needs=("unknown",),
             column={"open": 4},
         ),
@@ -269,8 +185,8 @@ def _register_all() -> None:
             "gap between confidence and accuracy: 15 bins, after temperature, pooled over episodes",
             "lower",
             PROTOCOLS,
-            ece_sums_of,
-            pool=ece_values,
+            _ece_sums,
+            pool=_ece_values,
             column={"closed": 1, "open": 5},
         ),
         Measure(
@@ -278,7 +194,7 @@ def _register_all() -> None:
             "known queries accepted at a validation threshold; 95% meant",
             "higher",
             with_unknown,
-            lambda scores: share_accepted(scores.best, scores.frozen_open_threshold),
+            lambda scores: scores.known_accepted(scores.frozen_open_threshold),
             needs=("unknown", "thresholds"),
         ),
         Measure(
@@ -286,7 +202,7 @@ def _register_all() -> None:
             "unknown queries accepted at a validation threshold",
             "lower",
             with_unknown,
-            lambda scores: share_accepted(scores.unknown_best, scores.frozen_open_threshold),
+            lambda scores: scores.unknown_accepted(scores.frozen_open_threshold),
             needs=("unknown", "thresholds"),
         ),
         Measure(
@@ -294,7 +210,7 @@ def _register_all() -> None:
             "true (query, class) pairs accepted at a validation threshold; 95% meant",
             "higher",
             with_unknown,
-            lambda scores: share_accepted(scores.true, scores.frozen_class_threshold),
+            lambda scores: scores.true_pairs_accepted(scores.frozen_class_threshold),
             needs=("unknown", "thresholds"),
         ),
         Measure(
@@ -326,7 +242,7 @@ def _register_all() -> None:
             "base queries given their own class among base and novel classes",
             "higher",
             generalized,
-            lambda scores: _base_accuracy(scores, 0.0),
+            lambda scores: scores.base_accuracy(),
             column={"generalized": 2},
         ),
         Measure(
@@ -334,7 +250,7 @@ def _register_all() -> None:
             "novel queries given their own class among base and novel classes",
             "higher",
             generalized,
-            lambda scores: _novel_accuracy(scores, 0.0),
+            lambda scores: scores.novel_accuracy(),
             column={"generalized": 3},
         ),
         Measure(
@@ -342,7 +258,7 @@ def _register_all() -> None:
             "harmonic mean of base_accuracy and novel_accuracy",
             "higher",
             generalized,
-            lambda scores: _harmonic_mean(scores, 0.0),
+            lambda scores: scores.harmonic_mean(),
             column={"generalized": 4},
         ),
         Measure(
@@ -350,14 +266,14 @@ def _register_all() -> None:
             "base and novel queries together given their own class",
             "higher",
             generalized,
-            _joint_accuracy,
+            lambda scores: scores.joint_accuracy(),
         ),
         Measure(
             "novel_to_base",
             "novel queries called a base class",
             "lower",
             generalized,
-            lambda scores: (scores.margins.novel >= 0).double().mean(-1),
+            lambda scores: scores.novel_to_base(),
             column={"generalized": 0},
         ),
         Measure(
@@ -365,7 +281,7 @@ def _register_all() -> None:
             "base queries called a novel class",
             "lower",
             generalized,
-            lambda scores: (scores.margins.base < 0).double().mean(-1),
+            lambda scores: scores.base_to_novel(),
             column={"generalized": 1},
         ),
         Measure(
@@ -373,7 +289,7 @@ def _register_all() -> None:
             "area under base_accuracy against novel_accuracy as a bias on novel scores sweeps",
             "higher",
             generalized,
-            _ausuc,
+            lambda scores: scores.ausuc(),
             column={"generalized": 5},
         ),
         Measure(
@@ -381,7 +297,7 @@ def _register_all() -> None:
             "base_accuracy with the novel bias chosen on validation classes",
             "higher",
             generalized,
-            lambda scores: _base_accuracy(scores, _bias(scores)),
+            lambda scores: scores.base_accuracy(bias=None),
             needs=("bias",),
         ),
         Measure(
@@ -389,7 +305,7 @@ def _register_all() -> None:
             "novel_accuracy with the novel bias chosen on validation classes",
             "higher",
             generalized,
-            lambda scores: _novel_accuracy(scores, _bias(scores)),
+            lambda scores: scores.novel_accuracy(bias=None),
             needs=("bias",),
         ),
         Measure(
@@ -397,7 +313,7 @@ def _register_all() -> None:
             "harmonic mean of the two, novel bias chosen on validation classes",
             "higher",
             generalized,
-            lambda scores: _harmonic_mean(scores, _bias(scores)),
+            lambda scores: scores.harmonic_mean(bias=None),
             needs=("bias",),
         ),
     ):

@@ -130,11 +130,6 @@ class Scores:
         return self.unknown.amax(-1)
 
     @cached_property
-    def beaten(self) -> Tensor:
-        """Twice how many unknown queries each labelled query beats by its largest score, ties half."""
-        return beaten(self.best, self.unknown_best)
-
-    @cached_property
     def open_threshold(self) -> Tensor:
         """Largest threshold of every episode that accepts at least 95% of the labelled queries, `(E,)`."""
         return threshold_at_tpr(self.best)
@@ -142,7 +137,7 @@ class Scores:
     @cached_property
     def class_fpr(self) -> ClassFPR:
         """Wrong pairs accepted at the largest threshold of every episode that accepts at least 95% of the true pairs."""
-        return class_fpr_at(self, threshold_at_tpr(self.true))
+        return self.class_fpr_at(threshold_at_tpr(self.true))
 
     @cached_property
     def frozen_open_threshold(self) -> Tensor:
@@ -157,7 +152,7 @@ class Scores:
     @cached_property
     def frozen_class_fpr(self) -> ClassFPR:
         """Wrong pairs accepted at `frozen.class_threshold`."""
-        return class_fpr_at(self, self.frozen_class_threshold)
+        return self.class_fpr_at(self.frozen_class_threshold)
 
     @cached_property
     def margins(self) -> Margins:
@@ -179,6 +174,87 @@ class Scores:
             novel_margin,
             novel_margin.where(novel_right, math.inf),
         )
+
+    # Values of every episode, `(E,)` in float64, from which measures are made.
+
+    def accuracy(self) -> Tensor:
+        """Share of labelled queries that are right."""
+        return self.right.double().mean(-1)
+
+    def known_accepted(self, threshold: Tensor) -> Tensor:
+        """Share of labelled queries whose largest score reaches their episode's threshold `(E,)`."""
+        return share_accepted(self.best, threshold)
+
+    def unknown_accepted(self, threshold: Tensor) -> Tensor:
+        """Share of unknown queries whose largest score reaches their episode's threshold `(E,)`."""
+        return share_accepted(self.unknown_best, threshold)
+
+    def true_pairs_accepted(self, threshold: Tensor) -> Tensor:
+        """Share of labelled queries whose score for their own class reaches their episode's threshold `(E,)`."""
+        return share_accepted(self.true, threshold)
+
+    def class_fpr_at(self, threshold: Tensor) -> ClassFPR:
+        """Share of wrong (query, class) pairs that reach their episode's threshold `(E,)`."""
+        known, unknown = self.labelled[0], self.unknown
+        if unknown is None:
+            raise ValueError("these scores have no unknown queries")
+        accepted = (known >= threshold[:, None, None]).sum((1, 2)) - (self.true >= threshold[:, None]).sum(-1)
+        accepted_unknown = (unknown >= threshold[:, None, None]).sum((1, 2))
+        pairs, pairs_unknown = known[0].numel() - known.shape[1], unknown[0].numel()
+        return ClassFPR(
+            (accepted + accepted_unknown).double() / (pairs + pairs_unknown),
+            accepted.double() / pairs,
+            accepted_unknown.double() / pairs_unknown,
+        )
+
+    def auroc(self) -> Tensor:
+        """Chance that a labelled query's largest score is above an unknown one's, ties half."""
+        return area(self._beaten, self.unknown_best.shape[1])
+
+    def oscr(self) -> Tensor:
+        """Chance that a labelled query is right and its largest score above an unknown one's, ties half."""
+        return area(self._beaten * self.right, self.unknown_best.shape[1])
+
+    def base_accuracy(self, bias: float | None = 0.0) -> Tensor:
+        """Share of base queries that are right with a bias on all novel scores; `None` for `frozen.bias`."""
+        return (self.margins.base_if_right >= self._bias(bias)).double().mean(-1)
+
+    def novel_accuracy(self, bias: float | None = 0.0) -> Tensor:
+        """Share of novel queries that are right with a bias on all novel scores; `None` for `frozen.bias`."""
+        return (self.margins.novel_if_right < self._bias(bias)).double().mean(-1)
+
+    def harmonic_mean(self, bias: float | None = 0.0) -> Tensor:
+        """Harmonic mean of `base_accuracy` and `novel_accuracy`."""
+        return harmonic_mean(self.base_accuracy(bias), self.novel_accuracy(bias))
+
+    def joint_accuracy(self) -> Tensor:
+        """Share of base and novel queries together that are right."""
+        right = torch.cat((self.margins.base_if_right >= 0, self.margins.novel_if_right < 0), dim=-1)
+        return right.double().mean(-1)
+
+    def novel_to_base(self) -> Tensor:
+        """Share of novel queries whose answer is a base class."""
+        return (self.margins.novel >= 0).double().mean(-1)
+
+    def base_to_novel(self) -> Tensor:
+        """Share of base queries whose answer is a novel class."""
+        return (self.margins.base < 0).double().mean(-1)
+
+    def ausuc(self) -> Tensor:
+        """Area under base accuracy against novel accuracy as a bias on all novel scores sweeps."""
+        margins = self.margins
+        return area(beaten(margins.base_if_right, margins.novel_if_right), margins.novel.shape[1])
+
+    @cached_property
+    def _beaten(self) -> Tensor:
+        return beaten(self.best, self.unknown_best)
+
+    def _bias(self, bias: float | None) -> float:
+        if bias is None:
+            bias = self.frozen.bias
+        if bias is None:
+            raise ValueError("these scores come without a bias that was chosen beforehand")
+        return bias
 
     def _frozen_threshold(self, value: float | None) -> Tensor:
         if value is None:
@@ -230,18 +306,10 @@ def share_accepted(scores: Tensor, threshold: Tensor) -> Tensor:
     return (scores >= threshold[:, None]).double().mean(-1)
 
 
-def class_fpr_at(scores: Scores, threshold: Tensor) -> ClassFPR:
-    """Return the share of wrong (query, class) pairs that reach their episode's threshold `(E,)`."""
-    known, unknown = scores.labelled[0], scores.unknown
-    assert unknown is not None
-    accepted = (known >= threshold[:, None, None]).sum((1, 2)) - (scores.true >= threshold[:, None]).sum(-1)
-    accepted_unknown = (unknown >= threshold[:, None, None]).sum((1, 2))
-    pairs, pairs_unknown = known[0].numel() - known.shape[1], unknown[0].numel()
-    return ClassFPR(
-        (accepted + accepted_unknown).double() / (pairs + pairs_unknown),
-        accepted.double() / pairs,
-        accepted_unknown.double() / pairs_unknown,
-    )
+def harmonic_mean(base_accuracy: Tensor, novel_accuracy: Tensor) -> Tensor:
+    """Harmonic mean of two accuracies `(E,)`, 0 where both are 0."""
+    total = base_accuracy + novel_accuracy
+    return torch.where(total > 0, 2 * base_accuracy * novel_accuracy / total, 0.0)
 
 
 def beaten(a: Tensor, b: Tensor) -> Tensor:

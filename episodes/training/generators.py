@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from episodes.evaluation.scoring import Scorer
 from episodes.features.bank import FeatureBank
-from episodes.metrics.registry import generalized_measures
+from episodes.metrics.measures import generalized_measures
 from episodes.sampling.sampler import Episodes, EpisodeSampler
 from fewshot_nam.heads.generator import GeneratorHead
 from fewshot_nam.io.atomic import replacing

@@ -263,9 +263,7 @@ def test_scores_of_another_shape_are_refused():
         def score_episodes(self, *arguments, **options):
             return super().score_episodes(*arguments, **options)[..., 1:]
 
-    with pytest.raises(
-        ValueError, match=r"the head 'short' gave scores of shape .*150, 4\), expected .*150, 5\)"
-    ):
+    with pytest.raises(ValueError, match=r"the head 'short' gave scores of shape .*150, 4\), expected .*150, 5\)"):
         evaluate(NOVEL, {"short": Short()}, episodes=3)
 
 

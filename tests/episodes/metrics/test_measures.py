@@ -20,12 +20,14 @@ from episodes.metrics.measures import (
     auroc,
     ausuc,
     class_fpr,
+    frozen_measures,
+    generalized_measures,
     harmonic_mean,
     open_fpr,
+    open_measures,
     oscr,
     threshold_at_tpr,
 )
-from episodes.metrics.registry import frozen_measures, generalized_measures, open_measures
 
 E, K, U, C, BASE = 7, 19, 23, 5, 3
 KINDS = ["ties", "distinct"]
