@@ -1,12 +1,12 @@
-"""Pretrained feature extractors, each with the transform of its pictures: ``create(name)`` returns a ``Backbone``.
+"""Pretrained feature extractors, each with the transform of its images: ``create(name)`` returns a ``Backbone``.
 
 Example::
 
     import backbones
 
     backbone = backbones.create("conv4")
-    picture = backbone.transform(PIL.Image.open("letter.png"))
-    features = backbone(picture.unsqueeze(0))  # (1, backbone.feature_dim)
+    image = backbone.transform(PIL.Image.open("letter.png"))
+    features = backbone(image.unsqueeze(0))  # (1, backbone.feature_dim)
 
 Importing this package does not import torch: a command's ``--help`` answers at once.
 """
@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 from fewshot_nam._deprecation import forward_moved_modules
 
 if TYPE_CHECKING:
-    from backbones.catalogue import available, create
     from fewshot_nam.vision.backbone import Backbone
+    from fewshot_nam.vision.catalogue import available, create
 
 __all__ = ["Backbone", "available", "create"]
 
 _HOMES = {
     "Backbone": "fewshot_nam.vision.backbone",
-    "available": "backbones.catalogue",
-    "create": "backbones.catalogue",
+    "available": "fewshot_nam.vision.catalogue",
+    "create": "fewshot_nam.vision.catalogue",
 }
 
 forward_moved_modules(__name__)

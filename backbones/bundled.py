@@ -1,4 +1,4 @@
-"""The package's own networks: Conv4, which comes trained on handwritten characters, and Conv5, which a user trains."""
+"""The networks that come with fewshot-nam: Conv4, with weights for handwritten characters, and Conv5, which a user trains."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from backbones.conv4 import Conv4, ink_transform
 from backbones.conv5 import Conv5, photo_transform
 from fewshot_nam.vision.backbone import Backbone
-from fewshot_nam.vision.libraries.common import check_options
+from fewshot_nam.vision.libraries.common import Library, check_options
 from fewshot_nam.vision.weight_files import fit_weights, read_weights
 
 _PREFIX = "model."
 
 
-class Own(NamedTuple):
-    """A network of ours.
+class BundledNetwork(NamedTuple):
+    """A network that comes with fewshot-nam.
 
     Attributes:
         network: makes it; takes ``width``.
@@ -38,13 +38,13 @@ class Own(NamedTuple):
 
 
 NETWORKS = {
-    "conv4": Own(
+    "conv4": BundledNetwork(
         Conv4,
         ink_transform,
         "ink on white paper, grey, 28x28 bilinear, dark 1 on light 0",
         "conv4_omniglot.safetensors",
     ),
-    "conv5": Own(
+    "conv5": BundledNetwork(
         Conv5,
         photo_transform,
         "RGB on white paper, short side 64 bilinear, middle 64x64, mean 0.45, std 0.25",
@@ -53,7 +53,7 @@ NETWORKS = {
 }
 
 
-def create_own(
+def create_bundled(
     name: str, pretrained: bool | Path, model_options: Mapping[str, Any], transform_options: Mapping[str, Any]
 ) -> Backbone:
     """Return Conv4, for dark strokes on light paper, or Conv5, for photographs.
@@ -68,18 +68,18 @@ def create_own(
     Raises:
         ValueError: an option that there is not, a file that does not fit, or no weights in the package.
     """
-    own = NETWORKS[name]
+    bundled = NETWORKS[name]
     check_options(name, "model", model_options, ["width"])
     check_options(name, "transform", transform_options, [])
-    network = own.network(**model_options)
+    network = bundled.network(**model_options)
     prototypes, classes = None, None
-    if pretrained is True and own.weights is None:
+    if pretrained is True and bundled.weights is None:
         raise ValueError(
             f"backbone {name} comes without weights: train it with scripts/pretrain_photos.py and give its file, "
             "pretrained=<file> or --weights FILE"
         )
     if pretrained is True:
-        packaged = resources.files("backbones") / "weights" / str(own.weights)
+        packaged = resources.files("backbones") / "weights" / str(bundled.weights)
         with resources.as_file(packaged) as path:
             prototypes, classes = _load(name, network, path)
     elif pretrained:
@@ -87,8 +87,8 @@ def create_own(
     return Backbone(
         name,
         network,
-        own.transform,
-        own.transform_id,
+        bundled.transform,
+        bundled.transform_id,
         model_options=model_options,
         base_prototypes=prototypes,
         base_classes=classes,
@@ -113,3 +113,11 @@ def _base_classes(path: Path) -> list[str]:
         raise ValueError(
             f"weights file {path}: base_prototypes need a JSON 'card' with 'base_classes' in the metadata ({error!r})"
         ) from error
+
+
+BUNDLED = Library(
+    prefix="",
+    model_names=lambda: list(NETWORKS),
+    has_model=lambda name: name in NETWORKS,
+    create=create_bundled,
+)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 MOVED_MODULES = {
     "backbones.backbone": "fewshot_nam.vision.backbone",
+    "backbones.catalogue": "fewshot_nam.vision.catalogue",
     "backbones.ink": "backbones.pretraining.omniglot_augment",
     "backbones.own": "backbones.bundled",
     "backbones.photos": "backbones.pretraining.photo_augment",

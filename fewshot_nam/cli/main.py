@@ -203,8 +203,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], Answer]] = {
 
 def _new(options: argparse.Namespace) -> tuple[NAMModel, dict[str, Any]]:
     """Return a model that knows nothing yet, and the notes for its file."""
-    import backbones
     from fewshot_nam import heads
+    from fewshot_nam.vision.catalogue import create
     from fewshot_nam.vision.model import NAMModel
 
     if options.backbone is None and not options.quiet:
@@ -214,7 +214,7 @@ def _new(options: argparse.Namespace) -> tuple[NAMModel, dict[str, Any]]:
             file=sys.stderr,
         )
     source = _source(options.weights) or "published"
-    backbone = backbones.create(
+    backbone = create(
         options.backbone or DEFAULT_BACKBONE,
         _weights(source),
         model_options=key_values("--model-option", options.model_option),

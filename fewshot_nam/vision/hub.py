@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
+from fewshot_nam.vision.finding import find_parts
 from fewshot_nam.vision.libraries.common import LibraryNotInstalled
 from fewshot_nam.vision.rebuilding import rebuild
 from fewshot_nam.vision.saving import read_head
@@ -85,7 +86,13 @@ class HubMethods:
             OSError: there is no such directory or repository, or it cannot be read.
             ValueError: a file that is damaged or no model's; or another backbone, other weights or another transform.
         """
-        given = {"given": model, "weights": weights, "device": device, "attach_options": dict(attach_options or {})}
+        given = {
+            "made": cls,
+            "given": model,
+            "weights": weights,
+            "device": device,
+            "attach_options": dict(attach_options or {}),
+        }
         carrier = _carrier()
         from huggingface_hub.errors import HFValidationError
 
@@ -156,16 +163,16 @@ def _carrier() -> Any:
     return Carrier
 
 
-def _loaded(path: Path, given: Any, weights: Any, device: Any, attach_options: dict[str, Any]) -> NAMModel:
-    from fewshot_nam.vision.attaching import attach
-    from fewshot_nam.vision.model import NAMModel
-
-    if isinstance(given, NAMModel):
+def _loaded(
+    path: Path, made: type[NAMModel], given: Any, weights: Any, device: Any, attach_options: dict[str, Any]
+) -> NAMModel:
+    """Return a model, made by its class ``made`` where it is not attached yet, with what is in the file."""
+    if isinstance(given, made):
         return given.load(path)
     if given is not None:
-        return attach(given, weights=weights, **attach_options).load(path)
+        return made(*find_parts(given, weights=weights, **attach_options)).load(path)
     about, head, _ = read_head(path)
-    return NAMModel(rebuild(about, weights, device), head).load(path)
+    return made(rebuild(about, weights, device), head).load(path)
 
 
 def _card(model: NAMModel) -> str:

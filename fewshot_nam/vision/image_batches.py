@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewshot_nam.io.image_io import read_picture, upright
+from fewshot_nam.vision.backbone import Backbone
 
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor"
 Images: TypeAlias = "Picture | Iterable[Picture]"
@@ -51,6 +52,28 @@ def as_pictures(images: Images) -> tuple[list[Picture], bool]:
     if not len(images):
         raise ValueError(f"images: the batch {tuple(images.shape)} is empty: needs at least one picture")
     return ([images] if single else list(images)), single
+
+
+def features_of(backbone: Backbone, images: Images, batch_size: int = 32) -> Tensor:
+    """Return the features ``(n, D)`` of ``n`` images, on the backbone's device.
+
+    Args:
+        backbone: images to features.
+        images: as ``as_pictures`` takes them. A float tensor ``(n, C, H, W)`` is transformed already, and is one batch.
+        batch_size: images that go through the backbone at a time.
+
+    Raises:
+        OSError, UnreadablePicture, ValueError, TypeError: an image that cannot be read or used; the message names it.
+    """
+    if isinstance(images, Tensor) and images.is_floating_point() and images.dim() == 4 and len(images):
+        return _run(backbone, images)
+    pictures, _ = as_pictures(images)
+    return torch.cat([_run(backbone, batch) for batch in batches(pictures, backbone.transform, batch_size)])
+
+
+def _run(backbone: Backbone, batch: Tensor) -> Tensor:
+    weight = next(backbone.network.parameters(), batch)
+    return backbone(batch.to(weight.device, weight.dtype))
 
 
 def batches(pictures: list[Picture], transform: Callable[[Image.Image], Tensor], batch_size: int) -> Iterator[Tensor]:

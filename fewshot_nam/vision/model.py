@@ -9,11 +9,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from backbones import Backbone
 from fewshot_nam.heads import Calibration, Head, Label
 from fewshot_nam.heads.validation import as_labels
+from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.hub import HubMethods
-from fewshot_nam.vision.image_batches import Images, as_pictures, batches
+from fewshot_nam.vision.image_batches import Images, as_pictures, features_of
 from fewshot_nam.vision.layers import LayerFeatures
 from fewshot_nam.vision.saving import load_head, save_head
 
@@ -93,10 +93,7 @@ class NAMModel(HubMethods, nn.Module):
         Raises:
             OSError, ValueError, TypeError: pictures as in ``learn``.
         """
-        if isinstance(images, Tensor) and images.is_floating_point() and images.dim() == 4 and len(images):
-            return self._run(images)
-        pictures, _ = as_pictures(images)
-        return torch.cat([self._run(batch) for batch in batches(pictures, self.backbone.transform, self.batch_size)])
+        return features_of(self.backbone, images, self.batch_size)
 
     def forward(self, images: Images) -> Tensor:
         """Return scores ``(n, classes)`` of ``n`` pictures, columns as in ``classes``; larger means more like the class.
@@ -190,7 +187,3 @@ class NAMModel(HubMethods, nn.Module):
         if self._in_place and isinstance(self.backbone.network, LayerFeatures):
             self.backbone.network.replace(head)
         self.head = head
-
-    def _run(self, batch: Tensor) -> Tensor:
-        weight = next(self.backbone.network.parameters(), batch)
-        return self.backbone(batch.to(weight.device, weight.dtype))

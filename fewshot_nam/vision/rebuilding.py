@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-import backbones
-from backbones import Backbone
+from fewshot_nam.vision.backbone import Backbone
+from fewshot_nam.vision.catalogue import create
+from fewshot_nam.vision.libraries.registry import LIBRARIES
 
 
 def rebuild(
@@ -31,7 +32,7 @@ def rebuild(
     """
     name = str(about["backbone"])
     try:
-        return backbones.create(
+        return create(
             name,
             weights,
             model_options=about.get("model_options") or {},
@@ -47,9 +48,9 @@ def rebuild(
 
 
 def _transform_options(name: str, transform: str) -> dict[str, Any]:
-    """Return the options that lead to the same transform again: those of timm and torchvision end with them, as JSON."""
+    """Return the options that lead to the same transform again: the transforms of libraries end with them, as JSON."""
     start = transform.find("{")
-    if not name.startswith(("timm/", "torchvision/")) or start < 0:
+    if not name.startswith(tuple(LIBRARIES)) or start < 0:
         return {}
     try:
         options = json.loads(transform[start:])

@@ -26,10 +26,10 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 import fewshot_nam
-from backbones import Backbone
 from fewshot_nam import heads
 from fewshot_nam.heads import Head, NAMHead
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.layers import LayerFeatures
 
 FORMAT, VERSION = "fewshot-nam model", 1

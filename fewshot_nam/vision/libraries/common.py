@@ -1,4 +1,4 @@
-"""What backbones of other libraries have in common: finding the library, building a model, checking its options."""
+"""What libraries of models have in common: their description, importing them, building a model, checking its options."""
 
 from __future__ import annotations
 
@@ -6,19 +6,85 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
+
+from fewshot_nam.vision.backbone import Backbone
 
 
 class LibraryNotInstalled(ImportError, ValueError):
     """A backbone's library is not installed; the message says how to install it."""
 
 
+class FoundTransform(NamedTuple):
+    """How the images of a model are prepared.
+
+    Attributes:
+        name: what the model is called.
+        transform: RGB image (PIL) to a tensor ``(C, H, W)``.
+        transform_id: text that changes whenever the transform would give other tensors.
+        alternatives: weights that need different transforms, where the model does not say which of them it has; else empty.
+    """
+
+    name: str
+    transform: Callable[[Image.Image], Tensor]
+    transform_id: str
+    alternatives: list[str]
+
+
+def _nothing(_network: nn.Module) -> None:
+    """Do nothing."""
+
+
+def _no_classifier(network: nn.Module) -> list[str]:
+    raise ValueError(f"{type(network).__name__}: its library does not say which layer is the classifier")
+
+
+def _no_transform(network: nn.Module, _options: Mapping[str, Any]) -> FoundTransform:
+    raise ValueError(f"{type(network).__name__}: its library does not say how images are prepared: pass transform=")
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library of models: its models by name, and what ``attach`` needs to know of a model a user has built.
+
+    Attributes:
+        prefix: starts the names of its backbones, as "timm/".
+        model_names: returns the names of its models, without the prefix; ``LibraryNotInstalled`` where it is not there.
+        has_model: says whether it has a model of that name, which may carry the tag of its weights.
+        create: makes a ``Backbone`` from a model's name, ``pretrained`` (``True``, ``False`` or a file), model options and
+            transform options.
+        owns: says whether a module is a model of this library.
+        model_name: returns what a module of this library is called.
+        classifiers: returns the names of the submodules that classify; their input are the features.
+        find_transform: returns how a module's images are prepared, given options in place of single settings.
+        drop_unused: removes what only training uses, in place.
+    """
+
+    prefix: str
+    model_names: Callable[[], list[str]]
+    has_model: Callable[[str], bool]
+    create: Callable[[str, bool | Path, Mapping[str, Any], Mapping[str, Any]], Backbone]
+    owns: Callable[[nn.Module], bool] = lambda _network: False
+    model_name: Callable[[nn.Module], str] = lambda network: class_name(network)
+    classifiers: Callable[[nn.Module], list[str]] = _no_classifier
+    find_transform: Callable[[nn.Module, Mapping[str, Any]], FoundTransform] = _no_transform
+    drop_unused: Callable[[nn.Module], None] = _nothing
+
+
+def class_name(network: nn.Module) -> str:
+    """Return the full name of a module's class."""
+    return f"{type(network).__module__}.{type(network).__qualname__}"
+
+
 def library(name: str, submodule: str = "") -> Any:
-    """Return the module ``name`` or ``name.submodule`` of a library that is only needed here.
+    """Return the module ``name`` or ``name.submodule`` of an optional library.
 
     Raises:
         LibraryNotInstalled: it is not there.

@@ -12,7 +12,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewshot_nam.vision.backbone import Backbone
-from fewshot_nam.vision.libraries.common import build, check_options, library, removed_keys, three
+from fewshot_nam.vision.libraries.common import (
+    FoundTransform,
+    Library,
+    build,
+    check_options,
+    library,
+    removed_keys,
+    three,
+)
 from fewshot_nam.vision.rgb import RGBTransform
 from fewshot_nam.vision.weight_files import fit_weights, read_weights
 
@@ -128,3 +136,37 @@ def _renamed(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     except Exception:  # not a file that it knows: the check of the keys says what is in it
         return state
     return renamed
+
+
+def _owns(network: nn.Module) -> bool:
+    return hasattr(network, "get_classifier") and hasattr(network, "pretrained_cfg")
+
+
+def _model_name(network: nn.Module) -> str:
+    config: Any = network.pretrained_cfg
+    return PREFIX + (config.get("architecture") or type(network).__name__)
+
+
+def _classifiers(network: nn.Module) -> list[str]:
+    """Return the names of a model's classifiers; distilled transformers have two."""
+    get_classifier: Any = network.get_classifier
+    given = get_classifier()
+    wanted = list(given) if isinstance(given, tuple | list | nn.ModuleList) else [given]
+    return [name for name, module in network.named_modules() if any(module is one for one in wanted)]
+
+
+def _find_transform(network: nn.Module, options: Mapping[str, Any]) -> FoundTransform:
+    name = _model_name(network)
+    return FoundTransform(name, *timm_transform(network, checked_transform_options(name, options)), [])
+
+
+TIMM = Library(
+    prefix=PREFIX,
+    model_names=model_names,
+    has_model=has_model,
+    create=create_timm,
+    owns=_owns,
+    model_name=_model_name,
+    classifiers=_classifiers,
+    find_transform=_find_transform,
+)

@@ -13,7 +13,15 @@ from typing import Any
 from torch import nn
 
 from fewshot_nam.vision.backbone import Backbone
-from fewshot_nam.vision.libraries.common import build, check_options, library, removed_keys, three
+from fewshot_nam.vision.libraries.common import (
+    FoundTransform,
+    Library,
+    build,
+    check_options,
+    library,
+    removed_keys,
+    three,
+)
 from fewshot_nam.vision.rgb import RGBTransform
 from fewshot_nam.vision.weight_files import fit_weights, read_weights
 
@@ -111,11 +119,11 @@ def classifier_name(network: nn.Module) -> str:
     return (linear or [key for key, layer in layers.items() if isinstance(layer, nn.Conv2d)])[-1]
 
 
-def torchvision_transform(network: nn.Module, options: Mapping[str, Any]) -> tuple[str, RGBTransform, str, list[str]]:
-    """Return a torchvision classifier's name, its transform, a text that changes with it, and the weights it may belong to.
+def torchvision_transform(network: nn.Module, options: Mapping[str, Any]) -> FoundTransform:
+    """Return how a torchvision classifier's images are prepared.
 
-    A model knows neither its own name nor its weights: the name is found by the number of its weights, and where the weights
-    published under it go with several transforms, that of torchvision's default is taken and all of them are listed.
+    A model knows neither its own name nor its weights. The name is found by the number of its weights. Where the weights
+    published under it need several transforms, that of torchvision's default is taken and the weights are listed.
 
     Args:
         network: one of torchvision's classification models, with its classifier, which may have any number of classes.
@@ -131,7 +139,8 @@ def torchvision_transform(network: nn.Module, options: Mapping[str, Any]) -> tup
     configs = {weights: config for weights, config in configs.items() if size in (None, config["crop_size"])} or configs
     chosen = published.DEFAULT if published.DEFAULT in configs else next(iter(configs))
     alike = all(config == configs[chosen] for config in configs.values())
-    return PREFIX + name, *_transform(chosen, configs[chosen]), [] if alike else [str(weights) for weights in configs]
+    alternatives = [] if alike else [str(weights) for weights in configs]
+    return FoundTransform(PREFIX + name, *_transform(chosen, configs[chosen]), alternatives)
 
 
 def _architecture(network: nn.Module) -> str:
@@ -193,3 +202,15 @@ def _transform_config(name: str, preset: Any, options: Mapping[str, Any]) -> dic
             )
     config["interpolation"] = modes(config["interpolation"])
     return config
+
+
+TORCHVISION = Library(
+    prefix=PREFIX,
+    model_names=model_names,
+    has_model=has_model,
+    create=create_torchvision,
+    owns=lambda network: type(network).__module__.startswith("torchvision.models."),
+    classifiers=lambda network: [classifier_name(network)],
+    find_transform=torchvision_transform,
+    drop_unused=drop_auxiliary,
+)

@@ -82,7 +82,7 @@ TORCHVISION = {
     "convnext_tiny": ({}, 32),
     "swin_t": ({}, 32),
 }
-several_weights = pytest.mark.filterwarnings("ignore:attach. torchvision prepares pictures differently")
+several_weights = pytest.mark.filterwarnings("ignore:attach. torchvision prepares images differently")
 
 
 def timm_model(name, **options):
@@ -251,7 +251,7 @@ def test_layers_that_do_not_do_are_refused(transform):
     ("arguments", "message"),
     [
         ({}, "Tokens is no classifier of timm or torchvision: pass classifier=.*fc"),
-        ({"classifier": "fc"}, "how pictures are prepared for .*Tokens is not known: pass transform="),
+        ({"classifier": "fc"}, "how images are prepared for .*Tokens is not known: pass transform="),
         ({"classifier": "fc", "layer": "embed"}, "each say where features are: give one"),
         ({"classifier": "fc", "weights": False}, "weights cannot be given with a module"),
         ({"classifier": "fc", "model_options": {}}, "model_options cannot be given with a module"),
@@ -276,7 +276,7 @@ def test_names_and_backbones_take_what_is_theirs(painted):
         attach("conv44")
     with pytest.raises(TypeError, match="model is a module or a name such as 'timm/resnet18', got int"):
         attach(4)
-    with pytest.raises(ValueError, match="attach the model, then compile"):
+    with pytest.raises(ValueError, match="attach the model first, then compile"):
         attach(torch.compile(Tokens()), classifier="fc")
 
 
@@ -377,7 +377,7 @@ def test_classes_that_cannot_be_kept_are_refused(tiny, transform, ordinary):
     with pytest.raises(ValueError, match="class 'a' is known already"):
         attach(tiny(), classifier="fc", keep_classes=list("abcda"), **given)
     with pytest.raises(
-        ValueError, match="keep_classes needs base_images, a hundred ordinary pictures, or a head with a mean"
+        ValueError, match="keep_classes needs base_images, a hundred ordinary images, or a head with a mean"
     ):
         attach(tiny(), classifier="fc", keep_classes=True, transform=transform)
     with pytest.raises(ValueError, match="needs NAMHead"):

@@ -2,8 +2,13 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 import backbones
+from fewshot_nam import attach
+from fewshot_nam.vision.backbone import Backbone
+from fewshot_nam.vision.libraries import registry
+from fewshot_nam.vision.libraries.common import Library
 
 
 def test_available_lists_every_kind():
@@ -65,9 +70,24 @@ def test_device_that_is_not_there_is_refused(device):
     assert "\n" not in str(caught.value)
 
 
-def test_backbone_goes_to_the_device(bundled_file):
-    # "meta" is there on every machine, and differs from where a backbone is without being told.
-    device = "cuda" if torch.cuda.is_available() else "meta"
-    backbone = backbones.create("conv4", pretrained=bundled_file(), device=device)
-    assert {tensor.device.type for tensor in backbone.network.state_dict().values()} == {device}
-    assert backbone.base_prototypes.device.type == device
+@pytest.fixture
+def toy_library():
+    """Register a library with one model, "toy/flat"."""
+
+    def make(model, pretrained, model_options, transform_options):
+        return Backbone(f"toy/{model}", nn.Flatten(), lambda image: torch.zeros(3, 2, 2), "zeros")
+
+    registry.register(Library("toy/", lambda: ["flat"], lambda model: model == "flat", make))
+    yield
+    del registry.LIBRARIES["toy/"]
+
+
+@pytest.mark.usefixtures("toy_library")
+def test_a_registered_library_is_listed_made_and_named_in_errors():
+    assert backbones.available()[-1] == "toy/flat"
+    assert backbones.create("toy/flat").feature_dim == 12
+    assert attach("toy/flat").backbone.name == "toy/flat"
+    with pytest.raises(ValueError, match=r"did you mean toy/flat\? .*toy/<model> \(1\)"):
+        backbones.create("toy/flap")
+    with pytest.raises(ValueError, match="ends in '/' and is none of timm/, torchvision/, toy/, got 'toy/'"):
+        registry.register(registry.LIBRARIES["toy/"])
