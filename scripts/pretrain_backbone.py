@@ -28,7 +28,7 @@ from episodes.data.datasets import open_dataset
 from episodes.data.image_dataset import PictureSet
 from episodes.evaluation.evaluation import evaluate
 from episodes.features.bank import FeatureBank
-from episodes.features.distributed import joined
+from fewshot_nam.distributed import joined
 from fewshot_nam.heap import keep_freed_memory
 from fewshot_nam.io.atomic import replacing
 

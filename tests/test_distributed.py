@@ -21,8 +21,8 @@ from backbones.pretraining.omniglot_augment import InkExamples, InkRecipe
 from backbones.pretraining.training import Pretraining, train
 from episodes.data.image_dataset import ArrayPictures
 from episodes.features.bank import FeatureBank
-from episodes.features.distributed import joined
 from episodes.features.extraction import extract
+from fewshot_nam.distributed import joined
 from fewshot_nam.io.image_io import UnreadablePicture
 
 ROOT = Path(__file__).resolve().parent.parent

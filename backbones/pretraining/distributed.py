@@ -1,9 +1,9 @@
-"""One training run by several processes: every one takes its share of each batch, and all make the same step.
+"""One training run by several processes: each computes its share of every batch, and all take the same step.
 
-The same steps as one process makes, up to the order in which floats are summed: gradients are summed over the shares of a batch,
-and batch normalisation takes mean and variance over the whole batch (Ioffe and Szegedy, 2015, algorithm 1, with the sums taken
-over processes; torch's own ``SyncBatchNorm`` is for GPUs alone). Whoever starts the processes makes the group
-(``torch.distributed.init_process_group``); without one, nothing here is used.
+The steps are those of one process, up to the order in which floats are summed: gradients are summed over the shares of a batch, and
+batch normalisation uses the mean and variance of the whole batch (Ioffe and Szegedy, 2015, algorithm 1, with sums over processes;
+torch's own ``SyncBatchNorm`` runs on GPUs alone). ``fewshot_nam.distributed.joined`` makes the group of processes; without one,
+nothing here is used.
 """
 
 from __future__ import annotations
@@ -14,12 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-
-def processes() -> tuple[int, int]:
-    """Return this process's number and how many there are: 0 and 1 without a group of processes."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+from fewshot_nam.distributed import broadcast_number
 
 
 def begin_alike(modules: list[nn.Module], epoch: int) -> None:
@@ -32,11 +27,10 @@ def begin_alike(modules: list[nn.Module], epoch: int) -> None:
     Raises:
         ValueError: process 0 would go on from another epoch.
     """
-    first = torch.tensor([epoch], device=next(modules[0].parameters()).device)
-    dist.broadcast(first, 0)
-    if int(first) != epoch:
+    first = broadcast_number(epoch, next(modules[0].parameters()).device)
+    if first != epoch:
         raise ValueError(
-            f"process {dist.get_rank()} goes on from epoch {epoch} and process 0 from {int(first)}: "
+            f"process {dist.get_rank()} resumes at epoch {epoch} and process 0 at {first}: "
             "give all processes the same checkpoint, in a directory that all of them see"
         )
     for module in modules:
@@ -45,11 +39,6 @@ def begin_alike(modules: list[nn.Module], epoch: int) -> None:
         for part in module.modules():
             if type(part) is nn.BatchNorm2d:
                 part.__class__ = SharedBatchNorm2d  # its weights stay the ones that an optimizer already holds
-
-
-def wait_for_all() -> None:
-    """Return when all processes have got here."""
-    dist.barrier()
 
 
 def sum_over_processes(parameters: list[nn.Parameter], numbers: Tensor) -> None:

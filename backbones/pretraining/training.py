@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from backbones.pretraining.distributed import begin_alike, processes, sum_over_processes, wait_for_all
+from backbones.pretraining.distributed import begin_alike, sum_over_processes
+from fewshot_nam.distributed import processes, wait_for_all
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from episodes.cli.options import DEFAULT_HEADS, command_line, read_options
-from episodes.features.distributed import joined, processes
 from fewshot_nam.cli.options import key_values
+from fewshot_nam.distributed import joined, processes
 
 if TYPE_CHECKING:
     from episodes.features.sources import Sources

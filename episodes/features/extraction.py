@@ -28,8 +28,9 @@ from torch.utils.data import DataLoader
 from episodes.data.image_dataset import PictureSet
 from episodes.features.bank import FeatureBank
 from episodes.features.cache import cached_bank, default_cache_dir, locked, rows_to_keep, writable
-from episodes.features.distributed import agreed, gathered, processes, sent_to_all
+from episodes.features.distributed import broadcast_bank
 from episodes.features.loading import PictureBatch, PictureBatches, as_it_is, check_size
+from fewshot_nam.distributed import broadcast_number, gather_rows, processes
 from fewshot_nam.heap import keep_freed_memory
 
 EXTRACTION_FORMAT = 1  # raise it when the same backbone and pictures would give other features than before
@@ -101,7 +102,7 @@ def extract(
 ) -> FeatureBank:
     """Return the features of all pictures, from the cache where they are in it.
 
-    In a group of processes (``episodes.features.distributed.joined``) all call this with the same arguments and get the same bank.
+    In a group of processes (``fewshot_nam.distributed.joined``) all call this with the same arguments and get the same bank.
 
     Args:
         backbone: used in evaluation mode on ``device``; its mode and its device are given back as they were.
@@ -185,11 +186,11 @@ def _together(work: _Work, folder: Path | None) -> FeatureBank:
     """Return the bank in every process: process 0 goes the way of one alone, and calls the others when there is work."""
     if processes()[0] == 0:
         bank = _alone(work, folder)
-        agreed(len(work.dataset))  # no work left
-        return sent_to_all(bank)
-    while (start := agreed()) < len(work.dataset):
+        broadcast_number(len(work.dataset))  # no work left
+        return broadcast_bank(bank)
+    while (start := broadcast_number()) < len(work.dataset):
         _run(work, start, lambda start, rows: None)
-    return sent_to_all(None)
+    return broadcast_bank(None)
 
 
 def _run(work: _Work, start: int, take: Callable[[int, np.ndarray], None]) -> None:
@@ -204,7 +205,7 @@ def _run(work: _Work, start: int, take: Callable[[int, np.ndarray], None]) -> No
 
     rank, count = processes()
     if count > 1 and rank == 0:
-        agreed(start)
+        broadcast_number(start)
     n, size = len(work.dataset), work.batch_size
     bar = tqdm(
         total=n,
@@ -221,11 +222,15 @@ def _run(work: _Work, start: int, take: Callable[[int, np.ndarray], None]) -> No
         for turn in range(first, last, count):
             rows = next(own) if turn + rank < last else none
             # One batch of each process, in the order of the batches.
-            for number, part in enumerate([rows] if count == 1 else gathered(rows, size), turn):
+            for number, part in enumerate([rows] if count == 1 else _gathered(rows, size), turn):
                 if number < last:
                     whole = part[: n - number * size]
                     take(number * size, whole)
                     bar.update(len(whole))
+
+
+def _gathered(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [part.numpy() for part in gather_rows(torch.from_numpy(rows), size)]
 
 
 def _features(work: _Work, numbers: range) -> Generator[np.ndarray, None, None]:
