@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from episodes.data.datasets import open_dataset
     from episodes.data.splits import apply_split, split_classes
     from episodes.evaluation.evaluation import evaluate
+    from episodes.evaluation.settings import EvaluationSettings
     from episodes.features.bank import FeatureBank, open_bank
     from episodes.features.extraction import extract
     from episodes.metrics.registry import MEASURES
@@ -24,6 +25,7 @@ __all__ = [
     "MEASURES",
     "EpisodeSampler",
     "Episodes",
+    "EvaluationSettings",
     "FeatureBank",
     "Report",
     "apply_split",
@@ -38,6 +40,7 @@ _HOMES = {
     "MEASURES": "metrics.registry",
     "EpisodeSampler": "sampling.sampler",
     "Episodes": "sampling.sampler",
+    "EvaluationSettings": "evaluation.settings",
     "FeatureBank": "features.bank",
     "Report": "reporting.report",
     "apply_split": "data.splits",

@@ -172,6 +172,7 @@ def test_scripts_are_no_package_and_import_no_other_script():
                 "MEASURES",
                 "EpisodeSampler",
                 "Episodes",
+                "EvaluationSettings",
                 "FeatureBank",
                 "Report",
                 "apply_split",

@@ -60,13 +60,22 @@ def run(options: argparse.Namespace) -> Report | None:
 
     import torch
 
-    from episodes.evaluation.evaluation import as_device, evaluate, usable_heads
+    from episodes.evaluation.evaluation import EvaluationSettings, as_device, evaluate, usable_heads
 
     if options.threads is not None:
         if options.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
-    as_device(options.device)
+    settings = EvaluationSettings(
+        protocol=options.protocol,
+        ways=options.ways,
+        shots=options.shots,
+        queries=options.queries,
+        open_ways=options.open_ways,
+        episodes=options.episodes,
+        seed=options.seed,
+        device=as_device(options.device),
+    )
     sources = _sources(options)
     banks, background, notes = sources.banks, sources.base_prototypes, list(sources.notes)
     if processes()[0] > 0:
@@ -80,29 +89,22 @@ def run(options: argparse.Namespace) -> Report | None:
     if "nam" in heads and background is None and "base" not in banks:
         notes.append("nam knows no base classes here: with some (--base or --split) it raises fewer false alarms")
     extracted = time.perf_counter()
-    watch = None
+    evidence = None
     if options.report is not None:
         from episodes.reporting.collectors import Evidence
 
-        watch = Evidence()
+        evidence = Evidence()
     report = evaluate(
         banks["novel"],
         heads,
-        options.protocol,
-        options.ways,
-        options.shots,
-        options.queries,
-        options.open_ways,
-        options.episodes,
-        options.seed,
-        banks.get("base"),
+        settings,
+        base=banks.get("base"),
         base_queries=banks.get("base_queries"),
         validation=banks.get("validation"),
         background=background,
         episodes_file=options.episodes_file,
-        device=options.device,
         progress=not options.quiet and sys.stderr.isatty(),
-        watch=watch,
+        callback=evidence,
     )
     # What changes the numbers; where files lie and how fast the machine is does not.
     kept = ("backbone", "model_option", "transform_option", "split", "skip_unreadable", "precision")
@@ -120,10 +122,10 @@ def run(options: argparse.Namespace) -> Report | None:
         report.save_json(options.json)
     if options.markdown:
         report.save_markdown(options.markdown)
-    if watch is not None:
+    if evidence is not None:
         from episodes.reporting.html_report import write_page
 
-        path = write_page(options.report, report, watch, banks, sources.images, command_line(options))
+        path = write_page(options.report, report, evidence, banks, sources.images, command_line(options))
         print(f"  report: {path}", flush=True)
     return report
 

@@ -1,192 +1,158 @@
-"""Evaluation of few-shot heads on episodes: every head sees the same ones, so that differences can be told apart.
+"""Evaluation of few-shot heads: every head is scored on the same episodes, so that differences can be told apart.
 
-Protocols. ``closed``: N known classes, known queries only. ``open``: queries of unknown classes as well. ``generalized``: base
-classes share the label space with the N novel ones and have queries of their own; unknown queries as well where there are
-unknown ways.
+`evaluate` goes through six steps, each a function below: settings, banks by role, heads, episodes, what is fixed beforehand,
+measures. `episodes.evaluation.scoring` scores a batch, `episodes.metrics.registry` says what is computed from the scores.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from episodes.evaluation.scoring import Scorer, Watch, calibrate, measure
+from episodes.evaluation.scoring import Scorer
+from episodes.evaluation.settings import EvaluationSettings
+from episodes.evaluation.validation_thresholds import CALIBRATION_EPISODES, TEMPERATURE_EPISODES, choose_frozen
 from episodes.features.bank import FeatureBank
 from episodes.features.holdout import hold_out
+from episodes.features.threads import in_order
 from episodes.metrics.intervals import interval, paired
+from episodes.metrics.registry import PROTOCOLS, measured, pooled
+from episodes.metrics.scores import Frozen, Scores
 from episodes.reporting.report import Report
 from episodes.sampling.sampler import Episodes, EpisodeSampler
 from episodes.training.meta_learning import META_LEARNED, meta_train
+from fewshot_nam._deprecation import renamed_parameter
 from fewshot_nam.heads import Head, create, needs_base
 from fewshot_nam.heads.validation import checked_vectors
 
-PROTOCOLS = ("closed", "open", "generalized")
+__all__ = ["PROTOCOLS", "Callback", "EvaluationSettings", "as_device", "evaluate", "usable_heads"]
+
+Callback = Callable[[str, Episodes, Scores, Frozen], None]
+"""Called with a head's name, a batch of episodes, their scores, and what was fixed for the head beforehand."""
 
 _BATCH_BYTES = 12 << 20  # scores of a head at a time: more would leave the processor's cache
-_CALIBRATION_EPISODES = 1000
-_TEMPERATURE_EPISODES = 200
 
 
+@renamed_parameter("watch", "callback")
 def evaluate(
     bank: FeatureBank,
     heads: Sequence[str] | Mapping[str, Head] = ("nam", "cosine"),
-    protocol: str = "open",
-    ways: int = 5,
-    shots: int = 1,
-    queries: int = 15,
-    open_ways: int = 5,
-    episodes: int | Episodes = 1000,
-    seed: int = 0,
+    settings: EvaluationSettings | str | None = None,
+    ways: int | None = None,
+    shots: int | None = None,
+    queries: int | None = None,
+    open_ways: int | None = None,
+    episodes: int | Episodes | None = None,
+    seed: int | None = None,
     base: FeatureBank | None = None,
     *,
+    protocol: str | None = None,
     base_queries: FeatureBank | None = None,
     validation: FeatureBank | None = None,
     mean: Tensor | None = None,
     background: Tensor | None = None,
     episodes_file: str | os.PathLike[str] | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     batch_size: int | None = None,
     progress: bool = False,
-    watch: Watch | None = None,
+    callback: Callback | None = None,
 ) -> Report:
     """Return how well heads do on N-way K-shot episodes, with 95% intervals and paired differences.
 
     Args:
         bank: features of the classes that episodes are drawn from.
-        heads: names from ``fewshot_nam.heads.available()``, or heads by a name of your own. ``maml`` and ``anil``, which need
+        heads: names from ``fewshot_nam.heads.available()``, or heads under names of your choice. ``maml`` and ``anil``, which need
             learn2learn, are meta-trained on ``base`` first (``episodes.training.meta_learning``).
-        protocol: ``"closed"``, ``"open"`` or ``"generalized"``.
-        ways: known classes an episode.
-        shots: support pictures of each.
-        queries: known queries of each, and unknown queries of each unknown class.
-        open_ways: unknown classes an episode; not used in the closed protocol.
-        episodes: how many, or ``Episodes`` drawn before, whose shapes must be those asked for.
-        seed: of the episodes.
-        base: features of base classes, for heads that know of them and for the generalized protocol, where every base class
-            has the mean of its features for a prototype.
-        base_queries: features of other pictures of the base classes, for the generalized protocol; ``None`` holds out a
-            quarter of ``base``, of every class, by the seed. With ``validation``, half of them serve to choose the bias.
-        validation: features of classes for choosing thresholds, temperature and novel bias, which are then frozen: adds the
+        settings: protocol, numbers, seed and device; a string is the protocol. The keywords ``protocol``, ``ways``, ``shots``,
+            ``queries``, ``open_ways``, ``episodes``, ``seed``, ``device`` and ``batch_size`` replace single fields of it.
+        ways: see ``EvaluationSettings``.
+        shots: likewise.
+        queries: likewise.
+        open_ways: likewise.
+        episodes: likewise; or ``Episodes`` drawn before, whose shapes must be those of the settings.
+        seed: likewise.
+        base: features of base classes, for heads that use them and for the generalized protocol, where the mean feature of every
+            base class is its prototype.
+        protocol: see ``EvaluationSettings``.
+        base_queries: features of other images of the base classes, for the generalized protocol; ``None`` holds out a quarter of
+            every class of ``base``, by the seed. With ``validation``, half of them serve to choose the novel bias.
+        validation: features of classes on which thresholds, temperature and novel bias are chosen, which are then frozen: adds the
             measures that end in ``:frozen``. Without, the temperature is fitted on other episodes of the same classes.
         mean: ``(D,)``, the mean base feature; ``None`` for that of ``base``, or of ``background``.
-        background: ``(B, D)``, the mean features of base classes; ``None`` for those of ``base`` (``class_means(root=True)``).
-        episodes_file: a file of episodes to use instead; where it is not there, the episodes are written to it.
-        device: where to compute.
-        batch_size: episodes at a time, at least 1; ``None`` for as many as fit the cache. The episodes are the same whatever it is.
+        background: ``(B, D)``, the mean features of base classes; ``None`` for those of ``base``.
+        episodes_file: a file of episodes to use instead; where it does not exist, the episodes are written to it.
+        device: see ``EvaluationSettings``.
+        batch_size: likewise.
         progress: show a progress bar on stderr.
-        watch: is shown every head's scores of every batch; see ``episodes.reporting.collectors``.
+        callback: called with every head's scores of every batch; see ``episodes.reporting.collectors``.
 
     Raises:
-        ValueError: an unknown protocol or head, classes or pictures too few for the episodes, banks whose widths differ, a
-            missing base bank, episodes of another shape or for other pictures, or a device that is not there.
+        ValueError: an unknown protocol or head, too few classes or images for the episodes, banks whose widths differ, a missing
+            base bank, episodes of another shape or for other images, or a device that does not exist.
+
+    Example:
+        >>> from episodes import FeatureBank, evaluate
+        >>> features = torch.eye(8).repeat_interleave(20, 0) + 0.1 * torch.rand(160, 8, generator=torch.manual_seed(0))
+        >>> bank = FeatureBank(features, torch.arange(8).repeat_interleave(20))
+        >>> report = evaluate(bank, ["nam", "cosine"], ways=3, open_ways=3, episodes=10)
+        >>> report.results["nam"]["accuracy"]
+        {'mean': 1.0, 'ci95': 0.0}
     """
     began = time.perf_counter()
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"no protocol {protocol!r}: there are {', '.join(PROTOCOLS)}")
-    place = as_device(device)
-    open_ways = 0 if protocol == "closed" else open_ways
-    if protocol == "open" and open_ways < 1:
-        raise ValueError(
-            "the open protocol needs open_ways of at least 1; without unknown classes it is the closed protocol"
-        )
-    _check_banks(bank, base, base_queries, validation)
-    choosing_queries = None
-    if protocol == "generalized":
-        base, base_queries = _base_parts(base, base_queries, seed)
-        if validation is not None:  # the bias must not be chosen on the base pictures that are tested on
-            base_queries, choosing_queries = hold_out(base_queries, share=0.5, seed=seed)
-    else:
-        base_queries = None
-    if mean is None and base is not None:
-        mean = base.mean()
-    if background is None and base is not None:
-        background = base.class_means(root=True)
-    if mean is not None and mean.shape != (bank.feature_dim,):
-        raise ValueError(f"mean must be ({bank.feature_dim},) as the bank's features, got shape {tuple(mean.shape)}")
-    if background is not None and (background.dim() != 2 or background.shape[1] != bank.feature_dim):
-        shape = tuple(background.shape)
-        raise ValueError(f"background must be (B, {bank.feature_dim}) as the bank's features, got shape {shape}")
-    if background is not None:
-        checked_vectors(background, "background")
-    names = [heads] if isinstance(heads, str) else heads
-    if isinstance(names, Mapping):
-        built = dict(names)
-    else:
-        # Base classes that share the label space are no strangers, so nobody is told that they are who can do without.
-        told = {name: background if protocol != "generalized" or needs_base(name) else None for name in names}
-        built = {
-            name: meta_train(base, name, ways, shots, queries, seed=seed)
-            if name in META_LEARNED
-            else create(name, mean, told[name])
-            for name in names
-        }
-    if not built:
-        raise ValueError("heads is empty: name at least one head")
-    # Copies, so that the caller's heads stay in their mode and on their device.
-    built = {name: copy.deepcopy(head).to(place).eval() for name, head in built.items()}
-    prototypes = None
-    if base is not None and base_queries is not None:
-        means, power_means = base.class_means(), base.class_means(root=True)
-        prototypes = {name: power_means if head.rooted else means for name, head in built.items()}
-
-    def sampler_over(which: FeatureBank, its_base: FeatureBank | None) -> EpisodeSampler:
-        return EpisodeSampler(which, ways, shots, queries, open_ways, base=its_base, seed=seed)
-
-    sampler = sampler_over(bank, base_queries)
-    drawn, from_file = _drawn(episodes, episodes_file, sampler)
-    total = drawn if isinstance(drawn, int) else len(drawn)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    size, pictures = batch_size or _batch_size(sampler), total * _queries(sampler)
-    scorer = Scorer(bank, built, place, base_queries, prototypes, pictures)
-    if validation is not None:
-        try:
-            choosing = sampler_over(validation, choosing_queries)
-        except ValueError as error:
-            raise ValueError(f"validation classes: {error}") from None
-        others = choosing.batches(min(total, _CALIBRATION_EPISODES), size)
-        validating = Scorer(validation, built, place, choosing_queries, prototypes, pictures)
-        frozen = calibrate(validating, others, thresholds=True)
-    else:
-        later = sampler.sample(total, total + _TEMPERATURE_EPISODES)
-        frozen = calibrate(scorer, _slices(later, size), thresholds=False)
-    batches = sampler.batches(drawn, size) if isinstance(drawn, int) else _slices(drawn, size)
-    values = measure(scorer, _with_bar(batches, total, progress), frozen, watch)
-
-    config = {
+    shortcuts = {
         "protocol": protocol,
         "ways": ways,
         "shots": shots,
         "queries": queries,
         "open_ways": open_ways,
-        "episodes": total,
-        "seed": None if from_file or isinstance(episodes, Episodes) else seed,
-        "heads": {name: repr(head) for name, head in built.items()},
-        "bank": _described(bank),
-        "base": None if base is None else _described(base),
-        "validation": None if validation is None else _described(validation),
-        "temperature": {name: settings.temperature for name, settings in frozen.items()},
+        "episodes": len(episodes) if isinstance(episodes, Episodes) else episodes,
+        "seed": seed,
+        "device": device,
+        "batch_size": batch_size,
     }
-    fitted = (
-        "validation classes" if validation is not None else "other episodes of the same classes, so it is optimistic"
+    chosen = _settings(settings, shortcuts)
+    place = as_device(chosen.device)
+    banks = _banks(bank, base, base_queries, validation, chosen)
+    built = _heads(heads, banks, chosen, mean, background, place)
+    sampler = _sampler(banks.novel, banks.base_queries, chosen)
+    drawn, from_file = _episodes(
+        episodes if isinstance(episodes, Episodes) else chosen.episodes, episodes_file, sampler
     )
-    return Report(
-        config,
-        results={head: {name: interval(v)._asdict() for name, v in found.items()} for head, found in values.items()},
-        paired={
-            f"{a}-{b}": {name: paired(values[a][name], values[b][name])._asdict() for name in values[a]}
-            for a, b in _pairs(list(values))
-        },
-        seconds=time.perf_counter() - began,
-        notes=[f"the temperature of ece is fitted on {fitted}"],
-    )
+    total = drawn if isinstance(drawn, int) else len(drawn)
+    size = chosen.batch_size or _batch_size(sampler)
+
+    def scorer_of(novel: FeatureBank, queries: FeatureBank | None) -> Scorer:
+        return Scorer(novel, built, place, queries, prototypes, total * _queries(sampler))
+
+    prototypes = _base_prototypes(built, banks)
+    scorer = scorer_of(banks.novel, banks.base_queries)
+    if banks.validation is not None:
+        other = _validation_sampler(banks.validation, banks.choosing_queries, chosen)
+        other_batches = other.batches(min(total, CALIBRATION_EPISODES), size)
+        other_scorer = scorer_of(banks.validation, banks.choosing_queries)
+        frozen = choose_frozen(other_scorer, other_batches, thresholds=True)
+    else:
+        later = sampler.sample(total, total + TEMPERATURE_EPISODES)
+        frozen = choose_frozen(scorer, _slices(later, size), thresholds=False)
+    batches = sampler.batches(drawn, size) if isinstance(drawn, int) else _slices(drawn, size)
+    values = _measure(scorer, _with_bar(batches, total, progress), frozen, callback)
+    seed_used = None if from_file or isinstance(episodes, Episodes) else chosen.seed
+    chosen = dataclasses.replace(chosen, episodes=total)
+    return _report(chosen, seed_used, built, banks, frozen, values, time.perf_counter() - began)
+
+
+def usable_heads(names: Sequence[str], has_base: bool) -> tuple[list[str], list[str]]:
+    """Return the heads that can be made, and those that need base classes while none are known."""
+    without = [name for name in names if needs_base(name) and not has_base]
+    return [name for name in names if name not in without], without
 
 
 def as_device(name: str | torch.device) -> torch.device:
@@ -206,55 +172,147 @@ def as_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def usable_heads(names: Sequence[str], has_base: bool) -> tuple[list[str], list[str]]:
-    """Return the heads that can be built, and those that need something known of base classes while nothing is."""
-    without = [name for name in names if needs_base(name) and not has_base]
-    return [name for name in names if name not in without], without
+def _settings(settings: EvaluationSettings | str | None, shortcuts: Mapping[str, Any]) -> EvaluationSettings:
+    """Return the settings with the keywords that were given put in."""
+    given = {name: value for name, value in shortcuts.items() if value is not None}
+    if isinstance(settings, str):
+        given = {"protocol": settings, **given}
+    elif settings is not None:
+        return dataclasses.replace(settings, **given)
+    return EvaluationSettings(**given)
 
 
-def _check_banks(
-    bank: FeatureBank, base: FeatureBank | None, base_queries: FeatureBank | None, validation: FeatureBank | None
-) -> None:
-    """Raise ``ValueError`` where banks differ in width, or share pictures that they must not."""
+class _Banks(NamedTuple):
+    """The banks by role; ``None`` for a role that this evaluation does not have.
+
+    Attributes:
+        novel: what support, known and unknown queries are drawn from.
+        base: base classes, less the images that are held out for queries.
+        base_queries: what base queries are drawn from, in the generalized protocol.
+        validation: classes on which thresholds and bias are chosen.
+        choosing_queries: what base queries are drawn from while they are chosen.
+    """
+
+    novel: FeatureBank
+    base: FeatureBank | None
+    base_queries: FeatureBank | None
+    validation: FeatureBank | None
+    choosing_queries: FeatureBank | None
+
+
+def _banks(
+    bank: FeatureBank,
+    base: FeatureBank | None,
+    base_queries: FeatureBank | None,
+    validation: FeatureBank | None,
+    settings: EvaluationSettings,
+) -> _Banks:
+    """Return the banks by role; raise ``ValueError`` where they do not fit together."""
     for name, other in (("base", base), ("base_queries", base_queries), ("validation", validation)):
         if other is not None and other.feature_dim != bank.feature_dim:
             raise ValueError(
                 f"the {name} bank has features of width {other.feature_dim}, the bank of {bank.feature_dim}"
             )
     for name, other in (("base", base), ("validation", validation)):
-        if other is not None and _same_pictures(bank, other):
-            raise ValueError(f"the {name} bank holds the pictures that are tested on: give other classes")
-    if base is not None and base_queries is not None and _same_pictures(base, base_queries):
-        raise ValueError("base_queries holds the pictures of base: give other pictures, or none to hold some out")
-
-
-def _base_parts(
-    base: FeatureBank | None, base_queries: FeatureBank | None, seed: int
-) -> tuple[FeatureBank, FeatureBank]:
-    """Return the bank of base prototypes and the bank of base queries, which share no picture."""
+        if other is not None and _same_images(bank, other):
+            raise ValueError(f"the {name} bank holds the images that are tested on: give other classes")
+    if base is not None and base_queries is not None and _same_images(base, base_queries):
+        raise ValueError("base_queries holds the images of base: give other images, or none to hold some out")
+    if settings.protocol != "generalized":
+        return _Banks(bank, base, None, validation, None)
     if base is None:
         raise ValueError("the generalized protocol needs base classes: give a base bank")
     if base_queries is None:
-        return hold_out(base, share=0.25, seed=seed)
-    if base_queries.classes != base.classes:
+        base, base_queries = hold_out(base, share=0.25, seed=settings.seed)
+    elif base_queries.classes != base.classes:
         raise ValueError("base and base_queries need the same classes in the same order")
-    return base, base_queries
+    choosing_queries = None
+    if validation is not None:  # the bias must not be chosen on the base images that are tested on
+        base_queries, choosing_queries = hold_out(base_queries, share=0.5, seed=settings.seed)
+    return _Banks(bank, base, base_queries, validation, choosing_queries)
 
 
-def _same_pictures(bank: FeatureBank, other: FeatureBank) -> bool:
+def _same_images(bank: FeatureBank, other: FeatureBank) -> bool:
     theirs = other.provenance.get("dataset_fingerprint")
     return bank is other or (theirs is not None and theirs == bank.provenance.get("dataset_fingerprint"))
 
 
-def _drawn(
+def _heads(
+    heads: Sequence[str] | Mapping[str, Head],
+    banks: _Banks,
+    settings: EvaluationSettings,
+    mean: Tensor | None,
+    background: Tensor | None,
+    device: torch.device,
+) -> dict[str, Head]:
+    """Return the heads on the device, ready to score; those given by name are made here."""
+    base, width = banks.base, banks.novel.feature_dim
+    if mean is None and base is not None:
+        mean = base.mean()
+    if background is None and base is not None:
+        background = base.class_means(root=True)
+    if mean is not None and mean.shape != (width,):
+        raise ValueError(f"mean must be ({width},) as the bank's features, got shape {tuple(mean.shape)}")
+    if background is not None and (background.dim() != 2 or background.shape[1] != width):
+        raise ValueError(f"background must be (B, {width}) as the bank's features, got shape {tuple(background.shape)}")
+    if background is not None:
+        checked_vectors(background, "background")
+    if isinstance(heads, str):
+        heads = [heads]
+    if isinstance(heads, Mapping):
+        built = dict(heads)
+    else:
+        # In the generalized protocol base classes are answers like the others, so only heads that cannot be made without
+        # base classes get them as a cohort too.
+        known = {name: background if settings.protocol != "generalized" or needs_base(name) else None for name in heads}
+        built = {
+            name: meta_train(base, name, settings.ways, settings.shots, settings.queries, seed=settings.seed)
+            if name in META_LEARNED
+            else create(name, mean, known[name])
+            for name in heads
+        }
+    if not built:
+        raise ValueError("heads is empty: name at least one head")
+    # Copies, so that the caller's heads stay in their mode and on their device.
+    return {name: copy.deepcopy(head).to(device).eval() for name, head in built.items()}
+
+
+def _base_prototypes(heads: Mapping[str, Head], banks: _Banks) -> dict[str, Tensor] | None:
+    """Return the prototypes of base classes that share the label space, ``(B, D)`` for each head; ``None`` without them."""
+    if banks.base is None or banks.base_queries is None:
+        return None
+    means, power_means = banks.base.class_means(), banks.base.class_means(root=True)
+    return {name: power_means if head.rooted else means for name, head in heads.items()}
+
+
+def _sampler(bank: FeatureBank, base_queries: FeatureBank | None, settings: EvaluationSettings) -> EpisodeSampler:
+    return EpisodeSampler(
+        bank,
+        settings.ways,
+        settings.shots,
+        settings.queries,
+        settings.unknown_ways,
+        base=base_queries,
+        seed=settings.seed,
+    )
+
+
+def _validation_sampler(
+    bank: FeatureBank, base_queries: FeatureBank | None, settings: EvaluationSettings
+) -> EpisodeSampler:
+    try:
+        return _sampler(bank, base_queries, settings)
+    except ValueError as error:
+        raise ValueError(f"validation classes: {error}") from None
+
+
+def _episodes(
     episodes: int | Episodes, file: str | os.PathLike[str] | None, sampler: EpisodeSampler
 ) -> tuple[int | Episodes, bool]:
-    """Return the episodes to use, or how many to sample as we go, and whether they were in ``file`` already.
+    """Return the episodes to use, or how many to sample later, and whether they come from ``file``.
 
-    Where it is not there yet, they are written to it.
+    A file that does not exist yet is written.
     """
-    if isinstance(episodes, int) and episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {episodes}")
     found = file is not None and Path(file).exists()
     if file is not None:
         if Path(file).is_dir():
@@ -271,14 +329,78 @@ def _drawn(
     return episodes, found
 
 
+def _measure(
+    scorer: Scorer, batches: Iterator[Episodes], frozen: Mapping[str, Frozen], callback: Callback | None
+) -> dict[str, dict[str, Tensor]]:
+    """Return the value of every measure in every episode, ``{head: {measure: (E,)}}``, on the CPU."""
+    found: dict[str, dict[str, list[Tensor]]] = {name: {} for name in scorer.heads}
+    queries = 0
+
+    def measures_of(batch: Episodes) -> tuple[Episodes, list[tuple[str, Scores, dict[str, Tensor]]]]:
+        scored = ((name, scores.with_frozen(frozen[name])) for name, scores in scorer.score(batch))
+        return batch, [(name, scores, measured(scores)) for name, scores in scored]
+
+    for batch, of_heads in in_order(measures_of, batches, scorer.threads):
+        for name, scores, measures in of_heads:
+            queries = scores.labelled[0].shape[1]
+            if callback is not None:
+                callback(name, batch, scores, frozen[name])
+            for measure, values in measures.items():
+                found[name].setdefault(measure, []).append(values.cpu())
+    return {
+        name: {measure: pooled(measure, torch.cat(parts), queries) for measure, parts in lists.items()}
+        for name, lists in found.items()
+    }
+
+
+def _report(
+    settings: EvaluationSettings,
+    seed: int | None,
+    heads: Mapping[str, Head],
+    banks: _Banks,
+    frozen: Mapping[str, Frozen],
+    values: Mapping[str, Mapping[str, Tensor]],
+    seconds: float,
+) -> Report:
+    """Return means, intervals and paired differences of the values, and what they were computed from."""
+    fitted = (
+        "validation classes"
+        if banks.validation is not None
+        else "other episodes of the same classes, so it is optimistic"
+    )
+    return Report(
+        config={
+            "protocol": settings.protocol,
+            "ways": settings.ways,
+            "shots": settings.shots,
+            "queries": settings.queries,
+            "open_ways": settings.unknown_ways,
+            "episodes": settings.episodes,
+            "seed": seed,
+            "heads": {name: repr(head) for name, head in heads.items()},
+            "bank": _described(banks.novel),
+            "base": None if banks.base is None else _described(banks.base),
+            "validation": None if banks.validation is None else _described(banks.validation),
+            "temperature": {name: fixed.temperature for name, fixed in frozen.items()},
+        },
+        results={head: {name: interval(v)._asdict() for name, v in found.items()} for head, found in values.items()},
+        paired={
+            f"{a}-{b}": {name: paired(values[a][name], values[b][name])._asdict() for name in values[a]}
+            for a, b in _pairs(list(values))
+        },
+        seconds=seconds,
+        notes=[f"the temperature of ece is fitted on {fitted}"],
+    )
+
+
 def _queries(sampler: EpisodeSampler) -> int:
     return sampler.ways * sampler.queries + sampler.open_ways * sampler.open_queries + sampler.base_queries
 
 
 def _batch_size(sampler: EpisodeSampler) -> int:
-    pictures = sampler.ways * sampler.shots + _queries(sampler)
+    images = sampler.ways * sampler.shots + _queries(sampler)
     columns = sampler.ways + (sampler.base.num_classes if sampler.base is not None else 0)
-    return min(512, max(1, _BATCH_BYTES // (pictures * 4 * columns)))
+    return min(512, max(1, _BATCH_BYTES // (images * 4 * columns)))
 
 
 def _slices(episodes: Episodes, size: int) -> Iterator[Episodes]:
@@ -287,7 +409,7 @@ def _slices(episodes: Episodes, size: int) -> Iterator[Episodes]:
 
 
 def _pairs(heads: list[str]) -> list[tuple[str, str]]:
-    """Return which heads to compare: every head with cosine, and the first with every other."""
+    """Return the pairs to compare: every head with cosine, and the first head with every other."""
     pairs = [(name, "cosine") for name in heads if name != "cosine"] if "cosine" in heads else []
     return pairs + [
         (heads[0], name) for name in heads[1:] if (heads[0], name) not in pairs and (name, heads[0]) not in pairs

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from episodes.evaluation.scoring import Scorer
-from episodes.evaluation.validation_thresholds import best_bias
+from episodes.evaluation.validation_thresholds import CALIBRATION_EPISODES, best_bias
 from episodes.features.bank import FeatureBank
 from episodes.metrics.intervals import interval, paired
 from episodes.metrics.measures import accuracy
@@ -27,7 +27,6 @@ from episodes.sampling.sampler import EpisodeSampler
 from fewshot_nam.heads import Head
 
 _AT_A_TIME = 32  # episodes
-_CHOOSING_EPISODES = 600
 
 
 class Contender(NamedTuple):
@@ -96,7 +95,7 @@ def compare(
         for part in (validation, test)
     ]
     margins: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in contenders}
-    for name, scores in _scored(contenders, samplers[0], _CHOOSING_EPISODES):
+    for name, scores in _scored(contenders, samplers[0], min(episodes, CALIBRATION_EPISODES)):
         margins[name].append((scores.margins.base_if_right, scores.margins.novel_if_right))
     bias = {name: best_bias(*map(torch.cat, zip(*parts, strict=True))) for name, parts in margins.items()}
     found: dict[str, dict[str, list[Tensor]]] = {name: {} for name in contenders}

@@ -7,25 +7,16 @@ validation classes thresholds and novel bias) is chosen here too, on other episo
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from episodes.evaluation.validation_thresholds import best_bias, pooled_threshold
 from episodes.features.bank import FeatureBank
-from episodes.features.threads import in_order
-from episodes.metrics.calibration import fit_temperature
-from episodes.metrics.registry import measured, pooled
-from episodes.metrics.scores import Frozen, Scores, widened
+from episodes.metrics.scores import Scores, widened
 from episodes.sampling.sampler import Episodes
 from fewshot_nam.heads import Head
 from fewshot_nam.heads.gather_free_scoring import Picker, familiarities_of, read_picked
-
-_TEMPERATURE_SCORES = 1 << 22  # scores that the temperature is fitted on, and kept for it: 16 MiB a head
-
-
-Watch = Callable[[str, Episodes, Scores, Frozen], None]  # is shown a head's name, episodes, their scores, what is fixed
 
 
 class Scorer:
@@ -127,77 +118,3 @@ class Scorer:
             self._own.pickers = Picker(self._features), base
         pickers: tuple[Picker, Picker | None] = self._own.pickers
         return pickers
-
-
-def calibrate(scorer: Scorer, batches: Iterable[Episodes], thresholds: bool) -> dict[str, Frozen]:
-    """Return what to fix for every head, chosen on all queries of these episodes together.
-
-    Args:
-        scorer: of validation classes; or of the classes to be tested, for the temperature alone.
-        batches: the episodes. The temperature is fitted on the first of them, which is plenty for one number.
-        thresholds: choose thresholds and, where there are base queries, the novel bias as well.
-    """
-    seen = {name: _Seen() for name in scorer.heads}
-    for scored in in_order(lambda batch: list(scorer.score(batch)), batches, scorer.threads):
-        for name, scores in scored:
-            seen[name].add(scores, thresholds)
-    fixed = in_order(lambda found: found.frozen(thresholds), seen.values(), scorer.threads)
-    return dict(zip(seen, fixed, strict=True))
-
-
-def measure(
-    scorer: Scorer, batches: Iterable[Episodes], frozen: Mapping[str, Frozen], watch: Watch | None = None
-) -> dict[str, dict[str, Tensor]]:
-    """Return the value of every measure in every episode, ``{head: {measure: (E,)}}`` on the CPU; ``watch`` looks on."""
-    found: dict[str, dict[str, list[Tensor]]] = {name: {} for name in scorer.heads}
-    queries = 0
-
-    def measures_of(batch: Episodes) -> tuple[Episodes, list[tuple[str, Scores, dict[str, Tensor]]]]:
-        scored = ((name, scores.with_frozen(frozen[name])) for name, scores in scorer.score(batch))
-        return batch, [(name, scores, measured(scores)) for name, scores in scored]
-
-    for batch, of_heads in in_order(measures_of, batches, scorer.threads):
-        for name, scores, measures in of_heads:
-            queries = scores.labelled[0].shape[1]
-            if watch is not None:
-                watch(name, batch, scores, frozen[name])
-            for printed, value in measures.items():
-                found[name].setdefault(printed, []).append(value.cpu())
-    return {
-        name: {printed: pooled(printed, torch.cat(parts), queries) for printed, parts in lists.items()}
-        for name, lists in found.items()
-    }
-
-
-class _Seen:
-    """What is kept of one head's scores while episodes go by: little for each query, all columns only of the first ones."""
-
-    def __init__(self) -> None:
-        self.scores: list[Tensor] = []
-        self.targets: list[Tensor] = []
-        self.best: list[Tensor] = []
-        self.true: list[Tensor] = []
-        self.base_margins: list[Tensor] = []
-        self.novel_margins: list[Tensor] = []
-
-    def add(self, scores: Scores, thresholds: bool) -> None:
-        """Take note of a batch of episodes."""
-        known, targets = (part.flatten(0, 1) for part in scores.labelled)
-        room = max(_TEMPERATURE_SCORES // known.shape[1] - sum(map(len, self.targets)), 0)
-        self.scores.append(known[:room].clone())
-        self.targets.append(targets[:room])
-        if not thresholds:
-            return
-        self.best.append(known.amax(dim=1))
-        self.true.append(known.gather(1, targets[:, None]).squeeze(1))
-        if scores.base is not None:
-            self.base_margins.append(scores.margins.base_if_right)
-            self.novel_margins.append(scores.margins.novel_if_right)
-
-    def frozen(self, thresholds: bool) -> Frozen:
-        """Return what to fix."""
-        temperature = fit_temperature(torch.cat(self.scores), torch.cat(self.targets))
-        if not thresholds:
-            return Frozen(temperature)
-        bias = best_bias(torch.cat(self.base_margins), torch.cat(self.novel_margins)) if self.base_margins else None
-        return Frozen(temperature, pooled_threshold(self.best), pooled_threshold(self.true), bias)

@@ -1,15 +1,43 @@
-"""Settings chosen on validation classes, and what they really do on test classes.
+"""Thresholds, temperature and novel bias chosen on validation classes, to be frozen before the test episodes.
 
-A setting is chosen on the queries of all validation episodes together, then applied unchanged to test episodes, so that what is
-reported is what a threshold set beforehand would have done. Shapes and terms are those of ``episodes.metrics.measures``.
+They are chosen on the queries of all validation episodes together and applied unchanged to test episodes, so that a report says
+what a threshold set beforehand would have done. Shapes and terms are those of ``episodes.metrics.measures``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from episodes.metrics.scores import harmonic_mean, joint_scores, shape_and_dtype, threshold_at_tpr
+from episodes.evaluation.scoring import Scorer
+from episodes.features.threads import in_order
+from episodes.metrics.calibration import fit_temperature
+from episodes.metrics.scores import Frozen, Scores, harmonic_mean, joint_scores, shape_and_dtype, threshold_at_tpr
+from episodes.sampling.sampler import Episodes
+
+CALIBRATION_EPISODES = 1000
+"""Thresholds and bias are chosen on as many validation episodes as are tested on, and on no more than this."""
+
+TEMPERATURE_EPISODES = 200
+"""Without validation classes, the temperature is fitted on this many episodes after those that are tested on."""
+
+_TEMPERATURE_SCORES = 1 << 22  # scores that the temperature is fitted on, and kept for it: 16 MiB a head
+
+
+def choose_frozen(scorer: Scorer, batches: Iterable[Episodes], thresholds: bool) -> dict[str, Frozen]:
+    """Return what to fix for every head, chosen on all queries of these episodes together.
+
+    Args:
+        scorer: of validation classes; or of the classes to be tested, for the temperature alone.
+        batches: the episodes. The temperature is fitted on the first of them, which is plenty for one number.
+        thresholds: choose thresholds and, where there are base queries, the novel bias as well.
+    """
+    kept = {name: _Kept() for name in scorer.heads}
+    for scored in in_order(lambda batch: list(scorer.score(batch)), batches, scorer.threads):
+        for name, scores in scored:
+            kept[name].add(scores, thresholds)
+    fixed = in_order(lambda each: each.frozen(thresholds), kept.values(), scorer.threads)
+    return dict(zip(kept, fixed, strict=True))
 
 
 def pooled_threshold(true_scores: Tensor | Sequence[Tensor], tpr: float = 0.95) -> float:
@@ -30,7 +58,7 @@ def pooled_threshold(true_scores: Tensor | Sequence[Tensor], tpr: float = 0.95) 
 def joint_margins(
     base: Tensor, base_targets: Tensor, novel: Tensor, novel_targets: Tensor, num_base: int
 ) -> tuple[Tensor, Tensor]:
-    """How far a bias on all novel scores can go before each query's answer changes: what `best_bias` asks of a batch.
+    """How far a bias on all novel scores can go before each query's answer changes: what `best_bias` needs of a batch.
 
     With bias b a query is called a base class while its margin (largest base minus largest novel score) >= b: a tie
     goes to the base columns, which come first. So base accuracy is the share of base margins >= b, and novel accuracy
@@ -74,3 +102,37 @@ def best_bias(base_margins: Tensor, novel_margins: Tensor) -> float:
     middle = (low[best] / 2 + high[best] / 2).item()
     # Neighbouring floats have no middle; the upper one serves as well, since a base margin equal to the bias is right.
     return middle if middle > low[best].item() else high[best].item()
+
+
+class _Kept:
+    """What one head's scores leave behind: a number or two for each query, and all columns of the first queries."""
+
+    def __init__(self) -> None:
+        self.scores: list[Tensor] = []
+        self.targets: list[Tensor] = []
+        self.best: list[Tensor] = []
+        self.true: list[Tensor] = []
+        self.base_margins: list[Tensor] = []
+        self.novel_margins: list[Tensor] = []
+
+    def add(self, scores: Scores, thresholds: bool) -> None:
+        """Add a batch of episodes."""
+        known, targets = (part.flatten(0, 1) for part in scores.labelled)
+        room = max(_TEMPERATURE_SCORES // known.shape[1] - sum(map(len, self.targets)), 0)
+        self.scores.append(known[:room].clone())
+        self.targets.append(targets[:room])
+        if not thresholds:
+            return
+        self.best.append(known.amax(dim=1))
+        self.true.append(known.gather(1, targets[:, None]).squeeze(1))
+        if scores.base is not None:
+            self.base_margins.append(scores.margins.base_if_right)
+            self.novel_margins.append(scores.margins.novel_if_right)
+
+    def frozen(self, thresholds: bool) -> Frozen:
+        """Return what to fix."""
+        temperature = fit_temperature(torch.cat(self.scores), torch.cat(self.targets))
+        if not thresholds:
+            return Frozen(temperature)
+        bias = best_bias(torch.cat(self.base_margins), torch.cat(self.novel_margins)) if self.base_margins else None
+        return Frozen(temperature, pooled_threshold(self.best), pooled_threshold(self.true), bias)

@@ -1,6 +1,6 @@
 """What the figures of a report need, collected while episodes stream by: exact scores up to a budget, sums, and a short list.
 
-``evaluate(..., watch=Evidence())`` hands over every head's scores of every batch. Scores are kept exactly, whole episodes
+``evaluate(..., callback=Evidence())`` hands over every head's scores of every batch. Scores are kept exactly, whole episodes
 from the first on, until a budget is full; what is kept of how many is said under each figure. Accuracy by position and the
 most confident false alarms take in all episodes. Terms and ties are those of ``episodes.metrics.measures``.
 """
@@ -181,7 +181,7 @@ class HeadEvidence:
 
 
 class Evidence:
-    """What is known of every head, ``{name: HeadEvidence}`` in ``heads``; give it to ``evaluate`` as ``watch``."""
+    """What is known of every head, ``{name: HeadEvidence}`` in ``heads``; give it to ``evaluate`` as ``callback``."""
 
     def __init__(self) -> None:
         self.heads: dict[str, HeadEvidence] = {}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from episodes import Episodes, EpisodeSampler, FeatureBank, evaluate
+from episodes import Episodes, EpisodeSampler, EvaluationSettings, FeatureBank, evaluate
 from episodes.evaluation.evaluation import as_device
 from episodes.evaluation.scoring import Scorer
 from episodes.features.holdout import hold_out
@@ -135,19 +135,19 @@ def test_the_novel_bias_is_not_chosen_on_the_base_pictures_that_are_tested(monke
     assert rows.isdisjoint(tuple(row) for row in choosing.features.tolist())
 
 
-def test_banks_that_share_pictures_are_refused():
+def test_banks_that_share_images_are_refused():
     marked = [
         FeatureBank(b.features, b.labels, b.classes, provenance={"dataset_fingerprint": "same"}) for b in (NOVEL, OTHER)
     ]
     for base, validation, message in [
-        (NOVEL, None, "the base bank holds the pictures that are tested on"),
-        (None, NOVEL, "the validation bank holds the pictures that are tested on"),
+        (NOVEL, None, "the base bank holds the images that are tested on"),
+        (None, NOVEL, "the validation bank holds the images that are tested on"),
     ]:
         with pytest.raises(ValueError, match=message):
             evaluate(NOVEL, ["nam"], episodes=3, base=base, validation=validation)
     with pytest.raises(ValueError, match="the base bank holds"):
         evaluate(marked[0], ["nam"], episodes=3, base=marked[1])
-    with pytest.raises(ValueError, match="base_queries holds the pictures of base"):
+    with pytest.raises(ValueError, match="base_queries holds the images of base"):
         run("generalized", ["nam"], 1, base_queries=BASE)
 
 
@@ -155,6 +155,28 @@ def test_the_callers_heads_are_left_as_they_are():
     head = NAMHead().train()
     evaluate(NOVEL, {"mine": head}, episodes=3)
     assert head.training
+
+
+def test_settings_and_keywords_say_the_same():
+    settings = EvaluationSettings("closed", ways=4, shots=2, queries=5, episodes=6, seed=4)
+    expected = evaluate(NOVEL, ["cosine"], settings).to_dict()
+    assert expected["config"]["open_ways"] == 0
+    assert evaluate(NOVEL, ["cosine"], "closed", 4, 2, 5, 3, 6, 4).to_dict() == expected
+    assert (
+        evaluate(NOVEL, ["cosine"], protocol="closed", ways=4, shots=2, queries=5, episodes=6, seed=4).to_dict()
+        == expected
+    )
+    assert evaluate(NOVEL, ["cosine"], settings, shots=3).config["shots"] == 3
+    assert settings.shots == 2
+    with pytest.raises(ValueError, match="no protocol 'opened'"):
+        evaluate(NOVEL, ["cosine"], settings, protocol="opened")
+
+
+def test_the_old_word_for_the_callback_warns_and_works():
+    names = []
+    with pytest.warns(DeprecationWarning, match="watch= is deprecated .* use callback="):
+        evaluate(NOVEL, ["cosine"], episodes=3, watch=lambda name, *_: names.append(name))
+    assert names == ["cosine"]
 
 
 def test_a_single_head_may_be_named_by_itself():
@@ -326,7 +348,7 @@ def test_the_number_of_threads_does_not_matter(protocol):
                 episodes=60,
                 batch_size=7,
                 validation=OTHER,
-                watch=lambda name, episodes, scores, frozen: seen.append((name, episodes.support, scores.known)),  # noqa: B023
+                callback=lambda name, episodes, scores, frozen: seen.append((name, episodes.support, scores.known)),  # noqa: B023
             )
             found.append((report.to_dict(), seen))
             assert torch.get_num_threads() == threads

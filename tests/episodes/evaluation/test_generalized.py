@@ -82,3 +82,27 @@ def test_rows_of_other_classes_are_refused():
         compare({}, TEST, VALIDATION)
     with pytest.raises(ValueError, match="'cosine' has 3 rows, the base queries are of 7 classes"):
         compare({"cosine": Contender(CosineHead(), torch.rand(3, D))}, TEST, VALIDATION, **SETTINGS)
+
+
+def test_the_bias_is_chosen_on_as_many_episodes_as_evaluate_chooses_it_on():
+    heads = {"cosine": CosineHead()}
+    # evaluate halves the base queries it is given: the first half is tested on, bias is chosen with the other.
+    tested, chosen = hold_out(QUERIES, 0.5, seed=SETTINGS["seed"])
+    report = evaluate(
+        TEST.novel,
+        heads,
+        "generalized",
+        open_ways=0,
+        base=BASE,
+        base_queries=QUERIES,
+        validation=VALIDATION.novel,
+        **SETTINGS,
+    )
+    same, _ = compare(
+        {"cosine": Contender(heads["cosine"], BASE.class_means())},
+        Pictures(TEST.novel, tested),
+        Pictures(VALIDATION.novel, chosen),
+        **SETTINGS,
+    )
+    found = report.results["cosine"]["harmonic_mean:frozen"]["mean"]
+    assert same["cosine"]["harmonic_mean:frozen"]["mean"] == pytest.approx(found)

@@ -77,7 +77,7 @@ def bank(classes: int, seed: int, per_class: int = 8) -> FeatureBank:
 def watched():
     """Return a bank, a base bank, and what was seen of nam and cosine on generalized episodes of them."""
     novel, base, seen = bank(7, 0), bank(4, 1, per_class=20), Evidence()
-    report = evaluate(novel, ("nam", "cosine"), "generalized", seed=3, base=base, watch=seen, batch_size=3, **SHAPE)
+    report = evaluate(novel, ("nam", "cosine"), "generalized", seed=3, base=base, callback=seen, batch_size=3, **SHAPE)
     return novel, base, report, seen
 
 
@@ -85,7 +85,7 @@ def watched():
 def alone():
     """Return a bank, what was seen of cosine on open episodes of it, and per episode the scores by a loop."""
     novel, seen = bank(7, 0), Evidence()
-    report = evaluate(novel, ("cosine",), "open", seed=3, watch=seen, batch_size=3, **SHAPE)
+    report = evaluate(novel, ("cosine",), "open", seed=3, callback=seen, batch_size=3, **SHAPE)
     drawn = EpisodeSampler(novel, WAYS, SHOTS, QUERIES, OPEN_WAYS, seed=3).sample(0, EPISODES)
     loops = []
     for e in range(EPISODES):
@@ -169,7 +169,7 @@ def test_false_alarms_are_the_top_by_margin_and_every_picture_comes_once(alone, 
     assert len(largest) > 5
     monkeypatch.setattr(episodes.reporting.collectors, "_ALARMS", 5)
     seen = Evidence()
-    evaluate(novel, ("cosine",), "open", seed=3, watch=seen, batch_size=2, **SHAPE)
+    evaluate(novel, ("cosine",), "open", seed=3, callback=seen, batch_size=2, **SHAPE)
     found = seen.heads["cosine"].false_alarms()
     assert [alarm.picture for alarm in found] == [picture for picture, _ in expected]
     for alarm, (picture, (margin, episode, way)) in zip(found, expected, strict=True):
@@ -199,7 +199,7 @@ def test_what_is_kept_is_bounded_and_said_so(alone, monkeypatch):
     novel = alone[0]
     monkeypatch.setattr(episodes.reporting.collectors, "_BUDGET", 4 * QUERIES * (WAYS + OPEN_WAYS))
     seen = Evidence()
-    report = evaluate(novel, ("cosine",), "open", seed=3, watch=seen, batch_size=3, **SHAPE)
+    report = evaluate(novel, ("cosine",), "open", seed=3, callback=seen, batch_size=3, **SHAPE)
     head = seen.heads["cosine"]
     assert (head.queries.episodes, head.pairs.episodes) == (4, 1)
     assert np.array_equal(head.queries.pooled()[0], alone[2].queries.pooled()[0][: 4 * WAYS * QUERIES])
