@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+
+from fewshot_nam.vision.digests import features_digest
 
 
 class Backbone(nn.Module):
@@ -71,14 +71,7 @@ class Backbone(nn.Module):
         The name and the options are in it because models with equal weights can differ in how they pad or pool.
         Computed anew at each call, so that it cannot be out of date; a large model takes a second.
         """
-        options = json.dumps(
-            self.model_options, sort_keys=True, default=lambda value: getattr(value, "__name__", str(value))
-        )
-        digest = hashlib.sha256(f"{self.name}\n{options}\n".encode())
-        for key, tensor in sorted(self.network.state_dict().items()):
-            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return features_digest(self.name, self.model_options, self.network.state_dict())
 
     def train(self, mode: bool = True) -> Backbone:
         """Return self, still in eval mode: a backbone is frozen."""

@@ -31,10 +31,11 @@ from fewshot_nam.heads import CosineHead, Head, NAMHead
 from fewshot_nam.heads.base_classes import Ground
 from fewshot_nam.heads.nam.head import Learned
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.vision.digests import tensors_digest, weights_digest
 from fewshot_nam.vision.layers import LayerFeatures, find_layer
 from fewshot_nam.vision.libraries.common import LibraryNotInstalled
 from fewshot_nam.vision.model import NAMModel
-from fewshot_nam.vision.saving import digest, settings, weights_digest
+from fewshot_nam.vision.saving import settings
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -247,7 +248,7 @@ def _metadata(model: NAMModel) -> dict[str, str]:
         "transform": model.backbone.transform_id,
         "head": type(head).__name__,
         "settings": settings(head),
-        "constants": digest(_constants(head)),
+        "constants": tensors_digest(_constants(head)),
         "plain weight": _plain_weight(head),
         "shapes": {name: list(rows.shape[name in _PER_CLASS :]) for name, rows in memory_of(model).items()},
     }

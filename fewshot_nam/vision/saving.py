@@ -10,11 +10,10 @@ tensors). Class names are in the head's state, as JSON. Nothing in it is unpickl
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from fewshot_nam import heads
 from fewshot_nam.heads import Head, NAMHead
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.vision.backbone import Backbone
-from fewshot_nam.vision.layers import LayerFeatures
+from fewshot_nam.vision.digests import tensors_digest, text_digest, weights_digest
 
 FORMAT, VERSION = "fewshot-nam model", 1
 _HEAD, _PROBE = "head.", "probe"
@@ -71,10 +70,10 @@ def write_head(path: str | os.PathLike[str], head: Head, about: Mapping[str, Any
         "made_by": fewshot_nam.__version__,
         "head": type(head).__name__,
         "settings": settings(head),
-        "contents": digest(tensors[key] for key in sorted(tensors)),
+        "contents": tensors_digest(tensors[key] for key in sorted(tensors)),
     }
     text = json.dumps(about, default=_named)
-    metadata = {"format": FORMAT, "version": str(VERSION), "about": text, "about_sha256": _sha256(text)}
+    metadata = {"format": FORMAT, "version": str(VERSION), "about": text, "about_sha256": text_digest(text)}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
 
@@ -128,27 +127,6 @@ def read_head(path: str | os.PathLike[str], present: Head | None = None) -> tupl
     return about, head, probed
 
 
-def weights_digest(backbone: Backbone) -> str:
-    """Return the SHA-256 of all weights and buffers of a backbone, whatever their names, without those of its classifier."""
-    network, state = backbone.network, backbone.network.state_dict()
-    # What stands where the classifier was may be the head.
-    classifier = (f"model.{network.layer}.",) if isinstance(network, LayerFeatures) and network.at_input else ()
-    # Only training reads that counter, and files of early torch lack it.
-    kept = [key for key in state if not key.startswith(classifier) and not key.endswith("num_batches_tracked")]
-    parts = sorted(digest([state[key]]) for key in kept if isinstance(state[key], Tensor))
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
-
-
-def digest(tensors: Iterable[Tensor]) -> str:
-    """Return the SHA-256 of tensors in their order: of dtypes, shapes and values."""
-    total = hashlib.sha256()
-    for tensor in tensors:
-        total.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        raw: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        total.update(raw)
-    return total.hexdigest()
-
-
 def probe(backbone: Backbone) -> Tensor:
     """Return the features ``(D,)`` of a fixed picture with structure of all sizes, through transform and network."""
     x, y = np.meshgrid(np.arange(256), np.arange(256))
@@ -166,10 +144,6 @@ def settings(head: Head) -> dict[str, Any]:
     values = {name: getattr(head, f"_{name}", getattr(head, name, None)) for name in names}
     plain = {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))}
     return plain | {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _named(value: object) -> str:
@@ -193,9 +167,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path}: of format {version}, this release reads format {VERSION}: update fewshot-nam")
     try:
         about = json.loads(metadata["about"])
-        whole = about["contents"] == digest(tensors[key] for key in sorted(tensors))
+        whole = about["contents"] == tensors_digest(tensors[key] for key in sorted(tensors))
         # The first files had no digest of their description.
-        whole = whole and metadata.get("about_sha256", _sha256(metadata["about"])) == _sha256(metadata["about"])
+        whole = whole and metadata.get("about_sha256", text_digest(metadata["about"])) == text_digest(metadata["about"])
         fits = (
             isinstance(about["settings"], dict) and {"weights", "backbone", "head"} <= set(about) and _PROBE in tensors
         )

@@ -164,7 +164,7 @@ def rewritten(source, target, metadata=None, **about):
     with safe_open(source, framework="pt") as file:
         kept = dict(file.metadata())
     kept["about"] = json.dumps(json.loads(kept["about"]) | about)
-    kept["about_sha256"] = saving._sha256(kept["about"])
+    kept["about_sha256"] = saving.text_digest(kept["about"])
     save_file(load_file(source), target, kept | (metadata or {}))
     return target
 
