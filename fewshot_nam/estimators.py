@@ -21,6 +21,7 @@ from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from fewshot_nam.heads.base import Head
+from fewshot_nam.heads.base_statistics import BaseStatistics, accepts_old_base_words
 from fewshot_nam.heads.cosine import CosineHead
 from fewshot_nam.heads.nam.head import Keys, Mode, NAMHead, Reading
 from fewshot_nam.heads.validation import Label
@@ -169,8 +170,7 @@ class NAMClassifier(_HeadClassifier):
     Args:
         mode, keys, reading, p_write, p_erase, ridge, plain, level, compete, temperature, familiar: as in ``NAMHead``. In
             sequential mode the order of rows matters.
-        background: ``(B, D)``, mean rows of classes that are not asked about; ``None`` for none.
-        mean: ``(D,)``, subtracted from every row first; ``None`` for none.
+        base: what is known of base classes (``fewshot_nam.heads.BaseStatistics``); ``None`` for nothing.
         probability_temperature: what scores are divided by in ``predict_proba``, above 0.
         unknown: what ``predict`` answers for rows that score below the threshold, a label that is no class; ``None`` never refuses.
         threshold: compared with ``score_samples``; ``None`` for that of ``head_``, which ``head_.calibrate`` sets.
@@ -182,6 +182,7 @@ class NAMClassifier(_HeadClassifier):
         feature_names_in_: ``(D,)`` names, where ``X`` had names.
     """
 
+    @accepts_old_base_words
     def __init__(
         self,
         mode: Mode = "block",
@@ -195,9 +196,8 @@ class NAMClassifier(_HeadClassifier):
         level: float = 0.3,
         compete: float | None = None,
         temperature: float = 0.1,
-        background: Any = None,
+        base: BaseStatistics | None = None,
         familiar: float = 0.4,
-        mean: Any = None,
         probability_temperature: float = 0.2,
         unknown: Label | None = None,
         threshold: float | None = None,
@@ -212,9 +212,8 @@ class NAMClassifier(_HeadClassifier):
         self.level = level
         self.compete = compete
         self.temperature = temperature
-        self.background = background
+        self.base = base
         self.familiar = familiar
-        self.mean = mean
         self.probability_temperature = probability_temperature
         self.unknown = unknown
         self.threshold = threshold
@@ -231,9 +230,8 @@ class NAMClassifier(_HeadClassifier):
             level=self.level,
             compete=self.compete,
             temperature=self.temperature,
-            background=_tensor(self.background),
+            base=self.base,
             familiar=self.familiar,
-            mean=_tensor(self.mean),
         )
 
 
@@ -242,22 +240,21 @@ class CosineClassifier(_HeadClassifier):
 
     Args:
         compete, temperature, root: as in ``CosineHead``.
-        mean: ``(D,)``, subtracted from every row first; ``None`` for none.
-        background: ``(B, D)``, mean rows of other classes: the mean over them takes the place of ``mean``; ``None`` for none.
+        base: what is known of base classes: their mean is subtracted from every row first; ``None`` subtracts nothing.
         probability_temperature, unknown, threshold: as in ``NAMClassifier``.
 
     Attributes:
         classes_, head_, n_features_in_, feature_names_in_: as in ``NAMClassifier``.
     """
 
+    @accepts_old_base_words
     def __init__(
         self,
         *,
         compete: float = 0.0,
         temperature: float = 0.1,
         root: bool = False,
-        mean: Any = None,
-        background: Any = None,
+        base: BaseStatistics | None = None,
         probability_temperature: float = 0.05,
         unknown: Label | None = None,
         threshold: float | None = None,
@@ -265,8 +262,7 @@ class CosineClassifier(_HeadClassifier):
         self.compete = compete
         self.temperature = temperature
         self.root = root
-        self.mean = mean
-        self.background = background
+        self.base = base
         self.probability_temperature = probability_temperature
         self.unknown = unknown
         self.threshold = threshold
@@ -276,8 +272,7 @@ class CosineClassifier(_HeadClassifier):
             compete=self.compete,
             temperature=self.temperature,
             root=self.root,
-            mean=_tensor(self.mean),
-            background=_tensor(self.background),
+            base=self.base,
         )
 
 
@@ -293,7 +288,3 @@ def _validated(estimator: Any, X: Any, y: Any = "no_validation", *, reset: bool)
 def _plain(label: Any) -> Any:
     """Return a label as heads take it: a plain int or string (scikit-learn also takes whole floats and bools for classes)."""
     return label if isinstance(label, bytes) else str(label) if isinstance(label, str) else int(label)
-
-
-def _tensor(values: Any) -> torch.Tensor | None:
-    return None if values is None else torch.tensor(np.asarray(values, dtype=np.float64))

@@ -149,10 +149,12 @@ def test_scripts_are_no_package_and_import_no_other_script():
         (
             "fewshot_nam.heads",
             [
+                "BaseStatistics",
                 "Calibration",
                 "CosineHead",
                 "GeneratorHead",
                 "Head",
+                "HeadSpec",
                 "Label",
                 "LogisticHead",
                 "MahalanobisHead",
@@ -164,6 +166,7 @@ def test_scripts_are_no_package_and_import_no_other_script():
                 "available",
                 "create",
                 "needs_base",
+                "register",
             ],
         ),
         (

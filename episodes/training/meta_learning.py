@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from episodes.features.bank import FeatureBank
 from episodes.sampling.learn2learn_tasks import require_learn2learn
 from episodes.sampling.sampler import EpisodeSampler
+from fewshot_nam.heads import BaseStatistics
 from fewshot_nam.heads.base import Head, Support
 from fewshot_nam.memory.primitives import unit
 
@@ -66,7 +67,7 @@ class MetaLearnedHead(Head):
         rate: float = 0.5,
         mean: Tensor | None = None,
     ) -> None:
-        super().__init__(mean)
+        super().__init__(None if mean is None else BaseStatistics.from_mean(mean))
         require_learn2learn()
         if algorithm not in META_LEARNED:
             raise ValueError(f"MetaLearnedHead: algorithm must be one of {', '.join(META_LEARNED)}, got {algorithm!r}")

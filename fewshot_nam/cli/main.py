@@ -221,7 +221,9 @@ def _new(options: argparse.Namespace) -> tuple[NAMModel, dict[str, Any]]:
         transform_options=key_values("--transform-option", options.transform_option),
         device=options.device,
     )
-    head = heads.create(options.head or "nam", background=backbone.base_prototypes)
+    prototypes = backbone.base_prototypes
+    base = None if prototypes is None else heads.BaseStatistics.from_prototypes(prototypes)
+    head = heads.create(options.head or "nam", base=base)
     return NAMModel(backbone, head), {"weights": source}
 
 

@@ -75,7 +75,7 @@ class Head(CalibratedHead):
     several times as fast (``fewshot_nam.heads.gather_free_scoring``).
 
     Args:
-        mean: ``(D,)``, subtracted from every feature first (say the mean feature of the base classes); ``None`` for none.
+        base: what is known of base classes: their mean is subtracted from every feature first; ``None`` subtracts nothing.
     """
 
     # What subclasses give.

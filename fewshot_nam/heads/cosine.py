@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fewshot_nam.heads.base import Head, Support, compete
+from fewshot_nam.heads.base_statistics import BaseStatistics, accepts_old_base_words
 from fewshot_nam.heads.power_norm import signed_root
-from fewshot_nam.heads.validation import checked_vectors
 from fewshot_nam.memory.primitives import unit
 
 
@@ -30,16 +30,18 @@ class CosineHead(Head):
             1 gives log-probabilities times the temperature.
         temperature: of that softmax, above 0, on the scale of the scores.
         root: take the signed square root of every feature before anything else.
-        mean: ``(D,)``, subtracted from every feature first (after ``root``): with the mean base feature this is SimpleShot's CL2N.
-        background: ``(B, D)``, mean features of other classes: the mean over them, after ``root``, takes the place of ``mean``.
+        base: what is known of base classes; ``None`` for nothing. Its mean is subtracted from every feature first: this is
+            SimpleShot's CL2N. With ``root``, the mean over its power means, roots taken, is subtracted after the root; a base
+            with only a mean is taken to have the mean of the roots.
 
     Raises:
-        ValueError: a number outside its range, or NaN, infinite or zero background features, or of another shape.
+        ValueError: a number outside its range.
     """
 
     scale: Tensor
     _classwise = True
 
+    @accepts_old_base_words
     def __init__(
         self,
         scale: float = 1.0,
@@ -48,16 +50,11 @@ class CosineHead(Head):
         compete: float = 0.0,
         temperature: float = 0.1,
         root: bool = False,
-        mean: Tensor | None = None,
-        background: Tensor | None = None,
+        base: BaseStatistics | None = None,
     ) -> None:
-        if background is not None:
-            if mean is not None:
-                raise ValueError("CosineHead: give mean or background, not both: each says what is subtracted")
-            if checked_vectors(background, "background").dim() != 2 or not len(background):
-                raise ValueError(f"background must be (B, D) with B at least 1, got shape {tuple(background.shape)}")
-            mean = (signed_root(background) if root else background).mean(dim=0)
-        super().__init__(mean)
+        if root and base is not None and len(base):
+            base = BaseStatistics.from_mean(signed_root(base.power_means).mean(dim=0))
+        super().__init__(base)
         if not 0 < scale < math.inf:
             raise ValueError(f"CosineHead: scale must be above 0, got {scale}")
         if not 0 <= compete <= 1:

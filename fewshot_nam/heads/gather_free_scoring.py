@@ -196,7 +196,7 @@ def familiarities_of(head: Head, features: Tensor) -> Tensor | None:
     if not isinstance(head, NAMHead) or not _settles(head) or len(features) > _MOST_FAMILIAR:
         return None
     wide = torch.promote_types(features.dtype, torch.float32)
-    ground = head.background.ground(wide)
+    ground = head._ground(wide)
     assert ground is not None, "it settles"
     with torch.no_grad():
         parts = torch.split(features, _SETTLED_AT_A_TIME)
@@ -218,7 +218,7 @@ def reads_rows(head: Head) -> bool:
 def _settles(head: NAMHead) -> bool:
     """Return whether a head has a memory for settled features, and nobody changed what it does."""
     ours = type(head) is NAMHead and not set(_PARTS) & set(vars(head))
-    return ours and len(head.background) > 0 and head.plain > 0 and not head.mean.numel()
+    return ours and len(head.stored_base) > 0 and head.plain > 0 and not head.mean.numel()
 
 
 def _read_settled(
@@ -226,7 +226,7 @@ def _read_settled(
 ) -> Tensor | None:
     """Return the scores of a head over a background, or ``None`` where support is linearly dependent; see ``read_picked``."""
     n, ways = support.shape[1], int(targets[-1]) + 1
-    ground = head.background.ground(familiarity.dtype)
+    ground = head._ground(familiarity.dtype)
     assert ground is not None, "it settles"
     features = _coordinates(picker.gram(support))
     roots = _coordinates(picker.roots.gram(support, ground.centre, n // ways))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fewshot_nam.heads.base import Head, Support
+from fewshot_nam.heads.base_statistics import BaseStatistics, accepts_old_base_words
 from fewshot_nam.memory.primitives import unit
 
 
@@ -24,14 +25,15 @@ class LogisticHead(Head):
 
     Args:
         inverse_penalty: scikit-learn's ``C``: larger fits the support more closely.
-        mean: ``(D,)``, subtracted from every feature first; ``None`` for none.
+        base: its mean is subtracted from every feature first; ``None`` subtracts nothing.
 
     Raises:
         ValueError: ``inverse_penalty`` is not above 0; when scoring, fewer than two classes.
     """
 
-    def __init__(self, inverse_penalty: float = 1.0, *, mean: Tensor | None = None) -> None:
-        super().__init__(mean)
+    @accepts_old_base_words
+    def __init__(self, inverse_penalty: float = 1.0, *, base: BaseStatistics | None = None) -> None:
+        super().__init__(base)
         if not 0 < inverse_penalty < math.inf:
             raise ValueError(f"LogisticHead: inverse_penalty must be above 0, got {inverse_penalty}")
         self.inverse_penalty = inverse_penalty

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fewshot_nam.heads.base import Head, Support
+from fewshot_nam.heads.base_statistics import BaseStatistics, accepts_old_base_words
 from fewshot_nam.memory.primitives import unit
 
 Covariance = Literal["pooled", "diagonal"]
@@ -31,16 +32,17 @@ class MahalanobisHead(Head):
             ``"diagonal"``: every class has the variances of its own shots, divided by ``K``.
         ridge: variance that ``S`` is compared with, above 0, on the scale of unit features. Larger shrinks more; ``None``: 0.1
             for pooled, 0.03 for diagonal.
-        mean: ``(D,)``, subtracted from every feature first; ``None`` for none.
+        base: its mean is subtracted from every feature first; ``None`` subtracts nothing.
 
     Raises:
         ValueError: an unknown covariance, or a ridge that is not above 0.
     """
 
+    @accepts_old_base_words
     def __init__(
-        self, covariance: Covariance = "pooled", *, ridge: float | None = None, mean: Tensor | None = None
+        self, covariance: Covariance = "pooled", *, ridge: float | None = None, base: BaseStatistics | None = None
     ) -> None:
-        super().__init__(mean)
+        super().__init__(base)
         if covariance not in ("pooled", "diagonal"):
             raise ValueError(f"MahalanobisHead: covariance must be one of pooled, diagonal, got {covariance!r}")
         ridge = (0.1 if covariance == "pooled" else 0.03) if ridge is None else ridge

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fewshot_nam.heads.base import Head, Support
+from fewshot_nam.heads.base_statistics import BaseStatistics, accepts_old_base_words
 from fewshot_nam.heads.power_norm import signed_root
-from fewshot_nam.heads.validation import checked_vectors
 from fewshot_nam.memory.primitives import unit
 
 
@@ -29,22 +29,23 @@ class PLDAHead(Head):
     A base class is one whose mean is known exactly: its prototype.
 
     Args:
-        background: ``(B, D)``, mean features of at least two classes that are in no episode.
+        base: power means of at least two classes that are in no episode.
         within: variance of a picture about its class mean, ``W``, as a multiple of the mean eigenvalue of ``B``; above 0.
         shrinkage: share of ``B`` that is replaced by the identity times its mean eigenvalue, above 0 and at most 1.
         root: take the signed square root of every feature before anything else.
 
     Raises:
-        ValueError: no background, one of another shape or whose classes are all alike, a number outside its range.
+        ValueError: fewer than two base classes, or base classes that are all alike, a number outside its range.
     """
 
     centre: Tensor
     axes: Tensor
     between: Tensor
 
+    @accepts_old_base_words
     def __init__(
         self,
-        background: Tensor | None = None,
+        base: BaseStatistics | None = None,
         *,
         within: float = 1.0,
         shrinkage: float = 0.3,
@@ -55,19 +56,18 @@ class PLDAHead(Head):
             raise ValueError(f"PLDAHead: within must be above 0, got {within}")
         if not 0 < shrinkage <= 1:
             raise ValueError(f"PLDAHead: shrinkage must be above 0 and at most 1, got {shrinkage}")
-        if background is None:
-            raise ValueError("PLDAHead: needs background, mean features (B, D) of other classes: give base classes")
-        if checked_vectors(background, "background").dim() != 2 or len(background) < 2:
-            raise ValueError(f"background must be (B, D) with B at least 2, got shape {tuple(background.shape)}")
+        if base is None or len(base) < 2:
+            known = 0 if base is None else len(base)
+            raise ValueError(f"PLDAHead: needs base, the statistics of at least 2 base classes, got {known}")
         self.within, self.shrinkage, self.root = within, shrinkage, root
-        rows = self._directions(background.detach())
+        rows = self._directions(base.power_means)
         centre = rows.mean(dim=0)
         # In float64: a direction that the background does not have must not become a tiny one that it has.
         _, lengths, axes = torch.linalg.svd((rows - centre).double(), full_matrices=False)
         variances = lengths.square() / (len(rows) - 1)
         average = float(variances.sum()) / rows.shape[1]
         if average <= 1e-12:
-            raise ValueError("background: its classes all have the same direction, so nothing tells classes apart")
+            raise ValueError("base: its classes all have the same direction, so nothing tells classes apart")
         shared = variances.new_tensor([shrinkage * average])
         self.register_buffer("centre", centre)
         self.register_buffer("axes", axes.to(rows).contiguous())
@@ -85,7 +85,9 @@ class PLDAHead(Head):
     def _placed(self, features: Tensor) -> Tensor:
         """Return what the model is about: directions of features ``(..., D)``, relative to the centre."""
         if features.shape[-1] != self.feature_dim:
-            raise ValueError(f"features must have width {self.feature_dim} as the background, got {features.shape[-1]}")
+            raise ValueError(
+                f"features must have width {self.feature_dim} as the base classes, got {features.shape[-1]}"
+            )
         return self._directions(features) - self.centre.to(features)
 
     def _learn(self, support: Support) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fewshot_nam.heads.base import Head, Support
+from fewshot_nam.heads.base_statistics import BaseStatistics, accepts_old_base_words
 from fewshot_nam.memory.primitives import unit, write_block
 
 
@@ -22,14 +23,15 @@ class RidgeHead(Head):
 
     Args:
         ridge: weight of the penalty, above 0.
-        mean: ``(D,)``, subtracted from every feature first; ``None`` for none.
+        base: its mean is subtracted from every feature first; ``None`` subtracts nothing.
 
     Raises:
         ValueError: the ridge is not above 0.
     """
 
-    def __init__(self, ridge: float = 1.0, *, mean: Tensor | None = None) -> None:
-        super().__init__(mean)
+    @accepts_old_base_words
+    def __init__(self, ridge: float = 1.0, *, base: BaseStatistics | None = None) -> None:
+        super().__init__(base)
         if not 0 < ridge < math.inf:
             raise ValueError(f"RidgeHead: ridge must be above 0, got {ridge}")
         self.ridge = ridge

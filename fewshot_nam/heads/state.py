@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewshot_nam.heads.base_statistics import BaseStatistics, accepts_old_base_words
 from fewshot_nam.heads.validation import Label, checked_vectors
 
 _BUFFERS = ("support", "targets", "base", "mean", "strangers")
@@ -23,13 +24,13 @@ class HeadState(nn.Module):
     """The learned state of a head.
 
     Args:
-        mean: ``(D,)``, subtracted from every feature first; ``None`` for none.
+        base: its ``mean`` is subtracted from every feature first; ``None`` subtracts nothing.
 
     Attributes:
         support: ``(n, D)``, features written.
         targets: ``(n,)`` long, positions in the written classes.
         base: ``(B, D)``, prototypes of base classes.
-        mean: as given; empty for none.
+        mean: ``(D,)``, subtracted from every feature first; empty where nothing is.
         strangers: ``(m, D)``, what the threshold is calibrated on; empty where it is not.
     """
 
@@ -39,14 +40,13 @@ class HeadState(nn.Module):
     mean: Tensor
     strangers: Tensor
 
-    def __init__(self, mean: Tensor | None = None) -> None:
+    @accepts_old_base_words
+    def __init__(self, base: BaseStatistics | None = None) -> None:
         super().__init__()
         self.register_buffer("support", torch.empty(0, 0))
         self.register_buffer("targets", torch.empty(0, dtype=torch.long))
         self.register_buffer("base", torch.empty(0, 0))
-        if mean is not None and checked_vectors(mean, "mean", zero_allowed=True).dim() != 1:
-            raise ValueError(f"mean must be (D,), got shape {tuple(mean.shape)}")
-        self.register_buffer("mean", torch.empty(0) if mean is None else mean.detach().clone())
+        self.register_buffer("mean", torch.empty(0) if base is None else base.mean.clone())
         self.register_buffer("strangers", torch.empty(0, 0))
         self._base_classes: list[Label] = []
         self._written_classes: list[Label] = []

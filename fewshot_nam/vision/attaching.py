@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fewshot_nam.heads import Head, Label
+from fewshot_nam.heads import BaseStatistics, Head, Label
 from fewshot_nam.vision.finding import Transform, find_parts
 from fewshot_nam.vision.image_batches import Images
 from fewshot_nam.vision.layers import Pool
@@ -51,7 +51,7 @@ def attach(
             read by cosine: the bias and the lengths of the rows are dropped. They say how a class differs from the others, and
             images are told from them only by what differs from the mean image: hence ``base_images``, or a head with a mean.
         base_images: a hundred ordinary images of what the model sees, or more, without labels: the mean of their features is
-            subtracted from every feature (``NAMHead(base_rows="erased", mean=)``).
+            subtracted from every feature (``BaseStatistics.from_mean``).
         in_place: for a model of timm or torchvision, or with ``classifier``: change ``model`` itself, whose classifier is then the
             head, so that ``model(x)`` gives the head's scores. The rest of it runs as before.
         weights: for a name: ``True`` for the published weights, ``False`` for random ones, or a file.

@@ -273,7 +273,7 @@ def _plain_weight(head: Head) -> float:
 
 def _constants(head: Head) -> list[Tensor]:
     """Return the tensors of a head that the graph holds for good, or that decide about it."""
-    further = [head.background.prototypes] if isinstance(head, NAMHead) else []
+    further = [head.stored_base.power_means] if isinstance(head, NAMHead) else []
     return [head.mean, *further, *([head.scale] if isinstance(head, CosineHead) else [])]
 
 

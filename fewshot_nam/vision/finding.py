@@ -148,7 +148,7 @@ def _head(head: Head | None, backbone: Backbone, base_images: Images | None) -> 
     """Return the head to use, on the backbone's device: the one given, or a NAM head with the mean of ``base_images``."""
     if head is not None and base_images is not None:
         raise ValueError(
-            "attach: base_images give a NAMHead its mean; make a head of your own with mean= and leave them out"
+            "attach: base_images give a NAMHead its mean; make a head of your own with base= and leave them out"
         )
     if head is None and base_images is not None:
         with torch.no_grad():

@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fewshot_nam.estimators import CosineClassifier, NAMClassifier
-from fewshot_nam.heads import CosineHead, NAMHead
+from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead
 
 CLASSIFIERS = [NAMClassifier, CosineClassifier]
 SETTINGS = [
@@ -72,24 +72,30 @@ def blobs(seed: int = 0, classes: int = 4, each: int = 6, width: int = 7) -> tup
     return rows[order], labels[order]
 
 
+def base(classes: int) -> BaseStatistics:
+    return BaseStatistics.from_prototypes(torch.tensor(np.random.RandomState(1).rand(classes, 7)))
+
+
+MEAN = BaseStatistics.from_mean(torch.full((7,), 0.1, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     ("classifier", "head", "options"),
     [
         (NAMClassifier, NAMHead, {}),
         (NAMClassifier, NAMHead, {"mode": "sequential", "p_erase": 0.5}),
         (NAMClassifier, NAMHead, {"keys": "prototypes", "ridge": 1.0, "plain": 1.0, "level": 0.5, "compete": 0.1}),
-        (NAMClassifier, NAMHead, {"mean": [0.1] * 7, "p_write": 0.7, "reading": "raw", "temperature": 0.3}),
-        (NAMClassifier, NAMHead, {"background": np.random.RandomState(1).rand(12, 7).tolist(), "familiar": 0.9}),
+        (NAMClassifier, NAMHead, {"base": MEAN, "p_write": 0.7, "reading": "raw", "temperature": 0.3}),
+        (NAMClassifier, NAMHead, {"base": base(12), "familiar": 0.9}),
         (CosineClassifier, CosineHead, {}),
-        (CosineClassifier, CosineHead, {"compete": 0.5, "temperature": 0.2, "root": True, "mean": [0.1] * 7}),
-        (CosineClassifier, CosineHead, {"background": np.random.RandomState(1).rand(3, 7).tolist()}),
+        (CosineClassifier, CosineHead, {"compete": 0.5, "temperature": 0.2, "root": True, "base": MEAN}),
+        (CosineClassifier, CosineHead, {"base": base(3)}),
     ],
 )
 def test_scores_are_those_of_the_head(classifier, head, options):
     rows, labels = blobs()
     query, _ = blobs(1)
-    tensors = {k: torch.tensor(v, dtype=torch.float64) if isinstance(v, list) else v for k, v in options.items()}
-    direct = head(**tensors).write(torch.tensor(rows), labels.tolist())
+    direct = head(**options).write(torch.tensor(rows), labels.tolist())
     fitted = classifier(**options).fit(rows, labels)
     columns = [direct.classes.index(name) for name in ("c0", "c1", "c2", "c3")]
     expected = direct(torch.tensor(query))[:, columns]
@@ -274,7 +280,6 @@ def test_without_a_threshold_of_its_own_it_takes_the_calibrated_one(classifier):
         ({"compete": 2.0}, [1, 2], "compete must be from 0 to 1"),
         ({"mean": [[1.0, 2.0]]}, [1, 2], r"mean must be \(D,\)"),
         ({"mean": [1.0, 2.0, 3.0]}, [1, 2], "width 3"),
-        ({"background": [[1.0, 2.0], [0.0, 0.0]]}, [1, 2], "background: 1 of 2 vectors"),
         ({}, [0.5, 1.5], "continuous"),
     ],
 )

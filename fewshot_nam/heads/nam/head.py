@@ -21,13 +21,15 @@ write and the erase probability are separate.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fewshot_nam._deprecation import renamed_attribute
 from fewshot_nam.heads.base import Head, Support, compete
-from fewshot_nam.heads.base_classes import Background, Ground, ground_of
+from fewshot_nam.heads.base_classes import Ground, ground_of
+from fewshot_nam.heads.base_statistics import BaseStatistics, StoredBaseStatistics, accepts_old_base_words
 from fewshot_nam.heads.nam import joint_write as joined
 from fewshot_nam.memory.primitives import unit, write_block, write_sequence
 
@@ -83,16 +85,17 @@ class NAMHead(Head):
         compete: share of the softmax normaliser that is taken off the scores, 0 (plain reads) to 1 (log-probabilities times
             the temperature). ``None``: in block mode 0.4, or 0.2 with a background; 0 otherwise.
         temperature: of that softmax, above 0.
-        background: ``(B, D)``, mean features of other classes, such as those that the backbone was trained on: the plain memory
-            then compares settled features (``fewshot_nam.heads.base_classes``). ``None`` for none. Joint base rows take its place.
-        familiar: share of a key's and of a query's familiarity that is taken off what the plain memory reads; needs a background.
-        mean: ``(D,)``, subtracted from every feature first; ``None`` for none.
+        base: what is known of base classes, such as those that the backbone was trained on; ``None`` for nothing. With
+            prototypes, the plain memory compares settled features (``fewshot_nam.heads.base_classes``); joint base rows take
+            their place. With only a mean, that is subtracted from every feature first.
+        familiar: share of a key's and of a query's familiarity that is taken off what the plain memory reads; needs base
+            prototypes.
 
     Raises:
-        ValueError: an unknown mode, a number outside its range, joint base rows where they cannot be, a background of NaN,
-            infinite or zero features, or both it and a mean.
+        ValueError: an unknown mode, a number outside its range, or joint base rows where they cannot be.
     """
 
+    @accepts_old_base_words
     def __init__(
         self,
         mode: Mode = "block",
@@ -107,15 +110,13 @@ class NAMHead(Head):
         level: float = 0.3,
         compete: float | None = None,
         temperature: float = 0.1,
-        background: Tensor | None = None,
+        base: BaseStatistics | None = None,
         familiar: float = 0.4,
-        mean: Tensor | None = None,
     ) -> None:
-        super().__init__(mean)
-        if mean is not None and background is not None:
-            raise ValueError("NAMHead: give mean or background, not both: a background centres features by itself")
-        self.background = Background(background)
-        # The background is loaded after the rest of the state, which is checked on its own before.
+        only_mean = base is not None and not len(base)
+        super().__init__(base if only_mean else None)
+        self.stored_base = StoredBaseStatistics(None if only_mean else base)
+        # Base statistics are loaded after the rest of the state, which is checked on its own before.
         self.register_load_state_dict_post_hook(_check_loaded)  # type: ignore[no-untyped-call]
         block = mode == "block"
         keys = keys or ("shots" if block else "prototypes")
@@ -168,10 +169,21 @@ class NAMHead(Head):
         """Share of the softmax normaliser that is taken off the scores."""
         if self._compete is not None:
             return self._compete
-        return 0.2 if len(self.background) else 0.4
+        return 0.2 if len(self.stored_base) else 0.4
+
+    @property
+    def base_statistics(self) -> BaseStatistics | None:
+        """What the head knows of base classes; ``None`` for nothing."""
+        return BaseStatistics.from_mean(self.mean) if self.mean.numel() else self.stored_base.value
+
+    background = renamed_attribute("background", "stored_base")
 
     def _fixed_width(self) -> int:
-        return super()._fixed_width() or self.background.prototypes.shape[-1]
+        return super()._fixed_width() or len(self.stored_base.mean)
+
+    def _ground(self, dtype: torch.dtype) -> Ground | None:
+        """Return what follows from the base prototypes; ``None`` where there are none."""
+        return ground_of(self.stored_base.power_means.to(dtype)) if len(self.stored_base) else None
 
     @property
     def memory(self) -> Tensor:
@@ -198,7 +210,7 @@ class NAMHead(Head):
             means = support.class_means(ground.settle(support.features))
             novel = joined.LIFT * self._levelled(joined.lend(means, ground.rows))
             return Learned(memory, support.with_base(ground.rows, novel), None, ground, weight)
-        background = self.background.ground(memory.dtype)
+        background = self._ground(memory.dtype)
         if background is None:
             # Reading is linear, so two memories that are read together with the same query are one: their sum.
             plain = self._levelled(support.class_means(directions))
@@ -283,15 +295,23 @@ class NAMHead(Head):
 
     @property
     def _view(self) -> Literal["features"] | None:
-        return None if len(self.background) else "features"  # one memory holds features, the other settled ones
+        return None if len(self.stored_base) else "features"  # one memory holds features, the other settled ones
 
     def extra_repr(self) -> str:
         """Say how the memory is written and read."""
         gates = f"p_write={self.p_write}, p_erase={self.p_erase}, ridge={self.ridge}"
         reads = f"plain={self.plain}, level={self.level}, compete={self.compete}, temperature={self.temperature}"
-        backed = f"background={len(self.background)}, familiar={self.familiar}"
+        backed = f"base={len(self.stored_base)}, familiar={self.familiar}"
         how = f"mode={self.mode}, keys={self.keys}, reading={self.reading}, base_rows={self.base_rows}"
         return f"{how}, {gates}, {reads}, {backed}, {super().extra_repr()}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # Early files hold the prototypes alone, as "background.prototypes".
+        old = state_dict.pop(prefix + "background.prototypes", None)
+        if old is not None:
+            stored = StoredBaseStatistics(BaseStatistics.from_prototypes(old) if len(old) else None)
+            state_dict.update({f"{prefix}stored_base.{name}": buffer for name, buffer in stored.named_buffers()})
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _check_loaded(head: NAMHead, _keys: object) -> None:

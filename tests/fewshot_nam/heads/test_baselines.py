@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import NearestCentroid
 
 from fewshot_nam.heads import (
+    BaseStatistics,
     CosineHead,
     Head,
     LogisticHead,
@@ -110,8 +111,12 @@ def test_a_scale_must_be_positive(scale):
         CosineHead(scale)
 
 
-def background(count: int = 6, seed: int = 6) -> torch.Tensor:
+def prototypes(count: int = 6, seed: int = 6) -> torch.Tensor:
     return torch.rand(count, 9, generator=torch.Generator().manual_seed(seed)).double() + 0.1
+
+
+def base(count: int = 6, seed: int = 6, dtype: torch.dtype = torch.float64) -> BaseStatistics:
+    return BaseStatistics.from_prototypes(prototypes(count, seed).to(dtype))
 
 
 def test_rooted_cosine_is_the_cosine_of_signed_square_roots():
@@ -123,15 +128,19 @@ def test_rooted_cosine_is_the_cosine_of_signed_square_roots():
 
 
 @pytest.mark.parametrize("root", [False, True])
-def test_the_mean_of_the_background_is_taken_off_after_the_root(root):
+def test_the_base_mean_is_subtracted_after_the_root(root):
     rows, query = rows_and_query()
-    head = CosineHead(root=root, background=background()).write_base(background(2, 7), ["x", "y"]).write(rows, LABELS)
-    mapped = [x.sqrt() if root else x for x in (background(), background(2, 7), rows, query)]
-    plain = CosineHead(mean=mapped[0].mean(0)).write_base(mapped[1], ["x", "y"]).write(mapped[2], LABELS)
+    head = CosineHead(root=root, base=base()).write_base(prototypes(2, 7), ["x", "y"]).write(rows, LABELS)
+    mapped = [x.sqrt() if root else x for x in (prototypes(), prototypes(2, 7), rows, query)]
+    plain = (
+        CosineHead(base=BaseStatistics.from_mean(mapped[0].mean(0)))
+        .write_base(mapped[1], ["x", "y"])
+        .write(mapped[2], LABELS)
+    )
     torch.testing.assert_close(head(query), plain(mapped[3]))
 
 
-@pytest.mark.parametrize("build", [lambda: CosineHead(root=True), lambda: PLDAHead(background())])
+@pytest.mark.parametrize("build", [lambda: CosineHead(root=True), lambda: PLDAHead(base())])
 def test_features_that_are_zero_in_places_have_finite_gradients_through_the_root(build):
     rows, query = rows_and_query()
     query[:, ::2] = 0
@@ -166,12 +175,12 @@ def test_mahalanobis_scores_are_distances_under_the_covariance_of_the_support(co
     rows, query = rows_and_query()
     head = MahalanobisHead(covariance, ridge=0.04)
     if num_base:
-        head.write_base(background(num_base), ["x", "y"])
+        head.write_base(prototypes(num_base), ["x", "y"])
     scores = head.write(rows, LABELS)(query)
     members = {name: unit(rows[[i for i, label in enumerate(LABELS) if label == name]]) for name in "abc"}
     spreads = {name: (m - m.mean(0)).mT @ (m - m.mean(0)) for name, m in members.items()}
     for column, name in enumerate([*["x", "y"][:num_base], "a", "b", "c"]):
-        mean = members[name].mean(0) if name in members else unit(background(num_base))[column]
+        mean = members[name].mean(0) if name in members else unit(prototypes(num_base))[column]
         scatter = sum(spreads.values()) / (7 - 3)
         if covariance == "diagonal":
             own = spreads[name].diag() / len(members[name]) if name in members else torch.zeros(9).double()
@@ -191,19 +200,19 @@ def test_mahalanobis_at_one_shot_is_the_distance_between_directions(covariance):
 @pytest.mark.parametrize("classes", [4, 30])  # fewer and more than dimensions
 def test_plda_scores_are_the_ratio_of_gaussian_densities(classes):
     rows, query = rows_and_query()
-    head = PLDAHead(background(classes), within=0.7, shrinkage=0.25).write_base(background(2, 7), ["x", "y"])
+    head = PLDAHead(base(classes), within=0.7, shrinkage=0.25).write_base(prototypes(2, 7), ["x", "y"])
     scores = head.write(rows, LABELS)(query) * 9
 
     def directions(x):
         return unit(x.sqrt()).numpy()
 
-    samples = directions(background(classes))
+    samples = directions(prototypes(classes))
     between = np.cov(samples.T)
     average = np.trace(between) / 9
     between = 0.75 * between + 0.25 * average * np.eye(9)
     within, centre = 0.7 * average * np.eye(9), samples.mean(0)
     alone = multivariate_normal(centre, between + within)
-    for column, prototype in enumerate(directions(background(2, 7))):
+    for column, prototype in enumerate(directions(prototypes(2, 7))):
         given = multivariate_normal(prototype, within)
         seen = directions(query)
         np.testing.assert_allclose(scores[:, column], given.logpdf(seen) - alone.logpdf(seen), rtol=1e-6)
@@ -219,11 +228,11 @@ def test_plda_scores_are_the_ratio_of_gaussian_densities(classes):
             assert scores[row, column] == pytest.approx(expected, rel=1e-6)
 
 
-def test_plda_keeps_what_its_background_told_in_its_state(tmp_path):
+def test_plda_saves_what_follows_from_its_base_classes(tmp_path):
     from safetensors.torch import load_file, save_file
 
     rows, query = rows_and_query()
-    head, other = (PLDAHead(background(seed=seed)).write(rows, LABELS) for seed in (6, 8))
+    head, other = (PLDAHead(base(seed=seed)).write(rows, LABELS) for seed in (6, 8))
     assert not torch.allclose(head(query), other(query))
     save_file(head.state_dict(), tmp_path / "head.safetensors")
     other.load_state_dict(load_file(tmp_path / "head.safetensors"))
@@ -239,7 +248,8 @@ def test_plda_tells_strangers_apart_better_than_cosine_where_classes_differ_in_s
 
     spread = torch.cat([torch.full((5,), 3.0), torch.full((35,), 0.3)])
     classes = 20 + spread * normal(200 + 10, 40)
-    head, cosine = PLDAHead(classes[10:], root=False), CosineHead(mean=classes[10:].mean(0))
+    known = BaseStatistics.from_prototypes(classes[10:])
+    head, cosine = PLDAHead(known, root=False), CosineHead(base=known)
     pictures = classes[:10, None] + normal(10, 51, 40)
     found = {}
     for name, one in (("plda", head), ("cosine", cosine)):
@@ -254,24 +264,20 @@ def test_plda_tells_strangers_apart_better_than_cosine_where_classes_differ_in_s
         (lambda: MahalanobisHead("full"), "covariance must be one of pooled, diagonal, got 'full'"),
         (lambda: MahalanobisHead(ridge=0.0), "ridge must be above 0, got 0.0"),
         (lambda: MahalanobisHead(ridge=float("nan")), "ridge must be above 0, got nan"),
-        (lambda: PLDAHead(), r"needs background, mean features \(B, D\) of other classes"),
-        (lambda: PLDAHead(background()[0]), r"background must be \(B, D\) with B at least 2, got shape \(9,\)"),
-        (lambda: PLDAHead(background(1)), "B at least 2"),
-        (lambda: PLDAHead(background(1).expand(3, 9)), "all have the same direction"),
-        (lambda: PLDAHead(background() * float("nan")), "background: 6 of 6 vectors cannot be used.* is NaN"),
-        (lambda: PLDAHead(background(), within=0.0), "within must be above 0"),
-        (lambda: PLDAHead(background(), shrinkage=0.0), "shrinkage must be above 0 and at most 1"),
-        (lambda: PLDAHead(background(), shrinkage=1.1), "shrinkage must be above 0 and at most 1"),
-        (lambda: CosineHead(background=background()[0]), r"background must be \(B, D\) with B at least 1"),
-        (lambda: CosineHead(background=background() * 0), "background: 6 of 6 vectors cannot be used.* is zero"),
-        (lambda: PLDAHead(background()).write(torch.ones(2, 8), "ab"), "must have width 9"),
+        (lambda: PLDAHead(), "needs base, the statistics of at least 2 base classes, got 0"),
+        (lambda: PLDAHead(base(1)), "at least 2 base classes, got 1"),
+        (lambda: PLDAHead(BaseStatistics.from_prototypes(prototypes(1).expand(3, 9))), "all have the same direction"),
+        (lambda: PLDAHead(base(), within=0.0), "within must be above 0"),
+        (lambda: PLDAHead(base(), shrinkage=0.0), "shrinkage must be above 0 and at most 1"),
+        (lambda: PLDAHead(base(), shrinkage=1.1), "shrinkage must be above 0 and at most 1"),
+        (lambda: PLDAHead(base()).write(torch.ones(2, 8), "ab"), "must have width 9"),
         (
-            lambda: PLDAHead(background()).score_episodes(torch.ones(1, 2, 1, 8), torch.ones(1, 2, 8)),
-            "must have width 9 as the background, got 8",
+            lambda: PLDAHead(base()).score_episodes(torch.ones(1, 2, 1, 8), torch.ones(1, 2, 8)),
+            "must have width 9 as the base classes, got 8",
         ),
     ],
 )
-def test_settings_and_backgrounds_that_cannot_be_used_are_named(build, message):
+def test_settings_and_base_statistics_that_cannot_be_used_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 
@@ -292,8 +298,8 @@ def episodes_of(head: Head, shots: int) -> torch.Tensor:
 @pytest.mark.parametrize("shots", [1, 3])
 @pytest.mark.parametrize(
     "build",
-    [lambda: PLDAHead(background().float()), lambda: CosineHead(root=True, background=background().float())],
+    [lambda: PLDAHead(base(dtype=torch.float32)), lambda: CosineHead(root=True, base=base(dtype=torch.float32))],
     ids=["plda", "cosine-root-centred"],
 )
-def test_heads_over_a_background_score_many_episodes_as_one_at_a_time(build, shots):
+def test_heads_with_base_statistics_score_many_episodes_as_one_at_a_time(build, shots):
     assert episodes_of(build(), shots).shape == (3, 5, 4)

@@ -6,14 +6,14 @@ from torch import nn
 
 from backbones import Backbone
 from fewshot_nam import NAMModel
-from fewshot_nam.heads import CosineHead, NAMHead
+from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead
 
 HEADS = {
     "nam": lambda ground: NAMHead(),
     "nam, exact": lambda ground: NAMHead(ridge=0.0),
-    "nam over a background": lambda ground: NAMHead(background=ground),
+    "nam over a background": lambda ground: NAMHead(base=BaseStatistics.from_prototypes(ground)),
     "nam-sequential": lambda ground: NAMHead("sequential"),
-    "cosine": lambda ground: CosineHead(compete=0.5, root=True, mean=ground.mean(dim=0)),
+    "cosine": lambda ground: CosineHead(compete=0.5, root=True, base=BaseStatistics.from_mean(ground.mean(dim=0))),
 }
 
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewshot_nam.heads import CosineHead, Head, NAMHead, available, create
+from fewshot_nam.heads import BaseStatistics, Head, NAMHead, available, create
 from fewshot_nam.heads.base import Support
 
-HEADS = [*available(), "nam over a background"]
+HEADS = [*available(), "nam with base classes"]
 ORDERED = {"nam-sequential"}  # the literal rule: the order of writing is part of it, and so of the scores
 D = 11
 
@@ -21,12 +21,11 @@ def features(seed: int, *shape: int) -> Tensor:
     return torch.rand(*shape, D, generator=torch.Generator().manual_seed(seed)) + 0.1
 
 
-def make(name: str, background: Tensor | None = None, mean: Tensor | None = None) -> Head:
-    """Return a head with what it may know of base classes; ``nam`` both without and, as "nam over a background", with it."""
-    background = features(98, 12) if background is None else background
+def make(name: str, prototypes: Tensor | None = None, mean: Tensor | None = None) -> Head:
+    """Return a head with what it may know of base classes; ``nam`` without, and as "nam with base classes" with them."""
+    prototypes = features(98, 12) if prototypes is None else prototypes
     mean = features(99) if mean is None else mean
-    known = None if name == "nam" else background
-    return create(name.split()[0], mean=mean, background=known)
+    return create(name.split()[0], base=None if name == "nam" else BaseStatistics(prototypes, prototypes, mean))
 
 
 def written(name: str, seed: int = 0, classes: int = 3, shots: int = 2) -> Head:
@@ -284,7 +283,7 @@ def test_a_fresh_head_says_that_it_knows_nothing(name):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_class_whose_shots_cancel_out_gives_no_nan(name):
-    head = make(name, background=features(98, 12)[:, :3], mean=torch.zeros(3))
+    head = make(name, prototypes=features(98, 12)[:, :3], mean=torch.zeros(3))
     head.write(torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0]]), ["a", "a", "b"])
     scores = head(torch.tensor([[0.0, 1.0, 0.1]]))
     assert scores.isfinite().all()
@@ -352,7 +351,7 @@ def test_a_damaged_state_is_refused(spoil, message):
 
 def test_a_mean_must_be_a_vector():
     with pytest.raises(ValueError, match=r"mean must be \(D,\), got shape \(2, 3\)"):
-        create("cosine-centred", mean=torch.ones(2, 3))
+        BaseStatistics.from_mean(torch.ones(2, 3))
 
 
 def test_a_feature_that_equals_the_mean_points_nowhere():
@@ -371,10 +370,10 @@ def test_create_names_what_there_is_and_the_nearest():
     with pytest.raises(ValueError, match="'cosine-centred' subtracts the mean base feature, and none is known"):
         create("cosine-centred")
     for name in ("plda", "cosine-root-centred"):
-        with pytest.raises(ValueError, match=f"'{name}' needs the mean features of base classes, and none are known"):
+        with pytest.raises(ValueError, match=f"'{name}' needs the prototypes of base classes, and none are known"):
             create(name)
-    background = features(98, 12)
-    assert torch.equal(create("cosine-centred", background=background).mean, background.mean(dim=0))
+    base = BaseStatistics.from_prototypes(features(98, 12))
+    assert torch.equal(create("cosine-centred", base=base).mean, base.mean)
     with pytest.raises(ValueError, match=r"the head 'nam' cannot take these settings.*rigde"):
         create("nam", rigde=1.0)
 
@@ -535,7 +534,7 @@ def test_a_calibrated_head_that_has_forgotten_everything_says_so():
         head.forget(head.classes).predict(features(1), unknown="?")
 
 
-@pytest.mark.parametrize("name", ["nam", "nam over a background", "nam-sequential", "cosine", "plda"])
+@pytest.mark.parametrize("name", ["nam", "nam with base classes", "nam-sequential", "cosine", "plda"])
 def test_a_thousand_random_lessons_and_losses_leave_no_trace(name):
     chance, head = random.Random(name), make(name)
     kept: list[tuple[int, Tensor]] = []
@@ -576,36 +575,32 @@ def test_few_pictures_that_are_all_right_leave_some_doubt():
     assert head.probabilities(known).isfinite().all(), "the temperature fitted before still serves"
 
 
-def test_a_background_that_is_loaded_brings_its_defaults():
-    backed, bare = make("nam over a background"), create("nam")
+def test_base_statistics_that_are_loaded_bring_their_defaults():
+    backed, bare = make("nam with base classes"), create("nam")
     backed.write(features(1, 3), ["a", "b", "c"])
     bare.load_state_dict(backed.state_dict())
     torch.testing.assert_close(bare(features(2, 4)), backed(features(2, 4)))
     assert (bare.compete, create("nam").compete, create("nam", compete=0.0).compete) == (0.2, 0.4, 0.0)
 
 
-@pytest.mark.parametrize("spoil", ["strangers", "background.prototypes"])
+@pytest.mark.parametrize("spoil", ["strangers", "stored_base.power_means"])
 def test_a_state_of_two_widths_is_refused(spoil):
-    head = written("nam over a background")
+    head = written("nam with base classes")
     head.calibrate(strangers(1, 20), target_fpr=0.2)
     state = {name: value.clone() for name, value in head.state_dict().items()}
     state[spoil] = state[spoil][:, :5]
-    with pytest.raises(ValueError, match="do not belong together"):
-        make("nam over a background").load_state_dict(state)
+    with pytest.raises(ValueError, match="do not belong together|power_means must have width 11, got shape"):
+        make("nam with base classes").load_state_dict(state)
     state[spoil] = torch.full((20, D), torch.nan)
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        make("nam over a background").load_state_dict(state)
+    with pytest.raises(ValueError, match="NaN"):
+        make("nam with base classes").load_state_dict(state)
 
 
-def test_mean_and_background_do_not_mix():
-    for head in (NAMHead, CosineHead):
-        with pytest.raises(ValueError, match="give mean or background, not both"):
-            head(mean=features(99), background=features(98, 12))
-
-
-def test_a_small_background_is_left_to_the_heads_that_need_one():
-    assert len(create("nam", background=features(98, 9)).background) == 0
-    assert len(create("nam", background=features(98, 10)).background) == 10
+def test_few_base_classes_are_left_to_the_heads_that_need_them():
+    few, enough = (BaseStatistics.from_prototypes(features(98, count)) for count in (9, 10))
+    assert create("nam", base=few).base_statistics is None
+    assert len(create("nam", base=enough).base_statistics) == 10
+    assert create("cosine-root-centred", base=few).mean.numel()
 
 
 def test_what_is_written_in_inference_mode_can_be_loaded_over():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewshot_nam.heads import CosineHead, NAMHead
+from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead
 from fewshot_nam.memory import read, unit, write, write_block
 
 seeds = st.integers(0, 2**31)
@@ -152,7 +152,7 @@ def test_competing_keeps_ranks_and_probabilities_and_ends_at_log_probabilities(s
 @pytest.mark.parametrize("mode", ["block", "sequential", "parallel"])
 def test_centring_equals_centring_by_hand(mode):
     rows, query, mean = normal(1, 4, 8), normal(2, 5, 8), normal(3, 8)
-    centred = NAMHead(mode, mean=mean).write(rows, list("abcd"))(query)
+    centred = NAMHead(mode, base=BaseStatistics.from_mean(mean)).write(rows, list("abcd"))(query)
     torch.testing.assert_close(centred, NAMHead(mode).write(rows - mean, list("abcd"))(query - mean))
 
 

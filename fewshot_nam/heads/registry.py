@@ -1,0 +1,249 @@
+"""The heads by name: how each is made, what it needs to know of base classes, and what else the toolkit asks about it.
+
+A new head is a file beside this one and an entry here. Heads of other packages are added by ``register``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from fewshot_nam._deprecation import warn_renamed
+from fewshot_nam.heads.base import Head
+from fewshot_nam.heads.base_classes import NEAREST
+from fewshot_nam.heads.base_statistics import BaseStatistics, base_from_old_words
+from fewshot_nam.heads.cosine import CosineHead
+from fewshot_nam.heads.logistic import LogisticHead
+from fewshot_nam.heads.mahalanobis import MahalanobisHead
+from fewshot_nam.heads.nam.head import NAMHead
+from fewshot_nam.heads.nearest import NearestHead
+from fewshot_nam.heads.plda import PLDAHead
+from fewshot_nam.heads.protonet import ProtoNetHead
+from fewshot_nam.heads.ridge import RidgeHead
+
+Needs = Literal["nothing", "mean", "prototypes"]
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """A head in the registry.
+
+    Attributes:
+        name: what ``create``, tables and the command line call it.
+        build: the class of the head, or a function that returns one; called with ``settings`` and the caller's options.
+        summary: one line on what the head is.
+        settings: keyword arguments that are part of the definition.
+        needs: what must be known of base classes: nothing, their mean feature, or their prototypes.
+        uses_base: whether ``create`` passes ``base=`` on where it is given.
+        least_base: with fewer base classes than this, a head that needs none is made without them.
+        exports: whether a model with this head can be written as ONNX (``fewshot_nam.vision.export``).
+        requires: the optional package that the head needs, as it is imported; ``None`` for none.
+        train: for a head that is trained on episodes of base classes before it is used: the function that does it, called by
+            ``episodes.evaluate`` as ``train(base_bank, name, ways, shots, queries, seed=seed)``. ``create`` refuses such a head.
+    """
+
+    name: str
+    build: Callable[..., Head]
+    summary: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    needs: Needs = "nothing"
+    uses_base: bool = False
+    least_base: int = 0
+    exports: bool = False
+    requires: str | None = None
+    train: Callable[..., Head] | None = None
+
+    def __post_init__(self) -> None:
+        if self.needs != "nothing" and not self.uses_base:
+            raise ValueError(f"HeadSpec {self.name!r}: needs={self.needs!r} takes uses_base=True")
+
+
+_SPECS: dict[str, HeadSpec] = {}
+
+
+def register(spec: HeadSpec) -> HeadSpec:
+    """Add a head to the registry; return its entry.
+
+    Registering an equal entry again changes nothing.
+
+    Raises:
+        ValueError: the name is taken by another head.
+    """
+    if _SPECS.setdefault(spec.name, spec) != spec:
+        raise ValueError(f"register: there is a head {spec.name!r} already: choose another name")
+    return spec
+
+
+def specs() -> list[HeadSpec]:
+    """Return all entries in the order of registration, those of trained heads included."""
+    return list(_SPECS.values())
+
+
+def spec(name: str) -> HeadSpec:
+    """Return the entry of a head.
+
+    Raises:
+        ValueError: no head has this name.
+    """
+    if name not in _SPECS:
+        near = difflib.get_close_matches(name, _SPECS, n=1)
+        hint = f": did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"no head {name!r}{hint} There are: {', '.join(_SPECS)}")
+    return _SPECS[name]
+
+
+def available() -> dict[str, str]:
+    """Return the names of the heads that ``create`` makes, each with a line on what it is."""
+    return {entry.name: entry.summary for entry in specs() if entry.train is None}
+
+
+def needs_base(name: str) -> bool:
+    """Return whether the head ``name`` cannot be made without something known of base classes.
+
+    Names that are not in the registry need nothing: ``create`` refuses them.
+    """
+    return name in _SPECS and _SPECS[name].needs != "nothing"
+
+
+def exportable(head: Head) -> bool:
+    """Return whether a head is of a class that can be exported, by the registry."""
+    return any(entry.exports and type(head) is entry.build for entry in specs())
+
+
+def create(
+    name: str,
+    base: BaseStatistics | None = None,
+    background: Tensor | None = None,
+    *,
+    mean: Tensor | None = None,
+    **options: Any,
+) -> Head:
+    """Return a new head by name.
+
+    Args:
+        name: one of ``available()``.
+        base: what is known of base classes. Only heads that are defined by it or improve with it (``HeadSpec.uses_base``) take
+            it; the others are made without. ``nam`` takes it where there are ten base classes or more.
+        background: deprecated, use ``base``: prototypes ``(B, D)``.
+        mean: deprecated, use ``base``: the mean base feature ``(D,)``.
+        options: settings of the head's class, such as ``ridge``.
+
+    Raises:
+        ValueError: an unknown name, a head that needs ``base`` without it, a head that has to be trained first, or settings that
+            the head refuses.
+        ImportError: the head needs a package that is not installed.
+
+    Example:
+        >>> import torch
+        >>> base = BaseStatistics.from_prototypes(torch.eye(4) + 0.1)
+        >>> create("cosine-centred", base=base).write(torch.eye(4)[:2], ["cat", "dog"]).predict(torch.eye(4)[1])
+        'dog'
+        >>> create("cosine-centred")
+        Traceback (most recent call last):
+        ...
+        ValueError: the head 'cosine-centred' subtracts the mean base feature, and none is known: give base=
+    """
+    entry = spec(name)
+    if isinstance(base, Tensor):  # the second parameter of version 0.1
+        base, mean = None, base
+    if background is not None or mean is not None:
+        if base is not None:
+            raise TypeError("create: mean= and background= are old words for base=: give base alone")
+        old = [word for word, value in (("mean", mean), ("background", background)) if value is not None]
+        warn_renamed(f"create: {' and '.join(f'{word}=' for word in old)}", "base=BaseStatistics")
+        base = base_from_old_words(mean, background)
+    if entry.train is not None:
+        raise ValueError(
+            f"the head {name!r} has to be trained on episodes of base classes first: episodes.evaluate does it"
+        )
+    if entry.needs == "mean" and base is None:
+        raise ValueError(f"the head {name!r} subtracts the mean base feature, and none is known: give base=")
+    if entry.needs == "prototypes" and not base:
+        raise ValueError(f"the head {name!r} needs the prototypes of base classes, and none are known: give base=")
+    if entry.requires is not None and importlib.util.find_spec(entry.requires) is None:
+        raise ImportError(f"the head {name!r} needs the package {entry.requires}, which is not installed")
+    if entry.uses_base and base is not None and (entry.needs != "nothing" or len(base) >= max(entry.least_base, 1)):
+        options.setdefault("base", base)
+    try:
+        return entry.build(**{**entry.settings, **options})
+    except TypeError as error:
+        raise ValueError(f"the head {name!r} cannot take these settings: {error}") from None
+
+
+for _entry in (
+    HeadSpec(
+        "nam",
+        NAMHead,
+        "Neural Attention Memory: support written jointly, a prototype memory read beside it; uses base classes where known",
+        {"mode": "block"},
+        uses_base=True,
+        least_base=NEAREST,
+        exports=True,
+    ),
+    HeadSpec(
+        "nam-sequential",
+        NAMHead,
+        "the paper's rule: one prototype written after another",
+        {"mode": "sequential"},
+        exports=True,
+    ),
+    HeadSpec(
+        "nam-parallel",
+        NAMHead,
+        "the paper's rule with every prototype erased from the same earlier memory",
+        {"mode": "parallel"},
+        exports=True,
+    ),
+    HeadSpec("cosine", CosineHead, "cosine to the class prototypes", exports=True),
+    HeadSpec(
+        "cosine-centred",
+        CosineHead,
+        "cosine after subtracting the mean base feature (CL2N)",
+        needs="mean",
+        uses_base=True,
+        exports=True,
+    ),
+    HeadSpec("cosine-root", CosineHead, "cosine of power-normalised features", {"root": True}, exports=True),
+    HeadSpec(
+        "cosine-root-centred",
+        CosineHead,
+        "cosine of power-normalised features, centred by their mean over base classes",
+        {"root": True},
+        needs="prototypes",
+        uses_base=True,
+        exports=True,
+    ),
+    HeadSpec(
+        "cosine-msp",
+        CosineHead,
+        "cosine, accepted by its largest softmax probability",
+        {"compete": 1.0, "temperature": 1.0},
+        exports=True,
+    ),
+    HeadSpec("protonet", ProtoNetHead, "Euclidean distance to the class prototypes"),
+    HeadSpec("nearest", NearestHead, "cosine to the nearest support image"),
+    HeadSpec("ridge", RidgeHead, "ridge regression"),
+    HeadSpec(
+        "logistic", LogisticHead, "logistic regression (scikit-learn)", {"inverse_penalty": 10.0}, requires="sklearn"
+    ),
+    HeadSpec("mahalanobis", MahalanobisHead, "nearest class mean under the shrunk pooled covariance of the support"),
+    HeadSpec(
+        "mahalanobis-diagonal",
+        MahalanobisHead,
+        "a Gaussian for each class with shrunk variances: PEELER's score without its training",
+        {"covariance": "diagonal"},
+    ),
+    HeadSpec(
+        "plda",
+        PLDAHead,
+        "likelihood ratio of class to any class: Gaussians, covariance from base prototypes",
+        needs="prototypes",
+        uses_base=True,
+    ),
+):
+    register(_entry)
