@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fewshot_nam.heads import BaseStatistics, Head, Label
+from fewshot_nam.heads import Head, Label
 from fewshot_nam.vision.finding import Transform, find_parts
 from fewshot_nam.vision.image_batches import Images
 from fewshot_nam.vision.layers import Pool

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fewshot_nam.heads import Head, Label, NAMHead
+from fewshot_nam.heads import BaseStatistics, Head, Label, NAMHead
 from fewshot_nam.heads.validation import as_labels
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.catalogue import create
@@ -153,7 +153,7 @@ def _head(head: Head | None, backbone: Backbone, base_images: Images | None) -> 
     if head is None and base_images is not None:
         with torch.no_grad():
             mean = features_of(backbone, base_images).float().mean(dim=0)
-        head = NAMHead(base_rows="erased", mean=mean)
+        head = NAMHead(base_rows="erased", base=BaseStatistics.from_mean(mean))
     weight = next(backbone.network.parameters(), None)
     head = NAMHead() if head is None else head
     return head if weight is None else head.to(weight.device)

@@ -589,7 +589,7 @@ def test_a_state_of_two_widths_is_refused(spoil):
     head.calibrate(strangers(1, 20), target_fpr=0.2)
     state = {name: value.clone() for name, value in head.state_dict().items()}
     state[spoil] = state[spoil][:, :5]
-    with pytest.raises(ValueError, match="do not belong together|power_means must have width 11, got shape"):
+    with pytest.raises(ValueError, match=r"do not belong together|power_means must have width 11, got shape"):
         make("nam with base classes").load_state_dict(state)
     state[spoil] = torch.full((20, D), torch.nan)
     with pytest.raises(ValueError, match="NaN"):
