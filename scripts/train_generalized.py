@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from episodes.data.datasets import open_dataset
 from episodes.data.splits import apply_split
-from episodes.evaluation.generalized import Contender, Pictures, compare
+from episodes.evaluation.generalized import Contender, NovelAndBase, compare
 from episodes.features.bank import FeatureBank
 from episodes.features.extraction import extract
 from episodes.features.holdout import hold_out
@@ -82,8 +82,8 @@ class Banks(NamedTuple):
     """Features: to train on, and classes and base pictures that nothing here is trained on."""
 
     base: FeatureBank
-    validation: Pictures
-    test: Pictures
+    validation: NovelAndBase
+    test: NovelAndBase
 
 
 def banks_of(options: argparse.Namespace) -> Banks:
@@ -109,7 +109,7 @@ def banks_of(options: argparse.Namespace) -> Banks:
     else:
         base, queries = hold_out(base, share=0.25, seed=options.seed)
     tested, validated = hold_out(queries, share=0.5, seed=options.seed)
-    return Banks(base, Pictures(banks["val"], validated), Pictures(banks["novel"], tested))
+    return Banks(base, NovelAndBase(banks["val"], validated), NovelAndBase(banks["novel"], tested))
 
 
 def base_rows(base: FeatureBank, recipe: GeneratorRecipe, path: Path) -> Tensor:

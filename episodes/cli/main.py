@@ -89,11 +89,11 @@ def run(options: argparse.Namespace) -> Report | None:
     if "nam" in heads and background is None and "base" not in banks:
         notes.append("nam knows no base classes here: with some (--base or --split) it raises fewer false alarms")
     extracted = time.perf_counter()
-    evidence = None
+    collected = None
     if options.report is not None:
-        from episodes.reporting.collectors import Evidence
+        from episodes.reporting.collectors import ReportCollector
 
-        evidence = Evidence()
+        collected = ReportCollector()
     report = evaluate(
         banks["novel"],
         heads,
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> Report | None:
         background=background,
         episodes_file=options.episodes_file,
         progress=not options.quiet and sys.stderr.isatty(),
-        callback=evidence,
+        callback=collected,
     )
     # What changes the numbers; where files lie and how fast the machine is does not.
     kept = ("backbone", "model_option", "transform_option", "split", "skip_unreadable", "precision")
@@ -122,10 +122,10 @@ def run(options: argparse.Namespace) -> Report | None:
         report.save_json(options.json)
     if options.markdown:
         report.save_markdown(options.markdown)
-    if evidence is not None:
+    if collected is not None:
         from episodes.reporting.html_report import write_page
 
-        path = write_page(options.report, report, evidence, banks, sources.images, command_line(options))
+        path = write_page(options.report, report, collected, banks, sources.images, command_line(options))
         print(f"  report: {path}", flush=True)
     return report
 

@@ -1,15 +1,15 @@
-"""Comparison of heads that know base classes by rows of their own, where base and novel classes share one label space.
+"""Comparison of heads that each bring their own base class weights, where base and novel classes share one label space.
 
-``episodes.evaluation.evaluation`` gives every head means of the same base features. Here each brings its own rows: means, or
-trained ones.
-The episodes and measures are the same, with the two accuracies of Gidaris and Komodakis (2018) besides, in which base and novel
-queries are told only among their own kind: ``base_accuracy:alone`` and ``novel_accuracy:alone``.
+``episodes.evaluate`` gives every head the means of the same base features. Here each head brings its own weights: means, or
+trained ones. Episodes and measures are those of ``evaluate``, and two accuracies of Gidaris and Komodakis (2018) besides, in which
+base and novel queries are classified only among their own kind: ``base_accuracy:alone`` and ``novel_accuracy:alone``.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,31 +22,37 @@ from episodes.metrics.intervals import interval, paired
 from episodes.metrics.measures import accuracy
 from episodes.metrics.registry import MEASURES, measured
 from episodes.metrics.scores import Frozen, Scores
-from episodes.reporting.report import Table
+from episodes.reporting.formatting import Table
 from episodes.sampling.sampler import EpisodeSampler
+from fewshot_nam._deprecation import renamed_attribute, renamed_names
 from fewshot_nam.heads import Head
 
-_AT_A_TIME = 32  # episodes
+__getattr__ = renamed_names(__name__, {"Pictures": "NovelAndBase"})
+
+_BATCH_SIZE = 32  # episodes
 
 
-class Contender(NamedTuple):
-    """A head and what it knows of base classes.
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """A head and its base class weights.
 
     Attributes:
-        head: as it is before it has seen any class.
-        rows: ``(B, D)``, as ``Head.write_base`` takes them.
+        head: as it is before any class is written.
+        weights: ``(B, D)``, as ``Head.write_base`` takes them.
     """
 
     head: Head
-    rows: Tensor
+    weights: Tensor
+
+    rows = renamed_attribute("rows", "weights")
 
 
-class Pictures(NamedTuple):
-    """Features of the classes to be learned, and of pictures of the base classes that nothing was trained on.
+class NovelAndBase(NamedTuple):
+    """The banks that the episodes of ``compare`` are drawn from.
 
     Attributes:
-        novel: what support and novel queries are drawn from.
-        base: what base queries are drawn from.
+        novel: of support and novel queries.
+        base: of base queries: images of base classes that nothing was trained on.
     """
 
     novel: FeatureBank
@@ -55,8 +61,8 @@ class Pictures(NamedTuple):
 
 def compare(
     contenders: Mapping[str, Contender],
-    test: Pictures,
-    validation: Pictures,
+    test: NovelAndBase,
+    validation: NovelAndBase,
     *,
     ways: int = 5,
     shots: int = 1,
@@ -64,31 +70,34 @@ def compare(
     episodes: int = 600,
     seed: int = 0,
 ) -> tuple[Table, Table]:
-    """Return the measures of every head, and the differences of each to each before it, on the same episodes.
+    """Return the measures of every head, and the differences between every two heads, on the same episodes.
 
     Args:
-        contenders: heads by name; all rows are of the base classes of ``test.base``, in order.
-        test: what is tested on.
-        validation: other classes, and other pictures of base classes, for the novel bias of ``harmonic_mean:frozen``.
-        ways: novel classes an episode.
-        shots: support pictures of each.
-        queries: queries of each; base queries are as many in all.
+        contenders: heads by name; all weights are of the base classes of ``test.base``, in order.
+        test: the classes and base images to test on.
+        validation: other classes, and other images of base classes, on which the novel bias of ``harmonic_mean:frozen`` is chosen.
+        ways: novel classes in an episode.
+        shots: support images of each.
+        queries: queries of each; an episode has as many base queries in all.
         episodes: how many.
         seed: of the episodes.
 
     Returns:
         ``{head: {measure: {"mean": m, "ci95": h}}}`` and ``{"a-b": {measure: {"mean": m, "ci95": h}}}``, fractions from 0 to 1.
+        A pair ``a-b`` has the later head first.
 
     Raises:
-        ValueError: no heads, rows for other classes, classes or pictures too few, or scores that are NaN or infinite.
+        ValueError: no heads, weights of other classes, too few classes or images, or scores that are NaN or infinite.
     """
     if not contenders:
         raise ValueError("compare: expected one head or more, got none")
-    for name, (_, rows) in contenders.items():
-        if len(rows) != test.base.num_classes or validation.base.classes != test.base.classes:
+    for name, contender in contenders.items():
+        weights = contender.weights
+        if len(weights) != test.base.num_classes or validation.base.classes != test.base.classes:
             raise ValueError(
-                f"compare: {name!r} has {len(rows)} rows, the base queries are of {test.base.num_classes} classes to test and "
-                f"{validation.base.num_classes} to validate: all three must be the same classes in the same order"
+                f"compare: {name!r} has weights of {len(weights)} base classes, the base queries are of "
+                f"{test.base.num_classes} classes to test and {validation.base.num_classes} to validate: all three must be "
+                "the same classes in the same order"
             )
     samplers = [
         EpisodeSampler(part.novel, ways, shots, queries, open_ways=0, base=part.base, seed=seed)
@@ -118,9 +127,9 @@ def _scored(
     contenders: Mapping[str, Contender], sampler: EpisodeSampler, episodes: int
 ) -> Iterator[tuple[str, Scores]]:
     heads = {name: copy.deepcopy(contender.head).eval() for name, contender in contenders.items()}
-    rows = {name: contender.rows.detach() for name, contender in contenders.items()}
-    scorer = Scorer(sampler.bank, heads, torch.device("cpu"), sampler.base, rows)
-    for batch in sampler.batches(episodes, _AT_A_TIME):
+    weights = {name: contender.weights.detach() for name, contender in contenders.items()}
+    scorer = Scorer(sampler.bank, heads, torch.device("cpu"), sampler.base, weights)
+    for batch in sampler.batches(episodes, _BATCH_SIZE):
         yield from scorer.score(batch)
 
 

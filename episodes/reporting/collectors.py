@@ -1,8 +1,8 @@
-"""What the figures of a report need, collected while episodes stream by: exact scores up to a budget, sums, and a short list.
+"""What the figures of a report need, collected while an evaluation runs: scores, sums, and the worst false alarms.
 
-``evaluate(..., callback=Evidence())`` hands over every head's scores of every batch. Scores are kept exactly, whole episodes
-from the first on, until a budget is full; what is kept of how many is said under each figure. Accuracy by position and the
-most confident false alarms take in all episodes. Terms and ties are those of ``episodes.metrics.measures``.
+``evaluate(..., callback=ReportCollector())`` passes every head's scores of every batch. Scores are kept exactly, in whole episodes
+from the first on, until a budget is full; the caption of each figure says how many episodes are in it. Accuracy by position and
+the most confident false alarms use all episodes. Terms and ties are those of ``episodes.metrics.measures``.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from torch import Tensor
 from episodes.metrics.intervals import interval
 from episodes.metrics.scores import Frozen, Scores, share_accepted, threshold_at_tpr
 from episodes.sampling.sampler import Episodes
+from fewshot_nam._deprecation import renamed_names
 
 Floats = npt.NDArray[np.floating]
 
 _BUDGET = 1 << 22  # scores of one kind kept for a head: 16 MiB in float32
 _ALARMS = 12
+
+__getattr__ = renamed_names(__name__, {"Evidence": "ReportCollector", "HeadEvidence": "HeadCollector"})
 
 
 class FalseAlarm(NamedTuple):
@@ -32,19 +35,19 @@ class FalseAlarm(NamedTuple):
         score: its largest score.
         threshold: of the episode.
         episode: number of the episode, from 0.
-        picture: its row in the bank.
+        image: its row in the bank.
         true_class: its class, a position in the bank's classes.
-        taken_for: the class it was taken for, a position in the bank's classes; in those of the base bank without ``support``.
-        support: row in the bank of the first support picture of that class; ``None`` for a base class.
+        answer: the class it was accepted as, a position in the bank's classes; in those of the base bank without ``support``.
+        support: row in the bank of the first support image of that class; ``None`` for a base class.
     """
 
     margin: float
     score: float
     threshold: float
     episode: int
-    picture: int
+    image: int
     true_class: int
-    taken_for: int
+    answer: int
     support: int | None
 
 
@@ -60,14 +63,14 @@ class Kept:
         self._parts: list[tuple[Tensor, Tensor]] = []
 
     def room(self, values: int) -> int:
-        """Return how many more episodes of ``values`` values each there is room for; the first one always finds it."""
+        """Return how many more episodes of ``values`` values each fit; there is always room for the first one."""
         return max(max(_BUDGET // values, 1) - self.episodes, 0)
 
     def add(self, first: Tensor, second: Tensor) -> None:
         """Keep both kinds ``(E, a)`` and ``(E, b)`` of as many of these episodes as there is room for."""
         taken = min(self.room(first.shape[1] + second.shape[1]), len(first))
         if taken:
-            # Copies: a slice would hold the whole batch in memory.
+            # Copies, because a slice would keep the whole batch in memory.
             self._parts.append((first[:taken].cpu().clone(), second[:taken].cpu().clone()))
             self.episodes += taken
 
@@ -79,12 +82,12 @@ class Kept:
         return first, second
 
 
-class HeadEvidence:
-    """What is known of one head.
+class HeadCollector:
+    """What was collected of one head.
 
     Attributes:
-        queries: largest scores of known and of unknown queries; empty without unknown ones.
-        pairs: scores of true and of wrong (query, class) pairs; likewise.
+        queries: largest scores of known and of unknown queries; empty without unknown queries.
+        pairs: scores of true and of wrong (query, class) pairs; empty without unknown queries.
         margins: margins of base and of novel queries (``joint_margins``); empty outside the generalized protocol.
         bias: the novel bias chosen on validation classes, or ``None``.
     """
@@ -98,7 +101,7 @@ class HeadEvidence:
         self._alarms: dict[int, FalseAlarm] = {}
 
     def add(self, episodes: Episodes, scores: Scores, frozen: Frozen) -> None:
-        """Take note of a batch of episodes."""
+        """Add a batch of episodes."""
         self.bias = frozen.bias
         self._add_positions(scores)
         if scores.unknown is not None:
@@ -116,14 +119,14 @@ class HeadEvidence:
     def tpr(self) -> tuple[float, float]:
         """Return the shares of known queries, and of true pairs, that the thresholds of the episodes accept on average.
 
-        At least 95%, and a little more: the share is a whole number of queries.
+        They are a little above 95%, because a threshold accepts a whole number of queries.
         """
         queries, pairs = (self._tpr_sums / self.episodes).tolist()
         return queries, pairs
 
     def false_alarms(self) -> list[FalseAlarm]:
-        """Return the most confident false alarms by margin, the largest first, every picture once with its largest."""
-        return sorted(self._alarms.values(), key=lambda alarm: (-alarm.margin, alarm.episode, alarm.picture))
+        """Return the most confident false alarms by margin, the largest first; every image once, with its largest margin."""
+        return sorted(self._alarms.values(), key=lambda alarm: (-alarm.margin, alarm.episode, alarm.image))
 
     def _add_positions(self, scores: Scores) -> None:
         episodes, _, columns = scores.known.shape
@@ -160,35 +163,39 @@ class HeadEvidence:
             if margin[place] < 0 or len(seen) == _ALARMS:
                 break
             episode, query = divmod(place, per_episode)
-            picture = int(episodes.unknown[episode].flatten()[query])
-            if picture in seen:
+            image = int(episodes.unknown[episode].flatten()[query])
+            if image in seen:
                 continue
-            seen.add(picture)
+            seen.add(image)
             way = int(column[episode, query]) - num_base
             alarm = FalseAlarm(
                 margin=float(margin[place]),
                 score=float(best[episode, query]),
                 threshold=float(threshold[episode]),
                 episode=self.episodes + episode,
-                picture=picture,
+                image=image,
                 true_class=int(episodes.unknown_classes[episode, query // per_class]),
-                taken_for=int(episodes.classes[episode, way]) if way >= 0 else way + num_base,
+                answer=int(episodes.classes[episode, way]) if way >= 0 else way + num_base,
                 support=int(episodes.support[episode, way, 0]) if way >= 0 else None,
             )
-            if picture not in self._alarms or alarm.margin > self._alarms[picture].margin:
-                self._alarms[picture] = alarm
-        self._alarms = {alarm.picture: alarm for alarm in self.false_alarms()[:_ALARMS]}
+            if image not in self._alarms or alarm.margin > self._alarms[image].margin:
+                self._alarms[image] = alarm
+        self._alarms = {alarm.image: alarm for alarm in self.false_alarms()[:_ALARMS]}
 
 
-class Evidence:
-    """What is known of every head, ``{name: HeadEvidence}`` in ``heads``; give it to ``evaluate`` as ``callback``."""
+class ReportCollector:
+    """Collects what a report needs of every head; pass it to ``evaluate`` as ``callback``.
+
+    Attributes:
+        heads: what was collected, by the name of the head.
+    """
 
     def __init__(self) -> None:
-        self.heads: dict[str, HeadEvidence] = {}
+        self.heads: dict[str, HeadCollector] = {}
 
     def __call__(self, name: str, episodes: Episodes, scores: Scores, frozen: Frozen) -> None:
-        """Take note of one head's scores of a batch of episodes."""
-        self.heads.setdefault(name, HeadEvidence()).add(episodes, scores, frozen)
+        """Add one head's scores of a batch of episodes."""
+        self.heads.setdefault(name, HeadCollector()).add(episodes, scores, frozen)
 
 
 def roc_points(accept: Floats, refuse: Floats) -> tuple[Floats, Floats]:

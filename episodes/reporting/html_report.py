@@ -1,6 +1,6 @@
-"""The page of a report: one HTML file with all figures in it, readable from disk, offline, in light and dark, on a phone.
+"""The HTML page of a report: one file with all figures in it, readable offline, in light and dark mode, on a phone.
 
-Nothing in it changes from run to run with the same seed: no dates, no times, no names of files that were written.
+The same seed gives the same page: it holds no dates, no times and no names of output files.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from PIL import Image
 from episodes.data.image_dataset import PictureSet
 from episodes.features.bank import FeatureBank
 from episodes.metrics.registry import MEASURES
-from episodes.reporting.collectors import Evidence, FalseAlarm
+from episodes.reporting.collectors import FalseAlarm, ReportCollector
+from episodes.reporting.formatting import Table, cell, heading, verdict
 from episodes.reporting.plots import save, sections, shown_heads
-from episodes.reporting.report import Report, Table, cell, heading
+from episodes.reporting.report import Report
 from episodes.training.meta_learning import META_LEARNED
 from fewshot_nam.heads import available
 from fewshot_nam.io.atomic import replacing
 
-_SIDE = 112  # of a picture on the page, in pixels
+_SIDE = 112  # of an image on the page, in pixels
 
 _STYLE = """
 :root { color-scheme: light dark;
@@ -74,9 +75,9 @@ class _Page:
 def write_page(
     directory: str | os.PathLike[str],
     report: Report,
-    evidence: Evidence,
+    collected: ReportCollector,
     banks: Mapping[str, FeatureBank],
-    pictures: Mapping[str, PictureSet],
+    images: Mapping[str, PictureSet],
     command: str,
 ) -> Path:
     """Write ``index.html`` and the PNG files that are in it, and return the page's path.
@@ -84,15 +85,15 @@ def write_page(
     The PNG files come first and the page last, each whole or not at all.
 
     Args:
-        directory: where to; it is made if it is not there, and its parent must be.
-        report: what was found.
-        evidence: what watched the same evaluation.
-        banks: ``"novel"``, what the episodes were drawn from, and where there are base classes ``"base"``.
-        pictures: the pictures of these banks, by the same names; none for a bank that was given as features.
-        command: what makes the report again, for the reader.
+        directory: for the page and its PNG files; it is made if it does not exist, but its parent must.
+        report: the result of the evaluation.
+        collected: the callback of the same evaluation.
+        banks: ``"novel"``, which the episodes were drawn from, and where there are base classes ``"base"``.
+        images: the images of these banks, by the same names; none for a bank that was given as features.
+        command: the command that makes the report again, to be shown on the page.
 
     Raises:
-        OSError: the directory cannot be made or written, or a picture is not there any more.
+        OSError: the directory cannot be made or written, or an image no longer exists.
         ModuleNotFoundError: matplotlib is not installed.
     """
     page = _Page(Path(directory))
@@ -101,7 +102,7 @@ def write_page(
         old.unlink()
     _add_head(page, report, command)
     _add_tables(page, report)
-    for section in sections(report, evidence):
+    for section in sections(report, collected):
         page.add(f'<section id="{section.name}"><h2>{escape(section.title)}</h2>')
         if section.draw is None:
             page.add(f'<p class="absent">Not here: {escape(section.caption)}.</p></section>')
@@ -111,7 +112,7 @@ def write_page(
             f"<figure>{page.image(section.name, section.title)}",
             f"<figcaption>{escape(section.caption)}</figcaption></figure></section>",
         )
-    _add_alarms(page, report, evidence, banks, pictures)
+    _add_alarms(page, report, collected, banks, images)
     _add_meanings(page, report)
     page.add("</main></body></html>", "")
     path = page.directory / "index.html"
@@ -137,8 +138,6 @@ def _add_head(page: _Page, report: Report, command: str) -> None:
 
 def _add_tables(page: _Page, report: Report) -> None:
     page.add('<section id="results"><h2>Results</h2>')
-    others = [name for name in report.results if report.reference and name != report.reference]
-    differences = {name: report.paired[f"{name}-{report.reference}"] for name in others}
     for columns, what in (
         (report.columns, ""),
         (report.frozen_columns, ", thresholds and bias frozen on validation classes"),
@@ -149,7 +148,10 @@ def _add_tables(page: _Page, report: Report) -> None:
         if report.reference:
             page.add(
                 *_table(
-                    f"Difference to {report.reference} on the same episodes, points{what}", differences, columns, True
+                    f"Difference to {report.reference} on the same episodes, points{what}",
+                    report.differences,
+                    columns,
+                    signed=True,
                 )
             )
     if report.paired:
@@ -160,7 +162,7 @@ def _add_tables(page: _Page, report: Report) -> None:
     page.add("<details><summary>Every measure, and every pair of heads</summary>")
     page.add(*_table("Percent, mean ± 95% interval over episodes", report.results, report.measures))
     if report.paired:
-        page.add(*_table("Differences on the same episodes, points", report.paired, report.measures, True))
+        page.add(*_table("Differences on the same episodes, points", report.paired, report.measures, signed=True))
     page.add("</details></section>")
 
 
@@ -171,9 +173,11 @@ def _table(caption: str, rows: Table, columns: Sequence[str], signed: bool = Fal
     )
     lines = [f'<div class="scroll"><table><caption>{escape(caption)}</caption>', f"<tr><th></th>{headings}</tr>"]
     for name, found in rows.items():
-        cells = [cell(column, found[column], signed) for column in columns]
-        kinds = [" class=better" if "+*" in text else " class=worse" if "-*" in text else "" for text in cells]
-        values = "".join(f"<td{kind}>{escape(text)}</td>" for kind, text in zip(kinds, cells, strict=True))
+        values = ""
+        for column in columns:
+            kind = verdict(column, found[column]) if signed else "even"
+            marked = "" if kind == "even" else f" class={kind}"
+            values += f"<td{marked}>{escape(cell(column, found[column], signed))}</td>"
         lines.append(f'<tr><th scope="row">{escape(name)}</th>{values}</tr>')
     return [*lines, "</table></div>"]
 
@@ -181,19 +185,19 @@ def _table(caption: str, rows: Table, columns: Sequence[str], signed: bool = Fal
 def _add_alarms(
     page: _Page,
     report: Report,
-    evidence: Evidence,
+    collected: ReportCollector,
     banks: Mapping[str, FeatureBank],
-    pictures: Mapping[str, PictureSet],
+    images: Mapping[str, PictureSet],
 ) -> None:
     head = shown_heads(report)[0]
-    found = evidence.heads[head]
+    found = collected.heads[head]
     alarms = found.false_alarms()
     page.add(f'<section id="alarms"><h2>Most confident false alarms of {escape(head)}</h2>')
     reason = None
     if not found.queries.episodes:
         reason = "the episodes have no unknown queries"
-    elif "novel" not in pictures:
-        reason = "the episodes come from a file of features, which holds no pictures"
+    elif "novel" not in images:
+        reason = "the episodes come from a file of features, which holds no images"
     elif not alarms:
         reason = "no unknown query was accepted in any episode"
     if reason is not None:
@@ -201,10 +205,10 @@ def _add_alarms(
         return
     page.add(
         f"<p>Unknown queries that {escape(head)} accepted with the largest margin over their episode's threshold "
-        "(open_fpr@95tpr), every picture once, all episodes. Left the query; right a picture of the class it was taken "
-        'for: the one it was learnt from, or one of a base class.</p><ol class="alarms">'
+        "(open_fpr@95tpr), every image once, all episodes. Left: the query. Right: an image of the class it was accepted as, "
+        'the support image or one of a base class.</p><ol class="alarms">'
     )
-    opened = {role: _Opened(banks[role], pictures.get(role)) for role in ("novel", "base") if role in banks}
+    opened = {role: _Opened(banks[role], images.get(role)) for role in ("novel", "base") if role in banks}
     for number, alarm in enumerate(alarms, start=1):
         name = f"false_alarm_{number:02}"
         page.add(f"<li>{_alarm(page, name, alarm, opened)}</li>")
@@ -212,17 +216,17 @@ def _add_alarms(
 
 
 def _alarm(page: _Page, name: str, alarm: FalseAlarm, opened: Mapping[str, _Opened]) -> str:
-    """Write the picture of a false alarm and return what the page says about it."""
-    novel, taken_role = opened["novel"], opened["base" if alarm.support is None else "novel"]
-    bank = taken_role.bank
-    example = int(bank.order[bank.starts[alarm.taken_for]]) if alarm.support is None else alarm.support
-    true, taken = (str(each) for each in (novel.bank.classes[alarm.true_class], bank.classes[alarm.taken_for]))
-    shown = [novel.picture(alarm.picture), taken_role.picture(example)]
+    """Write the image of a false alarm and return its HTML."""
+    novel, answered = opened["novel"], opened["base" if alarm.support is None else "novel"]
+    bank = answered.bank
+    example = int(bank.order[bank.starts[alarm.answer]]) if alarm.support is None else alarm.support
+    true, answer = (str(each) for each in (novel.bank.classes[alarm.true_class], bank.classes[alarm.answer]))
+    shown = [novel.image(alarm.image), answered.image(example)]
     with replacing(page.directory / f"{name}.png") as unfinished:
-        _side_by_side(picture for picture in shown if picture is not None).save(unfinished, format="PNG")
+        _side_by_side(image for image in shown if image is not None).save(unfinished, format="PNG")
     return (
-        page.image(name, f"an unknown picture of {true}, taken for {taken}")
-        + f"<b>{escape(true)}</b> taken for <b>{escape(taken)}</b>"
+        page.image(name, f"an unknown image of {true}, accepted as {answer}")
+        + f"<b>{escape(true)}</b> accepted as <b>{escape(answer)}</b>"
         + (" (base class)" if alarm.support is None else "")
         + f"<br>score {alarm.score:.3f}, threshold {alarm.threshold:.3f}<br>{alarm.margin:.3f} above it, "
         f"episode {alarm.episode}"
@@ -230,38 +234,38 @@ def _alarm(page: _Page, name: str, alarm: FalseAlarm, opened: Mapping[str, _Open
 
 
 class _Opened:
-    """A bank and the pictures that its rows were made from, where there are such."""
+    """A bank and the images that its rows were extracted from, if they are known."""
 
-    def __init__(self, bank: FeatureBank, pictures: PictureSet | None) -> None:
-        self.bank, self._pictures = bank, pictures
+    def __init__(self, bank: FeatureBank, images: PictureSet | None) -> None:
+        self.bank, self._images = bank, images
         skipped = set(bank.skipped)
-        # Rows of the bank are numbers of pictures but for those that were left out.
+        # A row of the bank is the number of its image, except where unreadable images were left out.
         self._left = (
-            [i for i in range(len(pictures)) if pictures.describe(i) not in skipped] if pictures and skipped else None
+            [i for i in range(len(images)) if images.describe(i) not in skipped] if images and skipped else None
         )
 
-    def picture(self, row: int) -> Image.Image | None:
-        """Return the picture of a row of the bank; ``None`` where the bank was given as features."""
-        if self._pictures is None:
+    def image(self, row: int) -> Image.Image | None:
+        """Return the image of a row of the bank; ``None`` where the bank was given as features."""
+        if self._images is None:
             return None
-        return self._pictures.picture(row if self._left is None else self._left[row])
+        return self._images.picture(row if self._left is None else self._left[row])
 
 
-def _side_by_side(pictures: Iterable[Image.Image]) -> Image.Image:
-    """Return pictures in a row, each fitted into a square; small ones grow by a whole factor, so that pixels stay square."""
-    fitted = [_fitted(picture) for picture in pictures]
+def _side_by_side(images: Iterable[Image.Image]) -> Image.Image:
+    """Return images in a row, each fitted into a square; small ones grow by a whole factor, so that pixels stay square."""
+    fitted = [_fitted(image) for image in images]
     row = Image.new("RGB", (_SIDE * len(fitted) + 8 * (len(fitted) - 1), _SIDE), "white")
-    for i, picture in enumerate(fitted):
-        row.paste(picture, (i * (_SIDE + 8) + (_SIDE - picture.width) // 2, (_SIDE - picture.height) // 2))
+    for i, image in enumerate(fitted):
+        row.paste(image, (i * (_SIDE + 8) + (_SIDE - image.width) // 2, (_SIDE - image.height) // 2))
     return row
 
 
-def _fitted(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):  # Pillow would clip it to white
-        picture = Image.fromarray(np.rint(np.asarray(picture) / 257.0).astype(np.uint8))
-    rgba = picture.convert("RGBA")
-    paper = Image.new("RGBA", rgba.size, "white")  # what is transparent shows the paper
-    plain = Image.alpha_composite(paper, rgba).convert("RGB")
+def _fitted(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow would clip it to white
+        image = Image.fromarray(np.rint(np.asarray(image) / 257.0).astype(np.uint8))
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, "white")  # behind transparent pixels
+    plain = Image.alpha_composite(white, rgba).convert("RGB")
     factor = _SIDE / max(plain.size)
     if factor >= 1:
         return plain.resize((plain.width * int(factor), plain.height * int(factor)), Image.Resampling.NEAREST)

@@ -1,7 +1,7 @@
-"""The figures of a report, drawn with matplotlib (the extra ``plot``) from what ``Evidence`` has collected.
+"""The figures of a report, drawn with matplotlib (the extra ``plot``) from what a ``ReportCollector`` has collected.
 
-Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; a head has the same colour, dash and
-marker in every figure. Every figure comes with a caption that says which episodes are in it and how to read it.
+Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart. A head has the same colour, dash and
+marker in every figure. Every caption says which episodes are in the figure and how to read it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from episodes.metrics.scores import threshold_at_tpr
-from episodes.reporting.collectors import Evidence, HeadEvidence, accuracies_at, bias_curve, roc_points
+from episodes.reporting.collectors import HeadCollector, ReportCollector, accuracies_at, bias_curve, roc_points
 from episodes.reporting.report import Report
 from fewshot_nam.io.atomic import replacing
 
@@ -36,13 +36,13 @@ _NO_UNKNOWN = "the episodes have no unknown queries (closed protocol, or no open
 
 
 class Section(NamedTuple):
-    """One figure of the page, or why it is not there.
+    """One figure of the page, or the reason why there is none.
 
     Attributes:
-        name: its file, without ending.
+        name: of its file, without the ending.
         title: its heading.
-        caption: how to read it and what is in it; where there is no figure, why.
-        draw: gives the figure; ``None`` where there is none.
+        caption: how to read it and which episodes are in it; without a figure, why there is none.
+        draw: returns the figure; ``None`` where there is none.
     """
 
     name: str
@@ -61,9 +61,9 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def sections(report: Report, evidence: Evidence) -> list[Section]:
+def sections(report: Report, collected: ReportCollector) -> list[Section]:
     """Return the figures of a report, in the order of the page; nothing is drawn yet."""
-    heads, shown = evidence.heads, shown_heads(report)
+    heads, shown = collected.heads, shown_heads(report)
     first = next(iter(heads.values()))
     total = report.config["episodes"]
     has_unknown, has_margins = first.queries.episodes > 0, first.margins.episodes > 0
@@ -72,11 +72,12 @@ def sections(report: Report, evidence: Evidence) -> list[Section]:
         Section(
             "roc",
             "Known against unknown: ROC",
-            "Left, every query is accepted or refused by its largest score; right, every class is a detector. Up and to the "
-            "left is better. Curves: one threshold for all episodes together, "
+            "Left: a query is accepted where its largest score reaches the threshold. Right: every class is a detector. Up and "
+            "to the left is better. Curves: one threshold for all episodes together, "
             f"{_taken(first.queries.episodes, total)} left, {_taken(first.pairs.episodes, total)} right "
-            "(cut off where little happens). Circles: open_fpr@95tpr and class_fpr@95tpr of the table, each episode with its "
-            f"own threshold (they accept a little more than 95%, since queries are whole).{frozen}"
+            "(the axis ends at twice the largest rate of the table). Circles: open_fpr@95tpr and class_fpr@95tpr of the table, "
+            "each episode with its own threshold, which accepts a little more than 95% because it accepts a whole number of "
+            f"queries.{frozen}"
             if has_unknown
             else _NO_UNKNOWN,
             (lambda: _roc(report, heads)) if has_unknown else None,
@@ -84,9 +85,9 @@ def sections(report: Report, evidence: Evidence) -> list[Section]:
         Section(
             "scores",
             "Scores of known and unknown queries",
-            f"Share of queries by their largest score, {_taken(first.queries.episodes, total)}; each head has a scale of its "
-            "own. The less the two overlap, the better; right of the line, one for all episodes together, are 95% of "
-            "the known queries, and whatever unknown ones are there with them."
+            f"Share of queries by their largest score, {_taken(first.queries.episodes, total)}; each head has its own scale. "
+            "The less the two overlap, the better. The line is one threshold for all episodes: 95% of the known queries are "
+            "right of it, and the unknown queries that are there too are false alarms."
             if has_unknown
             else _NO_UNKNOWN,
             (lambda: _scores({name: heads[name] for name in shown})) if has_unknown else None,
@@ -94,8 +95,8 @@ def sections(report: Report, evidence: Evidence) -> list[Section]:
         Section(
             "base_novel",
             "Base accuracy against novel accuracy",
-            f"One bias is added to all novel scores and swept, {_taken(first.margins.episodes, total)} together. Up and to the "
-            "right is better; along a curve it is only another trade-off. Circles: no bias."
+            f"A bias on all novel scores sweeps from low to high, {_taken(first.margins.episodes, total)} together. A curve "
+            "further up and to the right is better; the points of one curve are different trade-offs. Circles: no bias."
             + (" Stars: the bias chosen on validation classes." if first.bias is not None else "")
             if has_margins
             else "there are no base classes in the label space (only the generalized protocol has them)",
@@ -105,15 +106,15 @@ def sections(report: Report, evidence: Evidence) -> list[Section]:
             "position",
             "Accuracy by write position",
             f"Known queries given their own class, by the position in which their class was written, all {total:,} episodes, "
-            "with 95% intervals. Which class stands where is drawn at random, so a head that rises to the right forgets what "
-            "it wrote first; a level line means that order does not matter.",
+            "with 95% intervals. The order of classes is random, so a line that rises to the right shows a head that forgets "
+            "what it wrote first; a flat line shows that the order does not matter.",
             lambda: _position(heads),
         ),
     ]
 
 
 def shown_heads(report: Report) -> list[str]:
-    """Return the one or two heads that figures with room for few show: nam, or the first, and cosine, or the next."""
+    """Return the one or two heads of figures that show no more: nam or the first head, and cosine or the next one."""
     names = list(report.results)
     main = "nam" if "nam" in names else names[0]
     others = [name for name in names if name != main]
@@ -121,7 +122,7 @@ def shown_heads(report: Report) -> list[str]:
 
 
 def save(draw: Callable[[], Figure], path: str | os.PathLike[str]) -> None:
-    """Draw a figure into a PNG file, whole or not at all; the same bytes for the same figure, whatever the user's style."""
+    """Draw a figure into a PNG file, whole or not at all. The same figure gives the same bytes, whatever the user's style."""
     import matplotlib.style
 
     with matplotlib.style.context("default"), replacing(Path(path)) as unfinished:
@@ -132,7 +133,7 @@ def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return colour, dash and marker of each head, the same in every figure."""
     found = dict(_HEADS)
     for i, name in enumerate(name for name in names if name not in _HEADS):
-        # Six colours and five dashes: thirty heads before two look the same.
+        # Six colours and five dashes make thirty heads that look different.
         found[name] = {
             "color": _OTHER_COLOURS[i % len(_OTHER_COLOURS)],
             "linestyle": _OTHER_DASHES[i % len(_OTHER_DASHES)],
@@ -140,7 +141,7 @@ def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {name: {**found[name], "marker": _MARKERS[i % len(_MARKERS)]} for i, name in enumerate(names)}
 
 
-def _roc(report: Report, heads: dict[str, HeadEvidence]) -> Figure:
+def _roc(report: Report, heads: dict[str, HeadCollector]) -> Figure:
     figure = _figure(10.5, 5.2)
     panels = (
         (
@@ -161,21 +162,21 @@ def _roc(report: Report, heads: dict[str, HeadEvidence]) -> Figure:
             head, found = heads[name], report.results[name]
             fpr, tpr = roc_points(*(head.queries if kind == 0 else head.pairs).pooled())
             line = {key: style[key] for key in ("color", "linestyle")}
-            # Between two thresholds that accept known ones, only more unknown ones are accepted.
+            # Between two scores of known queries only the share of unknown queries changes.
             axes.plot(100 * fpr, 100 * tpr, drawstyle="steps-post", label=_label(name), linewidth=1.6, **line)
             _mark(axes, found[measure]["mean"], head.tpr()[kind], "o", style)
             if f"{measure}:frozen" in found:
                 accepted = found["tpr:frozen" if kind == 0 else "class_tpr:frozen"]["mean"]
                 _mark(axes, found[f"{measure}:frozen"]["mean"], accepted, "*", style)
         axes.axhline(95, color="#888888", linewidth=0.8, linestyle=":")
-        # Where classes are many, wrong pairs are few: the curves would all lie on the left edge.
+        # With many classes the false positive rate is small, and all curves would lie on the left edge.
         end = min(102.0, 200 * max(found[measure]["mean"] for found in report.results.values()) + 2)
         axes.set(title=f"{title} (o {measure})", xlabel=x, ylabel=y, xlim=(-0.02 * end, end), ylim=(-2, 102))
     _legend(figure, len(heads))
     return figure
 
 
-def _scores(heads: dict[str, HeadEvidence]) -> Figure:
+def _scores(heads: dict[str, HeadCollector]) -> Figure:
     from matplotlib.colors import to_rgba
 
     figure = _figure(10.5, 4.2)
@@ -199,7 +200,7 @@ def _scores(heads: dict[str, HeadEvidence]) -> Figure:
     return figure
 
 
-def _base_novel(heads: dict[str, HeadEvidence]) -> Figure:
+def _base_novel(heads: dict[str, HeadCollector]) -> Figure:
     figure = _figure(6.8, 5.6)
     axes: Axes = figure.subplots()
     for name, style in styles(list(heads)).items():
@@ -216,14 +217,14 @@ def _base_novel(heads: dict[str, HeadEvidence]) -> Figure:
     return figure
 
 
-def _position(heads: dict[str, HeadEvidence]) -> Figure:
+def _position(heads: dict[str, HeadCollector]) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     figure = _figure(7.5, 4.6)
     axes: Axes = figure.subplots()
     for i, (name, style) in enumerate(styles(list(heads)).items()):
         mean, ci95 = heads[name].accuracy_by_position()
-        # Side by side, or intervals of heads that do alike would hide each other.
+        # Side by side, so that intervals of heads with similar values do not hide each other.
         place = np.arange(1, len(mean) + 1) + 0.05 * (i - (len(heads) - 1) / 2)
         axes.errorbar(
             place,
@@ -249,7 +250,7 @@ def _mark(axes: Axes, x: float, y: float, marker: str, style: dict[str, Any]) ->
 
 
 def _figure(width: float, height: float) -> Figure:
-    """Return an empty figure of so many inches, which needs no display (Agg, since it belongs to no window)."""
+    """Return an empty figure of this size in inches. It belongs to no window, so it needs no display."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -261,7 +262,7 @@ def _legend(figure: Figure, entries: int) -> None:
 
 
 def _label(name: str) -> str:
-    """Return a head's name as matplotlib shows it literally: a dollar sign would start mathematics, ``_`` would hide it."""
+    """Return a head's name so that matplotlib shows it literally: ``$`` would start mathematics, a first ``_`` hide it."""
     return " " * name.startswith("_") + name.replace("$", r"\$")
 
 

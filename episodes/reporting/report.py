@@ -1,4 +1,4 @@
-"""What an evaluation found, and how it is shown: a table for the terminal, Markdown, and JSON."""
+"""The result of an evaluation, as a table for the terminal, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from episodes.metrics.registry import MEASURES, short_table
+from episodes.reporting.formatting import Table, bank_line, heading, markdown_table, rows, text_table
 from episodes.training.meta_learning import META_LEARNED
 from fewshot_nam.heads import available
 from fewshot_nam.io.atomic import replacing
-
-Table = dict[str, dict[str, dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -24,10 +23,20 @@ class Report:
     Attributes:
         config: what was run: protocol, numbers, seed, heads with their settings, banks.
         results: ``{head: {measure: {"mean": m, "ci95": h}}}``, fractions from 0 to 1; the 95% interval is ``m - h`` to ``m + h``
-            over episodes (classes and pictures stay those of the bank).
-        paired: ``{"a-b": {measure: {"mean": m, "ci95": h}}}``, the difference of head a to head b on the same episodes.
-        seconds: how long it took.
-        notes: what a reader must know besides.
+            over episodes (the bank's classes and images stay fixed).
+        paired: ``{"a-b": {measure: {"mean": m, "ci95": h}}}``, the value of head a minus that of head b on the same episodes.
+        seconds: how long the evaluation took.
+        notes: what else a reader must know.
+
+    Example:
+        >>> value = {"accuracy": {"mean": 0.9, "ci95": 0.01}}
+        >>> bank = {"pictures": 1797, "classes": 10, "features": 64}
+        >>> config = {"protocol": "closed", "ways": 5, "shots": 1, "queries": 15, "open_ways": 0, "episodes": 1000, "seed": 0}
+        >>> report = Report({**config, "bank": bank, "base": None, "validation": None}, {"nam": value}, {})
+        >>> print(report.table().splitlines()[0])
+        5-way 1-shot, closed protocol, 1,000 episodes
+        >>> report.results["nam"]["accuracy"]["mean"]
+        0.9
     """
 
     config: dict[str, Any]
@@ -37,7 +46,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return config, results and paired; without the time, so that two runs can be compared as text."""
+        """Return config, results, paired and notes; without the time, so that two runs can be compared as text."""
         content = {"config": self.config, "results": self.results, "paired": self.paired, "notes": self.notes}
         return {key: _strict(value) for key, value in content.items()}
 
@@ -56,12 +65,12 @@ class Report:
 
     @property
     def frozen_columns(self) -> list[str]:
-        """The measures of the short table with what was chosen on validation classes; none without such classes."""
+        """The same measures with thresholds and bias from validation classes; empty without such classes."""
         return [f"{name}:frozen" for name in ["tpr", *self.columns] if f"{name}:frozen" in self._measured]
 
     @property
     def measures(self) -> list[str]:
-        """All measures there are, in the order of ``MEASURES``."""
+        """All measures of this report, in the order of ``MEASURES``."""
         return [name for name in MEASURES if name in self._measured]
 
     def title(self) -> str:
@@ -72,11 +81,11 @@ class Report:
     def facts(self) -> list[tuple[str, str]]:
         """Return what was run, as pairs of a word and a line."""
         config = self.config
-        facts = [("data", _bank_line(config["bank"]))]
+        facts = [("data", bank_line(config["bank"]))]
         if config["base"] is not None:
-            facts.append(("base", _bank_line(config["base"])))
+            facts.append(("base", bank_line(config["base"])))
         if config["validation"] is not None:
-            facts.append(("validation", _bank_line(config["validation"])))
+            facts.append(("validation", bank_line(config["validation"])))
         if "backbone" in config["bank"]:
             facts.append(("backbone", f"{config['bank']['backbone']}, {config['bank']['features']} features"))
         episode = f"{config['ways']} known classes x ({config['shots']} to learn from + {config['queries']} queries)"
@@ -87,7 +96,7 @@ class Report:
         return facts
 
     def table(self) -> str:
-        """Return the report for a terminal: what was run, the results, the differences, what the names mean."""
+        """Return the report for a terminal: what was run, results, differences, and the meaning of the names."""
         lines = [self.title(), *(f"  {word:<11}{line}" for word, line in self.facts()), ""]
         lines += self._blocks(self.columns)
         frozen = self.frozen_columns
@@ -112,10 +121,10 @@ class Report:
         measures = self.measures
         lines = [f"# {self.title()}", "", *(f"- {word}: {line}" for word, line in self.facts()), ""]
         lines += ["Percent, mean ± 95% interval over episodes.", ""]
-        lines += _markdown_table([["", *map(heading, measures)], *self._rows(self.results, measures)])
+        lines += markdown_table([["", *map(heading, measures)], *rows(self.results, measures)])
         if self.paired:
             lines += ["", "Differences on the same episodes, percentage points; * where the interval excludes 0.", ""]
-            lines += _markdown_table([["", *map(heading, measures)], *self._rows(self.paired, measures, signed=True)])
+            lines += markdown_table([["", *map(heading, measures)], *rows(self.paired, measures, signed=True)])
         lines += [
             "",
             *(f"- `{name}`: {MEASURES[name].better} is better; {MEASURES[name].meaning}." for name in measures),
@@ -124,63 +133,29 @@ class Report:
         return "\n".join(lines) + "\n"
 
     @property
-    def _measured(self) -> dict[str, dict[str, float]]:
-        return next(iter(self.results.values()))
-
-    @property
     def reference(self) -> str | None:
         """The head that the others are compared with in the short table, if there is one."""
         return "cosine" if "cosine" in self.results and len(self.results) > 1 else None
 
+    @property
+    def differences(self) -> Table:
+        """The paired differences of the other heads to ``reference``; empty without one."""
+        others = [head for head in self.results if self.reference and head != self.reference]
+        return {head: self.paired[f"{head}-{self.reference}"] for head in others}
+
+    @property
+    def _measured(self) -> dict[str, dict[str, float]]:
+        return next(iter(self.results.values()))
+
     def _blocks(self, measures: list[str]) -> list[str]:
         """Return the lines of one table: results, and below them the differences to the reference."""
-        rows = [["percent, mean ± 95% interval", *map(heading, measures)], *self._rows(self.results, measures)]
-        if self.reference:
-            heads = [head for head in self.results if head != self.reference]
-            differences = {head: self.paired[f"{head}-{self.reference}"] for head in heads}
-            rows += [[f"minus {self.reference}, same episodes", *[""] * len(measures)]]
-            rows += self._rows(differences, measures, signed=True)
-        lines = [line.rstrip() for line in _aligned(rows)]
-        return [*lines[: len(self.results) + 1], *([""] if self.reference else []), *lines[len(self.results) + 1 :]]
-
-    def _rows(self, results: Table, measures: list[str], signed: bool = False) -> list[list[str]]:
-        return [[head, *(cell(name, found[name], signed) for name in measures)] for head, found in results.items()]
-
-
-def cell(measure: str, value: dict[str, float], signed: bool = False) -> str:
-    """Return a value as percent with its interval; a signed one, a difference, is marked where its interval excludes 0."""
-    mean, ci95 = 100 * value["mean"], 100 * value["ci95"]
-    width = "n/a" if math.isnan(ci95) else f"{ci95:.1f}"
-    if not signed:
-        return "n/a" if math.isnan(mean) else f"{mean:.1f} ± {width}"
-    mark = ""
-    if abs(mean) > ci95:
-        better = (mean > 0) == (MEASURES[measure].better == "higher")
-        mark = " +*" if better else " -*"
-    return "n/a" if math.isnan(mean) else f"{mean:+.1f} ± {width}{mark}"
-
-
-def heading(measure: str) -> str:
-    """Return the name of a measure with an arrow to where it is better."""
-    return f"{measure} {'↑' if MEASURES[measure].better == 'higher' else '↓'}"
-
-
-def _bank_line(bank: dict[str, Any]) -> str:
-    name = f"{bank['dataset']}: " if "dataset" in bank else ""
-    return f"{name}{bank['pictures']:,} pictures of {bank['classes']} classes"
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-
-
-def _markdown_table(rows: list[list[str]]) -> list[str]:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
+        cells = [["percent, mean ± 95% interval", *map(heading, measures)], *rows(self.results, measures)]
+        if not self.reference:
+            return text_table(cells)
+        cells += [[f"minus {self.reference}, same episodes", *[""] * len(measures)]]
+        cells += rows(self.differences, measures, signed=True)
+        lines = text_table(cells)
+        return [*lines[: len(self.results) + 1], "", *lines[len(self.results) + 1 :]]
 
 
 def _strict(value: Any) -> Any:

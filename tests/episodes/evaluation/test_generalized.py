@@ -1,10 +1,10 @@
-"""Heads with base rows of their own, compared: against ``evaluate`` where all have the same, and against a plain loop."""
+"""Heads with base class weights of their own, compared: against ``evaluate`` with the same weights, and a plain loop."""
 
 import pytest
 import torch
 
 from episodes import EpisodeSampler, FeatureBank, evaluate
-from episodes.evaluation.generalized import Contender, Pictures, compare
+from episodes.evaluation.generalized import Contender, NovelAndBase, compare
 from episodes.features.holdout import hold_out
 from fewshot_nam.heads import CosineHead, GeneratorHead, NAMHead
 
@@ -22,11 +22,11 @@ def bank(classes: int, pictures: int, seed: int, first: int = 0) -> FeatureBank:
 
 BASE, QUERIES = hold_out(bank(7, 48, seed=2, first=100), 0.5)
 TESTED, VALIDATED = hold_out(QUERIES, 0.5)
-TEST, VALIDATION = Pictures(bank(12, 20, seed=1), TESTED), Pictures(bank(9, 20, seed=3, first=200), VALIDATED)
+TEST, VALIDATION = NovelAndBase(bank(12, 20, seed=1), TESTED), NovelAndBase(bank(9, 20, seed=3, first=200), VALIDATED)
 SETTINGS = {"ways": 4, "shots": 2, "queries": 5, "episodes": 40, "seed": 4}
 
 
-def test_with_the_same_rows_it_finds_what_evaluate_finds():
+def test_with_the_same_weights_it_finds_what_evaluate_finds():
     heads = {"nam": NAMHead(), "cosine": CosineHead()}
     results, pairs = compare(
         {name: Contender(head, BASE.class_means(root=head.rooted)) for name, head in heads.items()},
@@ -72,15 +72,15 @@ def test_accuracies_are_those_of_a_plain_loop():
 def test_the_frozen_bias_comes_from_validation_alone():
     shifted = Contender(CosineHead(scale=30.0), BASE.class_means())
     results, _ = compare({"cosine": shifted}, TEST, VALIDATION, **SETTINGS)
-    other, _ = compare({"cosine": shifted}, TEST, Pictures(bank(9, 20, seed=8, first=300), VALIDATED), **SETTINGS)
+    other, _ = compare({"cosine": shifted}, TEST, NovelAndBase(bank(9, 20, seed=8, first=300), VALIDATED), **SETTINGS)
     changed = {measure for measure, value in results["cosine"].items() if value != other["cosine"][measure]}
     assert changed == {"base_accuracy:frozen", "novel_accuracy:frozen", "harmonic_mean:frozen"}
 
 
-def test_rows_of_other_classes_are_refused():
+def test_weights_of_other_classes_are_refused():
     with pytest.raises(ValueError, match="expected one head or more, got none"):
         compare({}, TEST, VALIDATION)
-    with pytest.raises(ValueError, match="'cosine' has 3 rows, the base queries are of 7 classes"):
+    with pytest.raises(ValueError, match="'cosine' has weights of 3 base classes, the base queries are of 7 classes"):
         compare({"cosine": Contender(CosineHead(), torch.rand(3, D))}, TEST, VALIDATION, **SETTINGS)
 
 
@@ -100,8 +100,8 @@ def test_the_bias_is_chosen_on_as_many_episodes_as_evaluate_chooses_it_on():
     )
     same, _ = compare(
         {"cosine": Contender(heads["cosine"], BASE.class_means())},
-        Pictures(TEST.novel, tested),
-        Pictures(VALIDATION.novel, chosen),
+        NovelAndBase(TEST.novel, tested),
+        NovelAndBase(VALIDATION.novel, chosen),
         **SETTINGS,
     )
     found = report.results["cosine"]["harmonic_mean:frozen"]["mean"]

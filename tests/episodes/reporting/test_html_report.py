@@ -1,4 +1,4 @@
-"""The page of a report: its figures against plain loops, its HTML as a browser meets it, and what it says is absent."""
+"""The HTML report: its figures against plain loops, its HTML as a browser reads it, and what it says is absent."""
 
 import base64
 import json
@@ -22,10 +22,10 @@ from episodes.cli.main import main
 from episodes.cli.options import command_line, read_options
 from episodes.metrics.measures import threshold_at_tpr
 from episodes.metrics.registry import MEASURES
-from episodes.reporting.collectors import Evidence, accuracies_at, bias_curve, roc_points
+from episodes.reporting.collectors import ReportCollector, accuracies_at, bias_curve, roc_points
+from episodes.reporting.formatting import cell, heading
 from episodes.reporting.html_report import _fitted
 from episodes.reporting.plots import sections, shown_heads, styles
-from episodes.reporting.report import cell, heading
 from fewshot_nam.heads import CosineHead
 
 VOID = {"meta", "img", "br"}
@@ -34,7 +34,7 @@ SHAPE = {"ways": WAYS, "shots": SHOTS, "queries": QUERIES, "open_ways": OPEN_WAY
 
 
 class Reader(HTMLParser):
-    """Keeps what a test asks for, and fails where a tag is closed that is not open."""
+    """Keeps what tests need, and fails where a tag is closed that is not open."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -74,17 +74,17 @@ def bank(classes: int, seed: int, per_class: int = 8) -> FeatureBank:
 
 
 @pytest.fixture(scope="module")
-def watched():
-    """Return a bank, a base bank, and what was seen of nam and cosine on generalized episodes of them."""
-    novel, base, seen = bank(7, 0), bank(4, 1, per_class=20), Evidence()
+def collected():
+    """Return a bank, a base bank, the report, and what was collected of nam and cosine on generalized episodes."""
+    novel, base, seen = bank(7, 0), bank(4, 1, per_class=20), ReportCollector()
     report = evaluate(novel, ("nam", "cosine"), "generalized", seed=3, base=base, callback=seen, batch_size=3, **SHAPE)
     return novel, base, report, seen
 
 
 @pytest.fixture(scope="module")
 def alone():
-    """Return a bank, what was seen of cosine on open episodes of it, and per episode the scores by a loop."""
-    novel, seen = bank(7, 0), Evidence()
+    """Return a bank, what was collected of cosine on its open episodes, and the scores of each episode by a loop."""
+    novel, seen = bank(7, 0), ReportCollector()
     report = evaluate(novel, ("cosine",), "open", seed=3, callback=seen, batch_size=3, **SHAPE)
     drawn = EpisodeSampler(novel, WAYS, SHOTS, QUERIES, OPEN_WAYS, seed=3).sample(0, EPISODES)
     loops = []
@@ -155,50 +155,50 @@ def test_the_points_on_the_roc_are_at_the_thresholds_of_the_episodes(alone):
     assert min(seen.tpr()) >= 0.95
 
 
-def test_false_alarms_are_the_top_by_margin_and_every_picture_comes_once(alone, monkeypatch):
+def test_false_alarms_are_the_top_by_margin_and_every_image_comes_once(alone, monkeypatch):
     novel, _, _, drawn, loops = alone
     largest: dict[int, tuple[float, int, int]] = {}
     for e, (known, unknown) in enumerate(loops):
         threshold = threshold_at_tpr(known.amax(1))
-        for q, picture in enumerate(drawn.unknown[e].flatten().tolist()):
+        for q, image in enumerate(drawn.unknown[e].flatten().tolist()):
             score, way = unknown[q].max(0)
             margin = float(score - threshold)
-            if margin >= 0 and margin > largest.get(picture, (-1.0,))[0]:
-                largest[picture] = (margin, e, int(way))
+            if margin >= 0 and margin > largest.get(image, (-1.0,))[0]:
+                largest[image] = (margin, e, int(way))
     expected = sorted(largest.items(), key=lambda item: -item[1][0])[:5]
     assert len(largest) > 5
     monkeypatch.setattr(episodes.reporting.collectors, "_ALARMS", 5)
-    seen = Evidence()
+    seen = ReportCollector()
     evaluate(novel, ("cosine",), "open", seed=3, callback=seen, batch_size=2, **SHAPE)
     found = seen.heads["cosine"].false_alarms()
-    assert [alarm.picture for alarm in found] == [picture for picture, _ in expected]
-    for alarm, (picture, (margin, episode, way)) in zip(found, expected, strict=True):
+    assert [alarm.image for alarm in found] == [image for image, _ in expected]
+    for alarm, (image, (margin, episode, way)) in zip(found, expected, strict=True):
         assert alarm.margin == pytest.approx(margin, abs=1e-5)
         assert (alarm.episode, alarm.support) == (episode, int(drawn.support[episode, way, 0]))
-        assert alarm.taken_for == int(novel.labels[alarm.support])
-        assert alarm.true_class == int(novel.labels[picture]) != alarm.taken_for
+        assert alarm.answer == int(novel.labels[alarm.support])
+        assert alarm.true_class == int(novel.labels[image]) != alarm.answer
 
 
-def test_alarms_may_be_taken_for_base_classes(watched):
-    _, base, _, seen = watched
+def test_alarms_may_be_accepted_as_base_classes(collected):
+    _, base, _, seen = collected
     alarms = seen.heads["cosine"].false_alarms()
     taken = [alarm for alarm in alarms if alarm.support is None]
     assert taken
-    assert all(0 <= alarm.taken_for < base.num_classes for alarm in taken)
+    assert all(0 <= alarm.answer < base.num_classes for alarm in taken)
 
 
-def test_margins_give_the_accuracies_of_the_table(watched):
-    _, _, report, seen = watched
+def test_margins_give_the_accuracies_of_the_table(collected):
+    _, _, report, seen = collected
     for name, head in seen.heads.items():
         base, novel = accuracies_at(0.0, *head.margins.pooled())
         assert float(base) == pytest.approx(report.results[name]["base_accuracy"]["mean"])
         assert float(novel) == pytest.approx(report.results[name]["novel_accuracy"]["mean"])
 
 
-def test_what_is_kept_is_bounded_and_said_so(alone, monkeypatch):
+def test_kept_scores_are_bounded_and_the_caption_says_so(alone, monkeypatch):
     novel = alone[0]
     monkeypatch.setattr(episodes.reporting.collectors, "_BUDGET", 4 * QUERIES * (WAYS + OPEN_WAYS))
-    seen = Evidence()
+    seen = ReportCollector()
     report = evaluate(novel, ("cosine",), "open", seed=3, callback=seen, batch_size=3, **SHAPE)
     head = seen.heads["cosine"]
     assert (head.queries.episodes, head.pairs.episodes) == (4, 1)
@@ -213,7 +213,7 @@ def run_digits(directory: Path, *more: str) -> str:
     return (directory / "index.html").read_text(encoding="utf-8")
 
 
-def test_the_page_has_every_number_and_every_picture_and_is_the_same_again(tmp_path, capsys):
+def test_the_page_has_every_number_and_every_image_and_is_the_same_again(tmp_path, capsys):
     text = run_digits(tmp_path / "one", "--json", str(tmp_path / "out.json"))
     assert "index.html" in capsys.readouterr().out
     page, result = Reader(text), json.loads((tmp_path / "out.json").read_text())
@@ -255,7 +255,7 @@ def test_a_closed_evaluation_says_what_is_absent_and_why(tmp_path):
     assert sorted(path.name for path in (tmp_path / "page").iterdir()) == ["index.html", "position.png"]
 
 
-def test_features_without_pictures_have_figures_but_no_pictures(tmp_path):
+def test_features_without_images_have_figures_but_no_images(tmp_path):
     bank(7, 0).save(tmp_path / "bank.safetensors")
     arguments = [
         "--dataset",
@@ -274,7 +274,7 @@ def test_features_without_pictures_have_figures_but_no_pictures(tmp_path):
 
 @pytest.fixture
 def strange_photos(tmp_path) -> Path:
-    """Return a folder of six classes whose names are no HTML, one file of it no picture, another nearly transparent."""
+    """Return a folder of six classes whose names are no HTML, one file is no image, the others are transparent in part."""
     generator = np.random.default_rng(0)
     names = ["<script>alert(1)<", "a&b", '"quoted"', "$x_1$", "_hidden", "plain"]
     for name in names:
@@ -282,23 +282,23 @@ def strange_photos(tmp_path) -> Path:
         for i in range(4):
             pixels = generator.integers(0, 255, (200, 90, 4), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
-    (tmp_path / "photos" / '"quoted"' / "00.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / '"quoted"' / "00.png").write_bytes(b"no image")
     return tmp_path / "photos"
 
 
-def test_names_are_text_and_rows_find_their_pictures(strange_photos, tmp_path):
+def test_names_are_text_and_rows_find_their_images(strange_photos, tmp_path):
     arguments = ["--dataset", f"folder:{strange_photos}", "--ways", "3", "--queries", "2", "--open-ways", "3"]
     text = run_digits(tmp_path / "page", *arguments, "--skip-unreadable")
     assert "<script" not in text
     page = Reader(text)
     alarms = [
-        attributes["alt"] or "" for tag, attributes in page.tags if tag == "img" and "taken for" in str(attributes)
+        attributes["alt"] or "" for tag, attributes in page.tags if tag == "img" and "accepted as" in str(attributes)
     ]
     assert alarms
     assert any("<script>" in name for name in alarms)
     assert "&lt;script&gt;" in text
-    # The first alarm's picture is the one its class says, although a file that is skipped has moved all later rows.
-    first = unescape(alarms[0]).removeprefix("an unknown picture of ").partition(", taken for ")[0]
+    # The first alarm's image is of the class it names, although a skipped file has moved all later rows.
+    first = unescape(alarms[0]).removeprefix("an unknown image of ").partition(", accepted as ")[0]
     drawn = np.asarray(Image.open(tmp_path / "page" / "false_alarm_01.png"))[:, 31:81].astype(int)
     distance = {}
     for path in strange_photos.glob("*/?.png"):
@@ -311,7 +311,7 @@ def test_names_are_text_and_rows_find_their_pictures(strange_photos, tmp_path):
     assert nearest[0] == first
 
 
-def test_the_generalized_page_has_the_curve_and_pictures_of_base_classes(data_dir, tmp_path):
+def test_the_generalized_page_has_the_curve_and_images_of_base_classes(data_dir, tmp_path):
     text = run_digits(
         tmp_path / "page", "--dataset", f"folder:{data_dir}/omniglot-py/images_evaluation/Gurmukhi", "--split", "15/10/20",
         "--protocol", "generalized", "--queries", "5",
@@ -324,12 +324,12 @@ def test_the_generalized_page_has_the_curve_and_pictures_of_base_classes(data_di
     assert len(page.images()) == len(list((tmp_path / "page").glob("*.png")))
 
 
-def test_every_head_has_a_look_of_its_own_and_the_pair_to_show_is_nam_and_cosine(watched):
+def test_every_head_has_its_own_style_and_the_pair_to_show_is_nam_and_cosine(collected):
     names = ["ridge", "nam", *(f"mine{i}" for i in range(20)), "cosine"]
     looks = {(str(style["color"]), str(style["linestyle"])) for style in styles(names).values()}
     assert len(looks) == len(names)
     assert styles(["nam", "cosine"])["cosine"]["color"] == styles(names)["cosine"]["color"]
-    assert shown_heads(watched[2]) == ["nam", "cosine"]
+    assert shown_heads(collected[2]) == ["nam", "cosine"]
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_every_head_has_a_look_of_its_own_and_the_pair_to_show_is_nam_and_cosine
     ],
     ids=["a file", "a directory called index.html", "no parent"],
 )
-def test_a_place_that_cannot_be_written_is_said_before_the_work(prepare, given_as, message, tmp_path, capsys):
+def test_a_directory_that_cannot_be_written_is_refused_before_the_work(prepare, given_as, message, tmp_path, capsys):
     prepare(tmp_path / "page")
     assert main(["--report", str(tmp_path / given_as), "--dataset", "folder:/nowhere"]) == 2
     assert message in capsys.readouterr().err
@@ -353,7 +353,7 @@ def test_the_page_is_not_written_over_another_output(tmp_path, capsys):
     assert "is where the page of --report goes" in capsys.readouterr().err
 
 
-def test_without_matplotlib_the_error_says_how_to_mend_it_before_the_work(tmp_path, monkeypatch, capsys):
+def test_without_matplotlib_the_error_says_what_to_install_before_the_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["--report", str(tmp_path / "page"), "--dataset", "folder:/nowhere"]) == 2
     assert 'pip install "fewshot-nam[plot]"' in capsys.readouterr().err
@@ -367,7 +367,7 @@ def test_one_way_one_episode_and_one_head_make_a_page(tmp_path):
     assert "Most confident false alarms of ridge" in text or "no unknown query was accepted" in text
 
 
-def test_pictures_of_sixteen_bits_keep_their_greys():
+def test_images_of_sixteen_bits_keep_their_greys():
     deep = Image.fromarray(np.array([[0, 32896], [65535, 257]], dtype=np.uint16))
     assert _fitted(deep).resize((2, 2), Image.Resampling.NEAREST).convert("L").tobytes() == bytes([0, 128, 255, 1])
 

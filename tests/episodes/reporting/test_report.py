@@ -35,7 +35,7 @@ def report(**changes) -> Report:
 
 def test_the_table_says_what_was_run_and_what_the_names_mean():
     text = report().table()
-    for part in ["5-way 1-shot", "1,000 episodes", "digits: 1,797 pictures of 10 classes", "seed 0", "a thing to know"]:
+    for part in ["5-way 1-shot", "1,000 episodes", "digits: 1,797 images of 10 classes", "seed 0", "a thing to know"]:
         assert part in text
     for name in report().columns:
         assert f"{name} {'↑' if MEASURES[name].better == 'higher' else '↓'}" in text

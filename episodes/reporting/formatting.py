@@ -1,0 +1,90 @@
+"""How values and tables are printed: one place for the terminal, Markdown and the HTML page.
+
+A value is ``{"mean": m, "ci95": h}`` in fractions, as in ``Report.results``; it is printed in percent with its 95% interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from episodes.metrics.registry import MEASURES
+
+Value = dict[str, float]
+Table = dict[str, dict[str, Value]]
+
+
+def heading(measure: str) -> str:
+    """Return the name of a measure with an arrow that points to where it is better.
+
+    >>> heading("accuracy"), heading("open_fpr@95tpr")
+    ('accuracy ↑', 'open_fpr@95tpr ↓')
+    """
+    return f"{measure} {'↑' if better(measure) == 'higher' else '↓'}"
+
+
+def better(measure: str) -> Literal["higher", "lower"]:
+    """Return which direction of a measure is better; one that ends in ``:alone`` is as its measure without that."""
+    return MEASURES[measure.removesuffix(":alone")].better
+
+
+def verdict(measure: str, difference: Value) -> Literal["better", "worse", "even"]:
+    """Return what a paired difference shows: ``"even"`` where its interval includes 0."""
+    if not abs(difference["mean"]) > difference["ci95"]:
+        return "even"
+    return "better" if (difference["mean"] > 0) == (better(measure) == "higher") else "worse"
+
+
+def percent(value: Value, digits: int = 1, signed: bool = False) -> str:
+    """Return a value in percent with its interval, ``"n/a"`` for what is NaN.
+
+    >>> percent({"mean": 0.25, "ci95": 0.01}), percent({"mean": -0.25, "ci95": math.nan}, digits=2, signed=True)
+    ('25.0 ± 1.0', '-25.00 ± n/a')
+    """
+    mean, ci95 = 100 * value["mean"], 100 * value["ci95"]
+    if math.isnan(mean):
+        return "n/a"
+    width = "n/a" if math.isnan(ci95) else f"{ci95:.{digits}f}"
+    return f"{mean:{'+' if signed else ''}.{digits}f} ± {width}"
+
+
+def cell(measure: str, value: Value, signed: bool = False) -> str:
+    """Return a value in percent; a signed one, a difference, is marked ``+*`` where it is better and ``-*`` where worse."""
+    if not signed:
+        return percent(value)
+    return percent(value, signed=True) + {"better": " +*", "worse": " -*", "even": ""}[verdict(measure, value)]
+
+
+def rows(results: Table, measures: Sequence[str], signed: bool = False) -> list[list[str]]:
+    """Return a row of cells for each head, or for each pair of heads where ``signed``."""
+    return [[name, *(cell(measure, found[measure], signed) for measure in measures)] for name, found in results.items()]
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table for a terminal: the first column left, the others right.
+
+    >>> text_table([["", "accuracy"], ["nam", "1.0"]])
+    ['     accuracy', 'nam       1.0']
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in rows
+    ]
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table; the first row is its head.
+
+    >>> markdown_table([["", "accuracy"], ["nam", "1.0"]])
+    ['|  | accuracy |', '|---|---|', '| nam | 1.0 |']
+    """
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
+
+
+def bank_line(bank: dict[str, Any]) -> str:
+    """Return one line on a bank from its description in ``Report.config``."""
+    name = f"{bank['dataset']}: " if "dataset" in bank else ""
+    return f"{name}{bank['pictures']:,} images of {bank['classes']} classes"
