@@ -179,7 +179,7 @@ for _entry in (
     HeadSpec(
         "nam",
         NAMHead,
-        "Neural Attention Memory: support written jointly, a prototype memory read beside it; uses base classes where known",
+        "Neural Attention Memory: a joint write and a prototype memory; uses base classes where known",
         {"mode": "block"},
         uses_base=True,
         least_base=NEAREST,
