@@ -1,8 +1,8 @@
 """Tasks of the Chomsky-hierarchy suite: train up to length 40, test from 41 to 500, per-token accuracy.
 
 Source: Delétang et al., "Neural Networks and the Chomsky Hierarchy" (ICLR 2023), section 4 and appendix A. As there, the input is
-followed by a blank for every token of the answer. The test sets are ``id`` (the lengths of training), ``ood_easy`` (41 to 100) and
-``ood_hard`` (101 to 500); ``SequenceTask.examples(length)`` gives any single length.
+followed by a blank for every token of the answer. The test sets are ``id`` (the lengths of training), ``ood_easy`` (41 to 100)
+and ``ood_hard`` (101 to 500); ``SequenceTask.examples(length)`` gives any single length.
 
 Departure: the answer tokens of one task are never tokens of blanks, so that a model that repeats its input is never right.
 """

@@ -1,7 +1,8 @@
 """The tasks of the NAM paper on digits: the next Fibonacci number, reverse (its "palindrome"), copy, and sequence reduction.
 
-Source: Nam and Seo, "Neural Attention Memory" (ICLR 2023 submission), section on algorithmic tasks. A digit is a token, and numbers
-begin with their last digit. Where the answer is asked for stands ``?``, so the input shows how long the answer is, as in the paper.
+Source: Nam and Seo, "Neural Attention Memory" (ICLR 2023 submission), section on algorithmic tasks. A digit is a token, and
+numbers begin with their last digit. Where the answer is asked for stands ``?``, so the input shows how long the answer is, as
+in the paper.
 
 Departures. Since December 2020 the published generator of palindrome and copy puts the answer into the input and the blanks
 into the target; here the input asks and the target answers. Sequences are not shifted by a random number of pads. A reduced
@@ -70,8 +71,8 @@ class Copy(_DigitTask):
 class Fibonacci(_DigitTask):
     """Add the last two numbers of a Fibonacci-like sequence. Length: the digits of the larger number.
 
-    The first number has 1 to ``length`` digits, drawn uniformly; the second has exactly ``length``. Numbers have no leading zeros,
-    and the sum has ``length`` or one more digit.
+    The first number has 1 to ``length`` digits, drawn uniformly; the second has exactly ``length``. Numbers have no leading
+    zeros, and the sum has ``length`` or one more digit.
     """
 
     def _draw(self, count: int, length: int, generator: torch.Generator) -> Batch:

@@ -1,8 +1,8 @@
 """Multi-query associative recall (MQAR): pairs of a key and a value, then keys again, whose values are asked for.
 
-Source: Arora et al., "Zoology: Measuring and Improving Recall in Efficient Language Models" (2023), section 4 and the generator of
-its public code: keys and values are halves of the vocabulary, the pairs come first, and each key is asked once, at a distance that
-follows a power law. Where no key stands is a random token, of either half.
+Source: Arora et al., "Zoology: Measuring and Improving Recall in Efficient Language Models" (2023), section 4 and the generator
+of its public code: keys and values are halves of the vocabulary, the pairs come first, and each key is asked once, at a
+distance that follows a power law. Where no key stands is a random token, of either half.
 """
 
 from __future__ import annotations

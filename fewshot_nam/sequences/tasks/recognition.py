@@ -1,9 +1,9 @@
 """Recognition: is a string in the language? Marked copy ``w # w`` and marked reversal ``w # w`` backwards.
 
-Source: Butoi et al., "Training Neural Networks as Recognizers of Formal Languages" (ICLR 2025, FLaRe): train up to length 40, test
-up to 500, accuracy of the decision. Half of the strings are in the language. Of the others half are strings in it with one to three
-symbols changed, and half random strings of the alphabet: the suite mixes near misses and random strings too. All lengths are odd,
-as those of the language are, so that the length alone decides nothing.
+Source: Butoi et al., "Training Neural Networks as Recognizers of Formal Languages" (ICLR 2025, FLaRe): train up to length 40,
+test up to 500, accuracy of the decision. Half of the strings are in the language. Of the others half are strings in it with one
+to three symbols changed, and half random strings of the alphabet: the suite mixes near misses and random strings too. All
+lengths are odd, as those of the language are, so that the length alone decides nothing.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ _LONGEST_COMMAND, _BLANKS = 9, 49
 class Scan(SequenceTask):
     """Translate commands such as "jump twice" to actions: the official SCAN splits, from files.
 
-    A sequence is the command, a delimiter and 49 blanks, so that the input does not show how long the answer is; asked for are the
-    actions and the end behind them.
+    A sequence is the command, a delimiter and 49 blanks, so that the input does not show how long the answer is; asked for are
+    the actions and the end behind them.
 
     Args:
         split: ``"length"`` (train up to 22 actions, test 24 to 48), ``"simple"`` or ``"add_jump"``.

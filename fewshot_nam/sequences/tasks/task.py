@@ -50,8 +50,8 @@ class SequenceTask:
     Attributes:
         name: as in ``tasks.create``.
         vocabulary: what each token stands for; the last is the padding.
-        splits: the lengths and sizes of ``train`` and of the test sets. ``train`` is only the range of lengths that training draws
-            from without end; its size says how many sequences the papers call an epoch.
+        splits: the lengths and sizes of ``train`` and of the test sets. ``train`` is only the range of lengths that training
+            draws from without end; its size says how many sequences the papers call an epoch.
     """
 
     name: str = ""

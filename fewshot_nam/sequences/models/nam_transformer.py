@@ -1,0 +1,75 @@
+"""The NAM-Transformer as a sequence model, with and without erase.
+
+Source: Nam and Seo, "Neural Attention Memory" (2023): attention through a memory in place of the T x T scores. With ``erase`` a
+token is written by the delta rule with a learned erase probability, in order; ``max_erase=2`` allows the memory to change its
+sign, which a linear recurrence needs to count parity (Grazzi et al., "Unlocking State-Tracking in Linear RNNs Through Negative
+Eigenvalues", 2025).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fewshot_nam.memory import NAMTransformerEncoderLayer
+from fewshot_nam.sequences.models.model import SequenceModel
+from fewshot_nam.sequences.models.registry import register
+from fewshot_nam.sequences.tasks.task import SequenceTask
+
+_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"width": 16, "heads": 2, "layers": 1, "feedforward": 32},
+    "small": {"width": 64, "heads": 4, "layers": 2, "feedforward": 128},
+    "paper": {"width": 512, "heads": 8, "layers": 8, "feedforward": 2048},
+}
+
+
+@register("nam-attention", "causal NAM attention without erase (normalised linear attention)", _SIZES, erase=False)
+@register("nam-attention-erase", "causal NAM attention with a learned erase (the delta rule)", _SIZES, erase=True)
+class NAMTransformerModel(SequenceModel):
+    """A causal NAM-Transformer encoder; positions come from the order of writes, and with ``erase`` alone.
+
+    Args:
+        task: see ``SequenceModel``.
+        width: ``d``, a multiple of ``heads``.
+        heads: memories of a layer.
+        layers: layers.
+        feedforward: width of a layer's hidden layer.
+        dropout: probability of dropping a feature.
+        erase: write with a learned erase probability.
+        layer_options: further arguments of ``NAMTransformerEncoderLayer``.
+    """
+
+    def __init__(
+        self,
+        task: SequenceTask,
+        width: int,
+        heads: int,
+        layers: int,
+        feedforward: int,
+        dropout: float = 0.1,
+        erase: bool = True,
+        **layer_options: Any,
+    ) -> None:
+        super().__init__(task, width, width)
+        self.layers = nn.ModuleList(
+            NAMTransformerEncoderLayer(
+                width,
+                heads,
+                feedforward,
+                dropout,
+                batch_first=True,
+                norm_first=True,
+                erase=erase,
+                gates=True,
+                **layer_options,
+            )
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def _encode(self, x: Tensor, mask: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=~mask, is_causal=True)
+        features: Tensor = self.norm(x)
+        return features
