@@ -80,7 +80,7 @@ def settings(data: Path | None) -> Iterator[tuple[str, Setting]]:
     base = extract(conv4, parts["base"])
     yield (
         "omniglot",
-        Setting(extract(conv4, parts["novel"]), base, base.mean(), base.class_means(root=True), 400, 60, 10),
+        Setting(extract(conv4, parts["novel"]), base, base.mean(), base.class_means(power_norm=True), 400, 60, 10),
     )
     mobilenet = backbones.create(
         "timm/mobilenetv2_100",
@@ -92,7 +92,7 @@ def settings(data: Path | None) -> Iterator[tuple[str, Setting]]:
     base = extract(mobilenet, objects["base"])
     yield (
         "tiny-imagenet",
-        Setting(extract(mobilenet, objects["novel"]), base, base.mean(), base.class_means(root=True), 20, 10, 30),
+        Setting(extract(mobilenet, objects["novel"]), base, base.mean(), base.class_means(power_norm=True), 20, 10, 30),
     )
 
 

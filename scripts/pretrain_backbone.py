@@ -25,7 +25,7 @@ from backbones.conv4 import Conv4, ink_transform
 from backbones.pretraining.omniglot_augment import InkExamples, InkRecipe
 from backbones.pretraining.training import Pretraining, train
 from episodes.data.datasets import open_dataset
-from episodes.data.image_dataset import PictureSet
+from episodes.data.image_dataset import ImageSet
 from episodes.evaluation.evaluation import evaluate
 from episodes.features.bank import FeatureBank
 from fewshot_nam.distributed import joined
@@ -37,16 +37,16 @@ SETTINGS = [(5, 1), (5, 5), (20, 1), (20, 5)]
 PUBLISHED = {(5, 1): 98.8, (5, 5): 99.7, (20, 1): 96.0, (20, 5): 98.9}  # Prototypical Networks, table 1
 
 
-def training_pictures(pictures: PictureSet) -> tuple[Tensor, Tensor]:
+def training_pictures(pictures: ImageSet) -> tuple[Tensor, Tensor]:
     """Return pictures ``(n, 56, 56)`` uint8, ink 255 on paper 0, and labels ``(n,)``: twice the side of Conv4's input."""
     size = (2 * Conv4.image_size, 2 * Conv4.image_size)
-    grey = (pictures.picture(i).convert("L").resize(size, Image.Resampling.BILINEAR) for i in range(len(pictures)))
+    grey = (pictures.image(i).convert("L").resize(size, Image.Resampling.BILINEAR) for i in range(len(pictures)))
     paper = np.stack([np.asarray(picture) for picture in grey])
     return torch.from_numpy(255 - paper), torch.from_numpy(pictures.labels)
 
 
 @torch.inference_mode()
-def features(model: Conv4, inputs: Tensor, pictures: PictureSet) -> FeatureBank:
+def features(model: Conv4, inputs: Tensor, pictures: ImageSet) -> FeatureBank:
     """Return the bank of ``inputs`` ``(n, 1, 28, 28)``, the pictures as Conv4 wants them."""
     model.eval()
     device = next(model.parameters()).device
@@ -133,7 +133,7 @@ def pretrain(options: argparse.Namespace, process: int) -> None:
     examples = InkExamples(*training_pictures(data["base"]), recipe)
     run = Pretraining(model, examples, recipe, options.checkpoint, options.device)
     inputs = {
-        role: torch.stack([ink_transform(part.picture(i)) for i in range(len(part))]) for role, part in data.items()
+        role: torch.stack([ink_transform(part.image(i)) for i in range(len(part))]) for role, part in data.items()
     }
 
     def check() -> str:

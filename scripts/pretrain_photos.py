@@ -24,7 +24,7 @@ from backbones.conv5 import Conv5, square, standardize
 from backbones.pretraining.photo_augment import PhotoExamples, PhotoRecipe
 from backbones.pretraining.training import Pretraining, train
 from episodes.data.folders import folder
-from episodes.data.image_dataset import PictureSet
+from episodes.data.image_dataset import ImageSet
 from episodes.evaluation.evaluation import evaluate
 from episodes.features.bank import FeatureBank
 from fewshot_nam.distributed import joined
@@ -32,14 +32,14 @@ from fewshot_nam.heap import keep_freed_memory
 from fewshot_nam.io.atomic import replacing
 
 
-def pixels(pictures: PictureSet) -> Tensor:
+def pixels(pictures: ImageSet) -> Tensor:
     """Return all pictures ``(n, 3, 64, 64)`` uint8."""
-    stack = np.stack([np.asarray(square(pictures.picture(i))) for i in range(len(pictures))])
+    stack = np.stack([np.asarray(square(pictures.image(i))) for i in range(len(pictures))])
     return torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous()
 
 
 @torch.inference_mode()
-def features(model: Conv5, levels: Tensor, pictures: PictureSet) -> FeatureBank:
+def features(model: Conv5, levels: Tensor, pictures: ImageSet) -> FeatureBank:
     """Return the bank of ``levels`` ``(n, 3, 64, 64)`` uint8."""
     model.eval()
     device = next(model.parameters()).device

@@ -144,7 +144,7 @@ def trained(name: str, rows: Tensor, banks: Banks, recipe: GeneratorRecipe, chec
 
 def contenders(banks: Banks, rows: Tensor, trainings: dict[str, GeneratorTraining]) -> dict[str, Contender]:
     """Return all heads to compare, each with its base rows."""
-    means, mean, power_means = banks.base.class_means(), banks.base.mean(), banks.base.class_means(root=True)
+    means, mean, power_means = banks.base.class_means(), banks.base.mean(), banks.base.class_means(power_norm=True)
     found = {}
     for name, (kind, settings) in UNTRAINED.items():  # as evaluate does it
         # Base classes that share the label space are no strangers, so nam is not told that they are.

@@ -101,7 +101,7 @@ def main() -> None:
                     ausuc, mean = (100 * found[measure]["mean"] for measure in ("ausuc", "harmonic_mean"))
                     rows.setdefault(name, []).append(f"{ausuc:.1f} ({mean:.1f})")
 
-            run({name: create(name, given.base.mean(), given.base.class_means(root=True)) for name in COSINES})
+            run({name: create(name, given.base.mean(), given.base.class_means(power_norm=True)) for name in COSINES})
             for name, head, constants in variants():
                 with patch.dict(vars(joint), constants):
                     run({name: head})

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import backbones
 from episodes import FeatureBank, Report, evaluate, extract, open_dataset
-from episodes.data.image_dataset import PictureSet
+from episodes.data.image_dataset import ImageSet
 from fewshot_nam.heads import CosineHead, Head, NAMHead, create
 
 GRID = {
@@ -39,11 +39,11 @@ MOBILENET_TRANSFORM = {"mean": 0.5, "std": 0.5, "input_size": 160, "crop_pct": 1
 
 
 @torch.inference_mode()
-def few_pixels(backbone: backbones.Backbone, pictures: PictureSet) -> FeatureBank:
+def few_pixels(backbone: backbones.Backbone, pictures: ImageSet) -> FeatureBank:
     """Return features of the pictures as a scan of 8x8 pixels would show them, at full contrast."""
     rows = []
     for number in range(len(pictures)):
-        ink = backbone.transform(pictures.picture(number).convert("L").resize((8, 8), Image.Resampling.BOX))
+        ink = backbone.transform(pictures.image(number).convert("L").resize((8, 8), Image.Resampling.BOX))
         rows.append(ink / ink.max())
     return FeatureBank(torch.cat([backbone(batch) for batch in torch.split(torch.stack(rows), 500)]), pictures.labels)
 
@@ -72,7 +72,7 @@ def validation_sets(data: Path) -> dict[str, Validation]:
     return {
         "omniglot": Validation(extract(conv4, characters), known.mean(dim=0), known),
         "omniglot 8x8": Validation(few_pixels(conv4, characters), known.mean(dim=0), known),
-        "tiny-imagenet": Validation(extract(mobilenet, objects["val"]), base.mean(), base.class_means(root=True)),
+        "tiny-imagenet": Validation(extract(mobilenet, objects["val"]), base.mean(), base.class_means(power_norm=True)),
     }
 
 

@@ -19,7 +19,7 @@ from backbones.conv4 import Conv4
 from backbones.pretraining.distributed import SharedBatchNorm2d
 from backbones.pretraining.omniglot_augment import InkExamples, InkRecipe
 from backbones.pretraining.training import Pretraining, train
-from episodes.data.image_dataset import ArrayPictures
+from episodes.data.image_dataset import ArrayImages
 from episodes.features.bank import FeatureBank
 from episodes.features.extraction import extract
 from fewshot_nam.distributed import joined
@@ -50,16 +50,16 @@ class Small(nn.Module):
         return self.layers(pictures)
 
 
-class Holed(ArrayPictures):
+class Holed(ArrayImages):
     """Pictures of which some cannot be read."""
 
-    def picture(self, index):
+    def image(self, index):
         if index in (2, 6, 7, 8, 9, 10):  # 5 to 9 are a batch
             raise UnreadablePicture(f"picture {index}")
-        return super().picture(index)
+        return super().image(index)
 
 
-def pictures(n, kind=ArrayPictures):
+def pictures(n, kind=ArrayImages):
     pixels = np.random.default_rng(n).integers(0, 256, (n, 8, 8), dtype=np.uint8)
     return kind("noise", pixels, np.arange(n) % 3, ["a", "b", "c"])
 

@@ -175,6 +175,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
 def _sources(options: argparse.Namespace) -> Sources:
     """Return the feature banks that the options name."""
     from episodes.features.sources import ROLES, banks_by_role, sets_by_role
+    from episodes.sampling.sampler import check_enough
 
     sets = sets_by_role(
         options.dataset,
@@ -187,6 +188,10 @@ def _sources(options: argparse.Namespace) -> Sources:
         validation=options.validation,
         roles=[role for role in ROLES if role != "validation" or options.protocol != "closed"],
     )
+    if options.episodes_file is None or not Path(options.episodes_file).exists():
+        # Before the extraction, which may take hours, and not after it.
+        open_ways = 0 if options.protocol == "closed" else options.open_ways
+        check_enough(sets["novel"], options.ways, options.shots, options.queries, open_ways)
     return banks_by_role(
         sets,
         options.backbone,

@@ -1,8 +1,10 @@
-"""CIFAR-10: ten classes of small colour pictures, of which the 10,000 test pictures are read, 1,000 a class, 32x32.
+"""CIFAR-10: the 10,000 test images, 32x32 in colour, 1,000 of each of ten classes.
 
-Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009). Two forms are read: the published binary
-version, whose ``test_batch.bin`` is one record after another of a label byte and 32 rows of 32 bytes of red, then of green, then
-of blue; and a directory of pictures for each class. The published Python version is pickled, and nothing is unpickled here.
+Two forms are read. One is the published binary version: in ``test_batch.bin`` each record is a label byte and 32 rows of 32 bytes
+of red, then of green, then of blue. The other is a directory of images for each class. The published Python version is pickled,
+and this toolkit unpickles nothing.
+
+Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from episodes.data.folders import data_root, folder
-from episodes.data.image_dataset import ArrayPictures, FilePictures, PictureSet
+from episodes.data.image_dataset import ArrayImages, FileImages, ImageSet
 
 _CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 _SIDE = 32
@@ -23,19 +25,19 @@ _EACH = 1000
 _BINARY, _PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"
 
 
-def cifar10(data_dir: str | os.PathLike[str] | None = None) -> PictureSet:
-    """Return the 10,000 test pictures of CIFAR-10: classes "airplane" to "truck".
+def cifar10(data_dir: str | os.PathLike[str] | None = None) -> ImageSet:
+    """Return the 10,000 test images of CIFAR-10: classes "airplane" to "truck".
 
     Args:
-        data_dir: where ``cifar-10-batches-bin/test_batch.bin`` is, or ``test`` with a directory for each of the ten classes; or
-            the directory above either, if that is called ``cifar10``. The binary version goes first. Default: the environment's
+        data_dir: a directory that contains ``cifar-10-batches-bin/test_batch.bin`` or ``test`` with a directory for each class, or
+            contains a directory ``cifar10`` that does. The binary version is preferred. Default: the environment's
             ``FEWSHOT_DATA``, else ``data`` in the working directory.
 
     Returns:
-        The pictures. Where they are JPEG files, which lose a little, their name says so.
+        The images, all classes in one set. Its name says so where they are JPEG files, which are not exact copies.
 
     Raises:
-        ValueError: neither is there, a batch that is cut short or holds other labels than 0 to 9, or other classes.
+        ValueError: neither form is found; or the batch is cut short, has labels outside 0 to 9, or the classes are others.
     """
     top = data_root(data_dir)
     for place in (top, top / "cifar10"):
@@ -46,18 +48,19 @@ def cifar10(data_dir: str | os.PathLike[str] | None = None) -> PictureSet:
         if (place / "test" / _CLASSES[0]).is_dir():
             return _checked(_folder(place / "test"), place / "test")
     pickled = next((place / _PYTHON for place in (top, top / "cifar10") if (place / _PYTHON).is_dir()), None)
-    mend = (
+    advice = (
         f"{pickled} is the Python version, which is pickled and never opened: unpack the binary version beside it"
         if pickled is not None
-        else "name the directory that holds it; it is not fetched for you: unpack the published binary version there"
+        else "name the directory that holds it (data_dir=, --data-dir); CIFAR-10 is not downloaded for you: unpack the published "
+        "binary version there"
     )
     raise ValueError(
         f"cifar10: looked for {_BINARY}/test_batch.bin and test/{_CLASSES[0]} in {top} and {top / 'cifar10'}, and found "
-        f"neither; {mend}"
+        f"neither; {advice}"
     )
 
 
-def _binary(path: Path) -> ArrayPictures:
+def _binary(path: Path) -> ArrayImages:
     content = np.fromfile(path, dtype=np.uint8)
     if not len(content) or len(content) % _RECORD:
         raise ValueError(
@@ -73,10 +76,10 @@ def _binary(path: Path) -> ArrayPictures:
             "set; unpack it again"
         )
     pixels = records[:, 1:].reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
-    return ArrayPictures("cifar10", np.ascontiguousarray(pixels), labels, _CLASSES)
+    return ArrayImages("cifar10", np.ascontiguousarray(pixels), labels, _CLASSES)
 
 
-def _folder(path: Path) -> FilePictures:
+def _folder(path: Path) -> FileImages:
     found = folder(path)
     if found.classes != _CLASSES:
         raise ValueError(f"cifar10: {path} holds {', '.join(found.classes)}; expected {', '.join(_CLASSES)}")
@@ -85,12 +88,12 @@ def _folder(path: Path) -> FilePictures:
     return found
 
 
-def _checked(pictures: ArrayPictures | FilePictures, where: Path) -> PictureSet:
-    counts = np.bincount(pictures.labels, minlength=len(_CLASSES)).tolist()
+def _checked(images: ArrayImages | FileImages, where: Path) -> ImageSet:
+    counts = np.bincount(images.labels, minlength=len(_CLASSES)).tolist()
     if counts != [_EACH] * len(_CLASSES):
         warnings.warn(
-            f"cifar10: {where} has {len(pictures)} pictures, {min(counts)} to {max(counts)} a class, the whole set has "
-            f"{_EACH} a class; figures will not compare with others",
+            f"cifar10: {where} has {len(images)} images, {min(counts)} to {max(counts)} a class; the whole set has "
+            f"{_EACH} a class, so figures are not comparable with published ones",
             stacklevel=3,
         )
-    return pictures
+    return images

@@ -1,4 +1,4 @@
-"""Lists of class names: checked, looked up and cut down to some of their classes."""
+"""Lists of class names: checks, look-up by name or position, and the selection of some classes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def check_classes(classes: Iterable[object], what: str) -> list[Label]:
 
     Args:
         classes: the names, all ints or all strings, each once.
-        what: whose classes they are, for the error.
+        what: what has these classes; begins the error message.
 
     Raises:
-        ValueError: no classes, ints and strings mixed, other types, or a name that comes twice.
+        ValueError: no classes, ints mixed with strings, other types, or a name that comes twice.
     """
     given = list(classes)
     if not given:
@@ -49,19 +49,19 @@ def check_classes(classes: Iterable[object], what: str) -> list[Label]:
 def select_classes(
     labels: np.ndarray, classes: Sequence[Label], wanted: Iterable[object], what: str
 ) -> tuple[list[Label], np.ndarray, np.ndarray]:
-    """Find the items of some classes, and number these classes anew in the order asked for.
+    """Return some of the classes, their items, and new labels that number these classes in the order given.
 
     Args:
         labels: ``(n,)`` positions in ``classes``.
         classes: all classes.
         wanted: names; or positions in ``classes``, where the names are strings. Ints name a class where names are ints.
-        what: whose classes they are, for the error.
+        what: what has these classes; begins the error message.
 
     Returns:
-        The names, ascending rows ``(m,)`` of their items, and the new labels ``(m,)`` of these.
+        The names, the positions ``(m,)`` of their items in ascending order, and the new labels ``(m,)`` of these items.
 
     Raises:
-        ValueError: a class that is not there, one asked for twice, or none asked for.
+        ValueError: an unknown class, one that is given twice, or no classes.
     """
     if isinstance(wanted, str):
         raise ValueError(f"{what}: expected a list of classes, got the string {wanted!r}; write [{wanted!r}]")
@@ -78,10 +78,10 @@ def select_classes(
         else:
             raise ValueError(f"{what}: there is no class {name!r} among its {len(classes)}{nearest(name, classes)}")
         if index in chosen:
-            raise ValueError(f"{what}: class {classes[index]!r} is asked for twice")
+            raise ValueError(f"{what}: class {classes[index]!r} is given twice")
         chosen.append(index)
     if not chosen:
-        raise ValueError(f"{what}: no classes were asked for; name at least one of its {len(classes)}")
+        raise ValueError(f"{what}: no classes are given; name at least one of its {len(classes)}")
     renumbered = np.full(len(classes), -1, dtype=np.int64)
     renumbered[chosen] = np.arange(len(chosen))
     new = renumbered[labels]

@@ -12,17 +12,17 @@ from episodes.data.cifar import cifar10
 from episodes.data.class_names import ROLES
 from episodes.data.digits import digits
 from episodes.data.folders import folder
-from episodes.data.image_dataset import PictureSet
+from episodes.data.image_dataset import ImageSet
 from episodes.data.omniglot import omniglot
 from fewshot_nam._deprecation import renamed_names
 from fewshot_nam.io.image_io import UnreadablePicture
 
-__all__ = ["ROLES", "PictureSet", "UnreadablePicture", "cifar10", "digits", "folder", "omniglot", "open_dataset"]
+__all__ = ["ROLES", "ImageSet", "UnreadablePicture", "cifar10", "digits", "folder", "omniglot", "open_dataset"]
 
 
 def open_dataset(
     spec: str, data_dir: str | os.PathLike[str] | None = None, download: bool = False
-) -> dict[str, PictureSet]:
+) -> dict[str, ImageSet]:
     """Return the images that a spec names, by role.
 
     Args:
@@ -49,4 +49,10 @@ def open_dataset(
     return dict(opened) if isinstance(opened, dict) else {"novel": opened}
 
 
-__getattr__ = renamed_names(__name__, {"open_bank": "episodes.features.bank.open_bank"})
+__getattr__ = renamed_names(
+    __name__,
+    {
+        "PictureSet": "episodes.data.image_dataset.ImageSet",
+        "open_bank": "episodes.features.bank.open_bank",
+    },
+)

@@ -1,4 +1,4 @@
-"""Sets of labelled pictures: what every one of them offers, those held in memory, and those in files."""
+"""Sets of labelled images: what every one of them offers, those held in memory, and those in files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ import numpy as np
 from PIL import Image
 
 from episodes.data.class_names import Label, check_classes, select_classes
+from fewshot_nam._deprecation import renamed_names, warn_renamed
 from fewshot_nam.io.image_io import UnreadablePicture, leads_nowhere, read_picture
 
+_FILES_READ = 256  # files whose content is part of a fingerprint: enough to tell data sets apart, and soon read
+_BYTES_READ = 1 << 16  # of each of them
 
-class PictureSet(Protocol):
-    """Labelled pictures, opened one at a time. Instances can be pickled, so that worker processes can open them too.
+
+class ImageSet(Protocol):
+    """Labelled images, opened one at a time. Instances can be pickled, so that worker processes can open images too.
+
+    A set may also have an attribute ``change_token``: a text that changes whenever the images may have changed. Features are
+    cached under it; without one, they are cached under ``fingerprint``.
 
     Attributes:
         name: for reports, say ``"omniglot/novel"``.
@@ -32,39 +39,58 @@ class PictureSet(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the pictures' identity, their labels and their order; features are cached under it."""
+        """A hash of which images these are, their labels and their order; the same on every machine."""
         ...
 
     def __len__(self) -> int:
-        """Return n, the number of pictures."""
+        """Return n, the number of images."""
         ...
 
-    def picture(self, index: int) -> Image.Image:
-        """Return picture ``index`` of 0..n-1, decoded; ``UnreadablePicture`` where that fails."""
+    def image(self, index: int) -> Image.Image:
+        """Return image ``index`` of 0..n-1, decoded; ``UnreadablePicture`` where that fails."""
         ...
 
     def describe(self, index: int) -> str:
-        """Return where picture ``index`` is, for errors and lists of skipped pictures."""
+        """Return where image ``index`` is, for errors and lists of skipped images."""
         ...
 
-    def subset(self, classes: Iterable[Label]) -> PictureSet:
-        """Return the set of the pictures of some classes, numbered in the order asked for."""
+    def subset(self, classes: Iterable[Label]) -> ImageSet:
+        """Return the images of some classes, which are numbered in the order given."""
         ...
 
 
-class ArrayPictures:
-    """Pictures held in memory.
+def open_image(images: ImageSet, index: int) -> Image.Image:
+    """Return image ``index`` of a set, also of one that was written for version 0.1 and calls the method ``picture``."""
+    if not hasattr(images, "image") and hasattr(images, "picture"):
+        warn_renamed(f"{type(images).__name__}.picture", "image")
+        former: Image.Image = images.picture(index)
+        return former
+    return images.image(index)
+
+
+class ArrayImages:
+    """Images held in memory.
 
     Args:
         name: for reports and errors.
         pixels: ``(n, height, width)`` or ``(n, height, width, 3)`` uint8.
         labels: ``(n,)`` positions in ``classes``.
         classes: C names.
+
+    Raises:
+        ValueError: images and labels differ in number, or ``classes`` is empty or names a class twice.
+
+    Example:
+        >>> images = ArrayImages("shades", np.array([[[0]], [[9]]], dtype=np.uint8), [0, 1], ["dark", "light"])
+        >>> len(images), images.image(1).getpixel((0, 0)), images.subset(["light"]).labels.tolist()
+        (2, 9, [0])
     """
 
-    def __init__(self, name: str, pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, pixels: np.ndarray, labels: np.ndarray | Sequence[int], classes: Sequence[str]
+    ) -> None:
         if len(pixels) != len(labels):
-            raise ValueError(f"{name}: pictures and labels need equal lengths, got {len(pixels)} and {len(labels)}")
+            raise ValueError(f"{name}: images and labels need equal lengths, got {len(pixels)} and {len(labels)}")
         self.name = name
         self.pixels = pixels
         self.labels = np.asarray(labels, dtype=np.int64)
@@ -81,22 +107,27 @@ class ArrayPictures:
         digest.update(np.ascontiguousarray(self.pixels).tobytes())
         return digest.hexdigest()
 
-    def picture(self, index: int) -> Image.Image:
-        """Return picture ``index``."""
+    def image(self, index: int) -> Image.Image:
+        """Return image ``index``."""
         return Image.fromarray(self.pixels[index])
 
+    def picture(self, index: int) -> Image.Image:
+        """Return image ``index``; deprecated, use ``image``."""
+        warn_renamed("ArrayImages.picture", "image")
+        return self.image(index)
+
     def describe(self, index: int) -> str:
-        """Return the set's name and the picture's number."""
+        """Return the set's name and the image's number."""
         return f"{self.name}[{index}]"
 
-    def subset(self, classes: Iterable[Label]) -> ArrayPictures:
-        """Return the pictures of ``classes``; ``ValueError`` where one is not there, comes twice, or none is named."""
+    def subset(self, classes: Iterable[Label]) -> ArrayImages:
+        """Return the images of ``classes``; ``ValueError`` where one does not exist, comes twice, or none is named."""
         names, rows, labels = select_classes(self.labels, self.classes, classes, self.name)
-        return ArrayPictures(self.name, self.pixels[rows], labels, [str(c) for c in names])
+        return ArrayImages(self.name, self.pixels[rows], labels, [str(c) for c in names])
 
 
-class FilePictures:
-    """Pictures in files below one directory.
+class FileImages:
+    """Images in files below one directory.
 
     Args:
         name: for reports and errors.
@@ -104,9 +135,14 @@ class FilePictures:
         files: n paths relative to ``root``, with forward slashes.
         labels: ``(n,)`` positions in ``classes``.
         classes: C names.
+
+    Raises:
+        ValueError: files and labels differ in number, or ``classes`` is empty or names a class twice.
     """
 
-    def __init__(self, name: str, root: Path, files: Sequence[str], labels: np.ndarray, classes: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, root: Path, files: Sequence[str], labels: np.ndarray | Sequence[int], classes: Sequence[str]
+    ) -> None:
         if len(files) != len(labels):
             raise ValueError(f"{name}: files and labels need equal lengths, got {len(files)} and {len(labels)}")
         self.name = name
@@ -120,29 +156,66 @@ class FilePictures:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the classes and, for each picture, its label, relative path, size and time of change.
+        """SHA-256 over the classes, over label, relative path and size of each image, and over the content of some images.
 
-        The contents are not read. Copy a directory with its times (``cp -p``) to keep what was cached for it.
+        It holds no times and no absolute paths, so that a copy of the data has the same one. Content is read of up to 256 files,
+        evenly spread, the first 64 KiB of each: images of one size and one name in two data sets would look alike otherwise.
         """
         digest = hashlib.sha256(json.dumps(self.classes).encode())
-        for file, label in zip(self.files, self.labels, strict=True):
+        for file, label, found in self._stats():
+            digest.update(os.fsencode(f"{label}\0{file}\0{found.st_size}\n"))
+        step = -(-len(self) // _FILES_READ)
+        for file in self.files[:: max(step, 1)]:
             path = self.root / file
-            found = os.stat(path, follow_symlinks=not leads_nowhere(path))
+            if path.is_file():  # a pipe or a broken link is named when it is read as an image
+                with open(path, "rb") as content:
+                    digest.update(hashlib.sha256(content.read(_BYTES_READ)).digest())
+        return digest.hexdigest()
+
+    @cached_property
+    def change_token(self) -> str:
+        """SHA-256 over the classes and, for each image, its label, relative path, size and time of change.
+
+        No content is read. Features are cached under this: a copy made with its times (``cp -p``) finds them again.
+        """
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        for file, label, found in self._stats():
             digest.update(os.fsencode(f"{label}\0{file}\0{found.st_size}\0{found.st_mtime_ns}\n"))
         return digest.hexdigest()
 
-    def picture(self, index: int) -> Image.Image:
-        """Return picture ``index``, decoded and the right way up."""
+    def _stats(self) -> list[tuple[str, int, os.stat_result]]:
+        """Return each image's relative path, label and file status."""
+        paths = [self.root / file for file in self.files]
+        found = [os.stat(path, follow_symlinks=not leads_nowhere(path)) for path in paths]
+        return list(zip(self.files, self.labels.tolist(), found, strict=True))
+
+    def image(self, index: int) -> Image.Image:
+        """Return image ``index``, decoded and the right way up.
+
+        Raises:
+            UnreadablePicture: the file is not an image or is cut short, or a link that leads nowhere; it is named.
+            OSError: the file is missing or cannot be read.
+        """
         try:
             return read_picture(self.root / self.files[index])
         except UnreadablePicture as error:
-            raise UnreadablePicture(f"{error}, or skip unreadable pictures") from error
+            raise UnreadablePicture(f"{error}, or skip unreadable images") from error
+
+    def picture(self, index: int) -> Image.Image:
+        """Return image ``index``; deprecated, use ``image``."""
+        warn_renamed("FileImages.picture", "image")
+        return self.image(index)
 
     def describe(self, index: int) -> str:
-        """Return the path of picture ``index``."""
+        """Return the path of image ``index``."""
         return str(self.root / self.files[index])
 
-    def subset(self, classes: Iterable[Label]) -> FilePictures:
-        """Return the pictures of ``classes``; ``ValueError`` where one is not there, comes twice, or none is named."""
+    def subset(self, classes: Iterable[Label]) -> FileImages:
+        """Return the images of ``classes``; ``ValueError`` where one does not exist, comes twice, or none is named."""
         names, rows, labels = select_classes(self.labels, self.classes, classes, self.name)
-        return FilePictures(self.name, self.root, [self.files[i] for i in rows], labels, [str(c) for c in names])
+        return FileImages(self.name, self.root, [self.files[i] for i in rows], labels, [str(c) for c in names])
+
+
+__getattr__ = renamed_names(
+    __name__, {"PictureSet": "ImageSet", "ArrayPictures": "ArrayImages", "FilePictures": "FileImages"}
+)

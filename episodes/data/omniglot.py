@@ -1,7 +1,9 @@
-"""Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings each, with its usual roles.
+"""Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings each, divided into base, validation and novel classes.
 
-Source: Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic program induction" (2015). The
-background alphabets but the last five by name are ``base``, those five are ``val``, and the evaluation alphabets are ``novel``.
+The data set comes in two halves, "background" and "evaluation". The evaluation alphabets are ``novel``. Of the background
+alphabets the last five by name are ``val`` and the others ``base``.
+
+Source: Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic program induction" (2015).
 """
 
 from __future__ import annotations
@@ -11,23 +13,23 @@ import warnings
 from pathlib import Path
 
 from episodes.data.folders import class_folders, data_root, directories
-from episodes.data.image_dataset import FilePictures
+from episodes.data.image_dataset import FileImages
 
 _HALVES = ("images_background", "images_evaluation")
 _CHARACTERS = (964, 659)
 _VAL_ALPHABETS = 5
 
 
-def omniglot(data_dir: str | os.PathLike[str] | None = None, download: bool = False) -> dict[str, FilePictures]:
+def omniglot(data_dir: str | os.PathLike[str] | None = None, download: bool = False) -> dict[str, FileImages]:
     """Return Omniglot by role: ``base``, ``val`` and ``novel``, with classes called ``"Greek/character01"``.
 
     Args:
-        data_dir: where ``images_background`` and ``images_evaluation`` are, or the directory above it if that is called
-            ``omniglot-py``. Default: the environment's ``FEWSHOT_DATA``, else ``data`` in the working directory.
-        download: fetch Omniglot into ``data_dir`` by way of torchvision if it is not there.
+        data_dir: a directory that contains ``images_background`` and ``images_evaluation``, or contains a directory
+            ``omniglot-py`` that does. Default: the environment's ``FEWSHOT_DATA``, else ``data`` in the working directory.
+        download: download Omniglot into ``data_dir``, with torchvision, if it is not there.
 
     Raises:
-        ValueError: it is not there, or what is there has too few alphabets or a character without drawings.
+        ValueError: it is not there, has too few alphabets, or has a character without drawings.
         OSError: the download failed.
     """
     top = data_root(data_dir)
@@ -36,14 +38,14 @@ def omniglot(data_dir: str | os.PathLike[str] | None = None, download: bool = Fa
         _download(top)
         root = _find(top)
     if root is None:
-        mend = (
+        advice = (
             "what was downloaded is incomplete: remove its .zip files there and try again"
             if download
-            else "name the directory that holds it, or fetch it there with --download (download=True)"
+            else "name the directory that holds it, or download it there with --download (download=True)"
         )
         raise ValueError(
             f"omniglot: looked for images_background and images_evaluation in {top} and {top / 'omniglot-py'}, "
-            f"and did not find both; {mend}"
+            f"and did not find both; {advice}"
         )
     background = directories(root / "images_background")
     if len(background) <= _VAL_ALPHABETS:
@@ -60,8 +62,8 @@ def omniglot(data_dir: str | os.PathLike[str] | None = None, download: bool = Fa
     found = (len(sets["base"].classes) + len(sets["val"].classes), len(sets["novel"].classes))
     if found != _CHARACTERS:
         warnings.warn(
-            f"omniglot: {root} has {found[0]} background and {found[1]} evaluation characters, the whole set has "
-            f"{_CHARACTERS[0]} and {_CHARACTERS[1]}; figures will not compare with published ones",
+            f"omniglot: {root} has {found[0]} background and {found[1]} evaluation characters; the whole set has "
+            f"{_CHARACTERS[0]} and {_CHARACTERS[1]}, so figures are not comparable with published ones",
             stacklevel=2,
         )
     return sets
@@ -74,7 +76,7 @@ def _find(top: Path) -> Path | None:
     return None
 
 
-def _characters(role: str, root: Path, alphabets: list[str]) -> FilePictures:
+def _characters(role: str, root: Path, alphabets: list[str]) -> FileImages:
     classes = [f"{alphabet}/{character}" for alphabet in alphabets for character in directories(root / alphabet)]
     if not classes:
         raise ValueError(f"omniglot: no alphabets with characters in {root}; unpack it again")

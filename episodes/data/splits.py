@@ -1,6 +1,6 @@
-"""Splitting classes into base, validation and novel: from a file, by counts or by fractions.
+"""Splits of classes into base, validation and novel: from a file, by counts or by fractions.
 
-A seeded split orders class names by a hash of seed and name. So it is the same on every machine and with every version of every
+A seeded split sorts class names by a hash of seed and name. So it is the same on every machine and with every version of every
 library, and does not depend on the order in which the classes are listed.
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, overload
 
 from episodes.data.class_names import ROLES, Label, check_classes, nearest
-from episodes.data.image_dataset import PictureSet
+from episodes.data.image_dataset import ImageSet
 from fewshot_nam.io.atomic import replacing
 
-_SHARES = re.compile(r"[\d./]+")  # also shares gone wrong, say 5//5, which are no file to look for
+_SHARES = re.compile(r"[\d./]+")  # also malformed shares such as 5//5, which name no file
 
 Split = str | os.PathLike[str] | Sequence[int] | Sequence[float] | Mapping[str, Sequence[Label]]
 
@@ -31,16 +31,20 @@ def split_classes(classes: Iterable[Label], split: Split, seed: int = 0) -> dict
         classes: all class names.
         split: the path of a YAML or JSON file that maps ``base``, ``val`` and ``novel`` to lists of names, or such a mapping;
             or three counts, ``"64/16/20"`` or ``(64, 16, 20)``; or three fractions, ``"0.6/0.2/0.2"`` or ``(0.6, 0.2, 0.2)``.
-            Classes that a file does not mention, or that counts and fractions leave over, are in no part.
-        seed: which of the splits by counts or fractions.
+            Classes that a file does not name, or that counts and fractions leave over, are in no part.
+        seed: selects one of the possible splits by counts or fractions.
 
     Returns:
-        Three lists under ``base``, ``val`` and ``novel``. From a file, in its order; else in the order of ``classes``.
+        Three lists of names, under ``"base"``, ``"val"`` and ``"novel"``. From a file, in its order; else in that of ``classes``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file of another form, a name that is not among the classes or comes twice, parts that are not three
-            counts or fractions or are more than there are classes.
+        ValueError: the file has another form, names an unknown class or one class twice; or the parts are not three counts or
+            fractions, or add up to more than all classes.
+
+    Example:
+        >>> split_classes(["ant", "bee", "cat", "dog"], "2/1/1", seed=0)
+        {'base': ['cat', 'dog'], 'val': ['ant'], 'novel': ['bee']}
     """
     names = check_classes(classes, "split")
     if isinstance(split, str) and _SHARES.fullmatch(split.strip()):
@@ -66,14 +70,14 @@ _BankType = TypeVar("_BankType", bound=_Bank)
 @overload
 def apply_split(items: _BankType, split: Split, seed: int = 0) -> dict[str, _BankType]: ...
 @overload
-def apply_split(items: PictureSet, split: Split, seed: int = 0) -> dict[str, PictureSet]: ...
+def apply_split(items: ImageSet, split: Split, seed: int = 0) -> dict[str, ImageSet]: ...
 def apply_split(items: Any, split: Split, seed: int = 0) -> dict[str, Any]:
     """Return the base, validation and novel classes of a feature bank or of a set of images.
 
     Args:
         items: the bank or the images.
         split: which classes are which, as in ``split_classes``.
-        seed: which of the splits by counts or fractions.
+        seed: likewise.
 
     Returns:
         The parts under ``"base"``, ``"val"`` and ``"novel"``; a part without classes is left out.
@@ -125,20 +129,20 @@ def _by_shares(classes: list[Label], parts: list[str], seed: int) -> dict[str, l
     if all(part.isdigit() for part in parts):
         if total > len(classes):
             raise ValueError(
-                f"split {written!r}: {total} classes asked for, and there are {len(classes)}; ask for fewer"
+                f"split {written!r}: {total} classes in all, and there are {len(classes)}; use smaller counts"
             )
     elif total > 1:
         raise ValueError(f"split {written!r}: fractions add up to {float(total):g}, expected at most 1")
     else:
         shares = [share * len(classes) for share in shares]
-    # Rounding the borders, not the parts, keeps fractions that add up to 1 from losing or inventing a class.
+    # The borders are rounded, not the parts: fractions that add up to 1 then use every class exactly once.
     borders = [int(sum(shares[:i], Fraction(0)) + Fraction(1, 2)) for i in range(len(ROLES) + 1)]
     shuffled = sorted(range(len(classes)), key=lambda i: _rank(seed, classes[i]))
     split: dict[str, list[Label]] = {}
     for role, share, start, end in zip(ROLES, shares, borders, borders[1:], strict=False):
         if share > 0 and start == end:
             raise ValueError(
-                f"split {written!r}: of {len(classes)} classes none is left for {role}; give it a larger part"
+                f"split {written!r}: of {len(classes)} classes none is left for {role}; make its part larger"
             )
         split[role] = [classes[i] for i in sorted(shuffled[start:end])]
     return split
@@ -173,7 +177,7 @@ def _by_names(classes: list[Label], content: Mapping[str, Sequence[Label]], wher
     for role in ROLES:
         if role not in content:
             raise ValueError(f"{where}: no part {role!r}; give base, val and novel, [] for one without classes")
-    known = {str(name): name for name in classes}  # an unquoted 7 in a file is the class "7" just as well
+    known = {str(name): name for name in classes}  # an unquoted 7 in a file may mean the class "7"
     used: dict[Label, str] = {}
     split: dict[str, list[Label]] = {}
     for role in ROLES:
@@ -182,7 +186,7 @@ def _by_names(classes: list[Label], content: Mapping[str, Sequence[Label]], wher
         split[role] = []
         for written in content[role]:
             if isinstance(written, bool) or str(written) not in known:
-                quote = "" if isinstance(written, str) else " (read as no string: put the name in quotes)"
+                quote = "" if isinstance(written, str) else " (not read as text: put the name in quotes)"
                 raise ValueError(
                     f"{where}: {role} has {written!r}{quote}, which is none of the {len(classes)} classes"
                     f"{nearest(written, classes)}"

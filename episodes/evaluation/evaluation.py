@@ -250,7 +250,7 @@ def _heads(
     if mean is None and base is not None:
         mean = base.mean()
     if background is None and base is not None:
-        background = base.class_means(root=True)
+        background = base.class_means(power_norm=True)
     if mean is not None and mean.shape != (width,):
         raise ValueError(f"mean must be ({width},) as the bank's features, got shape {tuple(mean.shape)}")
     if background is not None and (background.dim() != 2 or background.shape[1] != width):
@@ -281,7 +281,7 @@ def _base_prototypes(heads: Mapping[str, Head], banks: _Banks) -> dict[str, Tens
     """Return the prototypes of base classes that share the label space, ``(B, D)`` for each head; ``None`` without them."""
     if banks.base is None or banks.base_queries is None:
         return None
-    means, power_means = banks.base.class_means(), banks.base.class_means(root=True)
+    means, power_means = banks.base.class_means(), banks.base.class_means(power_norm=True)
     return {name: power_means if head.rooted else means for name, head in heads.items()}
 
 

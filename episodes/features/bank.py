@@ -1,4 +1,4 @@
-"""A bank of features: one row of features and one class for each item, checked once, in memory or mapped from a file."""
+"""A feature bank: a feature vector and a class for each item, checked once, in memory or mapped from a file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from episodes.data.class_names import Label, check_classes, nearest, select_classes
 from episodes.features.bank_files import NotABank, read_bank_file, write_bank_file
+from fewshot_nam._deprecation import renamed_parameter
 from fewshot_nam.heads.power_norm import signed_root
 
-_CHUNK_ELEMENTS = 1 << 22  # features looked at in one go, where all of them at once might not fit in memory
-_SMALLEST = 1e-12  # a row without a feature of this size counts as zero: it cannot be brought to length 1
+_CHUNK_ELEMENTS = 1 << 22  # numbers processed at once: all of them might not fit in memory
+_SMALLEST = 1e-12  # a row whose features are all smaller counts as zero, since it cannot be brought to length 1
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -29,14 +30,15 @@ class FeatureBank:
     """Features of n items with a class each.
 
     Args:
-        features: ``(n, D)`` floating point, tensor or array; kept as it is and not copied, also where mapped from a file.
+        features: ``(n, D)`` floating point, tensor or array; not copied, also where it is mapped from a file.
         labels: ``(n,)`` ints or strings. With ``classes``, ints are positions in it and strings are names from it.
-        classes: the names, all ints or all strings; default the sorted distinct labels. A class may be without items.
-        provenance: where the features come from, strings by strings; saved with the bank.
-        check: look through all features for NaN, infinity and zero vectors. Leave out only for features checked before.
+        classes: the names, all ints or all strings; default the sorted distinct labels. A class may have no items.
+        provenance: where the features come from, a dictionary of strings; saved with the bank.
+        check: whether to search all features for NaN, infinity and zero vectors. Only features that were checked before can do
+            without.
 
     Attributes:
-        features (Tensor): ``(n, D)``, of the dtype given.
+        features (Tensor): ``(n, D)``, with the dtype of the argument.
         labels (Tensor): ``(n,)`` long, positions in ``classes``.
         classes (list): C names.
         counts (Tensor): ``(C,)`` long, the number of items of each class.
@@ -45,9 +47,9 @@ class FeatureBank:
         provenance (dict): as given.
 
     Raises:
-        ValueError: features that are not a non-empty ``(n, D)`` of floats; NaN, infinite or zero rows; labels of another
-            length, outside the classes, or neither ints nor strings; or a class listed twice.
-            The message names the row and its class.
+        ValueError: features that are not floats of shape ``(n, D)`` with at least one of each; NaN, infinite or zero rows; labels
+            of another length, outside the classes, or neither ints nor strings; or a class listed twice. The message names the
+            row and its class.
 
     Example:
         >>> bank = FeatureBank(torch.eye(3), ["cat", "dog", "cat"])
@@ -89,12 +91,12 @@ class FeatureBank:
 
     @property
     def skipped(self) -> list[str]:
-        """Pictures that could not be read and were left out when the features were extracted."""
+        """The images that could not be read, and were left out, when the features were extracted."""
         return json.loads(self.provenance.get("skipped", "[]"))
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over labels and classes alone, so that recorded episodes hold for every backbone's features."""
+        """SHA-256 over labels and classes, not features: recorded episodes are valid for the features of every backbone."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         digest.update(self.labels.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
@@ -107,44 +109,59 @@ class FeatureBank:
         return f"FeatureBank({len(self)} items, {self.num_classes} classes, {self.feature_dim} features, {dtype})"
 
     def select_classes(self, names_or_indices: Iterable[Label]) -> FeatureBank:
-        """Return the bank of some classes, in the order asked for, its items in the order they have here.
+        """Return the bank of some classes.
 
         Args:
             names_or_indices: names of classes; or positions in ``classes``, where names are strings.
 
+        Returns:
+            A bank whose classes are in the order given, and whose items are in the order of this bank.
+
         Raises:
-            ValueError: a class that is not there, one asked for twice, none asked for, or none of them has items.
+            ValueError: an unknown class, one given twice, no classes given, or none of them has items.
+
+        Example:
+            >>> bank = FeatureBank(torch.eye(3), ["cat", "dog", "cat"])
+            >>> bank.select_classes(["cat"])
+            FeatureBank(2 items, 1 classes, 3 features, float32)
         """
         names, rows, labels = select_classes(self.labels.numpy(), self.classes, names_or_indices, "FeatureBank")
         if not len(rows):
-            raise ValueError(f"FeatureBank: none of the classes asked for has items, the first is {names[0]!r}")
-        if rows[-1] - rows[0] + 1 == len(rows):  # neighbours: a view, so that a mapped bank stays mapped
+            raise ValueError(f"FeatureBank: none of these classes has items: {', '.join(map(str, names))}")
+        if rows[-1] - rows[0] + 1 == len(rows):  # consecutive rows need no copy, so that a mapped bank stays mapped
             features = self.features[int(rows[0]) : int(rows[-1]) + 1]
         else:
             features = self.features[torch.from_numpy(rows).to(self.features.device)]
         return FeatureBank(features, labels, names, provenance=self.provenance, check=False)
 
-    def class_means(self, root: bool = False) -> Tensor:
-        """Return the mean of each class, ``(C, D)`` float32, summed in float64.
+    @renamed_parameter("root", "power_norm")
+    def class_means(self, power_norm: bool = False) -> Tensor:
+        """Return the mean feature of each class, ``(C, D)`` float32, summed in float64.
 
         Args:
-            root: take the power mean that few large features do not sway: the mean of the signed square roots, squared again
-                with its sign. Heads that take roots of features take it for their ``background``.
+            power_norm: return power means instead: features are replaced by their signed square roots, averaged, and the mean is
+                squared with its sign. A few large features influence a power mean less. Heads that power-normalise features use
+                power means as base prototypes.
 
         Raises:
-            ValueError: a class without items, named.
+            ValueError: a class without items; it is named.
+
+        Example:
+            >>> bank = FeatureBank(torch.tensor([[1.0, 4.0], [9.0, 4.0]]), ["cat", "cat"])
+            >>> bank.class_means().tolist(), bank.class_means(power_norm=True).tolist()
+            ([[5.0, 4.0]], [[4.0, 4.0]])
         """
         if int(self.counts.min()) == 0:
             empty = self.classes[int(self.counts.argmin())]
             raise ValueError(
-                f"FeatureBank: class {empty!r} has no items and so no mean; leave it out by select_classes"
+                f"FeatureBank: class {empty!r} has no items and so no mean; leave it out with select_classes"
             )
         sums = torch.zeros(self.num_classes, self.feature_dim, dtype=torch.float64)
         for start, chunk in self._chunks():
             items = chunk.cpu().double()
-            sums.index_add_(0, self.labels[start : start + len(chunk)], signed_root(items) if root else items)
+            sums.index_add_(0, self.labels[start : start + len(chunk)], signed_root(items) if power_norm else items)
         means = sums / self.counts[:, None]
-        return (means * means.abs() if root else means).float()
+        return (means * means.abs() if power_norm else means).float()
 
     def mean(self) -> Tensor:
         """Return the mean of all items, ``(D,)`` float32, summed in float64."""
@@ -154,7 +171,7 @@ class FeatureBank:
         return (total / len(self)).float()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the bank to ``path``, as one safetensors file, whole or not at all.
+        """Write the bank to one safetensors file; a crash leaves the old file or the new one.
 
         Raises:
             OSError: the directory is missing or cannot be written.
@@ -163,15 +180,16 @@ class FeatureBank:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, check: bool = True) -> FeatureBank:
-        """Return the bank in ``path``: a file of ``save``, mapped and not copied, or an ``.npz``, read into memory.
+        """Return the bank in a file.
 
         Args:
-            path: the file. An ``.npz`` holds ``features`` (n, D), ``labels`` (n,) ints or strings, and may hold ``classes``.
-            check: look through all features, which reads the whole file once.
+            path: a file of ``save``, which is mapped into memory; or an ``.npz`` with ``features`` (n, D), ``labels`` (n,) ints or
+                strings, and perhaps ``classes``, which is read into memory.
+            check: whether to check all features, which reads the whole file once.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: a file of another kind, cut short, of a later format, or with content that a bank refuses.
+            ValueError: a file of another kind, cut short, of a later format, or with content that ``FeatureBank`` refuses.
         """
         path = Path(path)
         try:
@@ -187,14 +205,14 @@ class FeatureBank:
             yield start, self.features[start : start + rows]
 
     def _check_rows(self) -> None:
-        # Lengths are squared on the way, and sums of a few rows too.
+        # Heads square lengths of features and of sums of a few rows; these squares must stay finite.
         largest_allowed = (
             0.1 * (torch.finfo(torch.promote_types(self.features.dtype, torch.float32)).max / self.feature_dim) ** 0.5
         )
         for start, chunk in self._chunks():
             low, high = (
                 end.double() for end in torch.aminmax(chunk, dim=1)
-            )  # NaN comes through both, and no chunk-sized temporary is made
+            )  # both ends are NaN where a row has NaN; no temporary of the chunk's size is made
             bad = ~((low >= -largest_allowed) & (high <= largest_allowed)) | ((low > -_SMALLEST) & (high < _SMALLEST))
             if bool(bad.any()):
                 first = int(bad.nonzero()[0])
@@ -241,7 +259,9 @@ def _as_features(features: Tensor | np.ndarray) -> Tensor:
         if not features.dtype.isnative or any(step < 0 for step in features.strides):
             features = np.ascontiguousarray(features, dtype=features.dtype.newbyteorder("="))
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*not writable")  # a file mapped for reading; nobody writes here
+            warnings.filterwarnings(
+                "ignore", message=".*not writable"
+            )  # a file mapped for reading; features are never written to
             features = torch.from_numpy(features)
     if not isinstance(features, Tensor):
         raise ValueError(f"FeatureBank: features must be a tensor or an array, got {type(features).__name__}")
@@ -259,7 +279,7 @@ def _as_labels(labels: Any, classes: Iterable[Label] | None) -> tuple[Tensor, li
         labels = labels.detach().cpu().numpy()
     if not isinstance(labels, np.ndarray) or labels.dtype == object:
         given = list(labels)
-        # NumPy would turn a mixture of ints and strings into strings without a word.
+        # NumPy would silently turn ints among strings into strings.
         if len({isinstance(label, str) for label in given}) > 1:
             raise ValueError("FeatureBank: labels must be all ints or all strings, got a mixture")
         labels = np.asarray(given)

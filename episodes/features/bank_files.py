@@ -1,7 +1,7 @@
-"""The files of a feature bank: written whole or not at all, and mapped into memory when read.
+"""Files of feature banks: written atomically, and mapped into memory when read.
 
 A bank is one safetensors file: the tensors ``features`` (n, D) and ``labels`` (n,), and the metadata ``fewshot_bank``, JSON
-with ``format``, ``classes`` and ``provenance``. Reading maps the file: rows come from disk when they are first touched, and the
+with ``format``, ``classes`` and ``provenance``. Reading maps the file: rows are read from disk when they are first used, and the
 operating system may drop them again, so a bank may be larger than memory. Nothing is unpickled.
 """
 
@@ -22,7 +22,7 @@ _METADATA_KEY = "fewshot_bank"
 
 
 class NotABank(ValueError):
-    """A file that is no feature bank, is cut short, or comes from a later version. The message names it."""
+    """A file that is not a feature bank, is cut short, or was written by a later version. The message names it."""
 
 
 def write_bank_file(
@@ -82,7 +82,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
             if missing:
                 raise ValueError(f"it has no {' and no '.join(sorted(missing))}, but {sorted(archive.files)}")
             content = {name: archive[name] for name in ("features", "labels", "classes") if name in archive.files}
-    except Exception as error:  # NumPy, zipfile and zlib each have their own ways to say that a file is broken
+    except Exception as error:  # NumPy, zipfile and zlib raise many kinds of errors on broken files
         raise _foreign(path, error) from error
     if "classes" in content:
         return {**content, "classes": content["classes"].ravel().tolist()}

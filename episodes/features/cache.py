@@ -1,4 +1,4 @@
-"""The cache of extracted features: where it is, what in it can be trusted, and whose turn it is to write."""
+"""The cache of extracted features: its directory, which of its files can be trusted, and the lock for writing."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from episodes.features.bank import FeatureBank
 
 
 def default_cache_dir() -> Path:
-    """Return where features are cached unless told otherwise; see ``extract``."""
+    """Return the directory where features are cached by default; see ``extract``."""
     if own := os.environ.get("FEWSHOT_NAM_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fewshot-nam"
 
 
 def rows_to_keep(partial: Path, width: int, batch_size: int, n: int, skip_unreadable: bool) -> int:
-    """Return how many rows an earlier run left behind that can be trusted: whole batches, up to the first doubtful row.
+    """Return how many rows of an interrupted run can be used: whole batches, up to the first row that is not sound.
 
     Args:
-        partial: raw float32 rows, one for each picture in order; all NaN where the picture was skipped.
+        partial: raw float32 rows, one for each image in order; all NaN where the image was skipped.
         width: D, numbers in a row.
-        batch_size: rows in a batch; only the last of all may have fewer.
-        n: rows when all is done.
-        skip_unreadable: whether rows of skipped pictures are welcome.
+        batch_size: rows in a batch; only the last batch may have fewer.
+        n: rows of the finished bank.
+        skip_unreadable: whether this run skips unreadable images, so that rows of skipped images are sound.
     """
     written = min(partial.stat().st_size // (4 * width), n)
     for start in range(0, written, batch_size):
@@ -41,7 +41,7 @@ def rows_to_keep(partial: Path, width: int, batch_size: int, n: int, skip_unread
             -1, width
         )
         skipped = np.isnan(rows).all(1)
-        # A machine that lost power may leave zeros behind; and a skipped picture is an error in a run that skips none.
+        # A loss of power may leave zeros; and a skipped image is an error in a run that must not skip any.
         sound = np.isfinite(rows).all(1) & rows.any(1) | (skipped & skip_unreadable)
         if not sound.all():
             return start
@@ -49,7 +49,7 @@ def rows_to_keep(partial: Path, width: int, batch_size: int, n: int, skip_unread
 
 
 def cached_bank(path: Path, skip_unreadable: bool) -> FeatureBank | None:
-    """Return the bank in ``path``, mapped; None where there is none, it is broken, or it left out pictures and must not."""
+    """Return the bank in ``path``, mapped; None where there is none, it is broken, or it skipped images that this run must read."""
     if not path.is_file():
         return None
     try:
@@ -58,12 +58,12 @@ def cached_bank(path: Path, skip_unreadable: bool) -> FeatureBank | None:
         warnings.warn(f"{error}; extracting its features again", stacklevel=4)
         return None
     if bank.skipped and not skip_unreadable:
-        return None  # made by a run that was allowed to skip: this one is to name the picture, or to find it mended
+        return None  # extract again: the image is an error in this run, unless its file has been repaired
     return bank
 
 
 def writable(folder: Path) -> bool:
-    """Return whether files can be made in ``folder``, which is made if need be; warn where they cannot."""
+    """Create ``folder`` if necessary and return whether files can be written there; warn where they cannot."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -79,7 +79,7 @@ def writable(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path, progress: bool) -> Iterator[None]:
-    """Hold the lock beside ``path``, waiting for a process that has it; say so on stderr if ``progress``."""
+    """Hold the lock for writing ``path``, waiting for a process that has it; print a line on stderr if ``progress``."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path.with_suffix(".lock"))

@@ -1,10 +1,10 @@
-"""One extraction by several processes: those that ``torchrun`` starts, on one machine or on several.
+"""Extraction of features by several processes, which ``torchrun`` starts, on one machine or on several.
 
     torchrun --nproc-per-node 4 scripts/episode_eval.py --dataset folder:photos --backbone timm/resnet50
 
-The processes take the batches in turn, each batch whole and as one process would have it, so features are the same bit for bit.
-Process 0 gathers them in order, writes the cache and sends the finished bank to the others: no directory need be shared but the
-images'. Features and sizes travel as tensors, names as JSON. The group of processes is ``fewshot_nam.distributed``'s.
+The processes take the batches in turn. Each batch is the one that a single process would compute, so features are the same bit
+for bit. Process 0 gathers the features in order, writes the cache and sends the finished bank to the others: only the directory of
+the images must be shared. Features and sizes are sent as tensors, names as JSON. ``fewshot_nam.distributed`` starts the group.
 """
 
 from __future__ import annotations

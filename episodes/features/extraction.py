@@ -1,10 +1,10 @@
-"""Extraction: a set of pictures through a frozen backbone into a bank of features, cached on disk and resumable.
+"""Extraction of features: images pass through a frozen backbone into a feature bank, which is cached on disk.
 
-The bank is cached under a hash of the backbone's name, weights and transform and of the pictures' fingerprint. While it is
-being made, raw float32 rows grow in a ``.partial`` file beside it, one for each picture, NaN for one that is skipped. A later
-run goes on from the whole batches in that file, so that with the same batch size it gives the same bits as one without a break.
-Batches are opened and transformed by other threads or processes than the one that runs the backbone, so that it need not wait
-for pictures; and several processes share the batches out where ``torchrun`` started them (``episodes.features.distributed``).
+The cache file's name is a hash of the backbone's name, weights and transform and of the images' ``change_token``. While a bank is
+extracted, a ``.partial`` file beside it collects raw float32 rows, one for each image, NaN for a skipped one. A run that was
+interrupted continues after the whole batches in that file; with the same batch size the result is the same bit for bit.
+Another thread, or worker processes, open and transform the next images while the backbone runs. Where ``torchrun`` has started
+several processes, they divide the batches among themselves (``episodes.features.distributed``).
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from episodes.data.image_dataset import PictureSet
+from episodes.data.image_dataset import ImageSet
 from episodes.features.bank import FeatureBank
 from episodes.features.cache import cached_bank, default_cache_dir, locked, rows_to_keep, writable
 from episodes.features.distributed import broadcast_bank
-from episodes.features.loading import PictureBatch, PictureBatches, as_it_is, check_size
+from episodes.features.loading import ImageBatch, ImageBatches, check_size, unchanged
 from fewshot_nam.distributed import broadcast_number, gather_rows, processes
 from fewshot_nam.heap import keep_freed_memory
 
-EXTRACTION_FORMAT = 1  # raise it when the same backbone and pictures would give other features than before
+EXTRACTION_FORMAT = 1  # increase it when the same backbone and images would give other features than before
 
 PRECISIONS = ("float32", "bfloat16")
 
 
 class Backbone(Protocol):
-    """What extraction asks of a backbone: an ``nn.Module`` from pictures ``(B, C, H, W)`` to features ``(B, D)``."""
+    """What extraction needs of a backbone: an ``nn.Module`` from images ``(B, C, H, W)`` to features ``(B, D)``."""
 
     @property
     def name(self) -> str:
@@ -53,7 +53,7 @@ class Backbone(Protocol):
 
     @property
     def transform(self) -> Callable[[Image.Image], Tensor]:
-        """From a picture to ``(C, H, W)``; with workers, it must be possible to pickle."""
+        """From an image to a tensor ``(C, H, W)``; to be used with workers, it must be possible to pickle it."""
         ...
 
     @property
@@ -66,7 +66,7 @@ class Backbone(Protocol):
         """A text that changes with the weights."""
         ...
 
-    def __call__(self, pictures: Tensor, /) -> Tensor:
+    def __call__(self, images: Tensor, /) -> Tensor:
         """Return features ``(B, D)``."""
         ...
 
@@ -89,7 +89,7 @@ class Backbone(Protocol):
 
 def extract(
     backbone: Backbone,
-    dataset: PictureSet,
+    dataset: ImageSet,
     *,
     batch_size: int = 64,
     workers: int = 0,
@@ -100,38 +100,41 @@ def extract(
     precision: str = "float32",
     channels_last: bool = False,
 ) -> FeatureBank:
-    """Return the features of all pictures, from the cache where they are in it.
+    """Return the features of all images, from the cache where they are in it.
 
     In a group of processes (``fewshot_nam.distributed.joined``) all call this with the same arguments and get the same bank.
 
     Args:
-        backbone: used in evaluation mode on ``device``; its mode and its device are given back as they were.
-        dataset: n pictures.
-        batch_size: pictures at a time; another one may change the last bits of features.
-        workers: processes that open and transform pictures; 0 does it in a thread beside the backbone.
-        device: where the backbone runs. The features come back on the CPU.
+        backbone: used in evaluation mode on ``device``; afterwards it is in the mode and on the device that it was before.
+        dataset: n images.
+        batch_size: images at a time; another batch size may change the last bits of features.
+        workers: processes that open and transform images; with 0, a thread of this process does.
+        device: where the backbone runs. The features are returned on the CPU.
         cache_dir: a directory; None for no cache; "auto" for ``$FEWSHOT_NAM_CACHE``, else ``$XDG_CACHE_HOME/fewshot-nam``, else
-            ``~/.cache/fewshot-nam``. Where it cannot be written there is a warning and no cache.
-        skip_unreadable: leave out pictures that cannot be decoded, or for which the transform raises an error, and list them in
+            ``~/.cache/fewshot-nam``. If it cannot be written, there is a warning and nothing is cached.
+        skip_unreadable: leave out images that cannot be decoded, or for which the transform raises an error, and list them in
             the bank's ``skipped``, with a warning; else they are errors.
         progress: show a bar on stderr, if that is a terminal and the work takes more than a second.
-        precision: ``"float32"``, the backbone's own arithmetic, or ``"bfloat16"``, where torch's autocast thinks it safe:
-            several times as fast where the processor has it, and features of two or three digits, cached apart.
-        channels_last: lay pictures and weights out with channels last, which convolutions often prefer; it may change the last
-            bits of features, which are cached apart.
+        precision: ``"float32"``, or ``"bfloat16"`` for torch's autocast: several times as fast on hardware with bfloat16, and
+            features are right to two or three digits. Each precision has its own cache file.
+        channels_last: store images and weights with channels last, which is often faster for convolutions. It may change the last
+            bits of features, so these have their own cache file.
 
     Returns:
-        A bank of ``(n - skipped, D)`` float32 features with the dataset's classes; mapped from its file where it is cached.
+        A bank of ``(n - skipped, D)`` float32 features with the classes of ``dataset``; mapped from its file where it is cached.
 
     Raises:
-        UnreadablePicture: a picture that cannot be decoded, or a link that leads nowhere, named, without ``skip_unreadable``.
-        OSError: a picture's file is missing or cannot be read, whether or not unreadable ones are skipped.
-        ValueError: no pictures, or none that can be read and transformed; a transform that fails, without
-            ``skip_unreadable``, or gives another size than for the pictures before; features of another shape, or not finite,
-            or all zeros. The picture is named.
+        UnreadablePicture: an image that cannot be decoded, or a link that leads nowhere, without ``skip_unreadable``.
+        OSError: an image's file is missing or cannot be read, also with ``skip_unreadable``.
+        ValueError: no images, or none that can be read and transformed; a transform that fails, without ``skip_unreadable``, or
+            whose tensors differ in size; features of another shape, not finite, or all zeros. The message names the image.
+
+    Example::
+
+        bank = extract(backbones.create("conv4"), open_dataset("digits")["novel"])
     """
     if not len(dataset):
-        raise ValueError(f"extract: {dataset.name} has no pictures")
+        raise ValueError(f"extract: {dataset.name} has no images")
     if batch_size < 1 or workers < 0:
         raise ValueError(
             f"extract: batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}"
@@ -154,25 +157,26 @@ def extract(
         bank = _together(work, folder) if processes()[1] > 1 else _alone(work, folder)
     if bank.skipped:
         warnings.warn(
-            f"extract: left out {len(bank.skipped)} unreadable pictures of {dataset.name}, the first is {bank.skipped[0]}",
+            f"extract: left out {len(bank.skipped)} unreadable images of {dataset.name}, the first is {bank.skipped[0]}",
             stacklevel=2,
         )
     return bank
 
 
-def cache_key(backbone: Backbone, dataset: PictureSet, precision: str = "float32", channels_last: bool = False) -> str:
+def cache_key(backbone: Backbone, dataset: ImageSet, precision: str = "float32", channels_last: bool = False) -> str:
     """Return the name, without ending, under which the features of ``dataset`` by ``backbone`` are cached."""
     parts = [EXTRACTION_FORMAT, backbone.name, backbone.weights_hash, backbone.transform_id, backbone.feature_dim]
     if precision != "float32":
         parts.append(precision)
-    if channels_last:  # the last bits of features follow from it
+    if channels_last:  # it changes the last bits of features
         parts.append("channels last")
-    return hashlib.sha256(json.dumps([*parts, dataset.fingerprint]).encode()).hexdigest()
+    token = dataset.change_token if hasattr(dataset, "change_token") else dataset.fingerprint
+    return hashlib.sha256(json.dumps([*parts, token]).encode()).hexdigest()
 
 
 class _Work(NamedTuple):
     backbone: Backbone
-    dataset: PictureSet
+    dataset: ImageSet
     batch_size: int
     workers: int
     device: torch.device
@@ -183,7 +187,7 @@ class _Work(NamedTuple):
 
 
 def _together(work: _Work, folder: Path | None) -> FeatureBank:
-    """Return the bank in every process: process 0 goes the way of one alone, and calls the others when there is work."""
+    """Return the bank in every process: process 0 works as a single process does, and calls the others when there is work."""
     if processes()[0] == 0:
         bank = _alone(work, folder)
         broadcast_number(len(work.dataset))  # no work left
@@ -194,12 +198,12 @@ def _together(work: _Work, folder: Path | None) -> FeatureBank:
 
 
 def _run(work: _Work, start: int, take: Callable[[int, np.ndarray], None]) -> None:
-    """Hand the features of picture ``start`` and all after it to ``take``, batch by batch.
+    """Hand the features of image ``start`` and all after it to ``take``, batch by batch.
 
     Args:
         work: what to do.
-        start: the first picture; the start of a batch.
-        take: called with the number of the first picture and the rows ``(b, D)``, NaN for a picture that is skipped.
+        start: the number of the first image, a multiple of the batch size.
+        take: called with the number of a batch's first image and its rows ``(b, D)``, NaN for an image that is skipped.
     """
     from tqdm import tqdm
 
@@ -211,7 +215,7 @@ def _run(work: _Work, start: int, take: Callable[[int, np.ndarray], None]) -> No
         total=n,
         initial=start,
         desc=f"{work.backbone.name} {work.dataset.name}",
-        unit="picture",
+        unit="image",
         delay=1.0,
         disable=None if work.progress and rank == 0 else True,  # None: no bar where stderr is not a terminal
         leave=False,
@@ -234,17 +238,17 @@ def _gathered(rows: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def _features(work: _Work, numbers: range) -> Generator[np.ndarray, None, None]:
-    """Yield the features ``(b, D)`` of the batches ``numbers``, NaN for a picture that is skipped."""
+    """Yield the features ``(b, D)`` of the batches ``numbers``, NaN for an image that is skipped."""
     dataset = work.dataset
-    batches = PictureBatches(dataset, work.backbone.transform, work.batch_size, work.skip_unreadable)
-    loader: Iterable[PictureBatch] = _ahead(batches, numbers)
+    batches = ImageBatches(dataset, work.backbone.transform, work.batch_size, work.skip_unreadable)
+    loader: Iterable[ImageBatch] = _ahead(batches, numbers)
     if work.workers:
         loader = DataLoader(
             batches,
             batch_size=None,
             sampler=numbers,  # type: ignore[arg-type]
             num_workers=work.workers,
-            collate_fn=as_it_is,
+            collate_fn=unchanged,
         )
     layout = torch.channels_last if work.channels_last else torch.preserve_format
     size: torch.Size | None = None
@@ -253,28 +257,28 @@ def _features(work: _Work, numbers: range) -> Generator[np.ndarray, None, None]:
             if batch.error is not None:
                 raise batch.error
             rows = np.full((len(batch.indices), work.backbone.feature_dim), np.nan, dtype=np.float32)
-            if batch.pictures is not None:
-                size = size or batch.pictures.shape[1:]
-                check_size(dataset, batch.kept[0], batch.pictures[0], size)
-                # Entered for each batch: what a generator has entered is on for its caller too.
-                halved = torch.autocast(work.device.type, torch.bfloat16, enabled=work.precision == "bfloat16")
-                with torch.inference_mode(), halved:
-                    features = work.backbone(batch.pictures.to(work.device, memory_format=layout))
+            if batch.images is not None:
+                size = size or batch.images.shape[1:]
+                check_size(dataset, batch.kept[0], batch.images[0], size)
+                # Entered for each batch: a context that a generator is inside of applies to its caller too.
+                autocast = torch.autocast(work.device.type, torch.bfloat16, enabled=work.precision == "bfloat16")
+                with torch.inference_mode(), autocast:
+                    features = work.backbone(batch.images.to(work.device, memory_format=layout))
                 rows[[i - batch.indices.start for i in batch.kept]] = _checked(work, features, batch.kept)
             yield rows
 
 
-def _ahead(batches: PictureBatches, numbers: range) -> Iterator[PictureBatch]:
-    """Yield the batches ``numbers``; a thread makes the next one while the caller works on this one."""
+def _ahead(batches: ImageBatches, numbers: range) -> Iterator[ImageBatch]:
+    """Yield the batches ``numbers``; a thread prepares the next one while the caller uses this one."""
     with ThreadPoolExecutor(1) as thread:
-        coming = None
+        pending = None
         for number in numbers:
             following = thread.submit(batches.__getitem__, number)
-            if coming is not None:
-                yield coming.result()
-            coming = following
-        if coming is not None:
-            yield coming.result()
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
 
 
 def _checked(work: _Work, features: Tensor, indices: list[int]) -> np.ndarray:
@@ -285,17 +289,17 @@ def _checked(work: _Work, features: Tensor, indices: list[int]) -> np.ndarray:
     values = features.float().cpu().numpy()
     for fault, bad in (("not finite", ~np.isfinite(values).all(1)), ("all zeros", ~values.any(1))):
         if bad.any():
-            picture = work.dataset.describe(indices[int(np.flatnonzero(bad)[0])])
+            image = work.dataset.describe(indices[int(np.flatnonzero(bad)[0])])
             raise ValueError(
-                f"extract: backbone {work.backbone.name} gave features that are {fault} for {picture}; "
-                "look at the picture, or use another backbone or precision"
+                f"extract: backbone {work.backbone.name} gave features that are {fault} for {image}; "
+                "check the image, or use another backbone or precision"
             )
     return values
 
 
 @contextlib.contextmanager
 def _ready(backbone: Backbone, device: torch.device, layout: torch.memory_format) -> Iterator[None]:
-    """Put the backbone on ``device`` in evaluation mode and ``layout``, and each of its modules back as it was afterwards."""
+    """Put the backbone on ``device``, in evaluation mode and in ``layout``; restore device and modes afterwards."""
     training = [module for module in backbone.modules() if module.training]
     home = next((parameter.device for parameter in backbone.parameters()), None)
     backbone.eval()
@@ -313,13 +317,11 @@ def _ready(backbone: Backbone, device: torch.device, layout: torch.memory_format
 
 
 def _bank(work: _Work, rows: np.ndarray) -> FeatureBank:
-    """Return the bank of ``rows`` (n, D), one for each picture, without those that are NaN."""
+    """Return the bank of ``rows`` (n, D), one for each image, without those that are NaN."""
     skipped = np.flatnonzero(np.isnan(rows[:, 0]))
     labels = work.dataset.labels
     if len(skipped) == len(rows):
-        raise ValueError(
-            f"extract: none of the {len(rows)} pictures of {work.dataset.name} can be read and transformed"
-        )
+        raise ValueError(f"extract: none of the {len(rows)} images of {work.dataset.name} can be read and transformed")
     if len(skipped):
         rows, labels = np.delete(rows, skipped, axis=0), np.delete(labels, skipped)
     provenance = {
@@ -348,14 +350,15 @@ def _alone(work: _Work, folder: Path | None) -> FeatureBank:
     if folder is None:
         return _without_cache(work)
     path = folder / f"{cache_key(work.backbone, work.dataset, work.precision, work.channels_last)}.safetensors"
-    bank = cached_bank(path, work.skip_unreadable)  # before any lock: a cache that is full and read-only serves well
+    bank = cached_bank(path, work.skip_unreadable)  # before any lock, so that a read-only cache can be used
     if bank is not None:
-        bank.provenance["dataset"] = work.dataset.name  # the cache goes by the pictures, which another set may share
+        # The same images may be in the cache under another name, or from a version with another fingerprint.
+        bank.provenance |= {"dataset": work.dataset.name, "dataset_fingerprint": work.dataset.fingerprint}
         return bank
     if not writable(folder):
         return _without_cache(work)
     with locked(path, work.progress):
-        bank = cached_bank(path, work.skip_unreadable)  # another process may have made it while this one waited
+        bank = cached_bank(path, work.skip_unreadable)  # another process may have written it while this one waited
         if bank is None:
             _into_cache(work, path)
             bank = FeatureBank.load(path, check=False)
@@ -377,5 +380,5 @@ def _into_cache(work: _Work, path: Path) -> None:
             _run(work, start, take)
     rows = np.memmap(partial, dtype="<f4", mode="r", shape=(n, width))
     _bank(work, rows).save(path)
-    del rows  # some systems keep a file that is still mapped
+    del rows  # Windows cannot delete a file that is still mapped
     partial.unlink()

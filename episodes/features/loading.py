@@ -1,4 +1,4 @@
-"""Batches of pictures, opened, transformed and stacked, here or in a loader's worker process."""
+"""Batches of images: opened, transformed and stacked, in this process or in a worker process of a loader."""
 
 from __future__ import annotations
 
@@ -11,35 +11,42 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from episodes.data.image_dataset import PictureSet
+from episodes.data.image_dataset import ImageSet, open_image
 from fewshot_nam.io.image_io import UnreadablePicture
 
 
 class TransformFailed(ValueError):
-    """A picture for which the backbone's transform raised an error. The message names it."""
+    """A image for which the backbone's transform raised an error. The message names the image."""
 
 
-class PictureBatch(NamedTuple):
-    """What became of some pictures.
+class ImageBatch(NamedTuple):
+    """Transformed images of a batch, or the error that stopped it.
 
     Attributes:
-        pictures: ``(k, C, H, W)``, those that could be read and transformed; None without any.
-        kept: k numbers of these pictures in their set.
-        indices: the numbers of all pictures of the batch.
-        error: what went wrong, for the receiver to raise: raised in a worker, it would arrive in a page of traceback.
+        images: ``(k, C, H, W)``, those that could be read and transformed; None where there are none.
+        kept: the k numbers of these images in their set.
+        indices: the numbers of all images of the batch.
+        error: an error for the receiver to raise; raised in a worker process, it would arrive wrapped in the worker's traceback.
     """
 
-    pictures: Tensor | None
+    images: Tensor | None
     kept: list[int]
     indices: range
     error: Exception | None
 
 
-class PictureBatches(Dataset[PictureBatch]):
-    """Batches of transformed pictures, by number; opened and stacked wherever the loader runs it."""
+class ImageBatches(Dataset[ImageBatch]):
+    """Batches of transformed images, by number, as a dataset for a ``DataLoader``.
+
+    Args:
+        dataset: the images.
+        transform: from an image to a tensor ``(C, H, W)``.
+        batch_size: images in a batch; the last one may have fewer.
+        skip_unreadable: leave out images that cannot be read or transformed; else they are errors.
+    """
 
     def __init__(
-        self, dataset: PictureSet, transform: Callable[[Image.Image], Tensor], batch_size: int, skip_unreadable: bool
+        self, dataset: ImageSet, transform: Callable[[Image.Image], Tensor], batch_size: int, skip_unreadable: bool
     ) -> None:
         self.dataset = dataset
         self.transform = transform
@@ -49,29 +56,29 @@ class PictureBatches(Dataset[PictureBatch]):
     def __len__(self) -> int:
         return math.ceil(len(self.dataset) / self.batch_size)
 
-    def __getitem__(self, number: int) -> PictureBatch:
+    def __getitem__(self, number: int) -> ImageBatch:
         start = number * self.batch_size
         indices = range(start, min(start + self.batch_size, len(self.dataset)))
-        pictures: dict[int, Tensor] = {}
+        images: dict[int, Tensor] = {}
         try:
             for index in indices:
                 try:
-                    transformed = self._transformed(self.dataset.picture(index), index)
+                    transformed = self._transformed(open_image(self.dataset, index), index)
                 except (UnreadablePicture, TransformFailed):
                     if not self.skip_unreadable:
                         raise
                     continue
-                pictures[index] = transformed
-                check_size(self.dataset, index, pictures[index], next(iter(pictures.values())).shape)
+                images[index] = transformed
+                check_size(self.dataset, index, images[index], next(iter(images.values())).shape)
         except (OSError, ValueError) as error:
-            return PictureBatch(None, [], indices, error)
-        return PictureBatch(torch.stack(list(pictures.values())) if pictures else None, list(pictures), indices, None)
+            return ImageBatch(None, [], indices, error)
+        return ImageBatch(torch.stack(list(images.values())) if images else None, list(images), indices, None)
 
-    def _transformed(self, picture: Image.Image, index: int) -> Tensor:
+    def _transformed(self, image: Image.Image, index: int) -> Tensor:
         try:
-            transformed = self.transform(picture)
+            transformed = self.transform(image)
         except Exception as error:
-            # Too little memory is no fault of the picture, which must not be skipped for it.
+            # A lack of memory says nothing about the image, so the image must not be skipped for it.
             failure = ValueError if isinstance(error, MemoryError) else TransformFailed
             raise failure(
                 f"extract: the backbone's transform failed on {self.dataset.describe(index)}: "
@@ -85,15 +92,15 @@ class PictureBatches(Dataset[PictureBatch]):
         return transformed
 
 
-def check_size(dataset: PictureSet, index: int, picture: Tensor, expected: torch.Size) -> None:
-    """Raise ``ValueError``, naming the picture, where its shape is not the expected one."""
-    if picture.shape != expected:
+def check_size(dataset: ImageSet, index: int, image: Tensor, expected: torch.Size) -> None:
+    """Raise ``ValueError``, naming the image, where its shape is not the expected one."""
+    if image.shape != expected:
         raise ValueError(
-            f"extract: the backbone's transform gave {tuple(picture.shape)} for {dataset.describe(index)}, and "
-            f"{tuple(expected)} for the pictures before; it must give one size for all, say by a centre crop"
+            f"extract: the backbone's transform gave {tuple(image.shape)} for {dataset.describe(index)}, and "
+            f"{tuple(expected)} for the images before; it must give one size for all, say by a centre crop"
         )
 
 
-def as_it_is(batch: Any) -> Any:
-    """Return ``batch``: a loader that is to collate nothing wants a function that says so, and can be pickled."""
+def unchanged(batch: Any) -> Any:
+    """Return ``batch``: the collate function of a loader whose dataset returns whole batches; a lambda cannot be pickled."""
     return batch

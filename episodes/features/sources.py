@@ -23,7 +23,7 @@ from torch import Tensor
 
 from episodes.data import registry
 from episodes.data.datasets import open_dataset
-from episodes.data.image_dataset import PictureSet
+from episodes.data.image_dataset import ImageSet
 from episodes.data.splits import Split, apply_split
 from episodes.features.bank import FeatureBank, open_bank
 from episodes.features.extraction import Backbone, extract
@@ -32,7 +32,7 @@ ROLES = ("novel", "base", "base_queries", "validation")
 
 _PARTS = {"novel": "novel", "base": "base", "base_queries": "base", "validation": "val"}  # of a data set with parts
 
-Data = PictureSet | FeatureBank
+Data = ImageSet | FeatureBank
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Sources:
     """
 
     banks: dict[str, FeatureBank]
-    images: dict[str, PictureSet] = field(default_factory=dict)
+    images: dict[str, ImageSet] = field(default_factory=dict)
     base_prototypes: Tensor | None = None
     notes: list[str] = field(default_factory=list)
 

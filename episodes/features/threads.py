@@ -1,4 +1,4 @@
-"""The same work on one item after another, in as many threads as torch may use, with the results in the order of the items."""
+"""Work on many items in several threads, with the results in the order of the items."""
 
 from __future__ import annotations
 
@@ -14,13 +14,22 @@ Result = TypeVar("Result")
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """Yield ``work(item)`` for every item, worked on by so many threads; few items are taken before they are needed.
+    """Yield ``work(item)`` for every item, in order.
 
-    Meanwhile an operation of torch has one thread: operations on one batch of episodes are too small to be worth dividing, and
-    threads that wait for one another at the end of each are slower than one where other programs want the processor too.
+    While several threads run, each operation of torch uses one thread: operations on one batch of episodes are too small to
+    divide, and threads that wait for one another after each operation are slower than one where other programs use the processor.
+
+    Args:
+        work: called with one item.
+        items: taken as they are needed, at most ``threads + 1`` of them ahead.
+        threads: how many threads; with 1, no thread is started.
 
     Raises:
-        Exception: what ``work`` raised, when its turn comes.
+        Exception: what ``work`` raised for an item, where its result would have come.
+
+    Example:
+        >>> list(in_order(abs, [-3, 1, -2], threads=2))
+        [3, 1, 2]
     """
     if threads == 1:
         yield from map(work, items)
@@ -33,7 +42,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int
             try:
                 for item in items:
                     running.append(pool.submit(work, item))
-                    if len(running) > threads:  # one waits, so that no thread has to
+                    if len(running) > threads:  # one more than threads is submitted, so that no thread waits for work
                         yield running.popleft().result()
                 while running:
                     yield running.popleft().result()

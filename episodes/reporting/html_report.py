@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from episodes.data.image_dataset import PictureSet
+from episodes.data.image_dataset import ImageSet
 from episodes.features.bank import FeatureBank
 from episodes.metrics.registry import MEASURES
 from episodes.reporting.collectors import FalseAlarm, ReportCollector
@@ -77,7 +77,7 @@ def write_page(
     report: Report,
     collected: ReportCollector,
     banks: Mapping[str, FeatureBank],
-    images: Mapping[str, PictureSet],
+    images: Mapping[str, ImageSet],
     command: str,
 ) -> Path:
     """Write ``index.html`` and the PNG files that are in it, and return the page's path.
@@ -187,7 +187,7 @@ def _add_alarms(
     report: Report,
     collected: ReportCollector,
     banks: Mapping[str, FeatureBank],
-    images: Mapping[str, PictureSet],
+    images: Mapping[str, ImageSet],
 ) -> None:
     head = shown_heads(report)[0]
     found = collected.heads[head]
@@ -236,7 +236,7 @@ def _alarm(page: _Page, name: str, alarm: FalseAlarm, opened: Mapping[str, _Open
 class _Opened:
     """A bank and the images that its rows were extracted from, if they are known."""
 
-    def __init__(self, bank: FeatureBank, images: PictureSet | None) -> None:
+    def __init__(self, bank: FeatureBank, images: ImageSet | None) -> None:
         self.bank, self._images = bank, images
         skipped = set(bank.skipped)
         # A row of the bank is the number of its image, except where unreadable images were left out.
@@ -248,7 +248,7 @@ class _Opened:
         """Return the image of a row of the bank; ``None`` where the bank was given as features."""
         if self._images is None:
             return None
-        return self._images.picture(row if self._left is None else self._left[row])
+        return self._images.image(row if self._left is None else self._left[row])
 
 
 def _side_by_side(images: Iterable[Image.Image]) -> Image.Image:

@@ -1,10 +1,10 @@
-"""learn2learn and we, both ways: pictures and banks as its ``MetaDataset`` and ``Taskset``, its tasks as our ``Episodes``.
+"""Conversion from and to learn2learn: images and banks to its ``MetaDataset`` and ``Taskset``, its tasks to ``Episodes``.
 
-learn2learn is imported when a function is called. A few things to know of its 0.2.0:
+learn2learn is imported when a function is called. What to know about its version 0.2.0:
 
-- Tasks come from Python's global ``random``: seed that for the same tasks again. Only a ``Taskset`` with ``num_tasks`` keeps them.
-- What it calls the samples or shots of a task transform is support and queries together.
-- A dataset of its own that has ``_bookkeeping_path`` is unpickled from there; those made here have none.
+- It draws tasks with Python's global ``random``: seed that to repeat them. Only a ``Taskset`` with ``num_tasks`` keeps its tasks.
+- The samples or shots of its task transforms are support and queries together.
+- It unpickles the file at a dataset's ``_bookkeeping_path``; the datasets made here have none.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from episodes.data.image_dataset import PictureSet
+from episodes.data.image_dataset import ImageSet, open_image
 from episodes.features.bank import FeatureBank
-from episodes.sampling.sampler import Episodes
+from episodes.sampling.sampler import Episodes, check_enough
 
 __all__ = ["as_meta_dataset", "as_taskset", "episodes_from_taskset", "require_learn2learn"]
 
@@ -41,9 +41,9 @@ def require_learn2learn() -> Any:
 
 
 class _Items(Dataset[tuple[Any, int]]):
-    """Features or pictures with the position of their class, as torch's datasets give them."""
+    """Features or images with the positions of their classes, as a dataset of torch."""
 
-    def __init__(self, data: FeatureBank | PictureSet, transform: Callable[[Any], Any] | None) -> None:
+    def __init__(self, data: FeatureBank | ImageSet, transform: Callable[[Any], Any] | None) -> None:
         self.data, self.transform = data, transform
         self.labels = [int(label) for label in data.labels]
 
@@ -51,34 +51,32 @@ class _Items(Dataset[tuple[Any, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        item = self.data.features[index] if isinstance(self.data, FeatureBank) else self.data.picture(index)
+        item = self.data.features[index] if isinstance(self.data, FeatureBank) else open_image(self.data, index)
         return (item if self.transform is None else self.transform(item)), self.labels[index]
 
 
-def as_meta_dataset(data: FeatureBank | PictureSet, transform: Callable[[Any], Any] | None = None) -> Any:
+def as_meta_dataset(data: FeatureBank | ImageSet, transform: Callable[[Any], Any] | None = None) -> Any:
     """Return a ``learn2learn.data.MetaDataset`` of ``(item, label)``, where a label is a position in ``data.classes``.
 
-    Nothing is loaded to make it. Item ``i`` is row ``i`` of a bank, ``(D,)``, or picture ``i`` of a set.
+    No item is loaded yet. Item ``i`` is row ``i`` of a bank, ``(D,)``, or image ``i`` of a set.
 
     Args:
-        data: features or pictures.
-        transform: what is done to an item when it is loaded, say a backbone's ``transform``; pictures need one that gives tensors.
+        data: features or images.
+        transform: applied to an item when it is loaded, say a backbone's ``transform``; images need one that returns tensors.
 
     Raises:
         ImportError: learn2learn is not installed.
-        ValueError: pictures without a transform.
+        ValueError: images without a transform.
     """
     if transform is None and not isinstance(data, FeatureBank):
-        raise ValueError(
-            "as_meta_dataset: pictures need transform=, which makes tensors of them: say backbone.transform"
-        )
+        raise ValueError("as_meta_dataset: images need transform=, from an image to a tensor: say backbone.transform")
     items = _Items(data, transform)
     meta_dataset = require_learn2learn().data.MetaDataset
     return meta_dataset(items, indices_to_labels=dict(enumerate(items.labels)))
 
 
 def as_taskset(
-    data: FeatureBank | PictureSet,
+    data: FeatureBank | ImageSet,
     ways: int = 5,
     shots: int = 1,
     queries: int = 15,
@@ -90,31 +88,26 @@ def as_taskset(
     A task is ``(items, labels)``, labels 0 to ``ways - 1`` in a random order of the classes, items sorted by their class.
 
     Args:
-        data: features or pictures.
+        data: features or images.
         ways: classes a task.
         shots: support items of each.
         queries: query items of each.
-        num_tasks: how many tasks are drawn and kept; -1 for tasks without end, none of them kept.
+        num_tasks: how many tasks are drawn and kept; -1 for an endless number of tasks, none of which is kept.
         transform: as in ``as_meta_dataset``.
 
     Raises:
         ImportError: learn2learn is not installed.
-        ValueError: a number below 1, too few classes or items in a class (it is named), or pictures without a transform.
+        ValueError: a number below 1, too few classes or items in a class (it is named), or images without a transform.
     """
     for name, number in {"ways": ways, "shots": shots, "queries": queries}.items():
         if number < 1:
             raise ValueError(f"as_taskset: {name} must be at least 1, got {number}")
     if num_tasks != -1 and num_tasks < 1:
-        raise ValueError(f"as_taskset: num_tasks must be at least 1, or -1 for tasks without end, got {num_tasks}")
-    counts = np.bincount(np.asarray(data.labels), minlength=len(data.classes))
-    if ways > len(counts):
-        raise ValueError(f"as_taskset: {ways} ways need as many classes, and there are {len(counts)}")
-    fewest = int(counts.argmin())
-    if counts[fewest] < shots + queries:
-        raise ValueError(
-            f"as_taskset: class {data.classes[fewest]!r} has {counts[fewest]} items, and {shots} shots and {queries} queries "
-            f"need {shots + queries}: ask for fewer, or leave the class out"
-        )
+        raise ValueError(f"as_taskset: num_tasks must be at least 1, or -1 for an endless number, got {num_tasks}")
+    try:
+        check_enough(data, ways, shots, queries, open_ways=0)
+    except ValueError as error:
+        raise ValueError(f"as_taskset: {error}") from None
     dataset = as_meta_dataset(data, transform)
     learn2learn = require_learn2learn()
     steps = learn2learn.data.transforms
@@ -132,27 +125,27 @@ def episodes_from_taskset(
 ) -> Episodes:
     """Return the tasks of a learn2learn ``Taskset`` as episodes over a bank, for ``evaluate(bank, episodes=...)``.
 
-    Of each class the first ``shots`` items are the support and the others the queries, as ``partition_task`` has it. Task ``i``
-    of a taskset that keeps its tasks is episode ``i``, before and after. No item is loaded, so the taskset may well be of
-    pictures, and the bank of the features of the same pictures in the same order.
+    The first ``shots`` items of each class are the support and the others the queries, as in ``partition_task``. Episode ``i`` is
+    task ``i`` of a taskset that keeps its tasks. No item is loaded: the taskset may be of images, and the bank of the features of
+    the same images in the same order.
 
     Args:
-        taskset: every task has the same number of classes, and of items a class.
-        bank: row ``i`` is item ``i`` of ``taskset.dataset``, with the same class by whatever name.
-        shots: support items a class, fewer than there are of it in a task.
+        taskset: all tasks have the same number of classes, and of items a class.
+        bank: row ``i`` is item ``i`` of ``taskset.dataset``, with the same class; the class may have another name.
+        shots: support items a class, fewer than a task has of each class.
         episodes: how many; ``None`` for all of a taskset that keeps its tasks.
-        open_ways: how many classes of each task are unknown classes, and all their items but ``shots`` unknown queries: 0 for the
-            closed protocol. Which ones is drawn from ``seed``, since learn2learn often sorts the classes of a task.
-        seed: any integer from 0.
+        open_ways: how many classes of each task are unknown classes; all their items but ``shots`` are unknown queries. 0 for the
+            closed protocol. The unknown classes are drawn at random, since learn2learn often sorts the classes of a task.
+        seed: of that draw; any integer from 0.
 
     Raises:
-        ValueError: no number of episodes for tasks without end, or more than the taskset keeps; a bank of other items; tasks
-            that differ in shape, repeat an item, or have too few items or classes.
+        ValueError: no number of episodes for an endless number of tasks, or more than the taskset keeps; a bank of other items;
+            tasks that differ in shape, repeat an item, or have too few items or classes.
     """
     kept = int(taskset.num_tasks)
     count = kept if episodes is None else episodes
     if count == -1:
-        raise ValueError("episodes_from_taskset: this taskset draws tasks without end: say how many with episodes=")
+        raise ValueError("episodes_from_taskset: this taskset draws tasks without end: give their number, episodes=")
     if count < 1 or (kept != -1 and count > kept):
         raise ValueError(
             "episodes_from_taskset: episodes must be from 1"
@@ -186,18 +179,18 @@ def episodes_from_taskset(
 
 
 def _description(taskset: Any, number: int) -> list[int]:
-    """Return which items task ``number`` is made of, without loading them."""
+    """Return the items of task ``number``, as positions, without loading them."""
     if taskset.num_tasks == -1:
         description = taskset.sample_task_description()
     else:
         description = taskset.sampled_descriptions.get(number)
-        if description is None:  # as the taskset does when it is asked for the task
+        if description is None:  # as the taskset does when a task is indexed
             description = taskset.sampled_descriptions[number] = taskset.sample_task_description()
     return [item.index for item in description]
 
 
 def _by_class(items: list[int], bank: FeatureBank, number: int) -> list[list[int]]:
-    """Return the items of each class, classes and items in the order of the task."""
+    """Return the items of each class; classes and items are in the order of the task."""
     if len(set(items)) != len(items):
         raise ValueError(
             f"episodes_from_taskset: task {number} repeats an item, which would be support and query at once: "
@@ -214,7 +207,7 @@ def _same_shape(tasks: list[list[list[int]]], shots: int, open_ways: int) -> lis
     shapes = {(len(task), *{len(items) for items in task}) for task in tasks}
     if len(shapes) > 1 or len(shape := shapes.pop()) != 2:
         raise ValueError(
-            "episodes_from_taskset: every task must have as many classes as the others, and of every class as many items: "
+            "episodes_from_taskset: all tasks must have the same number of classes, and all classes the same number of items: "
             "use NWays and KShots, or FusedNWaysKShots"
         )
     classes, items = shape
@@ -227,7 +220,7 @@ def _same_shape(tasks: list[list[list[int]]], shots: int, open_ways: int) -> lis
 
 
 def _check_same_items(dataset: Any, bank: FeatureBank) -> None:
-    """Raise ``ValueError`` unless both have as many items, and the same ones are of one class."""
+    """Raise ``ValueError`` unless both have as many items, in the same classes."""
     if len(dataset) != len(bank):
         raise ValueError(
             f"episodes_from_taskset: the taskset is over {len(dataset)} items, and the bank has {len(bank)}: give the bank of "

@@ -1,8 +1,9 @@
-"""Omniglot's own one-shot exam: 20 runs, in each 20 characters of one alphabet, one drawing to learn and one to recognise.
+"""The one-shot classification task that comes with Omniglot: 20 runs of 20-way 1-shot classification within one alphabet.
 
-Source: Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic program induction" (2015). The runs
-are fixed files: ``run01/training/class01.png`` to ``class20.png``, ``run01/test/item01.png`` to ``item20.png``, and in
+The runs are fixed files: ``run01/training/class01.png`` to ``class20.png``, ``run01/test/item01.png`` to ``item20.png``, and in
 ``run01/class_labels.txt`` a line for each test drawing, with the training drawing of the same character.
+
+Source: Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic program induction" (2015).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from episodes.data.folders import EXTENSIONS, data_root, directories
-from episodes.data.image_dataset import FilePictures
+from episodes.data.image_dataset import FileImages
 from episodes.sampling.sampler import Episodes
 
 _PLACES = ("omniglot-py/one-shot-classification", "one-shot-classification", "omniglot-py/all_runs", "all_runs")
@@ -24,20 +25,20 @@ _LABELS = "class_labels.txt"
 _RUNS, _WAYS = 20, 20
 
 
-def omniglot_runs(data_dir: str | os.PathLike[str] | None = None) -> tuple[FilePictures, Episodes]:
+def omniglot_runs(data_dir: str | os.PathLike[str] | None = None) -> tuple[FileImages, Episodes]:
     """Return the drawings of the runs, and the runs as episodes over them.
 
     Args:
-        data_dir: where ``one-shot-classification`` or ``all_runs`` is, with a directory for each run in it; or the directory
-            above it, if that is called ``omniglot-py``. Default: the environment's ``FEWSHOT_DATA``, else ``data`` in the
+        data_dir: a directory that contains ``one-shot-classification`` or ``all_runs``, with a directory for each run in it, or
+            contains a directory ``omniglot-py`` that does. Default: the environment's ``FEWSHOT_DATA``, else ``data`` in the
             working directory.
 
     Returns:
-        The drawings, two of each class, classes called ``"run01/class01"``: a character that is in two runs is two classes. And
-        one episode a run, 20-way and 1-shot with one query a class, for ``evaluate(..., "closed", 20, 1, 1, episodes=...)``.
+        The drawings, two of each class, with classes called ``"run01/class01"``: a character that is in two runs is two classes.
+        And one episode a run, 20-way and 1-shot with one query a class, for ``evaluate(..., "closed", 20, 1, 1, episodes=...)``.
 
     Raises:
-        ValueError: no runs there, or a run whose labels do not pair each of its test drawings with a training drawing of its own.
+        ValueError: no runs are found, or the labels of a run do not pair each test drawing with one of its training drawings.
     """
     top = data_root(data_dir)
     root = next((top / place for place in _PLACES if (top / place / "run01").is_dir()), None)
@@ -57,7 +58,7 @@ def omniglot_runs(data_dir: str | os.PathLike[str] | None = None) -> tuple[FileP
     if (len(runs), len(pairs[runs[0]])) != (_RUNS, _WAYS):
         warnings.warn(
             f"omniglot runs: {root} has {len(runs)} runs of {len(pairs[runs[0]])} classes, the whole set has {_RUNS} of "
-            f"{_WAYS}; figures will not compare with published ones",
+            f"{_WAYS}, so figures are not comparable with published ones",
             stacklevel=2,
         )
     files = [file for run in runs for pair in pairs[run] for file in pair]
@@ -74,7 +75,7 @@ def omniglot_runs(data_dir: str | os.PathLike[str] | None = None) -> tuple[FileP
         base_classes=none,
     )
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), 2)
-    return FilePictures("omniglot/one-shot runs", root, files, labels, classes), episodes
+    return FileImages("omniglot/one-shot runs", root, files, labels, classes), episodes
 
 
 def _pairs(root: Path, run: str) -> list[tuple[str, str]]:

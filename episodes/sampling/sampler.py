@@ -1,12 +1,13 @@
-"""Sampling of episodes as index tensors: many at once, and the same for the same seed everywhere.
+"""Sampling of episodes as index tensors, the same for the same seed everywhere.
 
-Episodes are drawn in blocks of fixed length, each from a random stream of its own (Philox, keyed by seed, purpose and block), by
-integer arithmetic alone. So episode 7 of seed 0 is the same whatever the batch size, the device or the machine.
+Episodes are drawn in blocks of fixed length. Each block has a random stream of its own (Philox, keyed by seed, purpose and block)
+and is computed with integers alone. So episode 7 of seed 0 is the same for every batch size, device and machine.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -22,19 +23,20 @@ from fewshot_nam.io.atomic import replacing
 from fewshot_nam.memory.native.native_build import library
 
 if TYPE_CHECKING:
+    from episodes.data.image_dataset import ImageSet
     from episodes.features.bank import FeatureBank
 
 Integers = npt.NDArray[np.int64]
 
 _COMPILED = Path(__file__).with_suffix(".cpp")
 _BLOCK = 256
-_CLASSES, _PICTURES, _BASE = range(3)  # what a random stream is for
+_CLASSES, _IMAGES, _BASE = range(3)  # the purposes of random streams
 _FORMAT = "fewshot-nam episodes 1"
 
 
 @dataclass(frozen=True)
 class Episodes:
-    """Index tensors of ``E`` episodes; support, known and unknown queries index one bank, base queries another.
+    """Index tensors of ``E`` episodes. Support, known and unknown queries index one bank, base queries another.
 
     Attributes:
         classes: ``(E, N)``, the known classes; column ``n`` of the scores is ``classes[:, n]``.
@@ -42,7 +44,7 @@ class Episodes:
         query: ``(E, N, Q)``, known queries; none is in the support.
         unknown_classes: ``(E, U)``, none of them known.
         unknown: ``(E, U, Q')``, unknown queries.
-        base_query: ``(E, Q_b)``, queries of base classes, an index into the bank of base queries.
+        base_query: ``(E, Q_b)``, queries of base classes, indices into the bank of base queries.
         base_classes: ``(E, Q_b)``, their classes.
     """
 
@@ -59,20 +61,20 @@ class Episodes:
         return len(self.classes)
 
     def __getitem__(self, chosen: slice) -> Episodes:
-        """Return a run of episodes."""
+        """Return consecutive episodes."""
         return Episodes(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
     @staticmethod
     def cat(parts: list[Episodes]) -> Episodes:
-        """Return the episodes of several runs in a row."""
+        """Return the episodes of all parts, one part after another."""
         return Episodes(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Episodes)))
 
     def save(self, path: str | os.PathLike[str], fingerprint: str = "") -> None:
-        """Write the index tensors to one safetensors file, whole or not at all.
+        """Write the index tensors to one safetensors file; a crash leaves the old file or the new one.
 
         Args:
             path: the file.
-            fingerprint: of the bank that they index (``FeatureBank.fingerprint``), checked by ``load``.
+            fingerprint: of the bank that they index (``FeatureBank.fingerprint``), which ``load`` compares.
         """
         from safetensors.torch import save_file
 
@@ -86,10 +88,10 @@ class Episodes:
 
         Args:
             path: the file.
-            fingerprint: of the bank to be indexed; ``None`` trusts the caller.
+            fingerprint: of the bank that is to be indexed; ``None`` to compare nothing.
 
         Raises:
-            ValueError: not such a file, cut short, or made for other pictures.
+            ValueError: not a file of ``save``, cut short, or made for other images.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -104,22 +106,22 @@ class Episodes:
             raise ValueError(f"{path} is not a file of episodes of this version: expected {_FORMAT!r}")
         if fingerprint is not None and metadata.get("fingerprint") != fingerprint:
             raise ValueError(
-                f"{path} was made for other pictures or classes than these: sample new episodes, or use that data set"
+                f"{path} was made for other images or classes than these: sample new episodes, or use that data set"
             )
         return Episodes(**tensors)
 
 
 class EpisodeSampler:
-    """Draws N-way K-shot episodes from a bank, with queries of unknown classes and of base classes where asked for.
+    """Draws N-way K-shot episodes from a bank, on request with queries of unknown classes and of base classes.
 
-    Classes are drawn uniformly without replacement, known before unknown; pictures uniformly without replacement within their
-    class. The class of each base query is drawn uniformly with replacement, its picture without; a class whose pictures are used
-    up passes the query on to the next class.
+    Classes are drawn uniformly without replacement, known before unknown; images uniformly without replacement within their
+    class. The class of each base query is drawn uniformly with replacement, its image without replacement; if all images of the
+    class are used, the next class is taken.
 
     Args:
-        bank: what support, known and unknown queries are drawn from; only its labels are looked at.
+        bank: support, known and unknown queries are drawn from it; only its labels are used.
         ways: ``N``, known classes an episode.
-        shots: ``K``, support pictures of each.
+        shots: ``K``, support images of each.
         queries: ``Q``, known queries of each.
         open_ways: ``U``, unknown classes an episode; 0 for none.
         open_queries: queries of each unknown class; ``None`` for as many as ``queries``.
@@ -128,7 +130,14 @@ class EpisodeSampler:
         seed: any integer from 0.
 
     Raises:
-        ValueError: more classes or pictures are asked for than there are (the class is named), or a number below 1.
+        ValueError: the bank has too few classes, or too few images of one class (it is named), or a number is below 1.
+
+    Example:
+        >>> from episodes import FeatureBank
+        >>> bank = FeatureBank(torch.ones(12, 2), torch.arange(12) % 4)
+        >>> episodes = EpisodeSampler(bank, ways=2, shots=1, queries=2, open_ways=1, seed=0).sample(0, 5)
+        >>> len(episodes), tuple(episodes.support.shape), tuple(episodes.query.shape), tuple(episodes.unknown.shape)
+        (5, (5, 2, 1), (5, 2, 2), (5, 1, 2))
     """
 
     def __init__(
@@ -158,17 +167,10 @@ class EpisodeSampler:
         for name, number in {"open_ways": open_ways, "seed": seed}.items():
             if number < 0:
                 raise ValueError(f"{name} must be at least 0, got {number}")
-        if ways + open_ways > bank.num_classes:
-            wanted = f"{ways} ways" + (f" and {open_ways} unknown ways" if open_ways else "")
-            raise ValueError(
-                f"{wanted} need {ways + open_ways} classes, and there are {bank.num_classes}: ask for fewer ways"
-            )
-        _check_pictures(
-            bank, max(shots + queries, open_queries if open_ways else 0), f"{shots} shots and {queries} queries"
-        )
+        check_enough(bank, ways, shots, queries, open_ways, open_queries)
         if base is not None and base_queries > len(base):
             raise ValueError(
-                f"{base_queries} base queries an episode need as many base pictures, and there are {len(base)}"
+                f"{base_queries} base queries an episode need as many base images, and there are {len(base)}"
             )
         self.bank, self.base, self.seed = bank, base, seed
         self.ways, self.shots, self.queries = ways, shots, queries
@@ -177,7 +179,7 @@ class EpisodeSampler:
         self._last: tuple[int, Episodes] | None = None
 
     def sample(self, start: int, stop: int) -> Episodes:
-        """Return episodes ``start`` to ``stop - 1`` of the endless sequence that the seed stands for."""
+        """Return episodes ``start`` to ``stop - 1`` of the endless sequence that the seed determines."""
         if not 0 <= start < stop:
             raise ValueError(f"needs 0 <= start < stop, got start {start} and stop {stop}")
         parts = []
@@ -192,14 +194,14 @@ class EpisodeSampler:
             yield self.sample(start, min(start + batch_size, episodes))
 
     def check(self, episodes: Episodes) -> None:
-        """Raise ``ValueError`` unless ``episodes`` are such as this sampler draws, over its banks."""
+        """Raise ``ValueError`` unless ``episodes`` could come from this sampler: shapes, indices, classes, no image twice."""
         drawn = self.sample(0, 1)
         for field in fields(Episodes):
             wanted, given = getattr(drawn, field.name).shape[1:], getattr(episodes, field.name).shape[1:]
             if given != wanted:
                 raise ValueError(
-                    f"these episodes have {field.name} of shape {tuple(given)} each, and {tuple(wanted)} is asked for: "
-                    "ask for the ways, shots, queries and protocol that they were drawn with"
+                    f"these episodes have {field.name} of shape {tuple(given)} each, expected {tuple(wanted)}: "
+                    "use the ways, shots, queries and protocol that they were drawn with"
                 )
             index = getattr(episodes, field.name)
             if index.dtype != torch.int64 or len(index) != len(episodes) or not len(index):
@@ -207,21 +209,21 @@ class EpisodeSampler:
                     f"these episodes have {len(index)} of {field.name}, {index.dtype}, and {len(episodes)} of classes: "
                     "expected int64, as many of each, and at least one"
                 )
-        for pictures, classes, bank in (
+        for images, classes, bank in (
             (episodes.support, episodes.classes.unsqueeze(-1), self.bank),
             (episodes.query, episodes.classes.unsqueeze(-1), self.bank),
             (episodes.unknown, episodes.unknown_classes.unsqueeze(-1), self.bank),
             (episodes.base_query, episodes.base_classes, self.base),
         ):
-            if bank is None or not pictures.numel():
+            if bank is None or not images.numel():
                 continue
-            if not 0 <= int(pictures.min()) <= int(pictures.max()) < len(bank):
-                raise ValueError(f"these episodes index pictures that the bank of {len(bank)} does not have")
-            if not bool((bank.labels[pictures] == classes).all()):
-                raise ValueError("these episodes hold pictures that are not of the class they stand under")
+            if not 0 <= int(images.min()) <= int(images.max()) < len(bank):
+                raise ValueError(f"these episodes index images that the bank of {len(bank)} does not have")
+            if not bool((bank.labels[images] == classes).all()):
+                raise ValueError("these episodes have images that are not of the class they are listed under")
         used = torch.cat([episodes.support.flatten(1), episodes.query.flatten(1), episodes.unknown.flatten(1)], dim=1)
         if bool((used.sort(dim=1).values.diff(dim=1) == 0).any()):
-            raise ValueError("these episodes use a picture twice: support and queries must not share any")
+            raise ValueError("these episodes use an image twice: support and queries must not share any")
 
     def _block(self, block: int) -> Episodes:
         if self._last is None or self._last[0] != block:
@@ -232,24 +234,24 @@ class EpisodeSampler:
         ways = self.ways + self.open_ways
         raw = self._raw(_CLASSES, block, ways * _BLOCK).reshape(ways, _BLOCK)
         classes = _draw(raw, np.zeros_like(raw), np.full_like(raw, self.bank.num_classes), _ranks(raw))
-        pictures = self._raw(_PICTURES, block, _BLOCK * (ways * max(self.shots + self.queries, self.open_queries)))
+        images = self._raw(_IMAGES, block, _BLOCK * (ways * max(self.shots + self.queries, self.open_queries)))
         known, unknown = classes[: self.ways].T, classes[self.ways :].T
-        known_pictures = self._pictures(known, self.shots + self.queries, pictures)
-        unknown_pictures = self._pictures(unknown, self.open_queries, pictures[known_pictures.size :])
+        known_images = self._images(known, self.shots + self.queries, images)
+        unknown_images = self._images(unknown, self.open_queries, images[known_images.size :])
         base_query, base_classes = self._base(block)
         arrays = (
             known,
-            known_pictures[:, :, : self.shots],
-            known_pictures[:, :, self.shots :],
+            known_images[:, :, : self.shots],
+            known_images[:, :, self.shots :],
             unknown,
-            unknown_pictures,
+            unknown_images,
             base_query,
             base_classes,
         )
         return Episodes(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
-    def _pictures(self, classes: Integers, count: int, raw: Integers) -> Integers:
-        """Return ``count`` distinct pictures of each class, ``(E, ways, count)`` as indices into the bank."""
+    def _images(self, classes: Integers, count: int, raw: Integers) -> Integers:
+        """Return ``count`` distinct images of each class, ``(E, ways, count)`` as indices into the bank."""
         raw = raw[: count * classes.size].reshape(count, classes.size)
         starts, counts, order = self.bank.starts.numpy(), self.bank.counts.numpy(), self.bank.order.numpy()
         compiled = library(_COMPILED)
@@ -262,7 +264,7 @@ class EpisodeSampler:
         at = [ctypes.c_void_p(array.ctypes.data) for array in (*arrays, out)]
         sizes = [ctypes.c_size_t(size) for size in (classes.size, count, int(counts.max()))]
         if compiled.pictures(*at[:2], *sizes[:2], *at[2:4], sizes[2], *at[4:]):
-            raise MemoryError(f"no memory to draw {count} pictures")
+            raise MemoryError(f"no memory to draw {count} images")
         return out
 
     def _base(self, block: int) -> tuple[Integers, Integers]:
@@ -283,22 +285,34 @@ class EpisodeSampler:
 
     def _raw(self, purpose: int, block: int, count: int) -> Integers:
         """Return ``count`` random integers from 0 to 2^63 - 1, the same on every machine and numpy release."""
-        bits = np.random.Philox(np.random.SeedSequence([self.seed, purpose, block]))
+        bits = np.random.Philox(np.random.SeedSequence([*_seed_words(self.seed), purpose, block]))
         raw: Integers = (bits.random_raw(count) >> np.uint64(1)).astype(np.int64)
         return raw
 
 
+def _seed_words(seed: int) -> list[int]:
+    """Return the words that a seed contributes to the key of a random stream.
+
+    NumPy divides integers into words of 32 bits, so the key ``[2**32 + 5, 0, 0]`` would be the words 5, 1, 0, 0, and so the key
+    ``[5, 1, 0]``. A large seed contributes eight words of a hash instead, and keys of different lengths differ.
+    """
+    if seed < 2**32:
+        return [seed]
+    digest = hashlib.sha256(str(seed).encode()).digest()
+    return [int.from_bytes(digest[i : i + 4], "little") for i in range(0, len(digest), 4)]
+
+
 def _ranks(raw: Integers) -> Integers:
-    """Return ``(k, rows)``, the position of each draw in its row, for rows that draw from one set throughout."""
+    """Return ``(k, rows)``, the position of each draw in its row, for rows all of whose draws are from one set."""
     return np.broadcast_to(np.arange(len(raw))[:, None], raw.shape)
 
 
 def _draw(raw: Integers, start: Integers, count: Integers, rank: Integers) -> Integers:
-    """Return draws without replacement ``(k, rows)``, by the Fisher-Yates shuffle of arrays that are never written down.
+    """Return draws without replacement ``(k, rows)``, by a Fisher-Yates shuffle that never stores the arrays it shuffles.
 
     A row's draw ``j`` comes from the set ``start[j]`` to ``start[j] + count[j] - 1``; sets of one row are the same or disjoint,
     and ``rank[j]`` is the number of earlier draws from the same set. The shuffle swaps slot ``own = start + rank`` with a random
-    slot at or after it; a slot's value is followed back through the few swaps made so far.
+    slot at or after it; the value in a slot is found by going back through the few swaps made so far.
     """
     own = start + rank
     slot = own + raw % (count - rank)
@@ -310,10 +324,33 @@ def _draw(raw: Integers, start: Integers, count: Integers, rank: Integers) -> In
     return drawn
 
 
-def _check_pictures(bank: FeatureBank, needed: int, purpose: str) -> None:
-    fewest = int(bank.counts.argmin())
-    if int(bank.counts[fewest]) < needed:
+def check_enough(
+    data: FeatureBank | ImageSet,
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 15,
+    open_ways: int = 5,
+    open_queries: int | None = None,
+) -> None:
+    """Raise ``ValueError`` where episodes of this size cannot be drawn from a bank, or from images before their extraction.
+
+    Args:
+        data: the bank or the images; only labels are used.
+        ways: as in ``EpisodeSampler``, like all that follow.
+        shots: support images of each class.
+        queries: known queries of each class.
+        open_ways: unknown classes.
+        open_queries: queries of each unknown class; ``None`` for as many as ``queries``.
+    """
+    if ways + open_ways > len(data.classes):
+        wanted = f"{ways} ways" + (f" and {open_ways} unknown ways" if open_ways else "")
+        fewer = "use fewer ways or unknown ways, or the closed protocol" if open_ways else "use fewer ways"
+        raise ValueError(f"{wanted} need {ways + open_ways} classes, and there are {len(data.classes)}: {fewer}")
+    counts = np.bincount(np.asarray(data.labels), minlength=len(data.classes))
+    needed = max(shots + queries, (queries if open_queries is None else open_queries) if open_ways else 0)
+    fewest = int(counts.argmin())
+    if counts[fewest] < needed:
         raise ValueError(
-            f"class {bank.classes[fewest]!r} has {int(bank.counts[fewest])} pictures, and {purpose} need {needed}: "
-            "ask for fewer, or leave the class out"
+            f"class {data.classes[fewest]!r} has {counts[fewest]} images, and {shots} shots and {queries} queries need {needed}: "
+            "use fewer, or leave the class out"
         )

@@ -6,7 +6,7 @@ cross-entropy. Stage 2 (``GeneratorTraining``): in every episode some base class
 over the other base classes and these. After every epoch the joint accuracy on validation classes says which head is kept.
 
 Departures: the base queries of an episode are of as many classes (theirs are drawn with replacement), rows begin as class means,
-and features are frozen in stage 1 too, so pictures are not augmented.
+and features are frozen in stage 1 too, so images are not augmented.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class GeneratorRecipe:
         epochs: of ``steps`` steps each. The rate is 0.1 for the first third of them, then 0.006, 0.0012 from two thirds, and
             0.00024 in the last sixth.
         steps: batches of episodes an epoch.
-        batch: episodes a batch; in stage 1, ``batch * 32`` pictures.
+        batch: episodes a batch; in stage 1, ``batch * 32`` images.
         ways: base classes an episode that play novel ones.
-        shots: support pictures of each.
+        shots: support images of each.
         queries: queries of each.
         other_queries: queries of other base classes, each of another one.
         momentum: Nesterov's.
@@ -117,7 +117,7 @@ class GeneratorTraining:
             ``requires_grad_(False)`` has fixed, say its rows.
         base: features to train on.
         validation: features of other classes, for choosing the epoch.
-        base_queries: features of other pictures of the base classes, likewise.
+        base_queries: features of other images of the base classes, likewise.
         recipe: how to train.
         checkpoint: a file to go on from if it is there, and to write after every epoch; ``None`` keeps nothing.
 
@@ -127,7 +127,7 @@ class GeneratorTraining:
             ``episodes.metrics.measures.generalized_measures``.
 
     Raises:
-        ValueError: fewer base classes than an episode needs, classes or pictures too few for validation, rows for other classes,
+        ValueError: fewer base classes than an episode needs, classes or images too few for validation, rows for other classes,
             or a checkpoint of another recipe, head or data.
     """
 

@@ -33,9 +33,9 @@ import backbones
 from backbones import Backbone
 from backbones.conv5 import photo_transform
 from episodes.data.folders import folder
-from episodes.data.image_dataset import FilePictures
+from episodes.data.image_dataset import FileImages
 from episodes.features.extraction import extract
-from episodes.features.loading import PictureBatches
+from episodes.features.loading import ImageBatches
 from fewshot_nam.heap import keep_freed_memory
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -76,7 +76,7 @@ PROBLEMS = [
 SHORT = [Problem("conv4", "made, 105 x 105 PNG", 24, 8), Problem("conv5", "made, 256 x 256 JPEG", 12, 4)]
 
 
-def made(source: str, count: int, root: Path) -> FilePictures:
+def made(source: str, count: int, root: Path) -> FileImages:
     """Return ``count`` smooth noisy pictures as the source has them, in files below ``root``."""
     side, kind = (105, "png") if "PNG" in source else (256, "jpg")
     generator = np.random.default_rng(0)
@@ -88,7 +88,7 @@ def made(source: str, count: int, root: Path) -> FilePictures:
     return folder(root)
 
 
-def pictures(problem: Problem, root: Path) -> FilePictures | None:
+def pictures(problem: Problem, root: Path) -> FileImages | None:
     """Return a problem's pictures; None where they are not here."""
     if problem.source != "Tiny ImageNet":
         return made(problem.source, problem.pictures, root)
@@ -96,10 +96,10 @@ def pictures(problem: Problem, root: Path) -> FilePictures | None:
     if "FEWSHOT_DATA" not in os.environ or not place.is_dir():
         return None
     whole, some = folder(place), slice(problem.pictures)
-    return FilePictures("tiny-imagenet", place, whole.files[some], whole.labels[some], whole.classes)
+    return FileImages("tiny-imagenet", place, whole.files[some], whole.labels[some], whole.classes)
 
 
-def same_features(backbone: Backbone, dataset: FilePictures, batches: list[Tensor], size: int) -> str:
+def same_features(backbone: Backbone, dataset: FileImages, batches: list[Tensor], size: int) -> str:
     """Return a line that says that extraction gives the forward's features; leave the script where it does not."""
     with torch.inference_mode():
         expected = torch.cat([backbone(batch) for batch in batches])
@@ -131,8 +131,8 @@ def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
         if dataset is None:
             print(f"\n{problem.backbone}, {problem.source}: left out, FEWSHOT_DATA does not lead there")
             return []
-        made_batches = PictureBatches(dataset, backbone.transform, problem.batch, False)
-        batches = [batch for i in range(len(made_batches)) if (batch := made_batches[i].pictures) is not None]
+        made_batches = ImageBatches(dataset, backbone.transform, problem.batch, False)
+        batches = [batch for i in range(len(made_batches)) if (batch := made_batches[i].images) is not None]
         said = same_features(backbone, dataset, batches, problem.batch)
 
         @torch.inference_mode()
@@ -146,7 +146,7 @@ def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
 
         def in_turn() -> None:
             for number in range(len(made_batches)):
-                if (batch := made_batches[number].pictures) is not None:
+                if (batch := made_batches[number].images) is not None:
                     with torch.inference_mode():
                         backbone(batch)
 

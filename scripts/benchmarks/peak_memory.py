@@ -24,7 +24,7 @@ from benchmarking import save, surroundings, table
 
 import backbones
 from episodes import FeatureBank, evaluate, extract
-from episodes.data.image_dataset import ArrayPictures
+from episodes.data.image_dataset import ArrayImages
 from fewshot_nam.heads import create
 
 MIB = 2**20
@@ -50,7 +50,7 @@ def evaluation(classes: int, each: int, width: int, episodes: int) -> tuple[Call
 def extraction(count: int, side: int) -> tuple[Callable[[], object], int]:
     """Return conv4 over ``count`` pictures, without a cache."""
     pixels = np.random.default_rng(0).integers(0, 256, (count, side, side), dtype=np.uint8)
-    pictures = ArrayPictures("noise", pixels, np.zeros(count, dtype=np.int64), ["a"])
+    pictures = ArrayImages("noise", pixels, np.zeros(count, dtype=np.int64), ["a"])
     backbone = backbones.create("conv4")
     return lambda: extract(backbone, pictures, cache_dir=None, progress=False), pixels.nbytes
 

@@ -132,6 +132,12 @@ def test_features_that_cannot_be_used_are_named(value, fault, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_too_few_classes_are_named_before_any_image_is_read(photos, capsys, monkeypatch):
+    monkeypatch.setattr("episodes.features.sources.extract", lambda *_, **__: pytest.fail("features were extracted"))
+    assert main(["--dataset", f"folder:{photos}", *FEW]) == 2
+    assert "5 ways and 5 unknown ways need 10 classes, and there are 6" in capsys.readouterr().err
+
+
 def test_weights_that_do_not_fit_are_named_by_their_keys(tmp_path, capsys):
     torch.save({"blocks.0.0.weight": torch.zeros(64, 1, 3, 3), "other": torch.zeros(3)}, tmp_path / "weights.pt")
     assert main([*FEW, "--weights", str(tmp_path / "weights.pt")]) == 2
@@ -176,7 +182,7 @@ def config_of(tmp_path: Path, text: str) -> str:
     ("arguments", "message"),
     [
         (["--ways", "11"], "11 ways and 5 unknown ways need 16 classes, and there are 10"),
-        (["--queries", "400"], "class '8' has 174 pictures, and 1 shots and 400 queries need 401"),
+        (["--queries", "400"], "class '8' has 174 images, and 1 shots and 400 queries need 401"),
         (["--heads", "nam", "cosin"], "no head 'cosin': did you mean 'cosine'"),
         (["--backbone", "conv5"], "conv5"),
         (["--backbone", "resnet18"], "timm/resnet18"),

@@ -19,7 +19,7 @@ def write_binary(path, labels, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(
         b"".join(
-            bytes([label]) + picture.transpose(2, 0, 1).tobytes() for label, picture in zip(labels, pixels, strict=True)
+            bytes([label]) + image.transpose(2, 0, 1).tobytes() for label, image in zip(labels, pixels, strict=True)
         )
     )
     return pixels
@@ -35,17 +35,17 @@ def write_folder(root, ending="png", classes=CLASSES):
 def test_cifar10_reads_labels_colours_and_rows_of_the_binary_version(tmp_path, below):
     labels = [3, 9, 0, 3]
     pixels = write_binary(tmp_path / below / "cifar-10-batches-bin" / "test_batch.bin", labels)
-    with pytest.warns(UserWarning, match="has 4 pictures, 0 to 2 a class, the whole set has 1000 a class"):
-        pictures = cifar10(tmp_path)
-    assert (pictures.name, pictures.classes, pictures.labels.tolist()) == ("cifar10", CLASSES, labels)
+    with pytest.warns(UserWarning, match="has 4 images, 0 to 2 a class; the whole set has 1000 a class"):
+        images = cifar10(tmp_path)
+    assert (images.name, images.classes, images.labels.tolist()) == ("cifar10", CLASSES, labels)
     for i, expected in enumerate(pixels):
-        assert np.array_equal(np.asarray(pictures.picture(i)), expected)
+        assert np.array_equal(np.asarray(images.image(i)), expected)
 
 
-def test_cifar10_reads_only_the_test_pictures(tmp_path):
+def test_cifar10_reads_only_the_test_images(tmp_path):
     write_binary(tmp_path / "cifar-10-batches-bin" / "data_batch_1.bin", [1, 2])
     write_binary(tmp_path / "cifar-10-batches-bin" / "test_batch.bin", [5], seed=1)
-    with pytest.warns(UserWarning, match="1 pictures"):
+    with pytest.warns(UserWarning, match="1 images"):
         assert cifar10(tmp_path).labels.tolist() == [5]
 
 
@@ -59,19 +59,19 @@ def test_a_whole_batch_gives_no_warning(tmp_path, recwarn):
 def test_cifar10_reads_a_directory_a_class_and_says_where_it_is_lossy(tmp_path, ending, name):
     write_folder(tmp_path / "cifar10" / "test", ending)
     write_folder(tmp_path / "cifar10" / "train", ending)
-    with pytest.warns(UserWarning, match="10 pictures"):
+    with pytest.warns(UserWarning, match="10 images"):
         opened = open_dataset("cifar10", tmp_path)
     assert list(opened) == ["novel"]
-    pictures = opened["novel"]
-    assert (pictures.name, pictures.classes, len(pictures)) == (name, CLASSES, 10)
-    assert pictures.describe(3) == str(tmp_path / "cifar10" / "test" / "cat" / f"00000.{ending}")
+    images = opened["novel"]
+    assert (images.name, images.classes, len(images)) == (name, CLASSES, 10)
+    assert images.describe(3) == str(tmp_path / "cifar10" / "test" / "cat" / f"00000.{ending}")
 
 
 def test_the_binary_version_goes_before_copies(tmp_path, monkeypatch):
     write_folder(tmp_path / "test", "jpg")
     write_binary(tmp_path / "cifar10" / "cifar-10-batches-bin" / "test_batch.bin", [7])
     monkeypatch.setenv("FEWSHOT_DATA", str(tmp_path))
-    with pytest.warns(UserWarning, match="1 pictures"):
+    with pytest.warns(UserWarning, match="1 images"):
         assert cifar10().name == "cifar10"
 
 
@@ -100,7 +100,9 @@ def test_other_classes_are_refused(tmp_path):
 
 
 def test_cifar10_that_is_not_there_says_where_it_was_sought(tmp_path):
-    with pytest.raises(ValueError, match=rf"looked for .* in {tmp_path} and {tmp_path}/cifar10.*not fetched for you"):
+    with pytest.raises(
+        ValueError, match=rf"looked for .* in {tmp_path} and {tmp_path}/cifar10.*not downloaded for you"
+    ):
         cifar10(tmp_path)
 
 
@@ -123,7 +125,7 @@ def test_the_command_takes_base_classes_of_another_data_set(tmp_path, capsys):
                 Image.fromarray(pixels).save(root / name / f"{i}.png")
     far = ["--dataset", "cifar10", "--data-dir", str(tmp_path), "--base", f"folder:{tmp_path / 'photos'}"]
     small = ["--queries", "2", "--episodes", "5", "--heads", "nam", "cosine", "plda", "--quiet"]
-    with pytest.warns(UserWarning, match="30 pictures"):
+    with pytest.warns(UserWarning, match="30 images"):
         assert main([*far, *small, "--json", str(tmp_path / "out.json")]) == 0
     config = json.loads((tmp_path / "out.json").read_text())["config"]
     assert (config["bank"]["dataset"], config["base"]["dataset"]) == ("cifar10", "photos")
@@ -133,6 +135,6 @@ def test_the_command_takes_base_classes_of_another_data_set(tmp_path, capsys):
 def test_real_cifar10_has_its_published_size(data_dir):
     if not (data_dir / "cifar10").is_dir() and not (data_dir / "cifar-10-batches-bin").is_dir():
         pytest.skip("FEWSHOT_DATA names no folder with CIFAR-10")
-    pictures = cifar10(data_dir)
-    assert np.bincount(pictures.labels).tolist() == [1000] * 10
-    assert pictures.picture(0).size == (32, 32)
+    images = cifar10(data_dir)
+    assert np.bincount(images.labels).tolist() == [1000] * 10
+    assert images.image(0).size == (32, 32)

@@ -1,4 +1,4 @@
-"""Sets of pictures: digits, folders and Omniglot, with what is in them and what is refused."""
+"""Sets of images: digits, folders and Omniglot, with what is in them and what is refused."""
 
 import os
 import pickle
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from episodes.data.datasets import UnreadablePicture, digits, folder, omniglot, open_dataset
-from episodes.data.image_dataset import FilePictures
+from episodes.data.image_dataset import FileImages, open_image
 from episodes.features.bank import FeatureBank, open_bank
 
 DATA = os.environ.get("FEWSHOT_DATA")
@@ -23,7 +23,7 @@ def paint(path, shade=100, size=(6, 4), **options):
 
 @pytest.fixture
 def tree(tmp_path):
-    """Three classes, with pictures at two depths, hidden files, other files and a link."""
+    """Three classes, with images at two depths, hidden files, other files and a link."""
     root = tmp_path / "animals"
     paint(root / "dog" / "b.JPG", 10)
     paint(root / "dog" / "a.png", 20)
@@ -34,7 +34,7 @@ def tree(tmp_path):
     paint(root / "dog" / ".trash" / "old.png")
     paint(root / ".thumbnails" / "t.png")
     paint(root / "loose.png")
-    (root / "dog" / "notes.txt").write_text("no picture")
+    (root / "dog" / "notes.txt").write_text("no image")
     return root
 
 
@@ -44,44 +44,44 @@ def tree(tmp_path):
 def test_digits_are_dark_ink_on_light_paper():
     from sklearn.datasets import load_digits
 
-    pictures, source = digits(), load_digits()
-    assert len(pictures) == 1797
-    assert pictures.classes == [str(d) for d in range(10)]
-    assert pictures.labels.tolist() == source.target.tolist()
+    images, source = digits(), load_digits()
+    assert len(images) == 1797
+    assert images.classes == [str(d) for d in range(10)]
+    assert images.labels.tolist() == source.target.tolist()
     for index in (0, 700, 1796):
-        picture = pictures.picture(index)
-        assert (picture.mode, picture.size) == ("L", (14, 14))
-        paper = np.asarray(picture).copy()
+        image = images.image(index)
+        assert (image.mode, image.size) == ("L", (14, 14))
+        paper = np.asarray(image).copy()
         drawn = paper[3:-3, 3:-3].copy()
         paper[3:-3, 3:-3] = 255
         assert (paper == 255).all(), "three pixels of paper around the digit"
         assert drawn.tolist() == [[255 - round(v * 255 / 16) for v in row] for row in source.images[index]]
 
 
-def test_subset_keeps_pictures_with_their_class_and_has_a_fingerprint_of_its_own():
-    pictures = digits()
-    part = pictures.subset(["7", "2"])
-    rows = [i for i, label in enumerate(pictures.labels) if label in (7, 2)]
+def test_subset_keeps_images_with_their_class_and_has_a_fingerprint_of_its_own():
+    images = digits()
+    part = images.subset(["7", "2"])
+    rows = [i for i, label in enumerate(images.labels) if label in (7, 2)]
     assert part.classes == ["7", "2"]
-    assert part.labels.tolist() == [0 if pictures.labels[i] == 7 else 1 for i in rows]
-    assert np.array_equal(np.asarray(part.picture(5)), np.asarray(pictures.picture(rows[5])))
-    assert digits().fingerprint == pictures.fingerprint
-    assert len({pictures.fingerprint, part.fingerprint, pictures.subset(["2", "7"]).fingerprint}) == 3
+    assert part.labels.tolist() == [0 if images.labels[i] == 7 else 1 for i in rows]
+    assert np.array_equal(np.asarray(part.image(5)), np.asarray(images.image(rows[5])))
+    assert digits().fingerprint == images.fingerprint
+    assert len({images.fingerprint, part.fingerprint, images.subset(["2", "7"]).fingerprint}) == 3
     with pytest.raises(ValueError, match="digits: there is no class 'seven' among its 10"):
-        pictures.subset(["seven"])
+        images.subset(["seven"])
 
 
 # --- folders
 
 
-def test_folder_finds_pictures_at_any_depth_sorted_and_without_hidden_ones(tree):
-    pictures = folder(tree)
-    assert pictures.name == "animals"
-    assert pictures.classes == ["Zebu", "cat", "dog"]
-    assert pictures.files == ["Zebu/z.tif", "cat/deep/er/a.bmp", "dog/a.png", "dog/b.JPG", "dog/images/c.jpeg"]
-    assert pictures.labels.tolist() == [0, 1, 2, 2, 2]
-    assert [pictures.picture(i).getpixel((0, 0)) for i in (0, 1, 2)] == [50, 40, 20]
-    assert pictures.describe(2) == str(tree / "dog" / "a.png")
+def test_folder_finds_images_at_any_depth_sorted_and_without_hidden_ones(tree):
+    images = folder(tree)
+    assert images.name == "animals"
+    assert images.classes == ["Zebu", "cat", "dog"]
+    assert images.files == ["Zebu/z.tif", "cat/deep/er/a.bmp", "dog/a.png", "dog/b.JPG", "dog/images/c.jpeg"]
+    assert images.labels.tolist() == [0, 1, 2, 2, 2]
+    assert [images.image(i).getpixel((0, 0)) for i in (0, 1, 2)] == [50, 40, 20]
+    assert images.describe(2) == str(tree / "dog" / "a.png")
 
 
 def test_folder_follows_links_but_not_in_circles(tree, tmp_path):
@@ -93,7 +93,7 @@ def test_folder_follows_links_but_not_in_circles(tree, tmp_path):
 
 @pytest.mark.parametrize("link", ["up", "dog/images/up", "aaa"], ids=["class", "inside a class", "first by name"])
 @pytest.mark.parametrize("target", [".", "..", "cat"], ids=["root", "ancestor", "another class"])
-def test_folder_refuses_links_that_lead_to_pictures_of_other_classes(tree, link, target):
+def test_folder_refuses_links_that_lead_to_images_of_other_classes(tree, link, target):
     (tree / link).symlink_to(tree / target)
     leads = os.path.realpath(tree / target)
     with pytest.raises(ValueError, match=rf"animals: {tree / link} leads to {leads}, ") as caught:
@@ -111,18 +111,20 @@ def test_folder_takes_classes_that_are_links_to_elsewhere_but_each_place_once(tr
 
 
 @pytest.mark.parametrize("kind", ["gone", "circle", "pipe"])
-def test_folder_keeps_names_of_pictures_that_are_no_files_for_reading_to_name_them(tree, tmp_path, kind):
+def test_folder_keeps_names_of_images_that_are_no_files_for_reading_to_name_them(tree, tmp_path, kind):
     path = tree / "cat" / "odd.png"
     if kind == "pipe":
         os.mkfifo(path)
     else:
         path.symlink_to(path if kind == "circle" else tmp_path / "nowhere.png")
-    pictures = folder(tree).subset(["cat"])
-    assert pictures.files == ["cat/deep/er/a.bmp", "cat/odd.png"]
-    with pytest.raises(UnreadablePicture, match=f"{path}: not a picture|{path}: a link that leads nowhere") as caught:
-        pictures.picture(1)
+    images = folder(tree).subset(["cat"])
+    assert images.files == ["cat/deep/er/a.bmp", "cat/odd.png"]
+    with pytest.raises(
+        UnreadablePicture, match=f"{path}: not an? (?:image|picture)|{path}: a link that leads nowhere"
+    ) as caught:
+        images.image(1)
     assert "\n" not in str(caught.value)
-    first = pictures.fingerprint
+    first = images.fingerprint
     path.unlink()
     paint(path)
     assert folder(tree).subset(["cat"]).fingerprint != first
@@ -139,29 +141,65 @@ def test_folder_subset_keeps_files_with_their_class(tree):
     ]
 
 
-def test_folder_fingerprint_follows_names_sizes_times_and_classes_and_not_the_place(tree, tmp_path):
-    first = folder(tree).fingerprint
-    assert folder(tree).fingerprint == first
+@pytest.mark.parametrize("kind", ["fingerprint", "change_token"])
+def test_folder_fingerprints_follow_names_and_classes_and_not_the_place(tree, tmp_path, kind):
+    def value(images):
+        return getattr(images, kind)
+
+    first = value(folder(tree))
+    assert value(folder(tree)) == first
     moved = tree.rename(tmp_path / "moved")
-    assert folder(moved).fingerprint == first
-    seen = {first, folder(moved).subset(["cat", "dog"]).fingerprint, folder(moved).subset(["dog", "cat"]).fingerprint}
-    os.utime(moved / "dog" / "a.png", ns=(0, 1))
-    seen.add(folder(moved).fingerprint)
+    assert value(folder(moved)) == first
+    seen = {first, value(folder(moved).subset(["cat", "dog"])), value(folder(moved).subset(["dog", "cat"]))}
     (moved / "dog" / "a.png").rename(moved / "dog" / "aa.png")
-    seen.add(folder(moved).fingerprint)
+    seen.add(value(folder(moved)))
     (moved / "cat").rename(moved / "cot")
-    seen.add(folder(moved).fingerprint)
-    assert len(seen) == 6
+    seen.add(value(folder(moved)))
     again = folder(moved)
-    seen.add(FilePictures(again.name, again.root, again.files, again.labels, ["x", "y", "z"]).fingerprint)
-    assert len(seen) == 7
+    seen.add(value(FileImages(again.name, again.root, again.files, again.labels, ["x", "y", "z"])))
+    assert len(seen) == 6
 
 
-def test_picture_sets_can_be_sent_to_worker_processes(tree):
-    pictures = folder(tree)
-    sent = pickle.loads(pickle.dumps(pictures))
-    assert sent.files == pictures.files
-    assert sent.fingerprint == pictures.fingerprint
+def test_a_copy_with_other_times_has_the_same_fingerprint_and_the_cache_notices_the_times(tree):
+    before, path = folder(tree), tree / "dog" / "a.png"
+    fingerprint, token = before.fingerprint, before.change_token
+    os.utime(path, ns=(0, 1))
+    assert folder(tree).fingerprint == fingerprint
+    assert folder(tree).change_token != token
+
+
+def test_images_of_one_name_and_size_but_other_content_have_another_fingerprint(tmp_path):
+    for place, byte in (("one", b"a"), ("two", b"b")):
+        (tmp_path / place / "x").mkdir(parents=True)
+        (tmp_path / place / "x" / "0.ppm").write_bytes(1000 * byte)
+    one, two = folder(tmp_path / "one", "set"), folder(tmp_path / "two", "set")
+    assert one.fingerprint != two.fingerprint
+
+
+def test_the_former_names_of_sets_and_of_their_method_warn_and_work(tree):
+    from episodes.data import image_dataset
+
+    with pytest.warns(DeprecationWarning, match="use episodes.data.image_dataset.FileImages"):
+        assert image_dataset.FilePictures is FileImages
+    for images in (folder(tree), digits()):
+        with pytest.warns(DeprecationWarning, match="picture is deprecated .* use image"):
+            assert images.picture(0).tobytes() == images.image(0).tobytes()
+
+
+def test_a_set_of_the_users_own_with_the_former_method_is_still_opened():
+    class Former:
+        def picture(self, index):
+            return f"image {index}"
+
+    with pytest.warns(DeprecationWarning, match="Former.picture is deprecated .* use image"):
+        assert open_image(Former(), 3) == "image 3"
+
+
+def test_image_sets_can_be_sent_to_worker_processes(tree):
+    images = folder(tree)
+    sent = pickle.loads(pickle.dumps(images))
+    assert sent.files == images.files
+    assert sent.fingerprint == images.fingerprint
 
 
 def test_folder_refuses_what_is_no_folder_of_classes(tmp_path):
@@ -173,18 +211,20 @@ def test_folder_refuses_what_is_no_folder_of_classes(tmp_path):
     paint(tmp_path / "set" / "full" / "a.png")
     (tmp_path / "set" / "bare").mkdir()
     (tmp_path / "set" / "hollow").mkdir()
-    with pytest.raises(ValueError, match=r"set: class directory .*set/bare \(and 1 more\) holds no pictures"):
+    with pytest.raises(
+        ValueError, match=r"set: class directory .*set/bare \(and 1 more\) holds no (?:images|pictures)"
+    ):
         folder(tmp_path / "set")
 
 
-# --- single pictures
+# --- single images
 
 
-def test_a_missing_file_is_no_unreadable_picture(tree):
-    pictures = folder(tree)
+def test_a_missing_file_is_no_unreadable_image(tree):
+    images = folder(tree)
     (tree / "dog" / "a.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"a\.png"):
-        pictures.picture(2)
+        images.image(2)
 
 
 # --- Omniglot
@@ -201,7 +241,7 @@ def small_omniglot(root, background=7, evaluation=2):
 def test_omniglot_roles_follow_the_alphabets(tmp_path, below):
     small_omniglot(tmp_path / below)
     with pytest.warns(
-        UserWarning, match="has 14 background and 4 evaluation characters, the whole set has 964 and 659"
+        UserWarning, match="has 14 background and 4 evaluation characters; the whole set has 964 and 659"
     ):
         roles = omniglot(tmp_path)
     assert list(roles) == ["base", "val", "novel"]
@@ -328,11 +368,11 @@ def test_real_omniglot_has_its_published_size():
         "Tagalog",
         "Tifinagh",
     ]
-    assert roles["novel"].picture(0).size == (105, 105)
+    assert roles["novel"].image(0).size == (105, 105)
 
 
 @pytest.mark.skipif(not DATA, reason="FEWSHOT_DATA is not set")
 def test_real_tiny_imagenet_opens_by_role():
     opened = open_dataset(f"folder:{Path(DATA) / 'tiny-imagenet'}")
     assert {role: len(part.classes) for role, part in opened.items()} == {"base": 100, "val": 25, "novel": 35}
-    assert opened["novel"].picture(0).size == (64, 64)
+    assert opened["novel"].image(0).size == (64, 64)

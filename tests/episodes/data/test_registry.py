@@ -9,11 +9,11 @@ import pytest
 from episodes.cli.options import parser
 from episodes.data import registry
 from episodes.data.datasets import open_dataset
-from episodes.data.image_dataset import ArrayPictures
+from episodes.data.image_dataset import ArrayImages
 
 
 def blank(name, classes=2):
-    return ArrayPictures(name, np.zeros((classes, 4, 4), dtype=np.uint8), np.arange(classes), list("abcdef"[:classes]))
+    return ArrayImages(name, np.zeros((classes, 4, 4), dtype=np.uint8), np.arange(classes), list("abcdef"[:classes]))
 
 
 @pytest.fixture

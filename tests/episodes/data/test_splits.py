@@ -27,7 +27,7 @@ ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"
 def test_counts_give_disjoint_parts_of_these_sizes_in_the_order_of_the_classes(n, parts, seed):
     classes = [f"c{i}" for i in range(n)]
     if sum(parts) > n:
-        with pytest.raises(ValueError, match=f"classes asked for, and there are {n}"):
+        with pytest.raises(ValueError, match=f"classes in all, and there are {n}"):
             split_classes(classes, parts, seed)
         return
     split = split_classes(classes, parts, seed)
@@ -97,7 +97,7 @@ def test_counts_and_fractions_as_text_and_as_tuples_agree():
         ("/5/2", "split '/5/2': expected three counts"),
         ("0.5/0.1.2/0", "expected three counts"),
         ((5, -1, 2), "expected three counts"),
-        ("8/2/1", "split '8/2/1': 11 classes asked for, and there are 10"),
+        ("8/2/1", "split '8/2/1': 11 classes in all, and there are 10"),
         ("0.8/0.2/0.1", "fractions add up to 1.1, expected at most 1"),
         ("6/0.2/0.2", "fractions add up to 6.4"),
         ("0.9/0.02/0.08", "of 10 classes none is left for val"),
@@ -187,17 +187,15 @@ def test_save_split_refuses_another_ending(tmp_path):
 # --- applied
 
 
-def test_apply_split_gives_pictures_and_banks_the_same_classes():
-    pictures = digits()
-    bank = FeatureBank(torch.ones(len(pictures), 2), pictures.labels, pictures.classes)
-    of_pictures, of_bank = apply_split(pictures, "5/2/3", seed=3), apply_split(bank, "5/2/3", seed=3)
-    assert {role: part.classes for role, part in of_pictures.items()} == split_classes(
-        pictures.classes, "5/2/3", seed=3
-    )
-    for role, part in of_pictures.items():
+def test_apply_split_gives_images_and_banks_the_same_classes():
+    images = digits()
+    bank = FeatureBank(torch.ones(len(images), 2), images.labels, images.classes)
+    of_images, of_bank = apply_split(images, "5/2/3", seed=3), apply_split(bank, "5/2/3", seed=3)
+    assert {role: part.classes for role, part in of_images.items()} == split_classes(images.classes, "5/2/3", seed=3)
+    for role, part in of_images.items():
         assert of_bank[role].classes == part.classes
         assert of_bank[role].labels.tolist() == part.labels.tolist()
-    assert sum(len(part) for part in of_pictures.values()) == len(pictures)
+    assert sum(len(part) for part in of_images.values()) == len(images)
 
 
 def test_apply_split_leaves_out_parts_without_classes():

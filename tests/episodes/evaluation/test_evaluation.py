@@ -42,7 +42,7 @@ def loop(protocol: str, name: str, shots: int, count: int = 6) -> dict[str, floa
         episode = sampler.sample(e, e + 1)
         known = base if generalized else BASE
         # Base classes in the label space are no strangers: only heads that cannot do without are told of them twice.
-        told = known.class_means(root=True) if needs_base(name) or not generalized else None
+        told = known.class_means(power_norm=True) if needs_base(name) or not generalized else None
         head = create(name, mean=known.mean(), background=told)
         if generalized:
             head.write_base(base.class_means(root=head.rooted), base.classes)
@@ -210,9 +210,9 @@ def test_episodes_from_a_file_are_those_that_were_written(tmp_path):
     assert again.results["cosine"]["auroc"] == first.results["cosine"]["auroc"]
     given = run("open", ["cosine"], 1, episodes=Episodes.load(path))
     assert given.results["cosine"]["auroc"] == first.results["cosine"]["auroc"]
-    with pytest.raises(ValueError, match="made for other pictures"):
+    with pytest.raises(ValueError, match="made for other images"):
         evaluate(OTHER, ["cosine"], "open", 4, 1, 5, 3, base=BASE, episodes_file=path)
-    with pytest.raises(ValueError, match="ask for the ways, shots, queries and protocol"):
+    with pytest.raises(ValueError, match="use the ways, shots, queries and protocol"):
         run("open", ["cosine"], 2, episodes_file=path)
 
 
@@ -234,7 +234,7 @@ def test_base_pictures_held_out_are_disjoint_and_of_every_class():
     together = torch.cat([keep.features, held.features])
     assert torch.equal(together.sum(1).sort().values, BASE.features.sum(1).sort().values)
     assert not torch.equal(hold_out(BASE, share=0.25, seed=4)[1].features, held.features)
-    with pytest.raises(ValueError, match="class 'class0' has 1 pictures"):
+    with pytest.raises(ValueError, match="class 'class0' has 1 images"):
         hold_out(bank(2, 1, seed=0), share=0.25)
 
 

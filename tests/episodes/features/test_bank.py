@@ -129,10 +129,10 @@ def test_select_classes_of_neighbouring_items_copies_nothing():
         (["horze"], "no class 'horze' among its 3; did you mean 'horse'"),
         ([3], r"class number 3 is outside 0\.\.2"),
         ([-1], r"class number -1 is outside 0\.\.2"),
-        (["cow", 0], "class 'cow' is asked for twice"),
-        ([], "no classes were asked for"),
+        (["cow", 0], "class 'cow' is given twice"),
+        ([], "no classes are given"),
         ("cow", r"expected a list of classes, got the string 'cow'"),
-        (["ewe"], "none of the classes asked for has items, the first is 'ewe'"),
+        (["ewe"], "none of these classes has items: ewe"),
     ],
     ids=["unknown", "beyond", "negative", "twice", "none", "string", "empty"],
 )
@@ -389,7 +389,7 @@ def test_class_means_of_roots_are_power_means():
     features = torch.randn(12, 5, generator=torch.Generator().manual_seed(3))
     labels = torch.arange(3).repeat(4)
     bank = FeatureBank(features, labels)
-    for number, row in enumerate(bank.class_means(root=True)):
+    for number, row in enumerate(bank.class_means(power_norm=True)):
         roots = features[labels == number].sign() * features[labels == number].abs().sqrt()
         torch.testing.assert_close(row.sign() * row.abs().sqrt(), roots.mean(0))
-    assert not torch.allclose(bank.class_means(root=True), bank.class_means())
+    assert not torch.allclose(bank.class_means(power_norm=True), bank.class_means())

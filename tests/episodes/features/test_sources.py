@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import backbones
-from episodes.data.image_dataset import ArrayPictures
+from episodes.data.image_dataset import ArrayImages
 from episodes.features.bank import FeatureBank
 from episodes.features.extraction import extract
 from episodes.features.sources import banks_by_role, sets_by_role
@@ -54,7 +54,7 @@ def test_a_data_set_named_for_a_role_gives_its_part_of_that_role_and_wins_over_t
 
 
 def test_sets_and_banks_of_the_users_own_go_where_names_go():
-    own = ArrayPictures("own", np.zeros((3, 8, 8), dtype=np.uint8), np.arange(3), ["x", "y", "z"])
+    own = ArrayImages("own", np.zeros((3, 8, 8), dtype=np.uint8), np.arange(3), ["x", "y", "z"])
     bank = FeatureBank(torch.eye(3), ["p", "q", "r"])
     assert classes(sets_by_role(own, base=bank, split="0/0/2")) == {"novel": ["x", "y"], "base": ["p", "q", "r"]}
     assert classes(sets_by_role(bank, split={"base": ["p"], "val": [], "novel": ["q"]})) == {

@@ -48,7 +48,7 @@ def test_a_bank_is_a_meta_dataset():
 
 
 @needs_learn2learn
-def test_pictures_are_a_meta_dataset_and_none_is_opened_to_make_it():
+def test_images_are_a_meta_dataset_and_none_is_opened_to_make_it():
     class Closed:
         name, classes, labels = "closed", ["a", "b"], np.array([0, 1, 1])
         opened = 0
@@ -56,16 +56,16 @@ def test_pictures_are_a_meta_dataset_and_none_is_opened_to_make_it():
         def __len__(self):
             return 3
 
-        def picture(self, index):
+        def image(self, index):
             self.opened += 1
             return Image.new("L", (2, 2), index)
 
-    pictures = Closed()
-    dataset = as_meta_dataset(pictures, transform=lambda picture: torch.tensor(np.asarray(picture).copy()))
+    images = Closed()
+    dataset = as_meta_dataset(images, transform=lambda image: torch.tensor(np.asarray(image).copy()))
     assert dict(dataset.labels_to_indices) == {0: [0], 1: [1, 2]}
-    assert pictures.opened == 0
+    assert images.opened == 0
     item, label = dataset[2]
-    assert (item.tolist(), label, pictures.opened) == ([[2, 2], [2, 2]], 1, 1)
+    assert (item.tolist(), label, images.opened) == ([[2, 2], [2, 2]], 1, 1)
 
 
 @needs_learn2learn
@@ -86,13 +86,13 @@ def test_tasks_are_what_learn2learn_partitions():
 
 
 @needs_learn2learn
-def test_digits_pictures_make_tasks_through_a_backbone():
+def test_digits_images_make_tasks_through_a_backbone():
     import backbones
 
     backbone = backbones.create("conv4")
     taskset = as_taskset(open_dataset("digits")["novel"], ways=2, shots=1, queries=2, transform=backbone.transform)
-    pictures, labels = taskset.sample()
-    assert backbone(pictures).shape == (6, 64)
+    images, labels = taskset.sample()
+    assert backbone(images).shape == (6, 64)
     assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]
 
 
@@ -139,7 +139,7 @@ def test_evaluate_runs_on_tasks_and_finds_learn2learns_accuracy():
 
 
 @needs_learn2learn
-def test_tasks_over_pictures_become_episodes_without_opening_one():
+def test_tasks_over_images_become_episodes_without_opening_one():
     class Closed:
         name, classes, labels = "closed", ["a", "b", "c"], np.arange(3).repeat(4)
 
@@ -202,7 +202,7 @@ def test_their_own_transforms_and_datasets_work_too():
         (lambda b, t: as_taskset(b, shots=2, queries=5), "class 10 has 6 items, and 2 shots and 5 queries need 7"),
         (lambda b, t: as_taskset(b, ways=0), "ways must be at least 1, got 0"),
         (lambda b, t: as_taskset(b, queries=2, num_tasks=0), "num_tasks must be at least 1, or -1"),
-        (lambda b, t: as_meta_dataset(open_dataset("digits")["novel"]), "pictures need transform="),
+        (lambda b, t: as_meta_dataset(open_dataset("digits")["novel"]), "images need transform="),
     ],
 )
 def test_what_cannot_be_a_task_is_refused(call, message):

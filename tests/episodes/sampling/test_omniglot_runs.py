@@ -30,17 +30,17 @@ def test_omniglot_runs_pair_each_test_drawing_with_its_class(tmp_path, place, mo
     write_runs(tmp_path / place)
     monkeypatch.setenv("FEWSHOT_DATA", str(tmp_path))
     with pytest.warns(UserWarning, match="has 2 runs of 3 classes, the whole set has 20 of 20"):
-        pictures, runs = omniglot_runs()
-    assert pictures.classes == [f"run0{r}/class0{c}" for r in (1, 2) for c in (1, 2, 3)]
+        images, runs = omniglot_runs()
+    assert images.classes == [f"run0{r}/class0{c}" for r in (1, 2) for c in (1, 2, 3)]
     assert (runs.support.shape, runs.query.shape, runs.unknown.shape) == ((2, 3, 1), (2, 3, 1), (2, 0, 0))
     for r in range(2):
         for c in range(3):
             shade = 100 * r + 10 * (c + 1)
             training, test = int(runs.support[r, c, 0]), int(runs.query[r, c, 0])
-            assert pictures.picture(training).getpixel((0, 0)) == shade
-            assert pictures.picture(test).getpixel((0, 0)) == shade + 5
-            assert pictures.labels[training] == pictures.labels[test] == int(runs.classes[r, c])
-            assert pictures.classes[pictures.labels[test]] == f"run0{r + 1}/class0{c + 1}"
+            assert images.image(training).getpixel((0, 0)) == shade
+            assert images.image(test).getpixel((0, 0)) == shade + 5
+            assert images.labels[training] == images.labels[test] == int(runs.classes[r, c])
+            assert images.classes[images.labels[test]] == f"run0{r + 1}/class0{c + 1}"
 
 
 def test_omniglot_runs_that_are_not_there_say_where_they_were_sought(tmp_path):
@@ -99,10 +99,10 @@ def test_runs_of_different_sizes_are_refused(tmp_path):
 
 
 def test_real_runs_give_the_number_of_errors_in_results(data_dir, recwarn):
-    pictures, runs = omniglot_runs(data_dir)
+    images, runs = omniglot_runs(data_dir)
     assert not recwarn.list
-    assert (len(pictures), len(runs), runs.classes.shape) == (800, 20, (20, 20))
-    bank = extract(backbones.create("conv4"), pictures)
+    assert (len(images), len(runs), runs.classes.shape) == (800, 20, (20, 20))
+    bank = extract(backbones.create("conv4"), images)
     report = evaluate(bank, ["cosine"], "closed", 20, 1, 1, episodes=runs)
     # 35 of 400 in results/omniglot_lake_runs.md; a processor that rounds otherwise may turn one trial.
     assert 400 * (1 - report.results["cosine"]["accuracy"]["mean"]) == pytest.approx(35, abs=2)

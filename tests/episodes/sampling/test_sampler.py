@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from episodes import Episodes, EpisodeSampler, FeatureBank
+from episodes.data.image_dataset import ArrayImages
 from episodes.sampling import sampler as module
+from episodes.sampling.sampler import check_enough
 from fewshot_nam.memory.native.native_build import library
 
 FIELDS = ["classes", "support", "query", "unknown_classes", "unknown", "base_query", "base_classes"]
 
 
 def bank(*counts: int, seed: int = 0) -> FeatureBank:
-    """Return a bank with so many pictures of each class, in mixed order."""
+    """Return a bank with so many images of each class, in mixed order."""
     labels = np.repeat(np.arange(len(counts)), counts)
     np.random.default_rng(seed).shuffle(labels)
     return FeatureBank(torch.ones(len(labels), 2), labels, [f"class{i}" for i in range(len(counts))])
@@ -56,6 +58,25 @@ def test_seeds_and_episodes_differ():
     assert not torch.equal(first.support[0], first.support[1])
 
 
+def test_the_last_seed_of_32_bits_keeps_its_episodes():
+    drawn = EpisodeSampler(bank(*[20] * 12), seed=2**32 - 1).sample(0, 1)
+    assert drawn.classes[0].tolist() == [8, 7, 9, 4, 3]  # computed once
+
+
+@pytest.mark.parametrize("seed", [0, 1, 5])
+def test_large_seeds_share_no_stream_with_small_ones(seed):
+    """Words of a large seed once stood where a small seed has purpose and block: 2**32 + 5 drew what 5 draws elsewhere."""
+    large = [EpisodeSampler(bank(*[20] * 12), seed=seed + (high << 32)) for high in (1, 2, 3)]
+    small = EpisodeSampler(bank(*[20] * 12), seed=seed)
+    streams = {
+        tuple(sampler._raw(purpose, block, 4))
+        for sampler in [small, *large]
+        for purpose in range(3)
+        for block in range(4)
+    }
+    assert len(streams) == 4 * 3 * 4
+
+
 def test_more_shots_keep_the_classes():
     one, five = (EpisodeSampler(bank(*[30] * 12), shots=shots).sample(0, 50) for shots in (1, 5))
     assert torch.equal(one.classes, five.classes)
@@ -63,7 +84,7 @@ def test_more_shots_keep_the_classes():
 
 
 @given(st.data())
-def test_every_picture_is_of_its_class_and_used_once(data):
+def test_every_image_is_of_its_class_and_used_once(data):
     ways, open_ways = data.draw(st.integers(1, 4)), data.draw(st.integers(0, 3))
     shots, queries = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
     counts = data.draw(st.lists(st.integers(7, 12), min_size=7, max_size=9))
@@ -78,13 +99,13 @@ def test_every_picture_is_of_its_class_and_used_once(data):
     assert (source.labels[drawn.query] == drawn.classes[..., None]).all()
     assert (source.labels[drawn.unknown] == drawn.unknown_classes[..., None]).all()
     assert (base.labels[drawn.base_query] == drawn.base_classes).all()
-    pictures = torch.cat([drawn.support.flatten(1), drawn.query.flatten(1), drawn.unknown.flatten(1)], dim=1)
-    for used in (torch.cat([drawn.classes, drawn.unknown_classes], dim=1), pictures, drawn.base_query):
+    images = torch.cat([drawn.support.flatten(1), drawn.query.flatten(1), drawn.unknown.flatten(1)], dim=1)
+    for used in (torch.cat([drawn.classes, drawn.unknown_classes], dim=1), images, drawn.base_query):
         ordered = used.sort(dim=1).values
         assert (ordered[:, 1:] != ordered[:, :-1]).all()
 
 
-def test_all_pictures_of_a_class_can_be_asked_for():
+def test_all_images_of_a_class_can_be_asked_for():
     drawn = EpisodeSampler(bank(4, 4, 4), ways=2, shots=1, queries=3, open_ways=1).sample(0, 5)
     assert (torch.cat([drawn.support, drawn.query], dim=2).sort(dim=2).values.diff(dim=2) > 0).all()
 
@@ -116,7 +137,7 @@ def test_saved_episodes_come_back(tmp_path):
     drawn = EpisodeSampler(source, base=source).sample(0, 10)
     drawn.save(tmp_path / "episodes.safetensors", source.fingerprint)
     assert equal(Episodes.load(tmp_path / "episodes.safetensors", source.fingerprint), drawn)
-    with pytest.raises(ValueError, match="was made for other pictures or classes"):
+    with pytest.raises(ValueError, match="was made for other images or classes"):
         Episodes.load(tmp_path / "episodes.safetensors", bank(*[21] * 12).fingerprint)
 
 
@@ -136,9 +157,9 @@ def test_a_file_that_is_cut_short_or_foreign_is_refused(tmp_path):
 def test_episodes_of_another_shape_or_bank_are_refused():
     sampler = EpisodeSampler(bank(*[20] * 12))
     sampler.check(sampler.sample(3, 9))
-    with pytest.raises(ValueError, match=r"support of shape \(5, 2\) each, and \(5, 1\) is asked for"):
+    with pytest.raises(ValueError, match=r"support of shape \(5, 2\) each, expected \(5, 1\)"):
         sampler.check(EpisodeSampler(bank(*[20] * 12), shots=2).sample(0, 2))
-    with pytest.raises(ValueError, match="index pictures that the bank of 240 does not have"):
+    with pytest.raises(ValueError, match="index images that the bank of 240 does not have"):
         sampler.check(EpisodeSampler(bank(*[50] * 12)).sample(0, 20))
 
 
@@ -149,8 +170,8 @@ def spoilt(**changes) -> Episodes:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda e: {"query": e.query.clone().index_copy(2, torch.tensor([0]), e.support)}, "use a picture twice"),
-        (lambda e: {"support": e.support.roll(1, dims=1)}, "not of the class they stand under"),
+        (lambda e: {"query": e.query.clone().index_copy(2, torch.tensor([0]), e.support)}, "use an image twice"),
+        (lambda e: {"support": e.support.roll(1, dims=1)}, "not of the class they are listed under"),
         (lambda e: {"support": e.support.float()}, "expected int64"),
         (lambda e: {"query": e.query[:3]}, "as many of each"),
         (lambda e: {name: getattr(e, name)[:0] for name in FIELDS}, "at least one"),
@@ -167,9 +188,9 @@ def test_episodes_that_would_mislead_are_refused(change, message):
     [
         ({"ways": 9, "open_ways": 4}, "9 ways and 4 unknown ways need 13 classes, and there are 12"),
         ({"ways": 13, "open_ways": 0}, "13 ways need 13 classes"),
-        ({"shots": 3}, "class 'class7' has 17 pictures, and 3 shots and 15 queries need 18"),
-        ({"queries": 17}, "class 'class7' has 17 pictures"),
-        ({"open_queries": 18}, "class 'class7' has 17 pictures"),
+        ({"shots": 3}, "class 'class7' has 17 images, and 3 shots and 15 queries need 18"),
+        ({"queries": 17}, "class 'class7' has 17 images"),
+        ({"open_queries": 18}, "class 'class7' has 17 images"),
         ({"ways": 0}, "ways must be at least 1, got 0"),
         ({"shots": 0}, "shots must be at least 1"),
         ({"queries": -1}, "queries must be at least 1"),
@@ -183,12 +204,29 @@ def test_too_little_is_named(options, message):
         EpisodeSampler(source, **options)
 
 
-def test_base_classes_whose_pictures_are_used_up_pass_their_queries_on():
+@pytest.mark.parametrize("kind", ["bank", "images"])
+def test_images_can_be_checked_before_their_features_are_extracted(kind):
+    labels = np.repeat(np.arange(3), [4, 5, 6])
+    data = (
+        FeatureBank(torch.ones(15, 2), labels, ["a", "b", "c"])
+        if kind == "bank"
+        else ArrayImages("set", np.zeros((15, 2, 2), dtype=np.uint8), labels, ["a", "b", "c"])
+    )
+    check_enough(data, ways=2, shots=1, queries=3, open_ways=1)
+    with pytest.raises(
+        ValueError, match=r"5 ways and 5 unknown ways need 10 classes, and there are 3: .*closed protocol"
+    ):
+        check_enough(data)
+    with pytest.raises(ValueError, match="class 'a' has 4 images, and 1 shots and 4 queries need 5"):
+        check_enough(data, ways=2, shots=1, queries=4, open_ways=0)
+
+
+def test_base_classes_whose_images_are_used_up_pass_their_queries_on():
     base = bank(2, 0, 3)
     drawn = EpisodeSampler(bank(*[20] * 12), base=base, base_queries=5).sample(0, 40)
     assert (drawn.base_query.sort(dim=1).values == torch.arange(5)).all()
     assert (base.labels[drawn.base_query] == drawn.base_classes).all()
-    with pytest.raises(ValueError, match="6 base queries an episode need as many base pictures, and there are 5"):
+    with pytest.raises(ValueError, match="6 base queries an episode need as many base images, and there are 5"):
         EpisodeSampler(bank(*[20] * 12), base=base, base_queries=6)
 
 

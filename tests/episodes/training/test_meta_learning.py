@@ -153,7 +153,7 @@ def test_adapting_leaves_the_start_alone(algorithm):
             lambda: meta_train(bank(0, 3), ways=4),
             "'maml' is meta-trained on episodes of base classes: 4 ways need 4 classes",
         ),
-        (lambda: meta_train(bank(0, 3, each=5), ways=2), "has 5 pictures, and 1 shots and 15 queries need 16"),
+        (lambda: meta_train(bank(0, 3, each=5), ways=2), "has 5 images, and 1 shots and 15 queries need 16"),
         (lambda: meta_train(bank(0, 6), "reptile"), "algorithm must be one of maml, anil, got 'reptile'"),
         (lambda: meta_train(bank(0, 6), iterations=0), "iterations must be at least 1, got 0"),
         (lambda: head("maml", ways=0), "ways must be at least 1, got 0"),

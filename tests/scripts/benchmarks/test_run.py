@@ -206,7 +206,7 @@ def test_features_that_differ_are_not_timed(part, monkeypatch, tmp_path):
     problem = script.SHORT[0]
     backbone = script.backbones.create("conv4", pretrained=False)
     dataset = script.made(problem.source, 4, tmp_path)
-    batches = [script.PictureBatches(dataset, backbone.transform, 4, False)[0].pictures]
+    batches = [script.ImageBatches(dataset, backbone.transform, 4, False)[0].images]
     assert "gives the forward's bits" in script.same_features(backbone, dataset, batches, 4)
     with pytest.raises(SystemExit, match="not the same work: extract is"):
         script.same_features(backbone, dataset, [batches[0] * 1.001], 4)
