@@ -1,4 +1,15 @@
-"""The shared memory library: networks that write to and read from a Neural Attention Memory. It depends on torch alone."""
+"""The memory library: Neural Attention Memory (NAM) and the networks built on it. It depends only on torch.
+
+- ``primitives``: unit keys, read and write, and writes of several pairs in order (``write_sequence``) or jointly (``write_block``);
+- ``scan``: a whole sequence of writes and reads, fast (``memory_scan``), or one step of it (``memory_step``);
+- ``attention`` and ``transformer``: attention through a memory, and the NAM-Transformer encoder;
+- ``lsam``: a recurrent network with a memory in place of an LSTM's cell state;
+- ``turing``: the NAM Turing Machine, whose tapes are memories;
+- ``tensor``: a memory with several levels of keys;
+- ``native``: compiled code, and ``build_kernels``.
+
+Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422). Each module names its equations and its departures.
+"""
 
 from fewshot_nam.memory.attention import NAMAttention, outer_product_attention
 from fewshot_nam.memory.lsam.layer import LSAM, LSAMCell

@@ -1,13 +1,13 @@
-"""Normalized outer-product attention: a sequence attends to itself through one memory, without a T x T score matrix.
+"""Normalized outer-product attention: attention through one memory for each head, without a T x T score matrix.
 
 Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422, and the ICLR-2023 submission of that name), the efficient
-attention of the NAM-Transformer: every token is written once without erase, ``M = sum_s p_w,s v_s k_s^T``, and every token reads,
-``out_t = p_r,t M q_t``, with unit keys and queries. With gates 1 that is ``Out = mu(Q) (mu(K)^T V)``: linear in the length, and
-no denominator. With orthonormal keys a query that equals key ``s`` reads exactly ``p_w,s v_s`` (Theorem 2).
+attention of the NAM-Transformer: every token is written without erase, ``M = sum_s p_w,s v_s k_s^T``, and every token reads
+``out_t = p_r,t M q_t``, with unit keys and queries. With gates of 1 this is ``Out = mu(Q) (mu(K)^T V)``: its cost is linear in the
+length, and there is no denominator. With orthonormal keys, a query equal to key ``s`` reads exactly ``p_w,s v_s`` (Theorem 2).
 
-Where this departs from the authors' code: padding is really left out of the memory; a zero vector gives no NaN; the causal form
-(``M`` as prefix sums) and the scaling by the number of tokens are ours. So is ``NAMAttention(erase=True)``, where tokens are
-written one after another by the full rule ``M + p_w v k^T - p_e M k k^T``, which makes room for repeated keys.
+Departures from the authors' code: padding is left out of the memory, and a zero vector gives no NaN. The following are not in the
+paper: the causal form (``M`` as prefix sums), the scaling by the number of tokens, and ``NAMAttention(erase=True)``, which writes
+tokens in order by the full rule ``M + p_w v k^T - p_e M k k^T`` and so replaces the values of repeated keys.
 
 Legend: ``B`` sequences, ``T`` queries, ``S`` keys, ``H`` heads, ``D_k`` and ``D_v`` the sizes of a key and a value,
 ``E`` the width of a token.
@@ -27,16 +27,16 @@ from fewshot_nam.memory.torch_modes import full_precision
 from fewshot_nam.memory.validation import check_alike, check_mask, check_tensor
 
 Scale = float | Literal["1/S", "1/sqrt(S)"] | None
-"""What the outputs are multiplied by: nothing, a number, or one over (the root of) the number of tokens in the memory."""
+"""A factor of the outputs: None (1), a number, or one over the number of tokens ``S`` in the memory or over its root."""
 
 
 class NAMAttentionState(NamedTuple):
-    """What a causal ``NAMAttention`` has seen so far: of one size, however much that was."""
+    """The state of a causal ``NAMAttention`` after some tokens. Its size does not depend on their number."""
 
     memory: Tensor
     """``(B, H, D_v, D_k)``, float32 at least."""
     tokens: Tensor
-    """``(B,)`` int64: how many tokens are in it."""
+    """``(B,)`` int64: the number of tokens written."""
 
 
 def outer_product_attention(
@@ -52,25 +52,25 @@ def outer_product_attention(
     initial_memory: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Return what every query reads from the memory of all pairs (or of the pairs up to it), and that memory.
+    """Return what every query reads from the memory of all pairs (causal: of the pairs up to it), and the memory of all pairs.
 
     ``M = M_0 + sum_s p_w,s v_s k_s^T`` and ``out_t = scale p_r,t M q_t``; the causal form sums over ``s <= t``, which is
     ``memory_scan`` with ``p_erase = 0``.
 
     Args:
-        q: ``(B, T, H, D_k)`` queries, taken as given like the keys: unit length is the caller's (``unit`` does it).
+        q: ``(B, T, H, D_k)`` queries, used as given, like the keys: call ``unit`` first where you need unit length.
         k: ``(B, S, H, D_k)`` keys. ``S`` may differ from ``T`` (cross-attention) unless ``causal``.
         v: ``(B, S, H, D_v)`` values.
         p_read: read probability, a float or ``(B, T, H)``; None is 1.
         p_write: write probability, a float or ``(B, S, H)``; None is 1.
-        mask: ``(B, S)`` bool, True where there is a token: elsewhere nothing is written, whatever stands there (NaN included).
-            In the causal form the outputs elsewhere are 0. None: tokens everywhere.
-        causal: let query ``t`` read only what was written by tokens ``0 .. t``.
-        scale: what the outputs are multiplied by: None (the paper: 1), a number, ``"1/S"`` or ``"1/sqrt(S)"``, where S is the
-            number of tokens in the memory that is read (those that ``mask`` shows; in the causal form, up to the query).
-        initial_memory: ``(B, H, D_v, D_k)``, what was written before. Default: zeros.
-        backend: how the causal form is run, see ``memory_scan``: "chunk-autograd" gives second derivatives. (The other form is a
-            pair of matrix products, which torch differentiates as often as wanted.)
+        mask: ``(B, S)`` bool, True where there is a token. Elsewhere nothing is written, even if the inputs are NaN there, and
+            the outputs of the causal form are 0. None: tokens everywhere.
+        causal: query ``t`` reads only what tokens ``0 .. t`` wrote.
+        scale: a factor of the outputs: None (1, as in the paper), a number, ``"1/S"`` or ``"1/sqrt(S)"``, where S is the number of
+            tokens in the memory that is read (without padding; in the causal form, up to the query).
+        initial_memory: ``(B, H, D_v, D_k)``, to which the pairs are added. Default: zeros.
+        backend: how the causal form is computed, see ``memory_scan``: "chunk-autograd" gives second derivatives. (The other form
+            is two matrix products, which always have them.)
 
     Returns:
         The outputs ``(B, T, H, D_v)`` in the dtype of ``v``, and the memory of all pairs ``(B, H, D_v, D_k)``, in float32 at
@@ -78,8 +78,8 @@ def outer_product_attention(
 
     Raises:
         TypeError: not tensors of one floating dtype, or a mask that is not boolean.
-        ValueError: shapes or devices do not fit, ``causal`` with ``S != T``, an unknown ``scale``, or a scale by S on top of
-            ``initial_memory``, whose number of tokens nobody knows.
+        ValueError: shapes or devices do not fit, ``causal`` with ``S != T``, an unknown ``scale``, or a scale by S with
+            ``initial_memory``, whose number of tokens is not known.
     """
     _check_arguments(q, k, v, p_read, p_write, mask, initial_memory)
     _check_scale("outer_product_attention", scale)
@@ -102,7 +102,7 @@ def outer_product_attention(
     with full_precision(v.device):
         q, k, v = q.to(working), k.to(working), _gated(v.to(working), p_write)
         if mask is not None:
-            # Both of them: a NaN in one would survive the product with a zero in the other.
+            # Both: NaN in one of them times 0 in the other is NaN.
             k, v = (x.masked_fill(~mask[:, :, None, None], 0.0) for x in (k, v))
         memory = torch.einsum("bshv,bshk->bhvk", v, k)
         if initial_memory is not None:
@@ -115,28 +115,37 @@ def outer_product_attention(
 class NAMAttention(nn.Module):
     """Multi-head self-attention through a Neural Attention Memory: unit keys and queries, one memory for each head.
 
-    Without ``erase`` this is the attention of the paper's NAM-Transformer, ``Out = mu(Q) (mu(K)^T V)`` a head. With ``erase``
-    tokens are written in order by ``M + p_w v k^T - p_e M k k^T`` with a learned ``p_e = sigmoid(W_e x + b_e)``, one a head and
-    token. Causal, every token reads the memory as it is after its own write; otherwise every token reads the memory as it is
-    after the last write (with ``erase`` that depends on the order of tokens, without it does not).
+    Without ``erase`` this is the attention of the paper's NAM-Transformer, ``Out = mu(Q) (mu(K)^T V)`` for each head. With
+    ``erase``, tokens are written in order by ``M + p_w v k^T - p_e M k k^T`` with a learned ``p_e = sigmoid(W_e x + b_e)`` for each
+    head and token. In the causal form every token reads the memory after its own write; otherwise every token reads the memory
+    after the last write (which depends on the order of tokens only with ``erase``).
 
-    Nothing is dropped inside: there are no attention weights to drop.
+    There is no dropout inside, since there are no attention weights.
 
     Args:
         embed_dim: ``E``, the width of a token, a multiple of ``num_heads``.
         num_heads: ``H``; keys, queries and values have ``E / H`` features.
-        erase: learn a ``p_erase``, and write in order.
-        gates: learn ``p_read`` and ``p_write``, ``sigmoid(W x + b)``, one a head and token. Default: both are 1.
-        scale: None (the paper), a number, ``"1/S"`` or ``"1/sqrt(S)"``: see ``outer_product_attention``. Without erase only: a
-            memory that erases does not grow with its tokens.
+        erase: learn ``p_erase``, and write tokens in order.
+        gates: learn ``p_read`` and ``p_write``, ``sigmoid(W x + b)`` for each head and token. Default: both are 1.
+        scale: None (as in the paper), a number, ``"1/S"`` or ``"1/sqrt(S)"``: see ``outer_product_attention``. Only without
+            ``erase``: with it the memory does not grow with the number of tokens.
         backend: how sequences are scanned, see ``memory_scan``.
-        bias: give the projections a bias.
+        bias: whether the projections have a bias.
         batch_first: ``(B, T, E)`` in and out. Default, as in torch: ``(T, B, E)``.
         device: where the parameters are made.
         dtype: their dtype.
 
     Raises:
-        ValueError: sizes that do not fit, or a scale with ``erase``.
+        ValueError: sizes that do not fit, an unknown backend, or a scale with ``erase``.
+
+    Example:
+        >>> attention = NAMAttention(embed_dim=16, num_heads=4, erase=True, batch_first=True)
+        >>> x = torch.randn(2, 5, 16)
+        >>> outputs = attention(x, is_causal=True)
+        >>> state = attention.init_state(batch_size=2)
+        >>> for token in x.unbind(1):  # the same, one token at a time
+        ...     output, state = attention.step(token, state)
+        >>> torch.testing.assert_close(output, outputs[:, -1])
     """
 
     def __init__(
@@ -171,7 +180,7 @@ class NAMAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew: Xavier-uniform for queries, keys, values and outputs each, biases 0, so gates begin at 1/2."""
+        """Initialise weights Xavier-uniformly (queries, keys, values and outputs each) and biases to 0: gates start at 1/2."""
         for weight in [*self.in_proj.weight.detach().chunk(3), self.out_proj.weight]:
             nn.init.xavier_uniform_(weight)
         if self.gate_proj is not None:
@@ -181,14 +190,14 @@ class NAMAttention(nn.Module):
                 nn.init.zeros_(part.bias)
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Return what every token reads, shaped as ``x``.
+        """Return the output for every token, in the shape of ``x``.
 
         Args:
             x: ``(T, B, E)``, or ``(B, T, E)`` with ``batch_first``; or one sequence ``(T, E)``.
             key_padding_mask: ``(B, T)``, or ``(T,)`` for one sequence, as in torch: True, or -inf in a float mask, is padding.
-                Padding is neither written nor reads, and what stands there (NaN included) reaches neither outputs nor
-                gradients. A sequence of nothing but padding gives no NaN.
-            is_causal: let a token read only itself and what came before.
+                Padding is not written, its outputs are those of an empty read, and its values (NaN included) affect neither
+                outputs nor gradients. A sequence of only padding gives no NaN.
+            is_causal: a token reads only what it and earlier tokens wrote.
 
         Raises:
             TypeError: not a tensor of the dtype of the weights (under autocast: of a floating dtype), or a mask neither bool
@@ -203,7 +212,7 @@ class NAMAttention(nn.Module):
         return self._attend(tokens, self.init_state(len(tokens)), mask, is_causal)[0]
 
     def init_state(self, batch_size: int) -> NAMAttentionState:
-        """Return the state of ``batch_size`` sequences of which nothing was seen yet."""
+        """Return the state of ``batch_size`` sequences before their first token."""
         weight, width = self.out_proj.weight, self.embed_dim // self.num_heads
         memory = weight.new_zeros(batch_size, self.num_heads, width, width, dtype=_working_dtype(weight))
         return NAMAttentionState(memory, torch.zeros(batch_size, dtype=torch.int64, device=weight.device))
@@ -211,32 +220,36 @@ class NAMAttention(nn.Module):
     def extend(
         self, x: Tensor, state: NAMAttentionState, key_padding_mask: Tensor | None = None
     ) -> tuple[Tensor, NAMAttentionState]:
-        """Return the causal outputs for further tokens, and the state after them; ``state`` is left as it is.
+        """Return the causal outputs for further tokens, and the state after them; ``state`` does not change.
 
-        Several calls, or steps in between, give the numbers of one causal ``forward`` over all tokens.
+        Any sequence of ``extend`` and ``step`` gives the results of one causal ``forward`` over all tokens.
 
         Args:
             x: ``(T, B, E)``, or ``(B, T, E)`` with ``batch_first``.
-            state: of ``init_state``, ``extend`` or ``step``.
-            key_padding_mask: ``(B, T)``, see ``forward``, as for what is raised.
+            state: a result of ``init_state``, ``extend`` or ``step``.
+            key_padding_mask: ``(B, T)``, see ``forward``.
+
+        Raises:
+            TypeError: as ``forward``, or ``state`` is no state.
+            ValueError: as ``forward``, or the shapes of the state do not fit.
         """
         tokens, mask = self._batch_first("NAMAttention.extend", x, key_padding_mask)
         self._check_state("NAMAttention.extend", state, len(tokens))
         return self._attend(tokens, state, mask, causal=True)
 
     def step(self, x: Tensor, state: NAMAttentionState) -> tuple[Tensor, NAMAttentionState]:
-        """Return the causal output for one further token of every sequence, and the state after it, at a cost that does not grow.
+        """Return the causal output for one further token of every sequence, and the state after it, at a constant cost.
 
         Args:
             x: ``(B, E)``.
-            state: of ``init_state``, ``extend`` or ``step``; it is left as it is.
+            state: a result of ``init_state``, ``extend`` or ``step``. It does not change.
 
         Returns:
             ``(B, E)`` and the new state.
 
         Raises:
-            TypeError: not a tensor of the dtype of the weights (under autocast: of a floating dtype), or no state.
-            ValueError: shapes or devices do not fit, those of the state included.
+            TypeError: not a tensor of the dtype of the weights (under autocast: of a floating dtype), or ``state`` is no state.
+            ValueError: shapes or devices of ``x`` or the state do not fit.
         """
         check_tokens("NAMAttention.step", "x", x, ("B", self.embed_dim), self.in_proj.weight)
         self._check_state("NAMAttention.step", state, len(x))
@@ -254,14 +267,14 @@ class NAMAttention(nn.Module):
         )
 
     def _batch_first(self, where: str, x: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return ``x``, checked and blank at padding, as ``(B, T, E)``; and where there are tokens ``(B, T)``, or None."""
+        """Return ``x``, checked and with zeros at padding, as ``(B, T, E)``; and a mask ``(B, T)``, True at tokens, or None."""
         x, padding = without_padding(where, "x", x, key_padding_mask, self.batch_first, self.in_proj.weight)
         return x if self.batch_first else x.transpose(0, 1), None if padding is None else ~padding
 
     def _attend(
         self, x: Tensor, state: NAMAttentionState, mask: Tensor | None, causal: bool
     ) -> tuple[Tensor, NAMAttentionState]:
-        """Return the outputs for ``x`` ``(B, T, E)``, in the layout of the callers, and the state after them."""
+        """Return the outputs for ``x`` ``(B, T, E)``, in the layout that ``batch_first`` says, and the state after them."""
         q, k, v, p_read, p_write, p_erase = self._project(x)
         if p_erase is None:
             outputs, memory = outer_product_attention(
@@ -285,7 +298,7 @@ class NAMAttention(nn.Module):
         """Return unit queries, unit keys and values ``(..., H, D)``, then read, write and erase gates ``(..., H)`` or None."""
         heads = self.in_proj(x).unflatten(-1, (3, self.num_heads, -1))
         working = _working_dtype(heads)
-        # Lengths are taken in float32; the products may be of half precision, where a GPU has fast ones.
+        # Vectors are normalised in float32; the products may be in half precision, which is fast on a GPU.
         q, k = unit(heads[..., :2, :, :].to(working)).to(heads.dtype).unbind(-3)
         v = heads[..., 2, :, :]
         p_read: Tensor | None = None
@@ -316,7 +329,7 @@ class NAMAttention(nn.Module):
 
 
 def _gated(vectors: Tensor, gate: Gate | None) -> Tensor:
-    """Return ``(B, T, H, D)`` vectors times their gates ``(B, T, H)``."""
+    """Return vectors ``(B, T, H, D)`` times their gates ``(B, T, H)``."""
     if gate is None:
         return vectors
     return vectors * (gate.to(vectors.dtype).unsqueeze(-1) if isinstance(gate, Tensor) else gate)
@@ -333,7 +346,7 @@ def _scaled(outputs: Tensor, scale: Scale, tokens: Tensor) -> Tensor:
     if scale is None:
         return outputs
     if isinstance(scale, str):
-        # Counted in float32 at least: float16 ends at 65504. Where there is no token the read is 0, whatever it is divided by.
+        # Counted in float32 at least: the largest float16 is 65504. Where there is no token the read is 0, divided by 1.
         count = tokens[:, :, None, None].clamp_min(1).to(_working_dtype(outputs))
         return (outputs / (count if scale == "1/S" else count.sqrt())).to(outputs.dtype)
     return outputs * scale

@@ -1,4 +1,4 @@
-"""At the door of an attention layer: its tokens checked against its weights, and padding blanked out."""
+"""Checks of the tokens of an attention layer, and padding replaced by zeros."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from fewshot_nam.memory.validation import check_alike, check_mask, check_tensor
 
 
 def check_tokens(where: str, name: str, x: Tensor, shape: tuple[int | str, ...], weight: Tensor) -> None:
-    """Refuse tokens that are not of ``shape``, or not of the device and (but under autocast) the dtype of ``weight``.
+    """Raise unless the tokens have ``shape``, and the device and (except under autocast) the dtype of ``weight``.
 
     Raises:
-        TypeError: not a floating tensor, or another dtype.
-        ValueError: another shape or device.
+        TypeError: they are not a floating tensor, or of another dtype.
+        ValueError: they have another shape or device.
     """
     check_tensor(where, name, x, shape)
     device = weight.device.type
@@ -26,19 +26,19 @@ def without_padding(
 ) -> tuple[Tensor, Tensor | None]:
     """Return ``x`` with zeros at padding, and the mask as a boolean one.
 
-    Hiding padding later is not enough: a NaN there times a gradient of 0 is a NaN in the gradient of a weight.
+    Masking outputs later is not enough: NaN at padding, times a gradient of 0, gives NaN in the gradient of a weight.
 
     Args:
-        where: what was called, for messages.
-        name: of ``x``, for messages.
+        where: the name of the called function, for messages.
+        name: the name of ``x``, for messages.
         x: ``(T, B, E)``, ``(B, T, E)`` if ``batch_first``, or ``(T, E)``.
         key_padding_mask: ``(B, T)``, for one sequence ``(T,)``; see ``padding_as_bool``. None: no padding.
-        batch_first: which layout it is.
-        weight: ``(..., E)``, of the dtype and device that ``x`` must have: see ``check_tokens``.
+        batch_first: whether the layout is ``(B, T, E)``.
+        weight: ``(..., E)``, with the dtype and device that ``x`` must have: see ``check_tokens``.
 
     Raises:
-        TypeError: see ``check_tokens`` and ``padding_as_bool``.
-        ValueError: likewise, or a mask of another shape.
+        TypeError: as ``check_tokens`` and ``padding_as_bool``.
+        ValueError: as these, or the mask has another shape.
     """
     one_sequence = isinstance(x, Tensor) and x.dim() == 2
     layout = "T" if one_sequence else "BT" if batch_first else "TB"
@@ -53,15 +53,15 @@ def without_padding(
 
 
 def padding_as_bool(where: str, mask: Tensor) -> Tensor:
-    """Return a padding mask of torch's two kinds as a boolean one, True where there is padding.
+    """Return a boolean or float padding mask as a boolean one, True at padding.
 
     Args:
-        where: what was called, for the message.
-        mask: bool (True: padding), or float (-inf: padding, 0: a token).
+        where: the name of the called function, for the message.
+        mask: bool (True: padding) or float (-inf: padding, 0: a token), as in ``torch.nn.MultiheadAttention``.
 
     Raises:
-        TypeError: neither bool nor float.
-        ValueError: other numbers: a token cannot be half there. (Not looked at while torch traces the call.)
+        TypeError: it is neither bool nor float.
+        ValueError: it has other values than 0 and -inf. (Not checked while torch traces the call.)
     """
     if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__

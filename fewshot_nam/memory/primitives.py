@@ -1,10 +1,10 @@
-"""The ground floor of Neural Attention Memory: unit keys, read, write, and the write of several pairs in turn or at once.
+"""The primitives of Neural Attention Memory (NAM): unit keys, read, write, and writes of several pairs, in order or jointly.
 
 Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422), section 3: ``RD(M, q, p_r) = p_r M q`` and
 ``WR(M, k, v, p_w, p_e) = M + p_w v k^T - p_e M k k^T``. Theorem 1: with a unit key, ``RD(WR(M, k, v, 1, 1), k, 1) = v`` for any
 ``M``. Theorem 2: with orthonormal keys and ``p_e = 0`` from an empty memory, every pair reads back ``p_w v``.
-``write_sequence`` is ``write`` for several pairs one after another, in closed form. ``write_block`` is ours: several pairs
-written at once, in no order.
+``write_sequence`` gives in closed form what ``write`` gives for several pairs, one after another. ``write_block`` is not in the
+paper: it writes several pairs jointly, so that their order does not matter.
 
 Every function works over any leading (batch) dimensions, which broadcast, and is differentiable. Legend: ``D_k`` and ``D_v``
 are the sizes of a key and a value, ``n`` is a number of pairs.
@@ -36,7 +36,7 @@ def read(memory: Tensor, query: Tensor, p_read: Gate = 1.0) -> Tensor:
 
     Args:
         memory: ``(..., D_v, D_k)``.
-        query: ``(..., D_k)``, taken as given: unit length is the caller's (``unit`` does it).
+        query: ``(..., D_k)``, used as given: call ``unit`` first where you need unit length.
         p_read: read probability, a float or ``(...)``.
 
     Returns:
@@ -44,6 +44,11 @@ def read(memory: Tensor, query: Tensor, p_read: Gate = 1.0) -> Tensor:
 
     Raises:
         ValueError: the width of the query is not that of the memory's keys.
+
+    Example:
+        >>> memory = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]])
+        >>> read(memory, torch.tensor([0.0, 1.0, 0.0]))
+        tensor([0., 3.])
     """
     _check_width("read", "query", query, memory)
     # A row times a matrix: the product with a column takes several times as long on a CPU.
@@ -52,13 +57,13 @@ def read(memory: Tensor, query: Tensor, p_read: Gate = 1.0) -> Tensor:
 
 
 def write(memory: Tensor, key: Tensor, value: Tensor, p_write: Gate = 1.0, p_erase: Gate = 1.0) -> Tensor:
-    """Return ``M + p_w v k^T - p_e M k k^T``, a new memory in which ``key`` leads to ``value``; ``memory`` is left as it is.
+    """Return ``M + p_w v k^T - p_e M k k^T``, a new memory in which ``key`` leads to ``value``; ``memory`` does not change.
 
     With ``p_e = 0`` this is linear attention, with ``p_w = p_e`` the delta rule.
 
     Args:
         memory: ``(..., D_v, D_k)``.
-        key: ``(..., D_k)``, taken as given: unit length is the caller's (``unit`` does it), and the theorems need it.
+        key: ``(..., D_k)``, used as given. The theorems need unit length: call ``unit`` first.
         value: ``(..., D_v)``.
         p_write: write probability, a float or ``(...)``.
         p_erase: erase probability, a float or ``(...)``.
@@ -68,6 +73,15 @@ def write(memory: Tensor, key: Tensor, value: Tensor, p_write: Gate = 1.0, p_era
 
     Raises:
         ValueError: the width of the key or the value does not fit the memory.
+
+    Example:
+        >>> key = unit(torch.tensor([0.0, 4.0]))
+        >>> memory = write(torch.zeros(3, 2), key, torch.tensor([1.0, 2.0, 3.0]))
+        >>> read(memory, key)
+        tensor([1., 2., 3.])
+        >>> memory = write(memory, key, torch.tensor([7.0, 8.0, 9.0]))  # replaces the value
+        >>> read(memory, key)
+        tensor([7., 8., 9.])
     """
     _check_width("write", "key", key, memory)
     _check_width("write", "value", value, memory)
@@ -87,12 +101,12 @@ def write_block(
 
     ``K`` and ``V`` hold the keys and values as columns, ``P_w`` and ``P_e`` the gates on a diagonal. With ridge 0, gates 1 and
     independent keys every pair reads back exactly, and any direction orthogonal to all keys is left untouched. A single unit
-    key gives ``write``. A ridge damps: a unit key that is alone reads back ``1 / (1 + ridge)`` of its value, and as the ridge
-    grows the write tends to ``1 / ridge`` times plain outer products.
+    key gives ``write``. A ridge damps the write: a single unit key reads back ``1 / (1 + ridge)`` of its value, and for a large
+    ridge the write is ``1 / ridge`` times a sum of outer products.
 
     Args:
         memory: ``(..., D_v, D_k)``.
-        keys: ``(..., n, D_k)``, taken as given. ``n`` may be 0, which writes nothing.
+        keys: ``(..., n, D_k)``, used as given. ``n`` may be 0, which writes nothing.
         values: ``(..., n, D_v)``.
         p_write: write probability, a float or ``(..., n)``.
         p_erase: erase probability, a float or ``(..., n)``.
@@ -117,13 +131,13 @@ def write_block(
         # The same product with the smaller matrix inverted: (K^T K + r I)^-1 K^T = K^T (K K^T + r I)^-1.
         spread = keys_solving.mT @ keys_solving + ridge * torch.eye(width, dtype=solving, device=keys.device)
         factor, failed = torch.linalg.cholesky_ex(spread)
-        _refuse(failed.any(), "write_block: keys must be finite")
+        _raise_if(failed.any(), "write_block: keys must be finite")
         return memory + torch.cholesky_solve(keys_solving.mT @ updates.to(solving), factor).mT.to(memory.dtype)
     gram = keys_solving @ keys_solving.mT
     if isinstance(ridge, Tensor) or ridge > 0:
         damping = _per_vector(_per_vector(ridge)) * torch.eye(keys.shape[-2], dtype=solving, device=keys.device)
         factor, failed = torch.linalg.cholesky_ex(gram + damping)
-        _refuse(
+        _raise_if(
             failed.any(),
             "write_block: the keys' products plus ridge are not positive definite: keys must be finite, and ridge above 0, "
             "or 0 as a plain number where keys are independent",
@@ -135,7 +149,7 @@ def write_block(
 
 
 def write_sequence(memory: Tensor, keys: Tensor, values: Tensor, p_write: Gate = 1.0, p_erase: Gate = 1.0) -> Tensor:
-    """Return ``memory`` after ``n`` writes, the first pair first: what ``write`` in a loop gives, by one triangular solve.
+    """Return ``memory`` after ``n`` writes in order: the result of ``write`` in a loop, by one triangular solve.
 
     Write ``M_t = M_(t-1) + u_t k_t^T``. Then ``u_t = p_w v_t - p_e M_0 k_t - p_e sum_(s<t) (k_s . k_t) u_s``, which is the system
     ``(I + P_e strict_lower(K^T K)) U = V P_w - K^T M_0^T P_e`` with the ``u_t`` as rows of ``U``. (The UT transform of the
@@ -143,7 +157,7 @@ def write_sequence(memory: Tensor, keys: Tensor, values: Tensor, p_write: Gate =
 
     Args:
         memory: ``(..., D_v, D_k)``.
-        keys: ``(..., n, D_k)`` in the order of writing, taken as given.
+        keys: ``(..., n, D_k)`` in the order of writing, used as given.
         values: ``(..., n, D_v)``.
         p_write: write probability, a float or ``(..., n)``.
         p_erase: erase probability, a float or ``(..., n)``.
@@ -159,21 +173,21 @@ def write_sequence(memory: Tensor, keys: Tensor, values: Tensor, p_write: Gate =
     updates = _per_vector(p_write) * values - _per_vector(p_erase) * (keys @ memory.mT)
     keys_solving = keys.to(solving)
     earlier = _per_vector(p_erase) * (keys_solving @ keys_solving.mT).tril(diagonal=-1)
-    # unitriangular: the solver takes the diagonal for 1 whatever stands there.
+    # unitriangular: the solver ignores the diagonal and uses 1.
     solved = torch.linalg.solve_triangular(earlier, updates.to(solving), upper=False, unitriangular=True)
     return memory + (solved.mT @ keys_solving).to(memory.dtype)
 
 
 def _exact_factor(gram: Tensor, width: int) -> Tensor:
-    """Return the Cholesky factor ``(..., n, n)`` of ``gram``, refusing one that is singular but for rounding."""
+    """Return the Cholesky factor ``(..., n, n)`` of ``gram``; raise where ``gram`` is singular up to rounding."""
     factor, failed = torch.linalg.cholesky_ex(gram)
     n = gram.shape[-1]
-    # A dependent key leaves a pivot that is 0 but for rounding; dividing by it would give a large, wrong memory.
+    # A dependent key leaves a pivot that is 0 up to rounding. Dividing by it would give a large, wrong memory.
     pivots = factor.diagonal(dim1=-2, dim2=-1).square()
     lengths = gram.diagonal(dim1=-2, dim2=-1)
     smallest = 8 * n * torch.finfo(gram.dtype).eps * lengths
     wrong = failed.any() | ~(pivots > smallest).all()
-    _refuse(
+    _raise_if(
         torch.ones_like(wrong) if n > width else wrong,
         f"write_block: the {n} keys of width {width} are linearly dependent (or zero), so not every pair can read "
         "back exactly: pass ridge > 0, or leave out repeated keys",
@@ -181,8 +195,8 @@ def _exact_factor(gram: Tensor, width: int) -> Tensor:
     return factor
 
 
-def _refuse(wrong: Tensor, message: str) -> None:
-    """Raise ``ValueError`` where the truth value ``wrong`` holds; inside ``torch.compile``, an error when the graph is run."""
+def _raise_if(wrong: Tensor, message: str) -> None:
+    """Raise ``ValueError`` if ``wrong`` is True; inside ``torch.compile``, raise an error when the graph runs."""
     if torch.compiler.is_compiling():  # a branch on values would break the graph in two
         torch._assert_async(~wrong, message)
     elif bool(wrong):

@@ -1,23 +1,23 @@
-"""Hierarchical memory: a sum of tensor products of any order, written under several keys at once and read one key after another.
+"""Tensor memory: a hierarchical NAM, written under several keys at once and read one key after another.
 
-A document is kept as ``sum k_sentence (x) k_word (x) v``. Contracted with the key of a sentence it leaves a memory of that
-sentence's words, and that one, contracted with the key of a word, the value. With ``n`` levels of keys the memory is a tensor
-``(D_v, D_1, ..., D_n)``; order 1 is the matrix of ``primitives``.
+For example, a document is stored as ``sum k_sentence (x) k_word (x) v``. Contracting it with the key of a sentence gives the memory
+of that sentence's words, and contracting this with the key of a word gives the value. With ``n`` levels of keys the memory is a
+tensor ``(D_v, D_1, ..., D_n)``; order 1 is the matrix of ``primitives``.
 
     RD(M, k_1 ... k_j, p_r)           = p_r M . k_1 . ... . k_j                   (contracts D_1 to D_j; j = n leaves a value)
     WR(M, k_1 ... k_j, V, p_w, p_e)   = M + (p_w V - p_e M . k_1 . ... . k_j) (x) k_1 (x) ... (x) k_j
 
-This is the write of NAM with the compound key ``k_1 (x) ... (x) k_j``. Its length is the product of the keys' lengths and its
-product with another compound key the product of the products, level by level. So the theorems carry over: with unit keys,
-what was written by ``WR(M, ..., V, 1, 1)`` is read back from any ``M``, and a write leaves alone all that is orthogonal to it on
-at least one level. A prefix of the keys (``j < n``) names a whole branch, say a sentence: ``V`` is then a memory of order
-``n - j``, and ``p_w = 0`` erases the branch.
+This is the write of NAM with the compound key ``k_1 (x) ... (x) k_j``. The length of a compound key is the product of the keys'
+lengths, and the inner product of two compound keys is the product of the inner products at each level. So the theorems carry
+over: with unit keys, a value written by ``WR(M, ..., V, 1, 1)`` is read back exactly from any ``M``, and a write changes nothing
+whose key is orthogonal on at least one level. The first ``j < n`` keys address a whole branch, such as a sentence: ``V`` is then a
+memory of order ``n - j``, and ``p_w = 0`` erases the branch.
 
-Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422), which names hierarchical data as a use of tensor products of
-NAM; reads, writes and erasure of branches are worked out here from its ``RD`` and ``WR``.
+Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422), which mentions tensor products of NAM for hierarchical data. The
+reads, writes and erasure of branches are derived here from its ``RD`` and ``WR``.
 
-Legend: ``D_v`` size of a value, ``D_i`` size of a key of level ``i``, ``n`` the order, ``j <= n`` keys given, ``V`` a value or a
-branch ``(..., D_v, D_(j+1), ..., D_n)``, ``t`` a number of pairs, ``...`` batch dimensions, which broadcast.
+Legend: ``D_v`` size of a value, ``D_i`` size of a key of level ``i``, ``n`` order, ``j <= n`` number of keys given, ``V`` a value
+or a branch ``(..., D_v, D_(j+1), ..., D_n)``, ``t`` a number of pairs, ``...`` batch dimensions, which broadcast.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from fewshot_nam.memory.validation import check_alike
 
 
 def tensor_read(memory: Tensor, queries: Sequence[Tensor], p_read: Gate = 1.0, *, order: int | None = None) -> Tensor:
-    """Return ``p_r M . q_1 . ... . q_j``: the value held for all keys, or the branch held for the first ``j`` of them.
+    """Return ``p_r M . q_1 . ... . q_j``: the value for all ``n`` keys, or the branch for the first ``j`` keys.
 
-    The keys are contracted in turn, so a read with fewer keys and a second read of what it leaves are the same as one read.
+    Keys are contracted one after another: a read with some keys, and a read of its result with the others, equal one read.
 
     Args:
         memory: ``(..., D_v, D_1, ..., D_n)``.
-        queries: ``j`` tensors ``(..., D_i)``, the first level first, taken as given (``unit`` makes lengths 1). Queries
-            ``(s, 1, D_1)`` and ``(w, D_2)`` read all ``s`` times ``w`` values at the cost of ``s`` branches.
+        queries: ``j`` tensors ``(..., D_i)``, the first level first, used as given (``unit`` makes lengths 1). Queries
+            ``(s, 1, D_1)`` and ``(w, D_2)`` read all ``s w`` values at the cost of ``s`` branches.
         p_read: read probability, a float or ``(...)``.
-        order: ``n``; by default as many as there are queries.
+        order: ``n``; default: the number of queries.
 
     Returns:
         ``(..., D_v, D_(j+1), ..., D_n)`` in the dtype of the memory, under autocast too.
@@ -57,8 +57,8 @@ def tensor_read(memory: Tensor, queries: Sequence[Tensor], p_read: Gate = 1.0, *
     keys, order = _checked_keys("tensor_read", memory, queries, order)
     (p_read,) = _checked_gates("tensor_read", memory, p_read=p_read)
     _check_batches("tensor_read", memory.shape[: -order - 1], [key.shape[:-1] for key in keys], p_read)
-    with full_precision(memory.device):  # a state read in bfloat16 would be written back in it
-        return _lifted(p_read, 1 + order - len(keys)) * _contracted(memory, keys, order)
+    with full_precision(memory.device):  # a value read in bfloat16 may be written back
+        return _expanded(p_read, 1 + order - len(keys)) * _contracted(memory, keys, order)
 
 
 def tensor_write(
@@ -70,15 +70,15 @@ def tensor_write(
     *,
     order: int | None = None,
 ) -> Tensor:
-    """Return ``M + (p_w V - p_e M . k_1 ... k_j) (x) k_1 (x) ... (x) k_j``, a new memory; ``memory`` is left as it is.
+    """Return ``M + (p_w V - p_e M . k_1 ... k_j) (x) k_1 (x) ... (x) k_j``, a new memory; ``memory`` does not change.
 
     Args:
         memory: ``(..., D_v, D_1, ..., D_n)``.
-        keys: ``j`` tensors ``(..., D_i)``, the first level first, taken as given: the theorems need length 1 (``unit``).
-        value: ``(..., D_v)`` under all ``n`` keys; a branch ``(..., D_v, D_(j+1), ..., D_n)`` under fewer.
+        keys: ``j`` tensors ``(..., D_i)``, the first level first, used as given: the theorems need length 1 (``unit``).
+        value: ``(..., D_v)`` with all ``n`` keys; a branch ``(..., D_v, D_(j+1), ..., D_n)`` with fewer.
         p_write: write probability, a float or ``(...)``.
-        p_erase: erase probability, a float or ``(...)``; what was under the keys is erased by so much, a whole branch at once.
-        order: ``n``; by default as many as there are keys.
+        p_erase: erase probability, a float or ``(...)``: the share of the old value or branch that is erased.
+        order: ``n``; default: the number of keys.
 
     Returns:
         ``(..., D_v, D_1, ..., D_n)`` in the dtype of the memory, under autocast too.
@@ -94,7 +94,9 @@ def tensor_write(
     batches = [*(key.shape[:-1] for key in keys), value.shape[: -below - 1]]
     _check_batches("tensor_write", memory.shape[: -order - 1], batches, p_write, p_erase)
     with full_precision(memory.device):
-        update = _lifted(p_write, 1 + below) * value - _lifted(p_erase, 1 + below) * _contracted(memory, keys, order)
+        update = _expanded(p_write, 1 + below) * value - _expanded(p_erase, 1 + below) * _contracted(
+            memory, keys, order
+        )
         start = update.dim() - below
         flat = update.reshape(*update.shape[:start], 1, math.prod(update.shape[start:]))
         added = flat * _compound(keys).unsqueeze(-1).unsqueeze(-3)  # (..., D_v, D_1 * ... * D_j, D_(j+1) * ... * D_n)
@@ -110,18 +112,18 @@ def tensor_write_sequence(
     *,
     order: int | None = None,
 ) -> Tensor:
-    """Return ``memory`` after ``t`` writes, the first pair first: what ``tensor_write`` in a loop gives, in closed form.
+    """Return ``memory`` after ``t`` writes in order: the result of ``tensor_write`` in a loop, in closed form.
 
     This is ``write_sequence`` with compound keys, one triangular system of size ``t``. With ``p_erase`` the number 0 it is the
-    plain sum ``M + sum p_w V (x) k_1 (x) ... (x) k_j``, which has no order and needs no system.
+    sum ``M + sum p_w V (x) k_1 (x) ... (x) k_j``, in which the order does not matter.
 
     Args:
         memory: ``(..., D_v, D_1, ..., D_n)``.
-        keys: ``j`` tensors ``(..., t, D_i)`` in the order of writing, taken as given. ``t`` may be 0, which writes nothing.
+        keys: ``j`` tensors ``(..., t, D_i)`` in the order of writing, used as given. ``t`` may be 0, which writes nothing.
         values: ``(..., t, D_v)``, or branches ``(..., t, D_v, D_(j+1), ..., D_n)``.
         p_write: write probability, a float or ``(..., t)``; 0 with ``p_erase`` 0 skips a pair.
         p_erase: erase probability, a float or ``(..., t)``.
-        order: ``n``; by default as many as there are keys.
+        order: ``n``; default: the number of keys.
 
     Returns:
         ``(..., D_v, D_1, ..., D_n)`` in the dtype of the memory, under autocast too.
@@ -140,31 +142,31 @@ def tensor_write_sequence(
     _check_batches(where, (*memory.shape[: -order - 1], pairs), batches, p_write, p_erase)
     sizes = memory.shape[-order - 1 :]
     named, rest = math.prod(sizes[1 : 1 + len(keys)]), math.prod(sizes[1 + len(keys) :])
-    # As a matrix: what is under the keys as rows, compound keys as columns. A view where all keys are given.
+    # As a matrix, with a column for each compound key. It is a view if all keys are given.
     matrix = memory.reshape(*memory.shape[: -order - 1], sizes[0], named, rest).mT.flatten(-3, -2)
     with full_precision(memory.device):
         compound, flat = _compound(keys), values.flatten(-below - 1)
         if isinstance(p_erase, Tensor) or p_erase:
             written = write_sequence(matrix, compound, flat, p_write, p_erase)
         else:
-            written = matrix + (_lifted(p_write, 1) * flat).mT @ compound
+            written = matrix + (_expanded(p_write, 1) * flat).mT @ compound
         batch = written.shape[:-2]
         return written.reshape(*batch, sizes[0], rest, named).mT.reshape(*batch, *sizes)
 
 
 class TensorMemory(nn.Module):
-    """A memory with several levels of keys that keeps what it is told: ``write``, ``read``, ``erase``, ``reset``.
+    """A module that holds a memory with several levels of keys: ``write``, ``read``, ``erase``, ``reset``.
 
-    The tensor is the buffer ``memory``, in ``state_dict``; it starts empty (zeros). Writes replace it by a new tensor and stay
-    differentiable, through any number of writes, until ``detach``; nothing is ever changed in place. Its dtype is the dtype of
-    all results, and keys and values of narrower dtypes are raised to it; keep it float32 or wider where many writes add up.
-    A copy (``copy.deepcopy``, pickle) holds the same numbers, cut off from the writes that made them.
-    Where state must not be kept in a module (``torch.func``), use ``tensor_read`` and ``tensor_write``, which the methods call.
+    The tensor is the buffer ``memory``, saved in ``state_dict``; it starts empty (zeros). A write replaces it by a new tensor,
+    which is differentiable with respect to all earlier writes until ``detach``. Nothing changes in place. Results have the dtype of
+    the memory, and keys and values of narrower dtypes are converted to it; use float32 or float64 for many writes. A copy
+    (``copy.deepcopy``, pickle) has the same values and is detached. Where a module must not keep state (``torch.func``), use the
+    functions ``tensor_read`` and ``tensor_write``, which the methods call.
 
     Args:
         value_size: ``D_v``.
         key_sizes: ``(D_1, ..., D_n)``, one for each level, the outermost first: ``(sentence, word)``.
-        batch_shape: that many memories side by side, each with keys and values of its own. Default: one memory.
+        batch_shape: the shape of a batch of memories, each with its own keys and values. Default: one memory.
         device: of the buffer.
         dtype: of the buffer, floating.
 
@@ -205,7 +207,7 @@ class TensorMemory(nn.Module):
 
     @classmethod
     def from_tensor(cls, memory: Tensor, order: int) -> TensorMemory:
-        """Return a module that holds ``memory`` ``(..., D_v, D_1, ..., D_n)`` with its gradients, ``order`` being ``n``.
+        """Return a module that holds ``memory`` ``(..., D_v, D_1, ..., D_n)``, still differentiable; ``order`` is ``n``.
 
         Raises:
             ValueError: fewer dimensions than ``order + 1``, an order below 1, or a size of 0.
@@ -219,9 +221,9 @@ class TensorMemory(nn.Module):
                 f"{memory.dim() - 1}, got {order}"
             )
         sizes, split = memory.shape, memory.dim() - order
-        held = cls(sizes[split - 1], sizes[split:], sizes[: split - 1], device="meta", dtype=memory.dtype)
-        held.memory = memory.clone()  # loading a state writes in place, which must not reach the caller's tensor
-        return held
+        module = cls(sizes[split - 1], sizes[split:], sizes[: split - 1], device="meta", dtype=memory.dtype)
+        module.memory = memory.clone()  # load_state_dict writes in place, which must not change the caller's tensor
+        return module
 
     @property
     def value_size(self) -> int:
@@ -239,11 +241,13 @@ class TensorMemory(nn.Module):
         return tuple(self.memory.shape[: -self.order - 1])
 
     def forward(self, *queries: Tensor, p_read: Gate = 1.0) -> Tensor:
-        """Return what ``read`` finds, always as a plain tensor: ``tensor_read`` of the memory."""
+        """Return what ``read`` returns, always as a tensor: ``tensor_read`` of the memory."""
         return tensor_read(self.memory, queries, p_read, order=self.order)
 
-    def read(self, *queries: Tensor, p_read: Gate = 1.0) -> Any:  # not a union, which no caller could read on from
-        """Return the value held for all ``n`` keys, a tensor; for fewer keys, the ``TensorMemory`` of what is below them.
+    def read(
+        self, *queries: Tensor, p_read: Gate = 1.0
+    ) -> Any:  # not a union: callers of a nested read would need a cast
+        """Return the value for all ``n`` keys, a tensor; for fewer keys, the branch as a ``TensorMemory``.
 
         Arguments and errors are those of ``tensor_read``.
         """
@@ -253,10 +257,10 @@ class TensorMemory(nn.Module):
     def write(
         self, keys: Sequence[Tensor], value: Tensor | TensorMemory, p_write: Gate = 1.0, p_erase: Gate = 1.0
     ) -> TensorMemory:
-        """Write ``value`` under ``keys``, by default in place of what is there; return the memory.
+        """Write ``value`` under ``keys``, by default replacing the old value; return the memory.
 
-        Arguments and errors are those of ``tensor_write``; under fewer than ``n`` keys the value is a branch, as a tensor or a
-        ``TensorMemory``. Besides, ``ValueError`` where keys, value or gates have batch dimensions that the memory has not.
+        Arguments and errors are those of ``tensor_write``. With fewer than ``n`` keys the value is a branch, as a tensor or a
+        ``TensorMemory``. ``ValueError`` if keys, value or gates have batch dimensions that the memory does not have.
         """
         branch = value.memory if isinstance(value, TensorMemory) else value
         return self._keep("write", tensor_write(self.memory, keys, branch, p_write, p_erase, order=self.order))
@@ -264,37 +268,37 @@ class TensorMemory(nn.Module):
     def write_sequence(
         self, keys: Sequence[Tensor], values: Tensor, p_write: Gate = 1.0, p_erase: Gate = 1.0
     ) -> TensorMemory:
-        """Write ``t`` pairs in turn, or with ``p_erase=0.0`` their sum; return the memory.
+        """Write ``t`` pairs in order, or with ``p_erase=0.0`` their sum; return the memory.
 
-        Arguments and errors are those of ``tensor_write_sequence``; besides as ``write``.
+        Arguments and errors are those of ``tensor_write_sequence`` and ``write``.
         """
         written = tensor_write_sequence(self.memory, keys, values, p_write, p_erase, order=self.order)
         return self._keep("write_sequence", written)
 
     def erase(self, *keys: Tensor, p_erase: Gate = 1.0) -> TensorMemory:
-        """Erase what is under ``keys``, a value or with fewer than ``n`` keys a whole branch; return the memory.
+        """Erase the value under ``keys``, or with fewer than ``n`` keys the whole branch; return the memory.
 
-        ``M - p_e (M . k_1 ... k_j) (x) k_1 (x) ... (x) k_j``: the write with ``p_w = 0``. Errors as ``write``.
+        ``M - p_e (M . k_1 ... k_j) (x) k_1 (x) ... (x) k_j``: the write with ``p_w = 0``. Errors are those of ``write``.
         """
         nothing = self.memory.new_zeros(_branch_shape(self.memory, self.order, len(keys)))
         return self._keep("erase", tensor_write(self.memory, keys, nothing, 0.0, p_erase, order=self.order))
 
     def reset(self) -> TensorMemory:
-        """Forget everything; return the memory."""
+        """Set the memory to zeros; return it."""
         self.memory = torch.zeros_like(self.memory.detach())
         return self
 
     def detach(self) -> TensorMemory:
-        """Cut what is held off from the writes that made it, so that no gradient runs further back; return the memory."""
+        """Detach the memory from earlier writes, so that no gradient flows back to them; return it."""
         self.memory = self.memory.detach()
         return self
 
     def extra_repr(self) -> str:
-        """Say the sizes."""
+        """Return the sizes, as printed with the module."""
         return f"value_size={self.value_size}, key_sizes={self.key_sizes}, batch_shape={self.batch_shape}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy is made of: torch copies no tensor that has a history."""
+        """Return the state for a copy, with a detached memory: torch copies only tensors without a history."""
         return {**self.__dict__, "_buffers": {**self._buffers, "memory": self.memory.detach()}}
 
     def _keep(self, method: str, written: Tensor) -> TensorMemory:
@@ -309,7 +313,7 @@ class TensorMemory(nn.Module):
 
 
 def _contracted(memory: Tensor, keys: Sequence[Tensor], order: int) -> Tensor:
-    """Return ``M . k_1 . ... . k_j``, one key at a time: each leaves less for the next."""
+    """Return ``M . k_1 . ... . k_j``, one key at a time, so that the tensor shrinks with each."""
     for left, key in zip(range(order, 0, -1), keys, strict=False):
         if left == 1:
             return read(memory, key)
@@ -324,20 +328,20 @@ def _compound(keys: Sequence[Tensor]) -> Tensor:
     return functools.reduce(lambda outer, key: (outer.unsqueeze(-1) * key.unsqueeze(-2)).flatten(-2), keys)
 
 
-def _lifted(gate: Gate, dimensions: int) -> Gate:
-    """Give a tensor of gates ``dimensions`` more at its end, so that each multiplies one value or branch."""
+def _expanded(gate: Gate, dimensions: int) -> Gate:
+    """Append ``dimensions`` dimensions to a tensor of gates, so that each gate multiplies one value or branch."""
     return gate.reshape(*gate.shape, *(1,) * dimensions) if isinstance(gate, Tensor) else gate
 
 
 def _branch_shape(memory: Tensor, order: int, keys: int) -> tuple[int, ...]:
-    """Return ``(D_v, D_(j+1), ..., D_n)``, what lies under the first ``keys`` levels."""
+    """Return ``(D_v, D_(j+1), ..., D_n)``, the shape of a branch under the first ``j = keys`` levels."""
     return (memory.shape[-order - 1], *memory.shape[memory.dim() - order + keys :])
 
 
 def _checked_keys(
     where: str, memory: Tensor, keys: Sequence[Tensor], order: int | None, in_sequence: bool = False
 ) -> tuple[tuple[Tensor, ...], int]:
-    """Return the keys in the dtype of the memory, and the order; refuse what does not fit the memory or each other."""
+    """Return the keys in the dtype of the memory, and the order; raise if they do not fit the memory or each other."""
     if not isinstance(memory, Tensor) or not memory.is_floating_point():
         raise TypeError(f"{where}: memory must be a floating tensor, got {_kind(memory)}")
     if not isinstance(keys, (tuple, list)):
@@ -360,7 +364,7 @@ def _checked_keys(
 
 
 def _checked(where: str, name: str, value: Tensor, ending: Sequence[int | str], memory: Tensor) -> Tensor:
-    """Return ``value`` in the dtype of the memory; refuse it unless its shape ends in ``ending`` (a letter is any size)."""
+    """Return ``value`` in the dtype of the memory; raise unless its shape ends in ``ending`` (a letter is any size)."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise TypeError(f"{where}: {name} must be a floating tensor, got {_kind(value)}")
     sizes = value.shape[value.dim() - len(ending) :]
@@ -373,7 +377,7 @@ def _checked(where: str, name: str, value: Tensor, ending: Sequence[int | str], 
     check_alike(where, dtype=False, memory=memory, **{name: value})
     if torch.promote_types(value.dtype, memory.dtype) != memory.dtype:
         raise TypeError(
-            f"{where}: {name} is {value.dtype}, which a memory of {memory.dtype} would cut short: make the memory {value.dtype}"
+            f"{where}: {name} is {value.dtype}, which a memory of {memory.dtype} would round: make the memory {value.dtype}"
         )
     return value.to(memory.dtype)
 
@@ -386,7 +390,7 @@ def _checked_gates(where: str, memory: Tensor, **gates: Gate) -> list[Gate]:
 
 
 def _check_batches(where: str, memory: Sequence[int], others: Sequence[Sequence[int]], *gates: Gate) -> None:
-    """Refuse batch dimensions that do not broadcast."""
+    """Raise if the batch dimensions do not broadcast."""
     shapes = [tuple(s) for s in (memory, *others, *(gate.shape for gate in gates if isinstance(gate, Tensor)))]
     try:
         torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]

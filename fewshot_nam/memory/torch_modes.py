@@ -1,4 +1,4 @@
-"""Under which of torch's modes a network runs: autocast, ``torch.func``, ``torch.export``."""
+"""Which of torch's modes are active: autocast, ``torch.func``, ``torch.export``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context without autocast, which would round a memory at every step, where ``device`` knows autocast."""
+    """Return a context without autocast, which would round a memory at every step, if ``device`` supports autocast."""
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def needs_plain_autograd() -> bool:
-    """Return whether we are inside ``torch.func`` or ``torch.export``, which cannot look into a hand-written backward."""
+    """Return whether we are inside ``torch.func`` or ``torch.export``, which cannot use a hand-written backward."""
     if torch.compiler.is_compiling():
         # Older releases of torch cannot tell export from compilation.
         return bool(getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)())

@@ -1,11 +1,13 @@
-"""The NAM-Transformer: torch's Transformer encoder with a memory in place of the T x T scores, and a causal form that streams.
+"""The NAM-Transformer: torch's Transformer encoder with a memory in place of the T x T scores, causal on request.
 
 Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422, and the ICLR-2023 submission of that name): a Transformer whose
-attention is ``Out = mu(Q) (mu(K)^T V)``, written out in ``attention``. The layer around it, with its norms before or after, is
-torch's, and called as torch's. (The authors' long-range experiments put the norms before: ``norm_first=True``.)
+attention is ``Out = mu(Q) (mu(K)^T V)``: see ``attention``. The rest of the layer, and how it is constructed and called, is that of
+``torch.nn.TransformerEncoderLayer``. (The authors' long-range experiments use ``norm_first=True``.)
 
-Its work grows with the length, not with the square of it, and a causal encoder needs no cache of keys and values: ``init_state``,
-``extend`` and ``step`` carry one memory a head and layer, of the same size after any number of tokens.
+The cost is linear in the length. A causal encoder needs no cache of keys and values: ``init_state``, ``extend`` and ``step`` carry
+one memory for each head and layer, whose size does not depend on the number of tokens.
+
+Legend: ``B`` sequences, ``T`` tokens.
 """
 
 from __future__ import annotations
@@ -27,32 +29,37 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F
 
 
 class NAMTransformerEncoderLayer(nn.Module):
-    """A layer of a NAM-Transformer encoder: constructed, called and answering like ``torch.nn.TransformerEncoderLayer``.
+    """A layer of a NAM-Transformer encoder, with the interface of ``torch.nn.TransformerEncoderLayer``.
 
     ``x = norm1(x + attention(x))``, ``x = norm2(x + linear2(activation(linear1(x))))``; with ``norm_first``,
     ``x = x + attention(norm1(x))``, ``x = x + linear2(activation(linear1(norm2(x))))``. It also works inside
-    ``torch.nn.TransformerEncoder`` (with ``enable_nested_tensor=False``: it knows no nested tensors).
+    ``torch.nn.TransformerEncoder`` (with ``enable_nested_tensor=False``: nested tensors are not supported).
 
     Args:
         d_model: width of a token, a multiple of ``nhead``.
         nhead: heads, each with its own memory.
         dim_feedforward: width of the hidden layer.
-        dropout: probability of dropping a feature of what attention and feed-forward part add, and of the hidden layer. There
-            are no attention weights to drop.
+        dropout: probability of dropping a feature of the outputs of attention, hidden layer and feed-forward part. There are no
+            attention weights to drop.
         activation: "relu", "gelu" or a function of one tensor.
         layer_norm_eps: eps of the layer norms.
         batch_first: ``(B, T, d_model)`` in and out. Default, as in torch: ``(T, B, d_model)``.
         norm_first: normalise before attention and feed-forward part instead of after.
-        bias: give linear layers and norms a bias.
+        bias: whether linear layers and norms have a bias.
         device: where the parameters are made.
         dtype: their dtype.
-        erase: write tokens in order with a learned erase probability: see ``NAMAttention``, as for the next three.
-        gates: learn read and write probabilities.
-        scale: what reads are multiplied by.
+        erase: write tokens in order with a learned erase probability, see ``NAMAttention``.
+        gates: learn read and write probabilities, see ``NAMAttention``.
+        scale: a factor of the reads, see ``NAMAttention``.
         backend: how sequences are scanned, see ``memory_scan``.
 
     Raises:
-        ValueError: sizes, scale or activation that do not fit.
+        ValueError: sizes, scale, backend or activation that do not fit.
+
+    Example:
+        >>> layer = NAMTransformerEncoderLayer(d_model=16, nhead=4, batch_first=True).eval()
+        >>> layer(torch.randn(2, 5, 16), is_causal=True).shape
+        torch.Size([2, 5, 16])
     """
 
     __constants__ = ["norm_first"]  # noqa: RUF012  (torch's own word for it)
@@ -113,53 +120,53 @@ class NAMTransformerEncoderLayer(nn.Module):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """Return the tokens after this layer, shaped as ``src``.
+        """Return the tokens after this layer, in the shape of ``src``.
 
         Args:
             src: ``(T, B, d_model)``, or ``(B, T, d_model)`` with ``batch_first``; or one sequence ``(T, d_model)``.
             src_mask: None, or the causal ``(T, T)`` mask, boolean (True above the diagonal) or float (-inf above it), which
-                means the same as ``is_causal``. One that hides nothing (all False, or 0) means the same as None. No other can
-                be honoured: there are no scores to mask.
-            src_key_padding_mask: ``(B, T)``, or ``(T,)`` for one sequence: True, or -inf in a float mask, is padding. Tokens
-                there are taken for zeros: what they are (NaN included) reaches neither outputs nor gradients.
-            is_causal: let a token read only itself and what came before. Unlike torch's, it needs no ``src_mask``.
+                means the same as ``is_causal``. A mask that hides nothing (all False, or 0) means the same as None. No other
+                mask is possible: there are no scores to mask.
+            src_key_padding_mask: ``(B, T)``, or ``(T,)`` for one sequence: True, or -inf in a float mask, is padding. Padding is
+                treated as zeros: its values (NaN included) affect neither outputs nor gradients.
+            is_causal: a token reads only what it and earlier tokens wrote. Unlike in torch, ``src_mask`` may be None.
 
         Raises:
             TypeError: not a tensor of the dtype of the weights (under autocast: of a floating dtype), or a mask of another
                 dtype.
-            ValueError: shapes or devices do not fit, another ``src_mask``, or a padding mask with other numbers than 0, -inf.
+            ValueError: shapes or devices do not fit, another ``src_mask``, or a padding mask with other values than 0 and -inf.
         """
         src, padding = self._without_padding("NAMTransformerEncoderLayer", src, src_key_padding_mask)
         causal = _is_causal("NAMTransformerEncoderLayer", src, self.self_attn.batch_first, src_mask, is_causal)
         return self._run(src, lambda x: (self.self_attn(x, padding, causal), None))[0]
 
     def init_state(self, batch_size: int) -> NAMAttentionState:
-        """Return the state of ``batch_size`` sequences of which nothing was seen yet."""
+        """Return the state of ``batch_size`` sequences before their first token."""
         return self.self_attn.init_state(batch_size)
 
     def extend(
         self, src: Tensor, state: NAMAttentionState, src_key_padding_mask: Tensor | None = None
     ) -> tuple[Tensor, NAMAttentionState]:
-        """Return the causal outputs for further tokens ``src``, batched as in ``forward``, and the state after them."""
+        """Return the causal outputs for further tokens ``src``, in the layout of ``forward``, and the state after them."""
         src, padding = self._without_padding("NAMTransformerEncoderLayer.extend", src, src_key_padding_mask)
         return self._run(src, lambda x: self.self_attn.extend(x, state, padding))
 
     def step(self, src: Tensor, state: NAMAttentionState) -> tuple[Tensor, NAMAttentionState]:
-        """Return the causal output ``(B, d_model)`` for one further token ``(B, d_model)`` each, and the state after it."""
+        """Return the causal output ``(B, d_model)`` for one further token ``(B, d_model)`` of each sequence, and the next state."""
         weight = self.self_attn.in_proj.weight
         check_tokens("NAMTransformerEncoderLayer.step", "src", src, ("B", weight.shape[1]), weight)
         return self._run(src, lambda x: self.self_attn.step(x, state))
 
     def extra_repr(self) -> str:
-        """Return the setting that no part shows, as printed with the module."""
+        """Return the setting that the printed submodules do not show."""
         return f"norm_first={self.norm_first}"
 
     def _without_padding(self, where: str, src: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return ``src``, checked and blank at padding, and where that is."""
+        """Return ``src``, checked and with zeros at padding, and the padding as a boolean mask."""
         return without_padding(where, "src", src, mask, self.self_attn.batch_first, self.self_attn.in_proj.weight)
 
     def _run(self, src: Tensor, attend: Callable[[Tensor], tuple[Tensor, _State]]) -> tuple[Tensor, _State]:
-        """Return the layer around ``attend``, and the state that ``attend`` gave."""
+        """Return the output of the layer with ``attend`` as its attention, and the state that ``attend`` returns."""
         attended, state = attend(self.norm1(src) if self.norm_first else src)
         x = src + self.dropout1(attended)
         if self.norm_first:
@@ -172,18 +179,18 @@ class NAMTransformerEncoderLayer(nn.Module):
 
 
 class NAMTransformerEncoder(nn.Module):
-    """A stack of NAM-Transformer layers: called like ``torch.nn.TransformerEncoder``, and, causal, streaming token by token.
+    """A stack of NAM-Transformer layers with the interface of ``torch.nn.TransformerEncoder``, causal on request.
 
-    torch's two arguments about nested tensors, ``enable_nested_tensor`` and ``mask_check``, are left out: there are none here.
+    The arguments of torch for nested tensors, ``enable_nested_tensor`` and ``mask_check``, do not exist here.
 
     Args:
-        encoder_layer: a layer, of which every layer is a deep copy: they begin with equal parameters, as in torch.
-        num_layers: how many.
-        norm: applied to the outputs, ``nn.LayerNorm(d_model)`` usually with ``norm_first`` layers. Default: none.
+        encoder_layer: the layer of which all layers are deep copies, so that they start with equal parameters, as in torch.
+        num_layers: the number of layers.
+        norm: applied to the outputs, usually ``nn.LayerNorm(d_model)`` with ``norm_first`` layers. Default: none.
 
     Raises:
-        TypeError: a layer of another class.
-        ValueError: fewer than one layer.
+        TypeError: the layer is of another class.
+        ValueError: ``num_layers`` is below 1.
     """
 
     def __init__(
@@ -209,16 +216,16 @@ class NAMTransformerEncoder(nn.Module):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool | None = None,
     ) -> Tensor:
-        """Return the tokens after all layers, shaped as ``src``.
+        """Return the tokens after all layers, in the shape of ``src``.
 
         Args:
-            src: see ``NAMTransformerEncoderLayer``, as for the masks and what is raised.
+            src: see ``NAMTransformerEncoderLayer``, also for the masks and what is raised.
             mask: None, the causal mask, or one that hides nothing.
             src_key_padding_mask: which positions are padding.
-            is_causal: let a token read only itself and what came before. None, like False: if ``mask`` says so.
+            is_causal: a token reads only what it and earlier tokens wrote. None or False: ``mask`` decides.
         """
         where = "NAMTransformerEncoder"
-        # The masks' numbers are looked at once, not once a layer.
+        # Check the values of the masks once, not in every layer.
         src, padding = self._layers()[0]._without_padding(where, src, src_key_padding_mask)
         causal = _is_causal(where, src, self.batch_first, mask, bool(is_causal))
         for layer in self._layers():
@@ -226,19 +233,19 @@ class NAMTransformerEncoder(nn.Module):
         return src if self.norm is None else self.norm(src)
 
     def init_state(self, batch_size: int) -> tuple[NAMAttentionState, ...]:
-        """Return the state, one a layer, of ``batch_size`` sequences of which nothing was seen yet."""
+        """Return the states, one for each layer, of ``batch_size`` sequences before their first token."""
         return tuple(layer.init_state(batch_size) for layer in self._layers())
 
     def extend(
         self, src: Tensor, state: Sequence[NAMAttentionState], src_key_padding_mask: Tensor | None = None
     ) -> tuple[Tensor, tuple[NAMAttentionState, ...]]:
-        """Return the causal outputs for further tokens ``src``, batched as in ``forward``, and the state after them.
+        """Return the causal outputs for further tokens ``src``, in the layout of ``forward``, and the state after them.
 
-        Several calls, or steps in between, give the numbers of one causal ``forward`` over all tokens.
+        Any sequence of ``extend`` and ``step`` gives the results of one causal ``forward`` over all tokens.
 
         Args:
             src: ``(T, B, d_model)``, or ``(B, T, d_model)`` with ``batch_first``.
-            state: of ``init_state``, ``extend`` or ``step``; it is left as it is.
+            state: a result of ``init_state``, ``extend`` or ``step``. It does not change.
             src_key_padding_mask: ``(B, T)``: see ``NAMTransformerEncoderLayer``.
 
         Raises:
@@ -247,11 +254,11 @@ class NAMTransformerEncoder(nn.Module):
         return self._stream(src, state, lambda layer, x, before: layer.extend(x, before, src_key_padding_mask))
 
     def step(self, src: Tensor, state: Sequence[NAMAttentionState]) -> tuple[Tensor, tuple[NAMAttentionState, ...]]:
-        """Return the causal output for one further token of every sequence and the state after it, at a cost that does not grow.
+        """Return the causal output for one further token of every sequence and the state after it, at a constant cost.
 
         Args:
-            src: ``(B, d_model)``, whatever ``batch_first`` is.
-            state: of ``init_state``, ``extend`` or ``step``; it is left as it is.
+            src: ``(B, d_model)``, for any ``batch_first``.
+            state: a result of ``init_state``, ``extend`` or ``step``. It does not change.
 
         Raises:
             ValueError: another number of states than layers, or shapes that do not fit.
@@ -259,7 +266,7 @@ class NAMTransformerEncoder(nn.Module):
         return self._stream(src, state, lambda layer, x, before: layer.step(x, before))
 
     def _layers(self) -> list[NAMTransformerEncoderLayer]:
-        """Return the layers under their own type, which ``nn.ModuleList`` does not carry."""
+        """Return the layers with their own type, which ``nn.ModuleList`` does not declare."""
         return cast("list[NAMTransformerEncoderLayer]", list(self.layers))
 
     def _stream(
@@ -268,11 +275,11 @@ class NAMTransformerEncoder(nn.Module):
         state: Sequence[NAMAttentionState],
         advance: Callable[[NAMTransformerEncoderLayer, Tensor, NAMAttentionState], tuple[Tensor, NAMAttentionState]],
     ) -> tuple[Tensor, tuple[NAMAttentionState, ...]]:
-        """Return the outputs of all layers and their states, each layer advanced by ``advance``."""
+        """Return the outputs and the states of all layers, each computed by ``advance``."""
         if len(state) != self.num_layers:
             raise ValueError(
-                f"NAMTransformerEncoder: state must hold one NAMAttentionState a layer ({self.num_layers}), "
-                f"of init_state, got {len(state)}"
+                f"NAMTransformerEncoder: state must hold one NAMAttentionState for each of {self.num_layers} layers, as init_state "
+                f"returns it, got {len(state)}"
             )
         states = []
         for layer, before in zip(self._layers(), state, strict=True):
@@ -282,14 +289,14 @@ class NAMTransformerEncoder(nn.Module):
 
 
 def _is_causal(where: str, src: Tensor, batch_first: bool, mask: Tensor | None, is_causal: bool) -> bool:
-    """Return whether the causal form is meant, refusing a mask that hides anything else than the future."""
+    """Return whether attention is causal; raise if ``mask`` hides anything but later tokens."""
     if mask is None:
         return is_causal
     length = src.shape[1 if batch_first and src.dim() == 3 else 0]
     if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"{where}: the attention mask must be a boolean or floating tensor, got {kind}")
-    # A traced call cannot look at numbers: then the word of is_causal is taken, as in torch.
+    # A traced call cannot read values: then is_causal decides, as in torch.
     if tuple(mask.shape) == (length, length):
         if torch.compiler.is_compiling() and is_causal:
             return True
@@ -302,6 +309,6 @@ def _is_causal(where: str, src: Tensor, batch_first: bool, mask: Tensor | None, 
                 return is_causal
     raise ValueError(
         f"{where}: the attention mask must be None or the causal mask of shape ({length}, {length}), got shape "
-        f"{tuple(mask.shape)} with other entries: NAM keeps one memory and has no scores to mask; "
+        f"{tuple(mask.shape)} with other entries: NAM has one memory and no scores to mask; "
         "for padding use src_key_padding_mask"
     )

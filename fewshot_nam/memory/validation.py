@@ -1,4 +1,4 @@
-"""The doors' checks: what a caller handed in, against what was expected, in one wording for the whole memory library."""
+"""Checks of arguments: shapes, dtypes and devices, with the same messages in the whole memory library."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 
 def check_tensor(where: str, name: str, value: object, shape: Sequence[int | str]) -> None:
-    """Refuse ``value`` unless it is a floating tensor of ``shape``.
+    """Raise unless ``value`` is a floating tensor of ``shape``.
 
     Args:
-        where: what was called, which begins the message: ``"memory_scan"``.
-        name: the argument: ``"q"``.
-        value: what came in.
-        shape: one entry a dimension: a number that the size must be, or a letter for any size: ``("B", "T", 8)``.
+        where: the name of the called function, with which the message begins, such as ``"memory_scan"``.
+        name: the name of the argument, such as ``"q"``.
+        value: the argument.
+        shape: one entry for each dimension: the required size, or a letter for any size, such as ``("B", "T", 8)``.
 
     Raises:
-        TypeError: not a tensor, or not of a floating dtype.
-        ValueError: another shape.
+        TypeError: it is not a tensor, or not of a floating dtype.
+        ValueError: it has another shape.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{where}: {name} must be a tensor, got {type(value).__name__}")
@@ -34,11 +34,11 @@ def check_tensor(where: str, name: str, value: object, shape: Sequence[int | str
 
 
 def check_alike(where: str, *, dtype: bool = True, **tensors: Tensor | None) -> None:
-    """Refuse tensors (given by name, None is skipped) that are not all on one device and, if ``dtype``, of one dtype.
+    """Raise unless all tensors (given by name; None is skipped) are on one device and, if ``dtype``, have one dtype.
 
     Raises:
-        ValueError: two devices.
-        TypeError: two dtypes.
+        ValueError: they are on different devices.
+        TypeError: they have different dtypes.
     """
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     devices = {name: tensor.device for name, tensor in given.items()}
@@ -52,11 +52,11 @@ def check_alike(where: str, *, dtype: bool = True, **tensors: Tensor | None) -> 
 
 
 def check_mask(where: str, name: str, value: object, shape: Sequence[int]) -> None:
-    """Refuse ``value`` unless it is a boolean tensor of ``shape``.
+    """Raise unless ``value`` is a boolean tensor of ``shape``.
 
     Raises:
-        TypeError: not a boolean tensor.
-        ValueError: another shape.
+        TypeError: it is not a boolean tensor.
+        ValueError: it has another shape.
     """
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__

@@ -1,4 +1,4 @@
-"""LSAM: the layer, its recurrence over time, and the compiled kernel of that recurrence."""
+"""LSAM, a recurrent network with a memory in place of a cell state: the layer, its recurrence, and the compiled kernel of it."""
 
 from fewshot_nam.memory.lsam.layer import LSAM, LSAMCell
 

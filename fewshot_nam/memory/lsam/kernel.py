@@ -1,4 +1,4 @@
-"""The compiled loops of LSAM, called from ``lsam_recurrence``: the same tensors in and out as its loops in torch."""
+"""Calls of the compiled loops of LSAM (``lsam.cpp``) for ``recurrence``, with the tensors of its loops in torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fewshot_nam.memory.native.kernels import pointers
 
 
 class _Sizes(ctypes.Structure):
-    """``nam::Sizes`` of the C++ file, all of them ``int64_t``."""
+    """The struct ``nam::Sizes`` of the C++ file; all fields are ``int64_t``."""
 
     _fields_ = tuple(
         (name, ctypes.c_int64)
@@ -33,7 +33,7 @@ def run_forward(
     block: int,
     outputs: Sequence[Tensor],
 ) -> None:
-    """Fill ``outputs``, all that the operator ``lsam`` returns, contiguous and in its order."""
+    """Write ``outputs``, the results of the operator ``lsam`` in its order, all contiguous."""
     if gates.stride(-1) != 1:
         gates = gates.contiguous()
     inputs = [gates, weight.contiguous(), hidden.contiguous(), memory.contiguous()]
@@ -51,7 +51,7 @@ def run_backward(
     grad_gates: Tensor,
     grad_first_memory: Tensor,
 ) -> None:
-    """Fill the gradients of the gates and of the first memory, both contiguous, from what the forward ``kept``."""
+    """Write the gradients of the gates and of the first memory, both contiguous, from what the forward ``kept``."""
     values = kept[-1]
     inputs = [grad_hiddens.contiguous(), grad_memory.contiguous(), weight.contiguous(), *kept]
     sizes = _Sizes(

@@ -1,4 +1,4 @@
-"""LSAM, a recurrent network with a memory matrix for each head where an LSTM has a cell state; called like ``torch.nn.LSTM``.
+"""LSAM, a recurrent network with a memory matrix for each head in place of an LSTM's cell state, called like ``torch.nn.LSTM``.
 
 Source: Nam and Seo, "Neural Attention Memory" (the ICLR 2023 submission behind arXiv 2302.09422), the LSAM cell. For head ``i``::
 
@@ -6,14 +6,16 @@ Source: Nam and Seo, "Neural Attention Memory" (the ICLR 2023 submission behind 
     M_i <- WR(M_i, unit(k_i), v_i, p_w, p_w)
     h_i  = p_r M_i unit(q_i)                       h = [h_1; ...; h_H]
 
-As printed, nothing bounds ``v`` and so ``h``: recurrent weights that are too large make them grow without end, where the gates of
-an LSTM would saturate. So the recurrent rows of ``v`` start with a spectral norm of at most 1, which held every size that we
-tried to thousands of steps; training can leave that region. Clip gradients, and use ``value_activation="tanh"``, which is
-ours, where it must not happen at all.
+These equations do not bound ``v`` and so ``h``: they grow exponentially if the recurrent weights are too large, where the gates of
+an LSTM would saturate. Therefore the recurrent rows of ``v`` are initialised with a spectral norm of at most 1, with which all
+sizes that we tried stayed bounded for thousands of steps. Training can leave that region: clip gradients, and use
+``value_activation="tanh"`` (not in the paper) for a guaranteed bound.
 
 Departures from the paper: both directions of a bidirectional LSAM have the full ``hidden_size``, as in ``torch.nn.LSTM`` (the
 paper gives each half of the heads: ``LSAM(input_size, hidden_size // 2, num_heads=num_heads // 2, bidirectional=True)``), and
-each direction has an initial and a final memory of its own.
+each direction has its own initial and final memory.
+
+Legend: ``B`` sequences, ``T`` steps, ``D`` input size, ``d`` hidden size, ``H`` heads, ``L`` layers, ``R`` directions (1 or 2).
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from fewshot_nam.memory.torch_modes import full_precision
 from fewshot_nam.memory.validation import check_alike, check_tensor
 
 State = tuple[Tensor, Tensor]
-"""Hidden states and memories, ``(h, M)``, where an LSTM has ``(h, c)``."""
+"""Hidden states and memories ``(h, M)``, in place of an LSTM's ``(h, c)``."""
 
 
 class LSAMCell(nn.Module):
@@ -50,13 +52,13 @@ class LSAMCell(nn.Module):
         hidden_size: width ``d`` of the hidden state, at least 1.
         num_heads: number ``H`` of memories, which must divide ``hidden_size``; each is ``(d / H, d / H)``. Default 1.
         bias: whether there is a bias. Default True.
-        value_activation: None, as printed, or ``"tanh"``, which bounds what is written. Default None.
+        value_activation: None, as in the paper, or ``"tanh"``, which bounds the values written. Default None.
         device: where the parameters are.
-        dtype: of the parameters.
+        dtype: dtype of the parameters.
 
     Attributes:
-        weight_ih: ``(3 d + 2 H, D)``, rows ``[q | k | v | p_r | p_w]``, the heads of each one after another.
-        weight_hh: ``(3 d + 2 H, d)``, its rows likewise.
+        weight_ih: ``(3 d + 2 H, D)``, rows ``[q | k | v | p_r | p_w]``, each with its heads one after another.
+        weight_hh: ``(3 d + 2 H, d)``, rows in the same order.
         bias: ``(3 d + 2 H)``, or None.
 
     Raises:
@@ -89,7 +91,7 @@ class LSAMCell(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew: uniform in ``+-1 / sqrt(d)``, recurrent rows of ``v`` with a spectral norm of at most 1."""
+        """Initialise all parameters uniformly in ``+-1 / sqrt(d)``, recurrent rows of ``v`` with a spectral norm of at most 1."""
         _reset(self)
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
@@ -97,8 +99,8 @@ class LSAMCell(nn.Module):
 
         Args:
             input: ``(B, D)`` or ``(D)``.
-            hx: ``h`` ``(B, d)`` and ``M`` ``(B, H, d / H, d / H)``, values by keys, each without ``B`` where the input has none.
-                Zeros by default.
+            hx: ``h`` ``(B, d)`` and ``M`` ``(B, H, d / H, d / H)``, values by keys; without ``B`` for an input ``(D)``. Default:
+                zeros.
 
         Returns:
             ``h`` in the dtype of the input, and ``M`` in float32 at least, shaped as in ``hx``.
@@ -128,35 +130,38 @@ class LSAMCell(nn.Module):
 
 
 class LSAM(nn.Module):
-    """LSAM over sequences, called and answered like ``torch.nn.LSTM`` with ``(h_n, M_n)`` for ``(h_n, c_n)``.
-
-        lsam = LSAM(10, 20, num_layers=2, num_heads=4, batch_first=True)
-        output, (h_n, M_n) = lsam(torch.randn(3, 5, 10))    # (3, 5, 20), (2, 3, 20), (2, 3, 4, 5, 5)
+    """LSAM over sequences, with the interface of ``torch.nn.LSTM`` and ``(h_n, M_n)`` in place of ``(h_n, c_n)``.
 
     Args:
         input_size: width ``D`` of the input, at least 1.
         hidden_size: width ``d`` of the hidden state of each direction, at least 1.
-        num_layers: number ``L`` of layers, each after the first reading the outputs of the one before. Default 1.
+        num_layers: number ``L`` of layers; each reads the outputs of the layer below. Default 1.
         num_heads: number ``H`` of memories of a layer and direction, which must divide ``hidden_size``. Default 1.
         bias: whether there are biases. Default True.
-        batch_first: whether inputs and outputs that are plain tensors are ``(B, T, ...)``, not ``(T, B, ...)``. Default False.
-        dropout: probability in [0, 1] with which outputs of all layers but the last are dropped in training. Default 0.
-        bidirectional: whether a second direction of the same size reads from the end. Default False.
-        value_activation: None, as printed, or ``"tanh"``, which bounds what is written. Default None.
-        backward: ``"hand"``, the fast default, keeps about ``(4 + d / 16 H) d`` numbers for each token (``d`` more with tanh);
-            on a CPU it is compiled once ``build_kernels`` was called; a second derivative through it raises. ``"autograd"`` keeps
-            whole memories and allows any derivative; ``torch.func`` and ``torch.export`` always take it.
+        batch_first: whether inputs and outputs are ``(B, T, ...)`` instead of ``(T, B, ...)``. Default False.
+        dropout: probability in [0, 1] of dropping outputs of all layers but the last in training. Default 0.
+        bidirectional: whether there is a second direction of the same size that reads from the end. Default False.
+        value_activation: None, as in the paper, or ``"tanh"``, which bounds the values written. Default None.
+        backward: ``"hand"``, the fast default, keeps about ``(4 + d / 16 H) d`` numbers for each token (``d`` more with tanh)
+            and runs compiled on a CPU (see ``build_kernels``); it has no second derivative. ``"autograd"`` keeps all memories and
+            allows any derivative; ``torch.func`` and ``torch.export`` always use it.
         device: where the parameters are.
-        dtype: of the parameters.
+        dtype: dtype of the parameters.
 
     Attributes:
-        weight_ih_l0: ``(3 d + 2 H, D)``, rows ``[q | k | v | p_r | p_w]``, the heads of each one after another; for layer ``n``
-            ``weight_ih_ln``, with ``_reverse`` appended for the second direction, and so for the other two.
-        weight_hh_l0: ``(3 d + 2 H, d)``, its rows likewise.
-        bias_l0: ``(3 d + 2 H)``, where ``bias``.
+        weight_ih_l0: ``(3 d + 2 H, D)``, rows ``[q | k | v | p_r | p_w]``, each with its heads one after another. Layer ``n`` has
+            ``weight_ih_ln``, the second direction ``weight_ih_ln_reverse``; likewise for the other two.
+        weight_hh_l0: ``(3 d + 2 H, d)``, rows in the same order.
+        bias_l0: ``(3 d + 2 H)``, if ``bias``.
 
     Raises:
         ValueError: a size below 1, heads that do not divide ``hidden_size``, or an option out of its range.
+
+    Example:
+        >>> lsam = LSAM(10, 20, num_layers=2, num_heads=4, batch_first=True)
+        >>> output, (h_n, memory_n) = lsam(torch.randn(3, 5, 10))
+        >>> output.shape, h_n.shape, memory_n.shape
+        (torch.Size([3, 5, 20]), torch.Size([2, 3, 20]), torch.Size([2, 3, 4, 5, 5]))
     """
 
     weight_ih_l0: Tensor
@@ -211,11 +216,11 @@ class LSAM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew: uniform in ``+-1 / sqrt(d)``, recurrent rows of ``v`` with a spectral norm of at most 1."""
+        """Initialise all parameters uniformly in ``+-1 / sqrt(d)``, recurrent rows of ``v`` with a spectral norm of at most 1."""
         _reset(self)
 
     def flatten_parameters(self) -> None:
-        """Do nothing: the parameters are used as they lie. For code that calls this method of ``torch.nn.LSTM``."""
+        """Do nothing. It exists for code that calls this method of ``torch.nn.LSTM``."""
 
     @overload
     def forward(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]: ...
@@ -224,17 +229,17 @@ class LSAM(nn.Module):
     def forward(self, input: PackedSequence, hx: State | None = None) -> tuple[PackedSequence, State]: ...
 
     def forward(self, input: Tensor | PackedSequence, hx: State | None = None) -> tuple[Tensor | PackedSequence, State]:
-        """Return the hidden states of the last layer at all steps, and the last ``(h_n, M_n)`` of all layers.
+        """Return the hidden states of the last layer at all steps, and the final ``(h_n, M_n)`` of all layers.
 
         Args:
             input: ``(T, B, D)``, ``(B, T, D)`` if ``batch_first``, ``(T, D)`` for one sequence, or a ``PackedSequence``. ``T``
                 is at least 1.
-            hx: ``h`` ``(L R, B, d)`` and ``M`` ``(L R, B, H, d / H, d / H)``, values by keys, ``R`` being the number of directions
-                and the directions of a layer next to each other; each without ``B`` for input ``(T, D)``. Zeros by default.
+            hx: ``h`` ``(L R, B, d)`` and ``M`` ``(L R, B, H, d / H, d / H)``, values by keys, the directions of a layer next to
+                each other; without ``B`` for an input ``(T, D)``. Default: zeros.
 
         Returns:
-            Outputs as the input is shaped, of width ``R d`` and in its dtype; and ``(h_n, M_n)``, shaped as ``hx``, each sequence's
-            at its own end (for the second direction: its beginning), ``M_n`` in float32 at least.
+            Outputs in the layout and dtype of the input, with width ``R d``; and ``(h_n, M_n)`` in the shapes of ``hx``, each
+            after the last token of its sequence (second direction: after the first), ``M_n`` in float32 at least.
 
         Raises:
             TypeError: an argument is not a tensor of the dtype of the weights (under autocast: of a floating dtype).
@@ -296,7 +301,7 @@ class LSAM(nn.Module):
         """Return the outputs ``(T, B, R d)``, last hidden states ``(R, B, d)`` and last memories of one layer."""
         weight_ih, weight_hh = self._by_head(f"weight_ih_l{layer}"), self._by_head(f"weight_hh_l{layer}")
         bias = self._by_head(f"bias_l{layer}").flatten() if self.bias else None
-        # the inputs' part of all gates of both directions in one product, (T, R, B, gates).
+        # The contribution of the inputs to all gates of both directions in one product, (T, R, B, gates).
         gates = F.linear(x, weight_ih.flatten(0, 1), bias).to(memory.dtype)
         gates = torch.unflatten(gates, -1, weight_ih.shape[:2]).transpose(1, 2)
         if ragged is not None:
@@ -312,7 +317,7 @@ class LSAM(nn.Module):
         return hiddens.squeeze(1), last, memory
 
     def _by_head(self, name: str) -> Tensor:
-        """Return a parameter of all directions, ``(R, 3 d + 2 H, ...)``, with the rows of each head next to each other."""
+        """Return a parameter of all directions, ``(R, 3 d + 2 H, ...)``, its rows grouped by head."""
         stacked = torch.stack([getattr(self, name + direction) for direction in self._directions])
         return _by_head(stacked.movedim(1, -1), self.num_heads).flatten(-2).movedim(-1, 1)
 
@@ -332,7 +337,7 @@ class LSAM(nn.Module):
 
 
 def _by_head(gates: Tensor, heads: int) -> Tensor:
-    """Reorder ``(..., 3 d + 2 H)``, ``[q | k | v | p_r | p_w]`` over heads, to heads over that: ``(..., H, 3 e + 2)``."""
+    """Reorder ``(..., 3 d + 2 H)``, ``[q | k | v | p_r | p_w]`` each with all heads, to ``(..., H, 3 e + 2)``."""
     vectors, probabilities = gates[..., : -2 * heads], gates[..., -2 * heads :]
     of_heads = torch.unflatten(vectors, -1, (3, heads, -1)).transpose(-3, -2).flatten(-2)
     return torch.cat([of_heads, torch.unflatten(probabilities, -1, (2, heads)).mT], dim=-1)
@@ -345,14 +350,14 @@ def _reset(module: LSAM | LSAMCell) -> None:
         nn.init.uniform_(parameter, -(size**-0.5), size**-0.5)
         if name.startswith("weight_hh"):
             values = parameter[2 * size : 3 * size]
-            # float32 at least, which the decomposition needs.
+            # The decomposition needs float32 at least.
             values /= torch.linalg.matrix_norm(
                 values.to(torch.promote_types(values.dtype, torch.float32)), 2
             ).clamp_min(1)
 
 
 def _state(where: str, hx: State | None, shapes: tuple[tuple[int, ...], tuple[int, ...]], like: Tensor) -> State:
-    """Return ``hx`` checked, or zeros, in the dtype of the recurrence: that of the weights, float32 at least."""
+    """Return ``hx``, checked, or zeros, in the dtype of the recurrence: that of the weights, float32 at least."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     if hx is None:
         return like.new_zeros(shapes[0], dtype=dtype), like.new_zeros(shapes[1], dtype=dtype)

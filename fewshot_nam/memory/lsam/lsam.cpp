@@ -1,8 +1,8 @@
-// The recurrence of LSAM, forward and backward: the loops of lsam_recurrence.py, compiled. The equations and the legend are there.
+// The recurrence of LSAM, forward and backward: the loops of recurrence.py, which has the equations and the legend.
 //
-// A thread takes a few sequences through all steps, so that threads never wait for each other and memories stay in its cache.
-// Inside, a memory is a matrix of keys by values, and so is its gradient: then a read, and the gradient of an update, are sums
-// of rows. The way back keeps no memory of each step: within a block, M_t = M_0 + sum_s u_s k_s^T over the block's steps so far.
+// Each thread computes all steps of a few sequences, so that threads never wait for each other and memories stay in its cache.
+// A memory and its gradient are stored as matrices of keys by values: then a read, and the gradient of an update, are sums of rows.
+// The backward recomputes memories: within a block, M_t = M_0 + sum_s u_s k_s^T over the steps of the block so far.
 
 #include "../native/kernels.h"
 
@@ -37,7 +37,7 @@ inline T unit(const T* x, int width, T* y) {
 #pragma omp simd reduction(+ : squares)
   for (int i = 0; i < width; ++i) squares += (double)x[i] * x[i];
   const double root = std::sqrt(squares);
-  const T length = root < kEps ? (T)kEps : (T)root;  // a NaN stays one
+  const T length = root < kEps ? (T)kEps : (T)root;  // NaN stays NaN
   for (int i = 0; i < width; ++i) y[i] = x[i] / length;
   return length;
 }
@@ -196,7 +196,7 @@ void lsam_backward(const Sizes& s, const T* grad_hiddens, const T* grad_memory, 
           const T read_part = dot(query, grad_query, wide), key_part = dot(key, grad_key, wide);
           raw[3 * e] = read_part * (1 - p_read);
           const T *length = lengths + 2 * at_n;
-          // no gradient where there is no direction
+          // gradient 0 for a vector of 0
           const T by_query = length[0] > (T)kEps ? 1 / length[0] : 0, by_key = length[1] > (T)kEps ? 1 / length[1] : 0;
           for (int k = 0; k < e; ++k) raw[k] = (grad_query[k] - read_part * query[k]) * by_query;
           for (int k = 0; k < e; ++k) raw[e + k] = (grad_key[k] - key_part * key[k]) * by_key;

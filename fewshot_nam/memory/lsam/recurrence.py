@@ -1,18 +1,19 @@
-"""The recurrence of LSAM over time: a plain loop for autograd, and a fast loop with a backward written by hand.
+"""The recurrence of LSAM over time: a simple loop for autograd, and a fast loop with a hand-written backward.
 
 Source: Nam and Seo, "Neural Attention Memory" (the ICLR 2023 submission behind arXiv 2302.09422), the LSAM cell. Per head, with
 ``[q; k; v; p_r; p_w]`` computed from the input and the last hidden state, the probabilities by a sigmoid::
 
     M_t = WR(M_(t-1), unit(k), v, p_w, p_w)        h_t = p_r M_t unit(q)
 
-``recurrence`` picks the loop. The fast one writes ``M_t = M_(t-1) + u_t k_t^T`` with ``u_t = p_w (v - M_(t-1) k_t)`` and keeps
-``k_t`` and ``u_t``, but a memory only every ``BLOCK`` steps: on its way back it repeats a block's writes from there, to the bit.
-(Undoing them, ``M_(t-1) = M_t - u_t k_t^T``, would need no memory, but after one large value leaves nothing of the small ones.)
+``recurrence`` chooses the loop. The fast one computes ``M_t = M_(t-1) + u_t k_t^T`` with ``u_t = p_w (v - M_(t-1) k_t)`` and keeps
+``k_t`` and ``u_t``, but a memory only every ``BLOCK`` steps. Its backward recomputes the memories of a block from the kept one,
+with bit-identical results. (Undoing the writes, ``M_(t-1) = M_t - u_t k_t^T``, would need no kept memory, but loses small values to
+rounding after a large one.)
 
-Where ``build_kernels`` built them, the same loops run compiled on a CPU (``lsam_kernel``), inside the same two operators.
+On a CPU the same loops run compiled (``kernel``), inside the same two operators.
 
-Legend: ``T`` steps, ``R`` directions (1 or 2, run side by side), ``B`` sequences, ``H`` heads, ``e`` the width of a head, and
-``N = R B H``. The parts of one head lie next to each other, so that all heads of all sequences form one batch.
+Legend: ``T`` steps, ``R`` directions (1 or 2, computed in parallel), ``B`` sequences, ``H`` heads, ``e`` the width of a head,
+``N = R B H``. Gates are grouped by head, so that all heads of all sequences form one batch.
 """
 
 from __future__ import annotations
@@ -30,30 +31,30 @@ from fewshot_nam.memory.primitives import read, unit, write
 from fewshot_nam.memory.torch_modes import full_precision, needs_plain_autograd
 
 ValueActivation = Literal["tanh"] | None
-"""What a value passes through before it is written: nothing, as printed, or ``tanh``."""
+"""The activation of a value before it is written: None, as in the paper, or ``tanh``."""
 
 Backward = Literal["hand", "autograd"]
-"""How gradients are found: by the fast, hand-written backward, or by autograd through a plain loop."""
+"""How gradients are computed: by the fast, hand-written backward, or by autograd through the simple loop."""
 
 BLOCK = 16
-"""Steps between two memories that the fast loop keeps; its backward holds those of one block more."""
+"""Steps between two memories that the fast loop keeps. Its backward also holds the memories of one block."""
 
 _EPS = 1e-12
 
 
 class Ragged(NamedTuple):
-    """Where the tokens of a ``PackedSequence`` are in ``T`` steps of ``B`` sequences, the longest first."""
+    """The positions of the tokens of a ``PackedSequence`` in ``T`` steps of ``B`` sequences, the longest first."""
 
     alive: Tensor
-    """``(T, B)`` bool, where there is a token."""
+    """``(T, B)`` bool, True where there is a token."""
     tokens: Tensor
-    """Where the tokens are in the flattened ``(T B)``, in the order of packing."""
+    """Indices of the tokens into the flattened ``(T B)``, in the order of packing."""
     mirror: Tensor
-    """``(T B)``: for each place the one that it changes with when each sequence is turned around; an empty place stays."""
+    """``(T B)``: the indices that reverse each sequence in time; padding keeps its place."""
 
     @classmethod
     def of(cls, packed: PackedSequence) -> Ragged:
-        """Return where the tokens of ``packed`` are."""
+        """Return the positions of the tokens of ``packed``."""
         sizes = packed.batch_sizes
         steps, batch = len(sizes), int(sizes[0])
         alive = torch.arange(batch) < sizes.unsqueeze(1)
@@ -63,26 +64,26 @@ class Ragged(NamedTuple):
         return cls(alive.to(device), alive.flatten().nonzero().squeeze(1).to(device), mirror.flatten().to(device))
 
     def stop(self, gates: Tensor, heads: int) -> Tensor:
-        """Make the probabilities of empty places 0, so that nothing is written there: the last memory is each sequence's own."""
+        """Set the probabilities at padding to 0, so that nothing is written there and each sequence keeps its last memory."""
         per_head = torch.arange(gates.shape[-1] // heads, device=gates.device)
         probabilities = (per_head >= len(per_head) - 2).repeat(heads)
         return gates.masked_fill(~self.alive[:, None, :, None] & probabilities, -math.inf)
 
     def last(self, hiddens: Tensor) -> Tensor:
-        """Return ``(R, B, d)``, each sequence's last of ``hiddens`` ``(T, R, B, d)``."""
+        """Return the last of ``hiddens`` ``(T, R, B, d)`` of each sequence, ``(R, B, d)``."""
         times = self.alive.sum(0) - 1
         return hiddens[times, :, torch.arange(len(times), device=times.device)].transpose(0, 1)
 
 
 def backwards(x: Tensor, ragged: Ragged | None) -> Tensor:
-    """Return ``x`` ``(T, B, ...)`` with each sequence turned around."""
+    """Return ``x`` ``(T, B, ...)`` with each sequence reversed in time."""
     if ragged is None:
         return x.flip(0)
     return torch.unflatten(x.flatten(0, 1).index_select(0, ragged.mirror), 0, ragged.alive.shape)
 
 
 def step(gates: Tensor, memory: Tensor, value_activation: ValueActivation = None) -> tuple[Tensor, Tensor]:
-    """Return ``h = p_r M' unit(q)`` and ``M' = WR(M, unit(k), v, p_w, p_w)``: one step of LSAM, in plain differentiable torch.
+    """Return ``h = p_r M' unit(q)`` and ``M' = WR(M, unit(k), v, p_w, p_w)``: one step of LSAM, differentiable by torch.
 
     Args:
         gates: ``(..., H, 3 e + 2)``: for each head ``[q | k | v | p_r | p_w]``, the probabilities before their sigmoid.
@@ -102,7 +103,7 @@ def step(gates: Tensor, memory: Tensor, value_activation: ValueActivation = None
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Return ``unit(x)``, without a gradient where ``x`` has no direction: 1 / eps, fed back at each step, would overflow."""
+    """Return ``unit(x)``, with gradient 0 where ``x`` is 0: a gradient of 1 / eps, fed back at each step, would overflow."""
     length = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
     return unit(torch.where(length > _EPS, x, x.detach()), eps=_EPS)
 
@@ -117,21 +118,21 @@ def recurrence(
 ) -> tuple[Tensor, Tensor]:
     """Return all hidden states of LSAM and its last memory: ``step`` at each ``t`` with ``gates_t + W h_(t-1)``.
 
-    All four tensors are of one dtype, float32 or float64, and one device. Within ``torch.func`` transforms and ``torch.export``
-    the plain loop runs whatever ``backward`` says; it has one graph node for each operation of each step.
+    All four tensors have one dtype, float32 or float64, and one device. ``torch.func`` transforms and ``torch.export`` always use
+    the simple loop, which has one graph node for each operation of each step.
 
     Args:
-        gates: ``(T, R, B, H (3 e + 2))``, ``T`` at least 1: what the inputs contribute, each head as in ``step``.
-        weight: ``(R, H (3 e + 2), H e)``, the recurrent weight ``W``, its rows in the order of ``gates``.
+        gates: ``(T, R, B, H (3 e + 2))``, ``T`` at least 1: the contributions of the inputs, each head as in ``step``.
+        weight: ``(R, H (3 e + 2), H e)``, the recurrent weight ``W``, with rows in the order of ``gates``.
         hidden: ``(R, B, H e)``, the first hidden state.
         memory: ``(R, B, H, e, e)``, the first memory, values by keys.
         value_activation: ``"tanh"`` or None, applied to ``v``.
-        backward: ``"hand"``, fast, for first derivatives (a second one raises), or ``"autograd"``, for any.
+        backward: ``"hand"``, fast, without second derivatives, or ``"autograd"``, with all derivatives.
 
     Returns:
         Hidden states ``(T, R, B, H e)`` and the last memory ``(R, B, H, e, e)``.
     """
-    # Low precision belongs to the projections: the recurrence itself feeds rounding errors back.
+    # Low precision is only for the projections: the recurrence would feed rounding errors back.
     with full_precision(gates.device):
         if backward == "hand" and not needs_plain_autograd():
             hiddens, last, *_ = _forward(gates, weight, hidden, memory, value_activation == "tanh")
@@ -144,7 +145,7 @@ def _plain_loop(
 ) -> tuple[Tensor, Tensor]:
     hiddens = []
     transposed = weight.mT
-    # unbind: the gradient of gates[t] would be a tensor of all T steps, at each step.
+    # unbind: the gradient of gates[t] would be a tensor of all T steps, for each step.
     for now in gates.unbind(0):
         total = torch.baddbmm(now, hidden, transposed)
         read_out, memory = step(torch.unflatten(total, -1, (memory.shape[-3], -1)), memory, value_activation)
@@ -153,7 +154,7 @@ def _plain_loop(
     return torch.stack(hiddens), memory
 
 
-# An operator rather than an autograd.Function: torch.compile takes it as it is, without unrolling the steps.
+# An operator instead of an autograd.Function: torch.compile does not trace into it and so does not unroll the steps.
 @torch.library.custom_op(
     "fewshot_nam::lsam",
     mutates_args=(),
@@ -161,11 +162,11 @@ def _plain_loop(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squashed: bool) -> tuple[Tensor, ...]:
-    """Return the hidden states, the last memory, and what the way back needs.
+    """Return the hidden states, the last memory, and what the backward needs.
 
-    That is, the memory before each block ``(T / BLOCK, N, e, e)``, and of each step: the unit query and key ``(T, N, 2, e)``,
-    their lengths ``(T, N, 2, 1)``, ``v - M k`` as ``(T, N, 1, e)``, the probabilities ``p_r`` and ``p_w`` ``(T, N, 1, 2)``, and
-    ``v`` ``(T, N, 1, e)`` if it is squashed (else nothing).
+    The latter are the memory before each block ``(T / BLOCK, N, e, e)``, and for each step: the unit query and key
+    ``(T, N, 2, e)``, their lengths ``(T, N, 2, 1)``, ``v - M k`` as ``(T, N, 1, e)``, the probabilities ``p_r`` and ``p_w``
+    ``(T, N, 1, 2)``, and ``v`` ``(T, N, 1, e)`` if it is squashed (else an empty tensor).
     """
     outputs = _forward_outputs(gates, hidden, memory, squashed)
     if (library := library_for(gates)) is not None:
@@ -176,7 +177,7 @@ def _forward(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squa
     state = last.view(n, width, width)
     last.copy_(memory)
 
-    # Buffers and views of them are made once: at the usual sizes a step is as much calls as arithmetic.
+    # Buffers and their views are created once: at the usual sizes the overhead of a call is as large as its arithmetic.
     total, recalled, update = gates.new_empty(gates.shape[1:]), *gates.new_empty(2, n, 1, width)
     by_head = total.view(n, 1, 3 * width + 2)
     raw_units = by_head[..., : 2 * width].view(n, 2, width)
@@ -207,7 +208,7 @@ def _forward(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squa
 
 
 def _forward_outputs(gates: Tensor, hidden: Tensor, memory: Tensor, squashed: bool) -> tuple[Tensor, ...]:
-    """Return room for all that ``_forward`` returns."""
+    """Return uninitialised tensors for all results of ``_forward``."""
     steps, width = gates.shape[0], memory.shape[-1]
     n = memory.shape[0] * memory.shape[1] * memory.shape[2]
     kept = (
@@ -263,7 +264,7 @@ def _backward(
     else:
         _run_backward_in_torch(grad_hiddens, grad_memory, weight, kept, grad_gates, grad_first)
     grad_hidden = torch.bmm(grad_gates[0], weight)
-    # one product over all steps, not one a step.
+    # One product over all steps instead of one for each step.
     grad_weight = torch.bmm(grad_gates[0].mT, hidden)
     if len(hiddens) > 1:
         grad_weight += torch.einsum("trbc,trbd->rcd", grad_gates[1:], hiddens[:-1])
@@ -278,7 +279,7 @@ def _run_backward_in_torch(
     grad_gates: Tensor,
     grad_first: Tensor,
 ) -> None:
-    """Fill the gradients of the gates and of the first memory, both contiguous."""
+    """Write the gradients of the gates and of the first memory, both contiguous."""
     blocks, units, lengths, errors, probabilities, values = kept
     steps, n, _, width = units.shape
     p_read, p_write = probabilities[..., :1], probabilities[..., 1:]
@@ -286,7 +287,7 @@ def _run_backward_in_torch(
     # dp_w of the raw gate in one product; dp_r likewise, as q . dq = p_r (dh . o).
     scaled_errors = (errors * (p_write * (1 - p_write))).mT
     read_slope = 1 - p_read
-    # no gradient where there is no direction, as in _unit.
+    # A gradient of 0 for a vector of 0, as in _unit.
     inverse = lengths.reciprocal() * (lengths > _EPS)
     along = units * inverse
     squashed = len(values) > 0
@@ -298,7 +299,7 @@ def _run_backward_in_torch(
     memories = units.new_empty(min(steps, BLOCK) + 1, n, width, width).unbind(0)
 
     grad_read, grad_update, grad_written = (units.new_empty(n, 1, width) for _ in range(3))
-    # the query's and the key's each contiguous: bmm into anything else falls back to one product for each of the N.
+    # The query's and the key's gradients are each contiguous: bmm into other tensors computes one product for each of the N.
     grad_query, grad_key = both = units.new_empty(2, n, 1, width)
     grad_units = both.squeeze(2).transpose(0, 1)
     product, projection = torch.empty_like(units[0]), torch.empty_like(inverse[0])
@@ -376,11 +377,11 @@ def _differentiate(
         return *_backward(grad_hiddens, grad_memory, weight, hidden, hiddens, *kept), None
 
 
-def _refuse(ctx: Any, *grads: Tensor | None) -> None:
+def _raise_second_derivative(ctx: Any, *grads: Tensor | None) -> None:
     raise RuntimeError(
-        'LSAM: the hand-written backward has no derivative of its own: construct it with backward="autograd"'
+        'LSAM: the hand-written backward has no second derivative: construct the network with backward="autograd"'
     )
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
-_backward.register_autograd(_refuse)
+_backward.register_autograd(_raise_second_derivative)

@@ -1,4 +1,4 @@
-"""A whole sequence of writes and reads of a Neural Attention Memory: the reference loop, and fast forms with the same numbers."""
+"""The memory scan: writes and reads of a whole sequence, as a reference loop and as fast forms with the same results."""
 
 from fewshot_nam.memory.scan.scan import choose_backend, memory_scan, memory_step
 

@@ -1,22 +1,22 @@
-"""A whole sequence of writes and reads, chunk by chunk: matrix products instead of a loop over tokens.
+"""The chunkwise-parallel memory scan: a sequence chunk by chunk, with matrix products instead of a loop over tokens.
 
-Per head ``M_t = M_(t-1) + w_t v_t k_t^T - e_t M_(t-1) k_t k_t^T`` and ``o_t = r_t M_t q_t``. With ``S = M^T`` and ``u_t`` for what
-is really added at step t (``M_t = M_(t-1) + u_t k_t^T``), a chunk of C tokens that finds the memory S is, with tokens as rows,
+Per head ``M_t = M_(t-1) + w_t v_t k_t^T - e_t M_(t-1) k_t k_t^T`` and ``o_t = r_t M_t q_t``. Let ``S = M^T``, and let ``u_t`` be
+the update of step t, so that ``M_t = M_(t-1) + u_t k_t^T``. For a chunk of C tokens (as rows) that starts from the memory S,
 
-    ``L U = W V - E K S``,  ``L = I + E strict_lower(K K^T)``      what is added
-    ``O = R (Q S + lower(Q K^T) U)``                               what is read
-    ``S' = S + K^T U``                                             what is left behind
+    ``L U = W V - E K S``,  ``L = I + E strict_lower(K K^T)``      updates
+    ``O = R (Q S + lower(Q K^T) U)``                               reads
+    ``S' = S + K^T U``                                             memory after the chunk
 
-so that only ``U`` and ``S'`` wait for the chunk before. ``L`` is unit lower triangular whatever the gates are, and nothing is
-divided by a gate: 0 and 1 are exact. It is solved as a triangle, never by a series in its strict part, whose powers explode where
-keys repeat. With ``e = 0`` it is the identity. (The UT transform of the delta rule, for two separate gates: Yang et al.,
-"Parallelizing Linear Transformers with the Delta Rule over Sequence Length", 2024.)
+Only ``U`` and ``S'`` depend on the chunk before. ``L`` is unit lower triangular for any gates, and no gate is divided by, so gates
+of 0 and 1 are exact. ``L`` is solved as a triangular system, never by a power series, which diverges for repeated keys. With
+``e = 0`` it is the identity. Source: the UT transform of the delta rule, here with two separate gates (Yang et al.,
+"Parallelizing Linear Transformers with the Delta Rule over Sequence Length", 2024).
 
-A token's products reach the whole of its chunk and are masked after, so that NaN or infinity in one token spoils reads of tokens
-before it, too, where the loop would spoil only those after it. With finite input nothing looks ahead.
+All products of a chunk are computed and then masked. So NaN or infinity in one token also spoils the reads of earlier tokens of
+its chunk, where the loop would spoil only later ones. With finite inputs no token affects an earlier one.
 
-Two forms of the same arithmetic: ``scan_by_autograd`` leaves derivatives to torch; ``scan_by_segments`` keeps the memory only
-every ``SEGMENT`` tokens and recomputes the rest when it goes back, by hand-written formulas.
+There are two forms with the same arithmetic: ``scan_by_autograd`` leaves derivatives to torch; ``scan_by_segments`` keeps the
+memory only every ``SEGMENT`` tokens and recomputes the others in a hand-written backward.
 
 Legend: B batch, T tokens, H heads, n chunks, C tokens in a chunk, G = B * H, D_k and D_v the sizes of a key and a value.
 """
@@ -32,11 +32,11 @@ from torch import Tensor
 from fewshot_nam.memory.torch_modes import full_precision, needs_plain_autograd
 
 SEGMENT = 128
-"""Tokens between two memories that ``scan_by_segments`` keeps. Measured on a CPU: 128 to 256 is fastest, for caches."""
+"""Tokens between two memories that ``scan_by_segments`` keeps. On a CPU, 128 to 256 was measured to be fastest."""
 
 
 class Tokens(NamedTuple):
-    """The sequence to be scanned; ``r`` is None where all is read in full, ``e`` where nothing is erased."""
+    """The sequence to scan. ``r`` None means a read gate of 1, ``e`` None an erase gate of 0."""
 
     q: Tensor  # queries (B, T, H, D_k)
     k: Tensor  # keys (B, T, H, D_k)
@@ -46,18 +46,18 @@ class Tokens(NamedTuple):
     e: Tensor | None  # erase gates (B, T, H, 1)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Tokens:
-        """Return all of them changed alike."""
+        """Return all tensors after ``change``."""
         q, k, v, r, w, e = self
         r, e = (None if gate is None else change(gate) for gate in (r, e))
         return Tokens(change(q), change(k), change(v), r, change(w), e)
 
 
 def scan_by_autograd(tokens: Tokens, memory: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """Return reads ``(B, T, H, D_v)`` and the memory left ``(B, H, D_v, D_k)``, which torch can differentiate again and again.
+    """Return reads ``(B, T, H, D_v)`` and the last memory ``(B, H, D_v, D_k)``, which torch can differentiate any number of times.
 
     Args:
-        tokens: T of them, a multiple of ``chunk``.
-        memory: ``(B, H, D_v, D_k)``, found at the start.
+        tokens: T tokens, a multiple of ``chunk``.
+        memory: ``(B, H, D_v, D_k)``, the initial memory.
         chunk: tokens in a chunk.
     """
     folded = tokens.each(lambda x: _fold(x, chunk))
@@ -66,9 +66,9 @@ def scan_by_autograd(tokens: Tokens, memory: Tensor, chunk: int) -> tuple[Tensor
 
 
 def scan_by_segments(tokens: Tokens, memory: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """Return the same as ``scan_by_autograd``, of the same arguments; a second derivative raises.
+    """Return the results of ``scan_by_autograd`` for the same arguments; a second derivative raises.
 
-    Inside ``torch.func`` and ``torch.export`` it is ``scan_by_autograd``.
+    Inside ``torch.func`` and ``torch.export`` it calls ``scan_by_autograd``.
     """
     if needs_plain_autograd():
         return scan_by_autograd(tokens, memory, chunk)
@@ -77,13 +77,13 @@ def scan_by_segments(tokens: Tokens, memory: Tensor, chunk: int) -> tuple[Tensor
 
 
 class _Written(NamedTuple):
-    """What a run of n chunks left on the way, for reading and for going back."""
+    """Intermediate results of n chunks, for the reads and the backward."""
 
     products: Tensor  # K K^T (n * G, C, C)
     inverse: Tensor | None  # L^-1 (n * G, C, C); None without erase
     erasing: Tensor | None  # L^-1 E K (n, G, C, D_k); None without erase
     updates: Tensor  # U (n * G, C, D_v)
-    memories: Tensor  # the memory that each chunk finds (n * G, D_k, D_v)
+    memories: Tensor  # the memory at the start of each chunk (n * G, D_k, D_v)
 
 
 def _write(
@@ -91,9 +91,9 @@ def _write(
     state: Tensor,
     carry: Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor, Tensor]],
 ) -> tuple[Tensor, _Written]:
-    """Return the state left ``(G, D_k, D_v)`` and what was found on the way.
+    """Return the last state ``(G, D_k, D_v)`` and the intermediate results.
 
-    Tokens are ``(n, G, C, .)``, the state is ``(G, D_k, D_v)``, ``carry`` does the serial part.
+    Tokens are ``(n, G, C, .)``, the initial state is ``(G, D_k, D_v)``, and ``carry`` computes the serial part.
     """
     _, k, v, _, w, e = tokens
     keys = k.flatten(0, 1)
@@ -102,7 +102,7 @@ def _write(
     inverse = erasing = None
     if e is not None:
         gates = e.flatten(0, 1)
-        # the solver reads the strict lower part alone and takes the diagonal for 1.
+        # The solver reads only the strict lower part and uses 1 as the diagonal.
         eye = torch.eye(k.shape[2], dtype=k.dtype, device=k.device).expand_as(products)
         inverse = torch.linalg.solve_triangular(gates * products, eye, upper=False, unitriangular=True)
         updates = inverse @ updates
@@ -112,7 +112,7 @@ def _write(
 
 
 def _carry(k: Tensor, updates: Tensor, erasing: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the state left, the updates less what they erase, and the state that each chunk finds: the serial part."""
+    """Return the last state, the updates after erasing, and the state at the start of each chunk: the serial part."""
     found, added = [], []
     for i, (k_i, u_i) in enumerate(zip(k.unbind(0), updates.unbind(0), strict=True)):
         found.append(state)
@@ -124,19 +124,19 @@ def _carry(k: Tensor, updates: Tensor, erasing: Tensor | None, state: Tensor) ->
 
 
 def _carry_in_place(k: Tensor, updates: Tensor, erasing: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the same as ``_carry``, the updates overwritten: fewer copies, for where autograd does not look."""
+    """Return the same as ``_carry``, with the updates overwritten: fewer copies, where autograd does not record."""
     memories = state.new_empty(k.shape[0] + 1, *state.shape)
     memories[0] = state
     for i in range(k.shape[0]):
         if erasing is not None:
             updates[i].baddbmm_(erasing[i], memories[i], alpha=-1)
         torch.baddbmm(memories[i], k[i].mT, updates[i], out=memories[i + 1])
-    # A copy, so that one state kept does not keep them all.
+    # A copy, so that keeping the last state does not keep all of them in memory.
     return memories[-1].clone(), updates, memories[:-1]
 
 
 def _read(tokens: Tokens, written: _Written) -> Tensor:
-    """Return what every query of ``(n, G, C, D_k)`` reads after the write of its token: ``(n, G, C, D_v)``."""
+    """Return the reads ``(n, G, C, D_v)`` of the queries ``(n, G, C, D_k)``, each after the write of its token."""
     queries, keys = tokens.q.flatten(0, 1), tokens.k.flatten(0, 1)
     reading = (queries @ keys.mT).tril()
     reads = torch.baddbmm(queries @ written.memories, reading, written.updates).view_as(tokens.v)
@@ -144,11 +144,11 @@ def _read(tokens: Tokens, written: _Written) -> Tensor:
 
 
 def _backward(tokens: Tokens, state: Tensor, d_reads: Tensor, d_state: Tensor) -> tuple[Tokens, Tensor]:
-    """Return the gradients of the tokens and of the state found, from those of the reads and of the state left.
+    """Return the gradients of the tokens and of the initial state, from those of the reads and of the last state.
 
     With ``P = R dO``, ``L^T dB = dU``, ``X = lower(dO U^T)``, ``Z = strict_lower(dB U^T)``, ``Y = dB S^T``, ``A = K K^T``:
 
-        ``dU = lower(Q K^T)^T P + K dS'``,  ``dS = dS' + Q^T P - (L^-1 E K)^T dU``        the only serial chain
+        ``dU = lower(Q K^T)^T P + K dS'``,  ``dS = dS' + Q^T P - (L^-1 E K)^T dU``        the only serial part
         ``F = dO S^T + X K``,  ``dQ = R F``,  ``dr = rowsum(F Q)``,  ``dV = W dB``,  ``dw = rowsum(dB V)``
         ``dK = (R X)^T Q + U dS'^T - E Y - (E Z + Z^T E) K``,  ``de = -rowsum(Y K) - rowsum(Z A)``
     """
@@ -190,7 +190,7 @@ def _backward(tokens: Tokens, state: Tensor, d_reads: Tensor, d_state: Tensor) -
 
 
 class _SegmentedScan(torch.autograd.Function):
-    """Forward and backward over segments of chunks; only inputs and the memory at each segment's start are kept."""
+    """Forward and backward over segments of chunks. Only the inputs and the memory at the start of each segment are kept."""
 
     @staticmethod
     def forward(
@@ -204,7 +204,7 @@ class _SegmentedScan(torch.autograd.Function):
         state: Tensor,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
-        """Return reads ``(B, T, H, D_v)`` and the state left ``(G, D_k, D_v)``; keep what ``backward`` starts from."""
+        """Return reads ``(B, T, H, D_v)`` and the last state ``(G, D_k, D_v)``; save what ``backward`` needs."""
         tokens = Tokens(q, k, v, r, w, e)
         reads, states = torch.empty_like(v, memory_format=torch.contiguous_format), []
         for span in _segments(k, chunk):
@@ -218,10 +218,10 @@ class _SegmentedScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_reads: Tensor, d_left: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of all inputs, walking the segments from the last to the first."""
+        """Return the gradients of all inputs, from the last segment to the first."""
         tokens, states = Tokens(*ctx.saved_tensors[:6]), ctx.saved_tensors[6:]
         grads, d_state = tokens.each(torch.empty_like), d_left
-        # A backward that runs under autocast must not round what the forward did not.
+        # A backward under autocast must not round what the forward did not round.
         with torch.no_grad(), full_precision(d_reads.device):
             for span, state in zip(reversed(_segments(tokens.k, ctx.chunk)), reversed(states), strict=True):
                 part = tokens.each(lambda x, span=span: _fold(x[span], ctx.chunk))  # type: ignore[misc]
@@ -230,25 +230,25 @@ class _SegmentedScan(torch.autograd.Function):
                     if whole is not None and grad is not None:
                         _unfold_into(whole[span], grad)
         found: tuple[Tensor | None, ...] = (*grads, d_state)
-        if torch.is_grad_enabled():  # create_graph: someone may want to differentiate these
+        if torch.is_grad_enabled():  # create_graph: the gradients may be differentiated
             found = _NoSecondDerivative.apply(len(found), *found, *tokens, states[0], d_reads, d_left)  # type: ignore[no-untyped-call]
         return *found, None
 
 
 class _NoSecondDerivative(torch.autograd.Function):
-    """Gradients as they are, on a path from all that they depend on, where a second derivative is refused.
+    """Return gradients unchanged, connected to everything they depend on, so that a second derivative raises.
 
-    (torch's ``once_differentiable`` refuses on a path of its own, which ``torch.autograd.grad(outputs, inputs)`` never takes.)
+    ``once_differentiable`` of torch does not connect them, so that ``torch.autograd.grad(outputs, inputs)`` would not raise.
     """
 
     @staticmethod
     def forward(ctx: Any, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return the first ``count`` of the tensors; the others are what they depend on."""
+        """Return the first ``count`` tensors; the others are those they depend on."""
         return tuple(None if x is None else x.view_as(x) for x in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> None:
-        """Refuse."""
+        """Raise."""
         raise RuntimeError('memory_scan: backend "chunk" has no second derivative: pass backend="chunk-autograd"')
 
 
@@ -259,7 +259,7 @@ def _segments(x: Tensor, chunk: int) -> list[tuple[slice, slice]]:
 
 
 def _fold(x: Tensor, chunk: int) -> Tensor:
-    """Return ``(B, T, H, D)`` as ``(n, G, C, D)``, contiguous: chunks first, so that each one is one piece of memory."""
+    """Return ``(B, T, H, D)`` as ``(n, G, C, D)``, contiguous, so that each chunk is one block of memory."""
     return _chunks_first(x, chunk).flatten(1, 2)
 
 
@@ -269,12 +269,12 @@ def _unfold(x: Tensor, memory: Tensor) -> Tensor:
 
 
 def _unfold_into(whole: Tensor, x: Tensor) -> None:
-    """Write ``(n, G, C, D)`` into ``whole`` ``(B, T, H, D)``, in one copy."""
+    """Copy ``(n, G, C, D)`` into ``whole`` ``(B, T, H, D)``."""
     place = _chunks_first(whole, x.shape[2])
     place.copy_(x.view(place.shape))
 
 
 def _chunks_first(x: Tensor, chunk: int) -> Tensor:
-    """Return ``(B, T, H, D)`` seen as ``(n, B, H, C, D)``."""
+    """Return a view of ``(B, T, H, D)`` as ``(n, B, H, C, D)``."""
     batch, tokens, heads, width = x.shape
     return x.view(batch, tokens // chunk, chunk, heads, width).permute(1, 0, 3, 2, 4)

@@ -1,9 +1,9 @@
 """The memory scan by the kernels of flash-linear-attention (``pip install "fewshot-nam[cuda]"``), on a GPU.
 
-Its Comba kernel writes ``S_t = S_(t-1) + beta_t k_t (v_t - S_(t-1)^T p_t)^T`` with ``S = M^T`` and a second key ``p`` of its own.
-So ``beta = 1``, ``p = p_e k`` and the value ``p_w v`` give WR with two separate gates, exactly, at 0 too. (Its delta-rule kernels
-have one gate and would need ``p_w v / p_e``: NaN at ``p_e = 0``.) The kernels multiply in the precision of their inputs and keep
-the memory in float32.
+Its Comba kernel computes ``S_t = S_(t-1) + beta_t k_t (v_t - S_(t-1)^T p_t)^T`` with ``S = M^T`` and a separate key ``p`` for
+erasing. So ``beta = 1``, ``p = p_e k`` and the value ``p_w v`` give WR with two separate gates, exactly, also for gates of 0. (Its
+delta-rule kernels have one gate and would need ``p_w v / p_e``, which is NaN for ``p_e = 0``.) The kernels multiply in the
+precision of their inputs and keep the memory in float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WIDEST_KEY = 256
 
 
 def why_no_kernels(q: Tensor, v: Tensor) -> str | None:
-    """Return what keeps the kernels from scanning such queries and values, or None."""
+    """Return the reason why the kernels cannot scan such queries and values, or None if they can."""
     if q.device.type != "cuda":
         return f"flash-linear-attention's kernels need a GPU, tensors are on {q.device.type}"
     if q.dtype == torch.float64:
@@ -35,12 +35,12 @@ def why_no_kernels(q: Tensor, v: Tensor) -> str | None:
 
 
 def scan_by_kernels(tokens: Tokens, memory: Tensor, lengths: list[int] | None) -> tuple[Tensor, Tensor]:
-    """Return reads ``(B, T, H, D_v)`` and the memory left, by ``fla.ops.comba.chunk_comba``.
+    """Return reads ``(B, T, H, D_v)`` and the last memory, by ``fla.ops.comba.chunk_comba``.
 
     Args:
-        tokens: T of them; their gates in float32.
+        tokens: T tokens, their gates in float32.
         memory: ``(B, H, D_v, D_k)`` float32, or ``(N, H, D_v, D_k)`` for packed sequences.
-        lengths: of N packed sequences, B = 1; or None.
+        lengths: lengths of N packed sequences, B = 1; or None.
     """
     from fla.ops.comba import chunk_comba
 

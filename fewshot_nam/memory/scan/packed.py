@@ -1,7 +1,7 @@
-"""Sequences packed one after another into one: each is scanned with a memory of its own.
+"""The scan of sequences that are packed one after another into one: each has its own memory.
 
-Sequences of like length (within a factor of two) are padded and scanned together, so that at most half of the work is padding
-and short sequences do not wait for long ones.
+Sequences of similar length (within a factor of two) are padded and scanned together, so that at most half of the work is
+padding. Legend: ``N`` sequences, ``T`` tokens of all together, ``H`` heads, ``D_k`` and ``D_v`` the sizes of a key and a value.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def lengths_of(cu_seqlens: Tensor | Sequence[int], batch: int, tokens: int) -> l
     """Return the lengths between the boundaries ``cu_seqlens``.
 
     Raises:
-        ValueError: these are no boundaries of ``tokens`` tokens, or ``batch`` is not 1.
+        ValueError: they are not boundaries of ``tokens`` tokens, or ``batch`` is not 1.
     """
     bounds = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else list(cu_seqlens)
     if not isinstance(bounds, list) or not all(isinstance(bound, int) for bound in bounds):
@@ -37,13 +37,13 @@ def lengths_of(cu_seqlens: Tensor | Sequence[int], batch: int, tokens: int) -> l
 def scan_each(
     scan: Callable[[Tokens, Tensor], tuple[Tensor, Tensor]], packed: Tokens, memory: Tensor, lengths: list[int]
 ) -> tuple[Tensor, Tensor]:
-    """Return reads ``(1, T, H, D_v)`` and the memories left ``(N, H, D_v, D_k)`` of N sequences packed into one.
+    """Return reads ``(1, T, H, D_v)`` and last memories ``(N, H, D_v, D_k)`` of N sequences packed into one.
 
     Args:
-        scan: scans a batch of sequences of one length from one memory each.
+        scan: a scan of a batch of sequences of one length, with one initial memory each.
         packed: T tokens in a batch of 1.
-        memory: ``(N, H, D_v, D_k)``, what each sequence starts from.
-        lengths: the N lengths, T together.
+        memory: ``(N, H, D_v, D_k)``, the initial memories.
+        lengths: the N lengths, which add up to T.
     """
     starts = [0, *accumulate(lengths)]
     alike: dict[int, list[int]] = {}
@@ -55,7 +55,7 @@ def scan_each(
         offset = torch.arange(int(size.max()), device=memory.device)
         present = offset < size
         place = torch.where(present, start + offset, 0)
-        # What stands for an absent token is another one, so it is wiped: gates and all.
+        # Padding is filled with some other token, so all of it is set to 0, gates included.
         absent = ~present[..., None, None]
         read, left = scan(packed.each(lambda x: x[0, place].masked_fill(absent, 0.0)), memory[numbers])  # noqa: B023
         reads.append(read[present])

@@ -1,20 +1,23 @@
-"""A whole sequence of writes and reads of a Neural Attention Memory, and the same for one token at a time.
+"""The memory scan: writes and reads of a whole sequence through a Neural Attention Memory, and one step of it.
 
 At each step, per head, ``M_t = WR(M_(t-1), k_t, v_t, p_w, p_e)``, then ``o_t = RD(M_t, q_t, p_r)`` (Nam and Seo, "Neural Attention
 Memory", arXiv 2302.09422). ``p_erase = 0`` is causal linear attention, ``p_write = p_erase`` the delta rule; the two gates are
-separate here, and 0 and 1 are exact.
+separate here, and gates of 0 and 1 are exact.
 
-Backends, equal but for rounding (``tests/memory/test_scan.py`` holds each to the loop in float64):
+Backends, which agree up to rounding (``tests/fewshot_nam/memory/test_scan.py`` compares each with the loop in float64):
 
-- ``"loop"``: ``write`` and ``read`` in turn, the reference;
-- ``"chunk"``: chunkwise-parallel, with a hand-written backward that recomputes: fast and lean. A second derivative raises;
-- ``"chunk-autograd"``: the same left to torch, for double backward and ``torch.func``;
-- ``"cuda"``: the kernels of flash-linear-attention where that is installed, else ``"chunk"`` on the GPU, with a warning;
-- ``"auto"``: what ``choose_backend`` says, which is also logged (``logging``, "fewshot_nam.memory", level info, once).
+- ``"loop"``: ``write`` and ``read`` token by token, the reference;
+- ``"chunk"``: chunkwise-parallel, with a hand-written backward that recomputes memories: fast, with little memory. It has no
+  second derivative;
+- ``"chunk-autograd"``: the same forward, differentiated by torch, for second derivatives and ``torch.func``;
+- ``"cuda"``: the kernels of flash-linear-attention if installed, else ``"chunk"`` on the GPU, with a warning;
+- ``"auto"``: the choice of ``choose_backend``, which is logged once (logger "fewshot_nam.memory", level info).
 
-Bounds, which the tests hold: in float32, reads and memory are within 2e-6 of float64 relative to the largest entry and
-gradients within 5e-6, repeated and near-parallel keys included; with bfloat16 or float16 inputs the memory is within 5e-6, reads
-and gradients, which are rounded to the inputs' dtype, within 1e-2.
+Accuracy, tested: in float32, reads and memory are within 2e-6 of float64 relative to the largest entry and gradients within 5e-6,
+also with repeated and near-parallel keys. With bfloat16 or float16 inputs the memory is within 5e-6. Reads and gradients, which
+are rounded to the dtype of the inputs, are within 1e-2.
+
+Legend: ``B`` sequences, ``T`` tokens, ``H`` heads, ``D_k`` and ``D_v`` the sizes of a key and a value, ``N`` packed sequences.
 """
 
 from __future__ import annotations
@@ -54,35 +57,43 @@ def memory_scan(
     chunk_size: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Return what every token reads, ``(B, T, H, D_v)``, and the memory after the last, ``(B, H, D_v, D_k)``.
+    """Return the reads of all tokens, ``(B, T, H, D_v)``, and the memory after the last token, ``(B, H, D_v, D_k)``.
 
-    At each token ``M <- M + p_w v k^T - p_e M k k^T``, then ``o = p_r M q``. Nothing is normalised and nothing scaled inside
-    (attention users: there is no ``1 / sqrt(D_k)``). With unit keys and ``p_erase`` in [0, 2] erasing makes no row longer.
+    At each token ``M <- M + p_w v k^T - p_e M k k^T``, then ``o = p_r M q``. Keys and queries are neither normalised nor scaled
+    (unlike in attention, there is no ``1 / sqrt(D_k)``). With unit keys and ``p_erase`` in [0, 2], erasing makes no row longer.
 
     Args:
         q: queries ``(B, T, H, D_k)``; float32, float64, bfloat16 or float16. T may be 0.
-        k: keys ``(B, T, H, D_k)``, taken as given: unit length is the caller's (``unit`` does it).
-        v: values ``(B, T, H, D_v)``. ``q``, ``k`` and ``v`` are of one dtype.
-        p_read: read probability: ``(B, T, H)``, a float, or None for 1; so the next two.
-        p_write: write probability.
-        p_erase: erase probability; 0.0 (the float) saves the triangular solve.
-        initial_memory: ``(B, H, D_v, D_k)``, empty where None.
-        mask: ``(B, T)`` bool, True where there is a token. Elsewhere nothing is written, whatever stands there, and 0 is read.
-        cu_seqlens: N sequences packed one after another into B = 1: their N + 1 boundaries, from 0 to T (as in
-            flash-attention). Each has a memory of its own: ``initial_memory`` and the memory returned are then
-            ``(N, H, D_v, D_k)``. Not with ``mask``.
-        chunk_size: tokens in a chunk of the chunk forms; 32 on a CPU and 64 elsewhere where None. It changes speed and
-            rounding alone.
-        backend: see the module's docstring.
+        k: keys ``(B, T, H, D_k)``, used as given: call ``unit`` first where you need unit length.
+        v: values ``(B, T, H, D_v)``. ``q``, ``k`` and ``v`` have one dtype.
+        p_read: read probability: ``(B, T, H)``, a float, or None for 1.
+        p_write: write probability, likewise.
+        p_erase: erase probability, likewise. The float 0.0 saves a triangular solve.
+        initial_memory: ``(B, H, D_v, D_k)``; None is an empty memory (zeros).
+        mask: ``(B, T)`` bool, True where there is a token. Elsewhere nothing is written and 0 is read, whatever the inputs are.
+        cu_seqlens: N + 1 boundaries, from 0 to T, of N sequences packed one after another into B = 1 (as in flash-attention).
+            Each sequence has its own memory: ``initial_memory`` and the returned memory are ``(N, H, D_v, D_k)``. It excludes
+            ``mask``.
+        chunk_size: tokens in a chunk of the chunk forms; None is 32 on a CPU and 64 elsewhere. It changes only speed and
+            rounding.
+        backend: how the scan is computed, see the docstring of the module.
 
     Returns:
-        Reads in the dtype of ``v``, and the memory in float32 at least: it is kept, and the chunks are solved, in float32 for
-        half-precision inputs, in float64 for float64.
+        Reads in the dtype of ``v``, and the memory: in float64 for float64 inputs, else in float32, in which the chunks are
+        solved too.
 
     Raises:
         TypeError: an argument is no floating tensor, or dtypes differ.
-        ValueError: shapes do not fit, devices differ, ``backend`` or ``chunk_size`` is none, ``cu_seqlens`` are not boundaries.
-        RuntimeError: later, where a second derivative is taken through ``"chunk"``: pass ``backend="chunk-autograd"``.
+        ValueError: shapes do not fit, devices differ, ``backend`` or ``chunk_size`` is not allowed, or ``cu_seqlens`` are not
+            boundaries.
+        RuntimeError: in a second derivative through ``"chunk"``: pass ``backend="chunk-autograd"``.
+
+    Example:
+        >>> from fewshot_nam.memory import unit
+        >>> q, k, v = torch.randn(3, 2, 5, 4, 8).unbind(0)  # 2 sequences, 5 tokens, 4 heads, size 8
+        >>> reads, memory = memory_scan(unit(q), unit(k), v)
+        >>> reads.shape, memory.shape
+        (torch.Size([2, 5, 4, 8]), torch.Size([2, 4, 8, 8]))
     """
     batch, length, heads, width = _check_sequence(q, k, v)
     if backend not in BACKENDS:
@@ -118,7 +129,7 @@ def memory_scan(
     )
     if mask is not None:
         absent = ~mask[..., None, None]
-        # All of them, since 0 times what may stand there is not always 0. A query of 0 reads 0.
+        # All of them, since padding may hold NaN, and 0 times NaN is NaN. A query of 0 reads 0.
         tokens = tokens.each(lambda x: x.masked_fill(absent, 0.0))
     if initial_memory is None:
         memory = torch.zeros(sequences, heads, v.shape[-1], width, dtype=dtype, device=v.device)
@@ -139,18 +150,19 @@ def memory_step(
     p_write: Gate | None = None,
     p_erase: Gate | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return what one token reads after its write, ``(..., H, D_v)``, and the new memory: one step of ``memory_scan``.
+    """Return the read of one token after its write, ``(..., H, D_v)``, and the new memory: one step of ``memory_scan``.
 
-    ``memory_scan`` over T tokens and T steps give the same numbers; a step costs the same however many came before.
+    ``memory_scan`` over T tokens and T steps give the same results. The cost of a step does not depend on the number of tokens
+    before it.
 
     Args:
-        memory: ``(..., H, D_v, D_k)``, as ``memory_scan`` returns it; left as it is.
+        memory: ``(..., H, D_v, D_k)``, as ``memory_scan`` returns it. It does not change.
         q: query ``(..., H, D_k)``.
-        k: key ``(..., H, D_k)``, taken as given.
+        k: key ``(..., H, D_k)``, used as given.
         v: value ``(..., H, D_v)``.
-        p_read: read probability: ``(..., H)``, a float, or None for 1; so the next two.
-        p_write: write probability.
-        p_erase: erase probability.
+        p_read: read probability: ``(..., H)``, a float, or None for 1.
+        p_write: write probability, likewise.
+        p_erase: erase probability, likewise.
 
     Returns:
         The read in the dtype of ``v``; the memory in float32 at least.
@@ -178,11 +190,11 @@ def memory_step(
 
 
 def choose_backend(q: Tensor, v: Tensor) -> str:
-    """Return the backend that ``"auto"`` takes for these tensors, and log why.
+    """Return the backend that ``"auto"`` chooses for these tensors, and log the reason.
 
-    ``"chunk-autograd"`` inside ``torch.func`` (``vmap``, ``grad``, ``jvp``) and ``torch.export``, which cannot look into a
-    hand-written backward; ``"cuda"`` for half-precision tensors on a GPU where flash-linear-attention can take them (its kernels
-    may multiply float32 in TF32); ``"chunk"`` otherwise.
+    ``"chunk-autograd"`` inside ``torch.func`` (``vmap``, ``grad``, ``jvp``) and ``torch.export``, which cannot use a hand-written
+    backward; ``"cuda"`` for half-precision tensors on a GPU that flash-linear-attention supports (its kernels may multiply
+    float32 in TF32); ``"chunk"`` otherwise.
     """
     if needs_plain_autograd():
         chosen, why = "chunk-autograd", "inside torch.func or torch.export"
@@ -191,24 +203,24 @@ def choose_backend(q: Tensor, v: Tensor) -> str:
     elif obstacle := why_no_kernels(q, v):
         chosen, why = "chunk", obstacle
     elif q.dtype not in (torch.bfloat16, torch.float16):
-        chosen, why = "chunk", "full precision wanted"
+        chosen, why = "chunk", "inputs of full precision"
     else:
         chosen, why = "cuda", "flash-linear-attention is installed"
     if not torch.compiler.is_compiling():
-        _say_once(chosen, why)
+        _log_once(chosen, why)
     return chosen
 
 
 @functools.cache
-def _say_once(chosen: str, why: str) -> None:
-    """Log a choice, the first time that it is made."""
+def _log_once(chosen: str, why: str) -> None:
+    """Log a choice, only the first time it is made."""
     _LOG.info("memory_scan: backend %s (%s)", chosen, why)
 
 
 def _scan(
     tokens: Tokens, memory: Tensor, lengths: list[int] | None, chunk_size: int | None, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Run ``backend`` on checked arguments, each sequence on its own where there are ``lengths``."""
+    """Run ``backend`` on checked arguments, packed sequences (``lengths``) one by one."""
     if backend == "cuda" and why_no_kernels(tokens.q, tokens.v) is None:
         return scan_by_kernels(tokens, memory, lengths)
     tokens = tokens.each(lambda x: x.to(memory.dtype))
@@ -223,12 +235,12 @@ def _scan(
 
 
 def _loop(tokens: Tokens, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Write, then read, token after token: the reference."""
+    """Write, then read, token by token: the reference."""
     q, k, v, r, w, e = tokens
     r = torch.ones_like(w) if r is None else r
     e = torch.zeros_like(w) if e is None else e
     reads = []
-    # unbind, not x[:, t]: the backward of each indexing would fill a whole sequence with zeros, and cost grow with T squared.
+    # unbind, not x[:, t]: the backward of each x[:, t] fills a whole sequence with zeros, so that the cost grows with T squared.
     steps = (x.unbind(1) for x in (q, k, v, r[..., 0], w[..., 0], e[..., 0]))
     for q_t, k_t, v_t, r_t, w_t, e_t in zip(*steps, strict=True):
         memory = write(memory, k_t, v_t, w_t, e_t)
@@ -239,7 +251,7 @@ def _loop(tokens: Tokens, memory: Tensor) -> tuple[Tensor, Tensor]:
 def _chunked(
     tokens: Tokens, memory: Tensor, chunk: int, scan: Callable[[Tokens, Tensor, int], tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """Run a chunk form, the last chunk filled up with tokens that write nothing."""
+    """Run a chunk form; the last chunk is padded with tokens that write nothing."""
     length = tokens.k.shape[1]
     if length == 0:
         return tokens.v.clone(), memory.clone()
@@ -252,7 +264,7 @@ def _chunked(
 
 
 def _gate(gate: Gate | None, v: Tensor) -> Tensor:
-    """Return a gate as ``(B, T, H, 1)`` in float32 at least: a number, or None for 1, is repeated."""
+    """Return a gate as ``(B, T, H, 1)`` in float32 at least; a number, or None for 1, is expanded."""
     dtype = torch.promote_types(v.dtype, torch.float32)
     if isinstance(gate, Tensor):
         return gate.to(dtype).unsqueeze(-1)

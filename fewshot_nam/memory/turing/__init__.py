@@ -1,4 +1,4 @@
-"""The NAM Turing Machine: the layer, its heads, tapes, controllers and presets, and the compiled kernel of its time loop."""
+"""The NAM Turing Machine: the layer, its heads, tapes, controllers and presets, and the compiled kernel of its loop over time."""
 
 from fewshot_nam.memory.turing.heads import HeadContext, Jump, Shift
 from fewshot_nam.memory.turing.machine import NAMTuringMachine

@@ -1,10 +1,10 @@
-"""The controllers of a NAM Turing Machine: what turns inputs into the hidden features that steer the heads.
+"""The controllers of a NAM Turing Machine: networks from inputs to the hidden features that control the heads.
 
-Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422): ``nn_control(x)``. A controller sees the inputs alone, never
-what the machine reads, which is what lets the value tape of a whole sequence be one scan.
+Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422): ``nn_control(x)``. A controller sees only the inputs, not the
+reads of the machine. Therefore the value tape of a whole sequence can be computed as one scan.
 
-Every controller is called as ``torch.nn.GRU(batch_first=True)`` is: ``controller(x (B, T, input_size), state) -> (hidden
-(B, T, hidden_size), state)``, ``state`` None at the start.
+Every controller has the interface of ``torch.nn.GRU(batch_first=True)``: ``controller(x (B, T, input_size), state) -> (hidden
+(B, T, hidden_size), state)``, with ``state`` None at the start.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CONTROLLERS = ("lstm", "bilstm", "bigru", "mlp")
 
 
 class FeedForward(nn.Module):
-    """A controller without memory, ``relu(W x + b)``; with the machine's projections on top, a perceptron of two layers."""
+    """A controller without a state, ``relu(W x + b)``; with the projections of the machine, a perceptron of two layers."""
 
     def __init__(
         self,
@@ -46,14 +46,14 @@ def build_controller(
     """Return the controller of that name.
 
     Args:
-        kind: ``"lstm"``, ``"bilstm"`` and ``"bigru"`` (half of the features in each direction), or ``"mlp"``.
+        kind: ``"lstm"``, ``"bilstm"`` or ``"bigru"`` (half of the features in each direction), or ``"mlp"``.
         input_size: width of the inputs.
-        hidden_size: width of the hidden features, even for two directions.
+        hidden_size: width of the hidden features; even for a bidirectional controller.
         device: where the parameters are.
-        dtype: of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
-        ValueError: an unknown name, or an odd width for two directions.
+        ValueError: the name is unknown, or the width is odd for a bidirectional controller.
     """
     if kind == "mlp":
         return FeedForward(input_size, hidden_size, device, dtype)
@@ -61,7 +61,7 @@ def build_controller(
         return nn.LSTM(input_size, hidden_size, batch_first=True, device=device, dtype=dtype)
     if kind not in CONTROLLERS:
         known = ", ".join(CONTROLLERS)
-        raise ValueError(f"NAMTuringMachine: unknown controller {kind!r}: choose one of {known}, or give an nn.Module")
+        raise ValueError(f"NAMTuringMachine: unknown controller {kind!r}: choose one of {known}, or pass an nn.Module")
     if hidden_size % 2:
         raise ValueError(f"NAMTuringMachine: controller {kind!r} needs an even hidden_size, got {hidden_size}")
     recurrent = nn.LSTM if kind == "bilstm" else nn.GRU
@@ -69,7 +69,7 @@ def build_controller(
 
 
 def is_causal(controller: nn.Module) -> bool:
-    """Return whether the hidden features of a step depend on no later step, by the module's own ``bidirectional``."""
+    """Return whether hidden features depend on no later step, according to the attribute ``bidirectional`` of the module."""
     return not getattr(controller, "bidirectional", False)
 
 
@@ -79,14 +79,14 @@ def run_controller(controller: nn.Module, x: Tensor, state: Any, mask: Tensor | 
     Args:
         controller: see the module's docstring.
         x: ``(B, T, input_size)``.
-        state: the controller's own, or None for the start.
-        mask: ``(B, T)`` bool, True where there is a token, anywhere in the row. ``torch.nn``'s recurrent networks step over the
-            rest, in both directions; other controllers see it.
+        state: the state of the controller, or None at the start.
+        mask: ``(B, T)`` bool, True where there is a token, in any pattern. Recurrent networks of ``torch.nn`` skip the other
+            positions, in both directions; other controllers see them.
 
     Returns:
-        hidden ``(B, T, hidden_size)``, and the state: None where the controller is bidirectional, as it cannot be resumed.
+        hidden ``(B, T, hidden_size)``, and the state: None for a bidirectional controller, which cannot be resumed.
     """
-    # A batch without rows cannot be packed, and has nothing to step over.
+    # An empty batch cannot be packed.
     if mask is None or not isinstance(controller, nn.RNNBase) or x.shape[0] == 0:
         hidden, last = controller(x, state)
     else:
@@ -95,7 +95,7 @@ def run_controller(controller: nn.Module, x: Tensor, state: Any, mask: Tensor | 
 
 
 def _run_packed(controller: nn.RNNBase, x: Tensor, state: Any, mask: Tensor) -> tuple[Tensor, Any]:
-    """Run over the tokens alone: brought to the front of each row, packed, and put back where they stood."""
+    """Run over the tokens only: move them to the front of each row, pack them, and move the results back."""
     order = mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
     lengths = mask.sum(1)
     front = x.gather(1, order.unsqueeze(-1).expand_as(x))
@@ -103,7 +103,7 @@ def _run_packed(controller: nn.RNNBase, x: Tensor, state: Any, mask: Tensor) -> 
     hidden_packed, last = controller(packed, state)
     hidden, _ = pad_packed_sequence(hidden_packed, batch_first=True, total_length=x.shape[1])
     back = order.argsort(dim=1).unsqueeze(-1).expand_as(hidden)
-    # A row without a token cannot be packed: it went along as one step, which is undone here.
+    # A row without a token cannot be packed: it was given one step, whose effect on the state is undone here.
     empty = lengths == 0
     if isinstance(last, tuple):
         first = (None, None) if state is None else state
@@ -114,5 +114,5 @@ def _run_packed(controller: nn.RNNBase, x: Tensor, state: Any, mask: Tensor) -> 
 
 
 def _keep(empty: Tensor, old: Tensor | None, new: Tensor) -> Tensor:
-    """Return ``new (layers, B, D)``, but ``old`` (None is zeros) in the rows that are ``empty``."""
+    """Return ``new (layers, B, D)``, with ``old`` (None is zeros) in the rows that are ``empty``."""
     return torch.where(empty[None, :, None], torch.zeros_like(new) if old is None else old, new)

@@ -1,14 +1,14 @@
-"""How the heads of a NAM Turing Machine move: its actions, and the positions of a whole sequence at once.
+"""The heads of a NAM Turing Machine: the actions that move them, and their positions over a whole sequence.
 
 Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422), the NAM Turing Machine. A head is a vector ``h`` in ``R^L`` over
-the ``L`` cells of a circular tape, at first all on cell 0. Each step blends what the actions make of it,
-``h' = sum_a p_a action_a(h)``: LEFT, NO-OP and RIGHT roll it by -1, 0 and 1, JUMP takes it where the key tape holds the query.
+the ``L`` cells of a circular tape, at first with all its weight on cell 0. Each step blends the results of the actions,
+``h' = sum_a p_a action_a(h)``: LEFT, NO-OP and RIGHT roll the head by -1, 0 and 1, and JUMP reads the query from the key tape.
 
-``head_positions`` has two ways to the same numbers as that equation step by step. A roll is diagonal in Fourier space, so
-that without any other action ``h_t = irfft(rfft(h_0) prod_(s<t) lambda_s)`` with ``lambda(f) = sum_a p_a exp(-2 pi i f o_a / L)``
-for offsets ``o_a``: no loop over time. Otherwise it loops over heads and key tape alone; the value tape follows later.
+``head_positions`` computes this equation for all steps in one of two ways. A roll is diagonal in Fourier space, so with rolls only
+``h_t = irfft(rfft(h_0) prod_(s<t) lambda_s)`` with ``lambda(f) = sum_a p_a exp(-2 pi i f o_a / L)`` for offsets ``o_a``, without a
+loop over time. Otherwise it loops over time, for heads and key tape only; the value tape is computed afterwards.
 
-Legend: ``B`` batch, ``T`` steps, ``L`` cells, ``c`` tape width, ``A`` actions.
+Legend: ``B`` sequences, ``T`` steps, ``L`` cells, ``c`` tape width, ``A`` actions.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from fewshot_nam.memory.validation import check_tensor
 
 
 class HeadContext(NamedTuple):
-    """What an action may look at besides the heads: the step's input, and the key tape where the machine has one."""
+    """What an action may use besides the heads: the input of the step, and the key tape if the machine has one."""
 
     token: Tensor
     """``(B, input_size)``, the input of this step."""
     key_tape: Tensor | None
-    """``(B, tapes, c, L)`` with this step's key written, a column a cell. None without an action that ``needs_keys``."""
+    """``(B, tapes, c, L)`` after this step's write, a column for each cell. None without an action that ``needs_keys``."""
     query: Tensor | None
-    """``(B, tapes, c)`` of unit length, None with the key tape."""
+    """``(B, tapes, c)`` of unit length; None if ``key_tape`` is None."""
 
 
 Action = Callable[[Tensor, HeadContext], Tensor]
-"""A transition ``(heads (B, tapes, L), context) -> new heads (B, tapes, L)``, differentiable; it is asked for the read heads
-and for the write heads in turn. An attribute ``needs_keys = True`` gives the machine a key tape."""
+"""A differentiable transition ``(heads (B, tapes, L), context) -> new heads (B, tapes, L)``, called once for the read heads and
+once for the write heads. An attribute ``needs_keys = True`` gives the machine a key tape."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Shift:
     offset: int
 
     def __call__(self, heads: Tensor, context: HeadContext) -> Tensor:
-        """Return ``heads`` rolled, in their shape."""
+        """Return the rolled ``heads``."""
         return heads.roll(self.offset, dims=-1)
 
 
 @dataclass(frozen=True)
 class Jump:
-    """Go where the key tape ``K`` (cells by keys) holds the query: ``K q``, which is signed and not normalised."""
+    """Move to the cells where the key tape ``K`` (cells by keys) stores the query: ``K q``, signed and not normalised."""
 
     needs_keys = True
 
@@ -70,14 +70,14 @@ NAMED_ACTIONS: dict[str, Action] = {"left": Shift(-1), "noop": Shift(0), "right"
 
 
 def resolve_actions(actions: Sequence[str | Action]) -> tuple[Action, ...]:
-    """Return the actions themselves, in order.
+    """Return the actions as callables, in order.
 
     Args:
-        actions: names out of ``NAMED_ACTIONS`` and transitions of your own, at least one.
+        actions: names from ``NAMED_ACTIONS`` and your own transitions, at least one.
 
     Raises:
         ValueError: no action, or an unknown name.
-        TypeError: an entry is neither a name nor callable, or a class, or the whole is one string.
+        TypeError: an entry is neither a name nor callable, or is a class, or ``actions`` is a string.
     """
     if isinstance(actions, str) or not isinstance(actions, Sequence):
         raise TypeError(f"NAMTuringMachine: actions must be a sequence of names or transitions, got {actions!r}")
@@ -103,7 +103,7 @@ def resolve_actions(actions: Sequence[str | Action]) -> tuple[Action, ...]:
 
 
 def action_name(action: Action) -> str:
-    """Return the name that an action goes by in ``extra_repr`` and in drawings."""
+    """Return the name of an action in ``extra_repr`` and in plots."""
     for name, named in NAMED_ACTIONS.items():
         if action == named:
             return name
@@ -113,15 +113,15 @@ def action_name(action: Action) -> str:
 
 
 def act(action: Action, heads: Tensor, context: HeadContext) -> Tensor:
-    """Return what ``action`` makes of ``heads (B, tapes, L)``, in that shape.
+    """Return the result of ``action`` for ``heads (B, tapes, L)``, in that shape.
 
     Raises:
-        TypeError: it returned no floating tensor.
-        ValueError: it returned one of another shape, which would be broadcast along the tape.
+        TypeError: the result is no floating tensor.
+        ValueError: the result has another shape, which would be broadcast along the tape.
     """
     target = action(heads, context)
     if type(action) not in (Shift, Jump):
-        check_tensor("NAMTuringMachine", f"what action {action_name(action)} returns", target, heads.shape)
+        check_tensor("NAMTuringMachine", f"the result of action {action_name(action)}", target, heads.shape)
     return target
 
 
@@ -140,8 +140,8 @@ def move(
         heads: ``(B, tapes, L)``.
         probabilities: ``(B, tapes, A)``, one for each action.
         actions: the ``A`` actions.
-        context: what they may look at.
-        normalise: whether the new heads are brought to length 1.
+        context: the other inputs of the actions.
+        normalise: whether the new heads are normalised to length 1.
         mask: ``(B,)`` bool; where False the heads stay.
 
     Returns:
@@ -167,21 +167,21 @@ def head_positions(
     normalise: bool,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return where both heads stand at every step, and head and key tape after the last: ``move`` in a loop, but fast.
+    """Return the positions of both heads at every step, and heads and key tape after the last: ``move`` in a loop, but fast.
 
     Args:
         heads: ``(B, tapes, 2, L)``, read heads and write heads before the first step.
         key_tape: ``(B, tapes, c, L)``, or None without keys.
-        probabilities: ``(B, T, tapes, 2, A)``, of the read and of the write heads.
+        probabilities: ``(B, T, tapes, 2, A)``, for the read and the write heads.
         actions: the ``A`` actions.
-        tokens: ``(B, T, input_size)``, for actions that look at them.
+        tokens: ``(B, T, input_size)``, for actions that use them.
         key_controls: None without keys.
         key_erase: ``"position"`` or ``"key"``.
-        normalise: whether heads are brought to length 1 after each move.
-        mask: ``(B, T)`` bool; where False the heads stay. Gates of the key tape must be 0 there.
+        normalise: whether heads are normalised to length 1 after each move.
+        mask: ``(B, T)`` bool; where False the heads stay. The gates of the key tape must be 0 there.
 
     Returns:
-        heads ``(B, T, tapes, 2, L)`` with which each step reads and writes; heads ``(B, tapes, 2, L)`` and key tape after it all.
+        heads ``(B, T, tapes, 2, L)`` with which each step reads and writes; heads ``(B, tapes, 2, L)`` and key tape after the last.
     """
     if all(type(action) is Shift for action in actions):
         offsets = [action.offset for action in actions if isinstance(action, Shift)]
@@ -197,7 +197,7 @@ def head_positions(
 def _positions_by_fft(
     heads: Tensor, probabilities: Tensor, offsets: list[int], normalise: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """``head_positions`` for rolls alone, by ``offsets``: shapes as there."""
+    """``head_positions`` for rolls by ``offsets`` only, with the same shapes."""
     length = heads.shape[-1]
     frequencies = torch.arange(length // 2 + 1, dtype=torch.float64, device=heads.device)
     steps = torch.tensor(offsets, dtype=torch.float64, device=heads.device)
@@ -212,17 +212,16 @@ def _positions_by_fft(
     spectrum = torch.fft.rfft(heads).unsqueeze(1)
     moved = torch.fft.irfft(spectrum * _running_product(factors), n=length)
     if normalise:
-        # A scalar at each step commutes with the rolls, so lengths may be set right at the end; where the heads have not moved
-        # yet, they stand as they came in.
+        # Scaling commutes with rolls, so it is enough to normalise at the end. Heads that have not moved yet stay as given.
         moved_at_all = None if mask is None else mask.cumsum(1)[:, :, None, None, None] > 0
         moved = unit(moved) if moved_at_all is None else torch.where(moved_at_all, unit(moved), moved)
     return torch.cat([heads.unsqueeze(1), moved[:, :-1]], dim=1), moved[:, -1]
 
 
 def _running_product(x: Tensor) -> Tensor:
-    """Return the product of ``x (B, T, ...)`` over steps up to and with each one: ``2 T`` multiplications, ``log T`` deep.
+    """Return the cumulative product of ``x (B, T, ...)`` over steps: ``2 T`` multiplications, ``log T`` deep.
 
-    Neither ``cumprod``, whose gradient is quadratic where a factor is 0, nor sums of logarithms, which have none there.
+    The gradient of ``cumprod`` has quadratic cost where a factor is 0, and sums of logarithms have no gradient there.
     """
     steps = x.shape[1]
     if steps == 1:
@@ -245,11 +244,11 @@ def _positions_by_loop(
     normalise: bool,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """``head_positions`` for any actions, step by step; ``keys`` is the key tape, which is written along the way.
+    """``head_positions`` for any actions, step by step; ``keys`` is the key tape, which it writes.
 
     Shapes are those of ``head_positions``: heads ``(B, tapes, 2, L)``, probabilities ``(B, T, tapes, 2, A)``, tokens
-    ``(B, T, input_size)``, mask ``(B, T)``. Inside, batch and tapes are one dimension: ``head`` and what the actions make of it
-    are ``(B tapes, 2, L)``, a step's probability of one action and its ``stays`` are ``(B tapes, 2, 1)``.
+    ``(B, T, input_size)``, mask ``(B, T)``. Inside, batch and tapes are one dimension: ``head`` and the results of actions are
+    ``(B tapes, 2, L)``, the probability of one action and ``stays`` are ``(B tapes, 2, 1)``.
     """
     batch, tapes, _, length = heads.shape
     head = heads.flatten(0, 1)

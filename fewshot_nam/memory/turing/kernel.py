@@ -1,7 +1,7 @@
-"""The tapes and heads of a NAM Turing Machine over a whole sequence by the compiled kernel, with a backward written by hand.
+"""Tapes and heads of a NAM Turing Machine over a whole sequence by the compiled kernel, with a hand-written backward.
 
-Rolls and jumps alone: another action is a function of Python. The equations are in ``turing``. The backward keeps the heads of all
-steps and what each write found, but a tape only every ``BLOCK`` steps, from where it repeats the writes.
+The kernel knows rolls and jumps only: other actions are Python functions. The equations are in ``machine``. For the backward it
+keeps the heads of all steps and what each write erased, but a tape only every ``BLOCK`` steps, from which it repeats the writes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from fewshot_nam.memory.turing.heads import Action, Jump, Shift
 from fewshot_nam.memory.turing.state import Controls, TuringState
 
 BLOCK = 16
-"""Steps between two tapes that are kept."""
+"""Steps between two kept tapes."""
 
 
 class KernelFlags(NamedTuple):
-    """What the kernel must know of a machine, in the words of ``TuringPreset``."""
+    """The settings of a machine that the kernel needs, named as in ``TuringPreset``."""
 
     actions: tuple[Action, ...]
     key_erase: str
@@ -32,8 +32,8 @@ class KernelFlags(NamedTuple):
 
 
 def kernel_takes(actions: Sequence[Action], head: Tensor) -> bool:
-    """Return whether the compiled kernel is there, and can run a machine of these actions with heads like ``head``."""
-    # A tensor that is being traced has no numbers to point to.
+    """Return whether there is a compiled kernel that can run a machine with these actions and heads like ``head``."""
+    # A traced tensor has no memory to point to.
     traced = torch.compiler.is_compiling() or needs_plain_autograd() or type(head) is not Tensor
     known = all(type(action) in (Shift, Jump) for action in actions)
     return known and not traced and library_for(head) is not None
@@ -42,13 +42,13 @@ def kernel_takes(actions: Sequence[Action], head: Tensor) -> bool:
 def run_by_kernel(
     controls: Controls, state: TuringState, mask: Tensor | None, flags: KernelFlags
 ) -> tuple[Tensor, TuringState]:
-    """Return the reads ``(B, T, tapes, c)`` and the state after the last step, but for the controller's.
+    """Return the reads ``(B, T, tapes, c)`` and the state after the last step, without the controller's.
 
     Args:
-        controls: of all steps, gates 0 where ``mask`` is False.
-        state: before the first step, in the dtype of ``controls``.
+        controls: the controls of all steps, with gates of 0 where ``mask`` is False.
+        state: the state before the first step, in the dtype of ``controls``.
         mask: ``(B, T)`` bool, or None; where False the heads stay.
-        flags: the machine's.
+        flags: the settings of the machine.
     """
     c = controls
     inputs = (c.values, c.read_actions, c.write_actions, c.p_read, c.p_write, c.p_erase, c.keys, c.queries)
@@ -59,7 +59,7 @@ def run_by_kernel(
 
 
 class _Sizes(ctypes.Structure):
-    """``nam::TuringSizes`` of the C++ file."""
+    """The struct ``nam::TuringSizes`` of the C++ file; all fields are ``int64_t``."""
 
     _fields_ = tuple(
         (name, ctypes.c_int64)
@@ -71,7 +71,7 @@ class _Sizes(ctypes.Structure):
 
 
 _INPUTS = 12
-"""Tensors of ``controls`` and ``state``, in the order of the fields of ``nam::Inputs`` and ``nam::Gradients``."""
+"""The number of input tensors, which are in the order of the fields of ``nam::Inputs`` and ``nam::Gradients``."""
 
 
 class _Run(torch.autograd.Function):
@@ -79,7 +79,7 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, flags: KernelFlags, mask: Tensor | None, *given: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return the reads, the tapes and heads after the last step (value tape, heads, key tape), and what is kept."""
+        """Return the reads, tapes and heads after the last step (value tape, heads, key tape), and what the backward needs."""
         inputs = [None if x is None else x.contiguous() for x in given]
         mask = None if mask is None else mask.contiguous()
         values, value_tape, head = inputs[0], inputs[8], inputs[10]
@@ -109,16 +109,16 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return the gradients of all that was given."""
+        """Return the gradients of all inputs."""
         return None, None, *_RunBackward.apply(ctx.flags, *grads[:5], *ctx.saved_tensors)  # type: ignore[no-untyped-call]
 
 
 class _RunBackward(torch.autograd.Function):
-    """The way back, a function of its own so that a second derivative is refused and not wrong."""
+    """The backward, as a function of its own, so that a second derivative raises instead of being wrong."""
 
     @staticmethod
     def forward(ctx: Any, flags: KernelFlags, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the inputs; of the gradients of ``_Run``'s outputs and of what it saved."""
+        """Return the gradients of the inputs, from the gradients of ``_Run``'s outputs and the tensors it saved."""
         grads, (mask, *saved) = list(tensors[:5]), tensors[5:]
         inputs, last, kept = saved[:_INPUTS], saved[_INPUTS : _INPUTS + 2], saved[_INPUTS + 2 :]
         wanted = [inputs[0], inputs[8], *last, inputs[9]]
@@ -133,7 +133,7 @@ class _RunBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> None:
-        """Refuse."""
+        """Raise."""
         raise RuntimeError('NAMTuringMachine: the compiled kernel has no second derivative: pass backend="loop"')
 
 

@@ -1,14 +1,15 @@
-"""The key tape of a NAM Turing Machine: where on the tape a key was written, so that a head can jump there.
+"""The key tape of a NAM Turing Machine, which stores at which cell a key was written, so that a head can jump there.
 
-Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422), the NAM Turing Machine. With ``K (L x c)``, a row a cell, unit
-keys ``k``, unit queries ``q`` and the write head ``w``, a step is one of
+Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422), the NAM Turing Machine. With ``K (L x c)``, a row for each cell,
+unit keys ``k``, unit queries ``q`` and the write head ``w``, a step is one of
 
-    by position    K <- K + w (p_w k - p_e K^T w)^T        what stood at the head's place is removed (paper, code of 2022)
-    by key         K <- K + (p_w w - p_e K k) k^T          the place where this key stood is removed (code of 2023)
+    by position    K <- K + w (p_w k - p_e K^T w)^T        erases the old key at the head's position (paper, code of 2022)
+    by key         K <- K + (p_w w - p_e K k) k^T          erases the old position of the same key (code of 2023)
 
-and then asks for ``K q``. The heads of a step depend on what it is told, so that a sequence is a loop over time; ``BlockedKeyTape``
-keeps that loop off the tape itself. Stored is ``K^T``, ``(B, tapes, c, L)``, a column a cell. Legend: ``B`` batch, ``T`` steps,
-``L`` cells, ``c`` tape width.
+followed by the read ``K q``. The next heads depend on it, so a sequence needs a loop over time; ``BlockedKeyTape`` needs products
+with the whole tape only once in several steps. The tape is stored as ``K^T``, ``(B, tapes, c, L)``, a column for each cell.
+
+Legend: ``B`` sequences, ``T`` steps, ``L`` cells of a tape, ``c`` width of a cell.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _BLOCK = 8
 
 
 class KeyControls(NamedTuple):
-    """What a sequence writes on and asks of the key tape."""
+    """The inputs of the key tape for a sequence."""
 
     keys: Tensor
     """``(B, T, tapes, c)`` of unit length."""
@@ -37,15 +38,15 @@ class KeyControls(NamedTuple):
 
 
 def write_key(key_tape: Tensor, key: Tensor, head: Tensor, p_write: Tensor, p_erase: Tensor, key_erase: str) -> Tensor:
-    """Return the key tape with ``key`` written at the place of the write head.
+    """Return the key tape with ``key`` written at the position of the write head.
 
     Args:
         key_tape: ``(B, tapes, c, L)``.
         key: ``(B, tapes, c)``.
-        head: ``(B, tapes, L)``, taken as it is.
+        head: ``(B, tapes, L)``, used as given.
         p_write: ``(B, tapes)``.
         p_erase: ``(B, tapes)``.
-        key_erase: ``"position"`` or ``"key"``, what the write removes.
+        key_erase: ``"position"`` or ``"key"``: what the write erases.
 
     Returns:
         ``(B, tapes, c, L)``.
@@ -58,20 +59,21 @@ def write_key(key_tape: Tensor, key: Tensor, head: Tensor, p_write: Tensor, p_er
 def steps_of(x: Tensor) -> tuple[Tensor, ...]:
     """Return ``x (B, T, tapes, ...)`` as ``T`` tensors ``(B tapes, ...)``.
 
-    By ``unbind``, once: the gradient of ``x[:, t]`` would be a whole ``x`` of zeros at every step.
+    ``unbind``, since the gradient of each ``x[:, t]`` would be a whole ``x`` of zeros.
     """
     return x.transpose(0, 1).flatten(1, 2).unbind(0)
 
 
 class BlockedKeyTape:
-    """``write_key`` and ``K q`` step after step, with the tape read and written by one product for each block of steps.
+    """``write_key`` and ``K q`` step by step, with one product with the whole tape for each block of steps.
 
-    Within a block the tape is that at its entry and a sum of outer products, ``K^T + sum_s a_s b_s^T`` over the steps so far, of
-    which a step needs a few products alone. This is the chunk form of the scans, with the heads not known ahead.
+    Within a block the tape is its value at the start of the block plus a sum of outer products of the steps so far,
+    ``K^T + sum_s a_s b_s^T``, and a step needs only a few products with these. This is the chunk form of the memory scan, for heads
+    that are not known in advance.
 
     Args:
         key_tape: ``(B, tapes, c, L)`` before the first step.
-        controls: of all steps.
+        controls: the controls of all steps.
         key_erase: ``"position"`` or ``"key"``.
     """
 
@@ -88,7 +90,7 @@ class BlockedKeyTape:
         self._t = 0
 
     def step(self, head: Tensor) -> Tensor:
-        """Write the step's key at ``head (B tapes, 1, L)`` and return what the step's query finds, of the same shape."""
+        """Write the key of this step at ``head (B tapes, 1, L)`` and return ``K q`` of its query, in the same shape."""
         if len(self._columns) == _BLOCK:
             self._tape = self._now()
             self._columns, self._rows = [], None
@@ -97,15 +99,15 @@ class BlockedKeyTape:
             self._enter_block()
         p_write, p_erase = self._p_write[self._t], self._p_erase[self._t]
         self._t += 1
-        write_and_ask = self._write_by_key if self._by_key else self._write_by_position
-        return write_and_ask(place, head, p_write, p_erase)
+        write_and_read = self._write_by_key if self._by_key else self._write_by_position
+        return write_and_read(place, head, p_write, p_erase)
 
     def query(self) -> Tensor:
         """Return the query of the last step, ``(B, tapes, c)``."""
         return self._queries[self._t - 1].view(self._shape[:-1])
 
     def tape(self) -> Tensor:
-        """Return the key tape as it stands now, ``(B, tapes, c, L)``."""
+        """Return the current key tape, ``(B, tapes, c, L)``."""
         return self._now().view(self._shape)
 
     def _now(self) -> Tensor:
@@ -128,11 +130,11 @@ class BlockedKeyTape:
         found, overlaps = self._found[place], self._overlaps[place]
         if self._rows is not None:
             found = torch.baddbmm(found, overlaps[..., :place], self._rows)
-        held, asked = found.chunk(2, dim=1)
+        held, read_out = found.chunk(2, dim=1)
         update = p_write * head - p_erase * held
         self._columns.append(self._block_keys[place])
         self._rows = update if self._rows is None else torch.cat([self._rows, update], dim=1)
-        return torch.addcmul(asked, overlaps[:, 1:, place : place + 1], update)
+        return torch.addcmul(read_out, overlaps[:, 1:, place : place + 1], update)
 
     def _write_by_position(self, place: int, head: Tensor, p_write: Tensor, p_erase: Tensor) -> Tensor:
         held = torch.bmm(head, self._tape.mT)

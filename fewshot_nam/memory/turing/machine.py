@@ -1,7 +1,7 @@
-"""The NAM Turing Machine: tapes that are Neural Attention Memories, read and written where soft heads stand.
+"""The NAM Turing Machine: tapes that are Neural Attention Memories, read and written at the positions of soft heads.
 
 Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422, and the ICLR-2023 submission of that name). From an input
-``x_t`` and the features ``u_t`` of a controller, with every vector once per tape and ``mu`` bringing a vector to length 1:
+``x_t`` and the features ``u_t`` of a controller, with all vectors for each tape and ``mu`` normalising a vector to length 1:
 
     v = W_v x      k = mu(W_k x)      q = mu(W_q u)      [actions of the read head | of the write head | gates] = W_a u
 
@@ -13,16 +13,18 @@ Actions pass through a softmax, gates through a sigmoid. With heads ``r, w`` ove
     key      K <- K + w (p_w k - p_e K^T w)^T      by position, or      K <- K + (p_w w - p_e K k) k^T      by key
     move     r <- p_left roll(r, -1) + p_noop r + p_right roll(r, 1) + p_jump K q,  and w likewise by actions of its own
 
-and the reads of all tapes pass a last linear layer. A tape starts empty, a head on cell 0. A tape is stored as its
-transpose, the ``(D_v, D_k)`` memory of the rest of the library, with cells for keys. The paper and the two states of its
-published code differ in five points: see ``TuringPreset``.
+and a last linear layer combines the reads of all tapes. A tape starts empty, a head on cell 0. A tape is stored as its transpose,
+which is the ``(D_v, D_k)`` memory of the rest of the library with cells as keys. The paper and the two published versions of its
+code differ in five points: see ``TuringPreset``.
 
-Where this differs from all of them: a write head moves from its own place (in the code of 2022 LEFT and RIGHT took it to
-the read head's neighbours), head and controller states go in and come out, and a tape is as long as the sequence by default
-where the code had 32 cells that longer sequences ran around.
+Departures from all of them: a write head moves from its own position (in the code of 2022, LEFT and RIGHT moved it to the
+neighbours of the read head); head and controller states are arguments and results; and a tape is by default as long as the
+sequence, where the code had 32 cells that longer sequences wrapped around.
 
-One machine is one layer. Stack them as modules; a second layer of the 2022 code begins with the value tape that the first
-one leaves: ``second(x, second.initial_state(B, L)._replace(value_tape=state_of_first.value_tape))``.
+One machine is one layer. Stack them as modules. A second layer of the 2022 code starts with the value tape of the first one:
+``second(x, second.initial_state(B, L)._replace(value_tape=state_of_first.value_tape))``.
+
+Legend: ``B`` sequences, ``T`` steps, ``L`` cells of a tape, ``c`` width of a cell.
 """
 
 from __future__ import annotations
@@ -44,43 +46,52 @@ from fewshot_nam.memory.turing.presets import resolve_preset
 from fewshot_nam.memory.turing.state import Controls, TuringState, TuringTrace, admit_state, check_size, trace_of
 from fewshot_nam.memory.validation import check_alike, check_mask, check_tensor
 
-_SHORTEST_TAPE = 32  # of the published code, which had no other
+_SHORTEST_TAPE = 32  # the fixed length in the published code
 
 
 class NAMTuringMachine(nn.Module):
     """A NAM Turing Machine: ``(B, T, input_size)`` to ``(B, T, input_size)``, batch first.
 
-    Heads may leave unit length: blending shrinks them and JUMP is signed and scales with what it finds, and heads and key tape
-    feed each other. With ``head_norm="none"`` a head longer than ``sqrt(2)`` makes its own erase overshoot, and tapes can grow
-    without bound. ``"access"`` (of the default preset) bounds what the value tape sees, but not the heads: within some thousand
-    steps they can fade until every read is 0, or grow until all is NaN, without an error. ``"state"`` keeps them at length 1
-    and is the choice for long runs and for streams.
+    Heads do not keep unit length: blending of actions shrinks them, and the result of JUMP is signed and of any length. With
+    ``head_norm="none"`` a head longer than ``sqrt(2)`` erases more than there is, and tapes can grow without bound. ``"access"``
+    (of the default preset) bounds what is written and read, but not the heads: within some thousand steps they can shrink until
+    every read is 0, or grow until all is NaN, without an error. ``"state"`` keeps them at length 1: use it for long sequences.
 
     Args:
         input_size: width of inputs and outputs.
-        num_tapes: how many pairs of value and key tape, each with a read and a write head.
-        tape_width: ``c``, width of a cell; default ``input_size / num_tapes``, which must then divide.
+        num_tapes: number of pairs of value and key tape, each with a read and a write head.
+        tape_width: ``c``, width of a cell; default ``input_size / num_tapes``, which must be a whole number.
         hidden_size: width of the controller's features; default ``input_size``.
         tape_length: ``L``, cells of a tape; no parameter depends on it. Tapes are circular, so that outputs depend on ``L`` once
-            heads meet from both sides. Default None is ``max(32, T)``, set by a call's first state: the same row then has
-            another tape when its batch is padded further, or when it comes in parts. Pass a length where you pad or resume.
-        preset: ``"paper"``, ``"iclr2022"`` or ``"neurips2023"``; the next six override it one by one. See ``TuringPreset``.
-        controller: a name, or a module that is called and answers as ``torch.nn.GRU(batch_first=True)`` with features of
-            ``hidden_size``. A module that looks ahead must say so by an attribute ``bidirectional = True``.
-        actions: names and transitions of your own, see ``Action``. A transition that is a module brings its parameters.
+            heads wrap around. Default None is ``max(32, T)``, chosen when a call starts without a state: then results depend on
+            how far a batch is padded and on how a sequence is split. Pass a length if you pad or resume sequences.
+        preset: ``"paper"``, ``"iclr2022"`` or ``"neurips2023"``; the next six arguments override it. See ``TuringPreset``.
+        controller: a name, or a module with the interface of ``torch.nn.GRU(batch_first=True)`` and ``hidden_size`` output
+            features. A module that reads later tokens must have an attribute ``bidirectional = True``.
+        actions: names and your own transitions, see ``Action``. The parameters of a transition that is a module are trained too.
         erase: ``"tied"`` or ``"separate"``.
         key_erase: ``"position"`` or ``"key"``.
         head_norm: ``"none"``, ``"access"`` or ``"state"``.
         order: ``"read_first"`` or ``"write_first"``.
-        backend: ``"loop"`` for the equations step by step; ``"scan"`` for head positions first (in closed form without a JUMP or
-            a transition of your own) and then each value tape as one ``memory_scan``; ``"auto"`` for the compiled kernel that
-            ``build_kernels`` makes, on a CPU and without a transition of your own, else the scan. A second derivative: ``"loop"``.
+        backend: ``"loop"`` computes the equations step by step; ``"scan"`` computes all head positions first (in closed form
+            without JUMP and your own transitions) and then each value tape as one ``memory_scan``; ``"auto"`` uses the compiled
+            kernel on a CPU and without your own transitions, else the scan. Only ``"loop"`` has second derivatives.
         device: where the parameters are.
-        dtype: of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
-        ValueError: a size below 1, a name that is not known, or sizes that do not fit each other.
+        ValueError: a size below 1, an unknown name, or sizes that do not fit each other.
         TypeError: sizes, controller or actions of another type.
+
+    Example:
+        >>> machine = NAMTuringMachine(input_size=8, num_tapes=2, tape_length=40)
+        >>> x = torch.randn(3, 10, 8)
+        >>> outputs, state = machine(x)
+        >>> outputs.shape
+        torch.Size([3, 10, 8])
+        >>> output, state = machine.step(torch.randn(3, 8), state)  # one more token
+        >>> output.shape
+        torch.Size([3, 8])
     """
 
     def __init__(
@@ -135,7 +146,7 @@ class NAMTuringMachine(nn.Module):
 
         self.actions = resolve_actions(flags.actions)
         self.has_keys = any(getattr(action, "needs_keys", False) for action in self.actions)
-        # Registered, so that parameters of an action are trained, saved and moved with the machine's.
+        # Registered, so that the parameters of an action are trained, saved and moved with those of the machine.
         self.action_modules = nn.ModuleList(a for a in self.actions if isinstance(a, nn.Module))
 
         if isinstance(flags.controller, nn.Module):
@@ -158,20 +169,20 @@ class NAMTuringMachine(nn.Module):
         self.out_proj = linear(across, input_size)
 
     def initial_state(self, batch_size: int, tape_length: int | None = None) -> TuringState:
-        """Return the state before a first step: empty tapes, heads on cell 0.
+        """Return the state before the first step: empty tapes, heads on cell 0.
 
         Args:
             batch_size: ``B``.
-            tape_length: ``L``; default the machine's own, and one of the two must be given.
+            tape_length: ``L``; default: the ``tape_length`` of the machine. One of them must be given.
 
         Raises:
-            ValueError: no length is known, or it is below 1, or ``batch_size`` below 0.
-            TypeError: either is not an integer.
+            ValueError: no length is given, or it is below 1, or ``batch_size`` is below 0.
+            TypeError: one of them is not an integer.
         """
         where = "NAMTuringMachine.initial_state"
         length = self.tape_length if tape_length is None else tape_length
         if length is None:
-            raise ValueError(f"{where}: needs tape_length, the machine has none: give as many cells as heads may pass")
+            raise ValueError(f"{where}: needs tape_length, the machine has none: pass the number of cells")
         check_size(where, "tape_length", length)
         check_size(where, "batch_size", batch_size, least=0)
         device, dtype = self.value_proj.weight.device, self._state_dtype()
@@ -202,15 +213,15 @@ class NAMTuringMachine(nn.Module):
 
         Args:
             x: ``(B, T, input_size)``, at least one step.
-            state: what an earlier call returned, or ``initial_state`` with a length of your choice; default the start. Tapes keep
-                their length: without a ``tape_length`` of the machine two halves are not the whole, as the first half chooses
-                shorter ones. Half precision is raised to float32. Under a bidirectional controller: tapes and heads alone.
-            mask: ``(B, T)`` bool, True where there is a token; elsewhere nothing is written, heads stay and the output is 0.
-                Padding changes nothing else where ``tape_length`` or ``state`` is given; without, it makes tapes longer.
-            return_trace: whether to return what the machine did as well, which takes the loop whatever the backend.
+            state: the result of an earlier call, or ``initial_state``; default: the initial state. Tapes keep their length: for a
+                machine without ``tape_length`` two halves differ from the whole, since the first half chooses shorter tapes. Half
+                precision is converted to float32. With a bidirectional controller the state has only tapes and heads.
+            mask: ``(B, T)`` bool, True where there is a token; elsewhere nothing is written, heads stay and the output is 0. If
+                neither ``tape_length`` nor ``state`` is given, padding also makes tapes longer.
+            return_trace: whether to return a trace of heads, gates and tapes too. This always uses the loop.
 
         Returns:
-            outputs ``(B, T, input_size)`` in the dtype of ``x``'s projection, the state, and the trace if asked for.
+            outputs ``(B, T, input_size)`` in the dtype of the projections of ``x``, the state, and the trace if ``return_trace``.
 
         Raises:
             ValueError: a shape or device does not fit the machine.
@@ -224,7 +235,7 @@ class NAMTuringMachine(nn.Module):
         if mask is not None:
             check_mask(where, "mask", mask, (batch, steps))
             check_alike(where, dtype=False, x=x, mask=mask)
-            x = x.masked_fill(~mask.unsqueeze(-1), 0.0)  # whatever stands there, NaN too
+            x = x.masked_fill(~mask.unsqueeze(-1), 0.0)  # padding may hold NaN
         if state is None:
             length = self.tape_length if self.tape_length is not None else max(_SHORTEST_TAPE, steps)
             state = self.initial_state(batch, length)
@@ -232,7 +243,7 @@ class NAMTuringMachine(nn.Module):
         hidden, controller_state = run_controller(self.controller, x, state.controller, mask)
         check_tensor(where, "the controller's hidden features", hidden, (batch, steps, self.hidden_size))
         controls, kind = self._controls(x, hidden, state.read_head.dtype, mask)
-        # What is kept from step to step would lose digits in bfloat16: autocast ends with the projections.
+        # Tapes and heads would lose precision in bfloat16: only the projections run under autocast.
         with full_precision(x.device):
             if return_trace or self.backend == "loop":
                 reads, states = self._loop(x, controls, state, mask)
@@ -253,20 +264,20 @@ class NAMTuringMachine(nn.Module):
 
         Args:
             x: ``(B, input_size)``.
-            state: what the step before returned, ``initial_state(B, L)`` for the first.
+            state: the result of the step before, ``initial_state(B, L)`` for the first.
 
         Returns:
             output ``(B, input_size)`` and the new state.
 
         Raises:
-            ValueError: the controller looks both ways, or a shape or device does not fit.
+            ValueError: the controller is bidirectional, or a shape or device does not fit.
             TypeError: a dtype does not fit.
         """
         where = "NAMTuringMachine.step"
         if not is_causal(self.controller):
             raise ValueError(
-                f"{where}: the controller reads the sequence in both directions, so no step can be taken before the "
-                "whole of it is there: call the machine on the sequence, or choose controller 'lstm' or 'mlp'"
+                f"{where}: the controller is bidirectional and needs the whole sequence: call the machine on the sequence, "
+                "or choose controller 'lstm' or 'mlp'"
             )
         check_tensor(where, "x", x, ("B", self.input_size))
         state = self._admit(where, x, state)
@@ -289,12 +300,12 @@ class NAMTuringMachine(nn.Module):
     def _controls(
         self, x: Tensor, hidden: Tensor, dtype: torch.dtype, mask: Tensor | None
     ) -> tuple[Controls, torch.dtype]:
-        """Return what ``x`` and ``hidden`` ask of the tapes, in ``dtype``, and the dtype in which the projections came."""
+        """Return the controls of the tapes for ``x`` and ``hidden``, in ``dtype``, and the dtype of the projections."""
         by_tape = (self.num_tapes, -1)
         values = self.value_proj(x)
-        asked = self.action_proj(hidden).unflatten(-1, by_tape).to(dtype)
+        logits = self.action_proj(hidden).unflatten(-1, by_tape).to(dtype)
         count = len(self.actions)
-        read_actions, write_actions, gates = asked.split([count, count, self.num_gates], dim=-1)
+        read_actions, write_actions, gates = logits.split([count, count, self.num_gates], dim=-1)
         gates = gates.sigmoid()
         if mask is not None:
             gates = gates * mask[:, :, None, None]
@@ -308,7 +319,7 @@ class NAMTuringMachine(nn.Module):
             write_actions.softmax(-1),
             p_read=gates[..., 0],
             p_write=gates[..., 1],
-            p_erase=gates[..., -1],  # which with two gates is p_write
+            p_erase=gates[..., -1],  # with two gates this is p_write
             keys=keys,
             queries=queries,
         )
@@ -317,7 +328,7 @@ class NAMTuringMachine(nn.Module):
     def _advance(
         self, token: Tensor, controls: Controls, state: TuringState, mask: Tensor | None
     ) -> tuple[Tensor, TuringState]:
-        """One step as the equations stand: reads ``(B, tapes, c)`` and the new state but for the controller's."""
+        """Return the reads ``(B, tapes, c)`` of one step and the new state without the controller's, by the equations above."""
         c, reader, writer = controls, state.read_head, state.write_head
         if self.head_norm == "access":
             reader, writer = unit(reader), unit(writer)
@@ -337,7 +348,7 @@ class NAMTuringMachine(nn.Module):
     def _loop(
         self, x: Tensor, controls: Controls, state: TuringState, mask: Tensor | None
     ) -> tuple[Tensor, list[TuringState]]:
-        """Return the reads and all states, the given one first."""
+        """Return the reads and all states, starting with the given one."""
         reads, states = [], [state]
         masks = [None] * x.shape[1] if mask is None else mask.unbind(1)
         for token, now, present in zip(x.unbind(1), controls.by_step(), masks, strict=True):
@@ -349,7 +360,7 @@ class NAMTuringMachine(nn.Module):
     def _scan(
         self, x: Tensor, controls: Controls, state: TuringState, mask: Tensor | None
     ) -> tuple[Tensor, TuringState]:
-        """Head positions of the whole sequence, then each value tape as one scan with cells for keys."""
+        """Compute the head positions of the whole sequence, then each value tape as one scan with cells as keys."""
         c = controls
         key_controls = None
         if c.keys is not None and c.queries is not None:
@@ -371,7 +382,7 @@ class NAMTuringMachine(nn.Module):
                 readers, writers, c.values, c.p_read, c.p_write, c.p_erase, initial_memory=state.value_tape
             )
         else:
-            # The scan reads after its write: let it read for the step that follows, and read for the first step here.
+            # The scan reads after its write. So let each step read for the next one, and read for the first step here.
             first = read(state.value_tape, readers[:, 0], c.p_read[:, 0])
             reads, value_tape = memory_scan(
                 readers.roll(-1, 1),
@@ -387,7 +398,7 @@ class NAMTuringMachine(nn.Module):
         return reads, TuringState(value_tape, key_tape, read_head, write_head)
 
     def _admit(self, where: str, x: Tensor, state: object) -> TuringState:
-        """Return ``state`` in this machine's precision at least, once ``x`` and ``state`` are checked against the machine."""
+        """Check ``x`` and ``state`` against the machine, and return ``state`` in at least the machine's precision."""
         kind = x.device.type
         mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         check_alike(where, x=x, weights=self.value_proj.weight, dtype=not mixed)

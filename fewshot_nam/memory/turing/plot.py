@@ -1,4 +1,4 @@
-"""A picture of a NAM Turing Machine at work: where its heads stand, step by step. Needs matplotlib, the extra ``plot``."""
+"""A plot of the heads of a NAM Turing Machine over time. It needs matplotlib, the extra ``plot``."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
 
 
 def draw_heads(trace: TuringTrace, example: int = 0, *, tokens: Sequence[str] | None = None) -> Figure:
-    """Return a figure of head positions against time, a row for each tape, the write head left and the read head right.
+    """Return a figure of head positions over time, with a row for each tape, write heads left and read heads right.
 
-    A cell is as red as the head weighs there (1 is full), blue where a jump has left it negative. Weights are drawn next to the
-    gate of the step, ``p_w`` or ``p_r``, as a line below: a head that stands somewhere with its gate shut does nothing there.
+    Colours are the weights of the head on the cells, from -1 (blue) to 1 (red). The line below is the gate ``p_w`` or ``p_r`` of
+    each step: where it is 0, the head does nothing.
 
     Args:
-        trace: what ``NAMTuringMachine(..., return_trace=True)`` returns last.
-        example: which example of the batch.
-        tokens: one label for each of the ``T`` steps; default their numbers.
+        trace: the last result of a machine called with ``return_trace=True``.
+        example: index of the sequence in the batch.
+        tokens: one label for each of the ``T`` steps; default: their numbers.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
         TypeError: ``trace`` is not a trace, or ``example`` not an integer.
-        ValueError: the batch has no such example, or there is not one label for each step.
+        ValueError: the batch has no such example, or the number of labels is not that of the steps.
     """
     try:
         from matplotlib.figure import Figure

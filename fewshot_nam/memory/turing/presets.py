@@ -1,7 +1,7 @@
 """The three published versions of the NAM Turing Machine, as flags.
 
-Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422), its ICLR-2023 submission, and the two states of the authors'
-code, of 2022 and 2023, which differ from the text and from each other.
+Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422), its ICLR-2023 submission, and the authors' code of 2022 and of
+2023, which differ from the text and from each other.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class TuringPreset:
 
     Attributes:
         controller: ``"lstm"``, ``"bilstm"``, ``"bigru"``, ``"mlp"``, or a module.
-        actions: ``"left"``, ``"noop"``, ``"right"``, ``"jump"``, and transitions of your own. Without one that needs keys, such
-            as ``"jump"``, there is no key tape.
+        actions: ``"left"``, ``"noop"``, ``"right"``, ``"jump"``, and your own transitions. Without one that needs keys, such as
+            ``"jump"``, there is no key tape.
         erase: ``"tied"`` for ``p_e = p_w``, ``"separate"`` for a gate of its own.
-        key_erase: what a write on the key tape removes: ``"position"``, what stood at the head's place; ``"key"``, the place
-            where the same key stood.
-        head_norm: ``"none"``; ``"access"``, the value tape is accessed with unit copies of the heads; ``"state"``, the heads
-            themselves are brought to unit length after each move.
+        key_erase: what a write on the key tape erases: ``"position"``, the old key at the head's position; ``"key"``, the old
+            position of the same key.
+        head_norm: ``"none"``; ``"access"``: the value tape is accessed with normalised copies of the heads; ``"state"``: the heads
+            are normalised to unit length after each move.
         order: ``"read_first"`` or ``"write_first"``, on the value tape.
     """
 
@@ -56,14 +56,14 @@ PRESETS: dict[str, TuringPreset] = {
 
 
 def resolve_preset(preset: str, **overrides: Any) -> TuringPreset:
-    """Return the preset of that name with every override that is not None in its place.
+    """Return the preset of that name, with every override that is not None.
 
     Args:
         preset: a name out of ``PRESETS``.
-        overrides: fields of ``TuringPreset``, None for the preset's own.
+        overrides: fields of ``TuringPreset``; None keeps the value of the preset.
 
     Raises:
-        ValueError: the preset, or the value of a flag, is not known.
+        ValueError: the preset or the value of a flag is unknown.
     """
     if preset not in PRESETS:
         raise ValueError(f"NAMTuringMachine: unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")

@@ -1,4 +1,7 @@
-"""What a NAM Turing Machine carries from step to step, what its inputs ask of it, and what it leaves to look at."""
+"""The state of a NAM Turing Machine, the controls of its tapes, and the trace of a run.
+
+Legend: ``B`` sequences, ``T`` steps, ``L`` cells of a tape, ``c`` width of a cell, ``A`` actions.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from fewshot_nam.memory.validation import check_alike, check_tensor
 
 
 class TuringState(NamedTuple):
-    """All that a machine carries from one step to the next. Tapes and heads are in float32 at least."""
+    """The state of a machine between two steps. Tapes and heads are in float32 at least."""
 
     value_tape: Tensor
-    """``(B, tapes, c, L)``, a column a cell."""
+    """``(B, tapes, c, L)``, a column for each cell."""
     key_tape: Tensor | None
     """``(B, tapes, c, L)``, or None for a machine without keys."""
     read_head: Tensor
@@ -23,11 +26,11 @@ class TuringState(NamedTuple):
     write_head: Tensor
     """``(B, tapes, L)``."""
     controller: Any = None
-    """The controller's own state; None at the start, and for a controller that has none or looks both ways."""
+    """The state of the controller; None at the start, and for a controller that has none or is bidirectional."""
 
 
 class TuringTrace(NamedTuple):
-    """What a machine did at each step. ``A`` actions; heads are those that the step read and wrote with, before it moved."""
+    """Heads, actions, gates and tapes at each step. Heads are those with which the step read and wrote, before moving."""
 
     read_heads: Tensor
     """``(B, T, tapes, L)``."""
@@ -50,7 +53,7 @@ class TuringTrace(NamedTuple):
 
 
 class Controls(NamedTuple):
-    """What the inputs ask of the tapes, each ``(B, T, tapes, ...)``, or without T for one step."""
+    """Inputs of the tapes and heads, each ``(B, T, tapes, ...)``, or without T for one step."""
 
     values: Tensor  # (..., c)
     read_actions: Tensor  # (..., A)
@@ -62,18 +65,18 @@ class Controls(NamedTuple):
     queries: Tensor | None  # (..., c)
 
     def by_step(self) -> list[Controls]:
-        """Split along time, each tensor once: the gradient of ``x[:, t]`` would be a whole ``x`` of zeros at every step."""
+        """Return the controls of each step. ``unbind``, since the gradient of each ``x[:, t]`` would be a whole ``x`` of zeros."""
         steps = self.values.shape[1]
         parts = [[None] * steps if field is None else field.unbind(1) for field in self]
         return [Controls(*part) for part in zip(*parts, strict=True)]
 
 
 def check_size(where: str, name: str, size: object, least: int = 1) -> None:
-    """Refuse ``size`` unless it is an integer of at least ``least``.
+    """Raise unless ``size`` is an integer of at least ``least``.
 
     Raises:
-        TypeError: not an integer.
-        ValueError: below ``least``.
+        TypeError: it is not an integer.
+        ValueError: it is below ``least``.
     """
     if not isinstance(size, (int, torch.SymInt)):
         raise TypeError(f"{where}: {name} must be an integer, got {size!r}")
@@ -84,18 +87,18 @@ def check_size(where: str, name: str, size: object, least: int = 1) -> None:
 def admit_state(
     where: str, state: object, sizes: tuple[int, int, int], has_keys: bool, dtype: torch.dtype
 ) -> TuringState:
-    """Return ``state`` with tapes and heads in ``dtype`` at least, or refuse it.
+    """Check ``state``, and return it with tapes and heads in ``dtype`` at least.
 
     Args:
-        where: what was called, which begins a message.
-        state: what came in.
-        sizes: ``(B, tapes, c)``; ``L`` is the state's own.
-        has_keys: whether there must be a key tape, or must not.
-        dtype: of the machine's own states.
+        where: the name of the called function, for messages.
+        state: the argument.
+        sizes: the required ``(B, tapes, c)``; any ``L`` is allowed.
+        has_keys: whether the machine has a key tape.
+        dtype: the dtype of the machine's states.
 
     Raises:
-        TypeError: not a ``TuringState``, or of dtypes that differ or are not floating.
-        ValueError: a shape, or the absence of a tape, does not fit the machine, or devices differ.
+        TypeError: it is not a ``TuringState``, or its dtypes differ or are not floating.
+        ValueError: its shapes or its key tape do not fit the machine, or devices differ.
     """
     if not isinstance(state, TuringState):
         raise TypeError(f"{where}: state must be a TuringState, got {type(state).__name__}")
@@ -109,20 +112,20 @@ def admit_state(
     length = state.read_head.shape[-1]
     tape, head = (batch, tapes, width, length), (batch, tapes, length)
     shapes = {"value_tape": tape, "key_tape": tape, "read_head": head, "write_head": head}
-    held = {name: value for name in shapes if (value := getattr(state, name)) is not None}
-    for name, value in held.items():
+    given = {name: value for name in shapes if (value := getattr(state, name)) is not None}
+    for name, value in given.items():
         check_tensor(where, f"state.{name}", value, shapes[name])
-    check_alike(where, **held)
+    check_alike(where, **given)
     dtype = torch.promote_types(state.read_head.dtype, dtype)
-    return state._replace(**{name: value.to(dtype) for name, value in held.items()})
+    return state._replace(**{name: value.to(dtype) for name, value in given.items()})
 
 
 def trace_of(states: Sequence[TuringState], controls: Controls) -> TuringTrace:
     """Return the trace of a run.
 
     Args:
-        states: ``T + 1`` states, the one before the first step among them.
-        controls: of all steps, ``(B, T, ...)``.
+        states: ``T + 1`` states, starting with the one before the first step.
+        controls: the controls of all steps, ``(B, T, ...)``.
     """
     before, after = states[:-1], states[1:]
     key_tapes = [state.key_tape for state in after if state.key_tape is not None]

@@ -1,8 +1,8 @@
-// The tapes and heads of a NAM Turing Machine over a sequence, forward and backward: the equations are in turing.py.
+// The tapes and heads of a NAM Turing Machine over a sequence, forward and backward: the equations are in machine.py.
 //
-// A thread takes one tape of one sequence, with its heads and its key tape, through all steps: all of it stays in its cache.
-// A tape is c rows of L cells. On the way back the tapes before each step of a block are written down anew, to the bit, from
-// the one kept at the block's beginning; the heads of all steps were kept.
+// Each thread computes all steps of one tape of one sequence, with its heads and key tape, which stay in its cache.
+// A tape is c rows of L cells. The backward recomputes the tapes before each step of a block from the one kept at its start, with
+// bit-identical results; the heads of all steps are kept.
 
 #include "../native/kernels.h"
 

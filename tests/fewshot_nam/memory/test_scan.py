@@ -353,7 +353,7 @@ def test_kernels_get_two_separate_gates(monkeypatch, form):
 
 def test_auto_says_what_it_chose(caplog):
     a = sequence()
-    scan_module._say_once.cache_clear()
+    scan_module._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="fewshot_nam.memory"):
         run(a)
         run(a)
