@@ -289,6 +289,7 @@ def test_scores_of_another_shape_are_refused():
         evaluate(NOVEL, {"short": Short()}, episodes=3)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_cuda_gives_the_same_answers():
     cpu, cuda = (run("generalized", ["nam", "cosine", "ridge"], 2, episodes=50, device=d) for d in ("cpu", "cuda"))

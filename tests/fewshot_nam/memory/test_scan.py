@@ -384,6 +384,7 @@ def test_kernels_are_chosen_where_they_can_and_should(monkeypatch):
     assert choose_backend(OnGpu(64), OnGpu(64)) == "chunk"
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("backend", ["auto", "chunk", "chunk-autograd", "cuda"])
 def test_a_gpu_gives_what_the_cpu_gives(backend):

@@ -399,7 +399,7 @@ X = normal(0, B, T, WIDTH)
         ),
         (lambda: encoder().step(X, encoder().init_state(B)), ValueError, r"src must have shape \(B, 15\)"),
         (lambda: layer().extend(X.float(), layer().init_state(B)), TypeError, "extend: all must be of one dtype"),
-        (lambda: encoder().step(X[:, 0], encoder().init_state(B)[:2]), ValueError, r"a layer \(3\).*got 2"),
+        (lambda: encoder().step(X[:, 0], encoder().init_state(B)[:2]), ValueError, r"for each of 3 layers.*got 2"),
         (lambda: NAMTransformerEncoder(nn.TransformerEncoderLayer(4, 2), 2), TypeError, "got TransformerEncoderLayer"),
         (lambda: NAMTransformerEncoder(layer(), 0), ValueError, "num_layers must be at least 1, got 0"),
     ],

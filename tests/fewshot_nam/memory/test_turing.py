@@ -343,10 +343,10 @@ def test_an_action_of_ones_own_works_in_both_backends(actions, key_erase):
 @pytest.mark.parametrize(
     ("returned", "error", "message"),
     [
-        (lambda h: h.mean(-1, keepdim=True), ValueError, r"what action mine returns must have shape \(2, 3, 13\)"),
-        (lambda h: h[:1], ValueError, r"what action mine returns must have shape \(2, 3, 13\), got \(1, 3, 13\)"),
-        (lambda h: None, TypeError, "what action mine returns must be a tensor, got NoneType"),
-        (lambda h: h.argsort(), TypeError, "what action mine returns must be of a floating dtype, got torch.int64"),
+        (lambda h: h.mean(-1, keepdim=True), ValueError, r"the result of action mine must have shape \(2, 3, 13\)"),
+        (lambda h: h[:1], ValueError, r"the result of action mine must have shape \(2, 3, 13\), got \(1, 3, 13\)"),
+        (lambda h: None, TypeError, "the result of action mine must be a tensor, got NoneType"),
+        (lambda h: h.argsort(), TypeError, "the result of action mine must be of a floating dtype, got torch.int64"),
     ],
 )
 def test_an_action_that_returns_no_heads_is_refused_by_name(returned, error, message, backend):
@@ -784,7 +784,7 @@ def test_a_machine_that_cannot_be_built_is_refused(options, error, message):
         (
             lambda m, x: machine(controller="bigru").step(x[:, 0], m.initial_state(B)),
             ValueError,
-            "reads the sequence in both directions",
+            "is bidirectional and needs the whole sequence",
         ),
         (
             lambda m, x: machine(controller=nn.GRU(D, 4, batch_first=True).double())(x),
