@@ -216,7 +216,7 @@ def _time(place: Place, works: dict[str, tuple[Callable[..., Tensor], list[Tenso
                 function(*inputs)
         place.synchronize()
 
-    rows = []
+    rows: list[Row] = []
     for direction in ("forward", "forward + backward"):
         runs: dict[str, Callable[[], None]] = {}
         peaks: dict[str, float] = {}
@@ -268,7 +268,10 @@ def run_scan(place: Place) -> list[Row]:
         works: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
             "memory_scan, chunk, float32": (lambda *a: memory_scan(*a, backend="chunk")[0], single),
             "memory_scan, chunk, bfloat16": (lambda *a: memory_scan(*a, backend="chunk")[0], half),
-            "no erase, chunk, bfloat16": (lambda *a: memory_scan(*a, 1.0, 1.0, 0.0, backend="chunk")[0], half[:3]),
+            "no erase, chunk, bfloat16": (
+                lambda q, k, v: memory_scan(q, k, v, p_erase=0.0, backend="chunk")[0],
+                half[:3],
+            ),
             "SDPA, causal, bfloat16": (_softmax_attention, half[:3]),
         }
         if fla:
@@ -361,7 +364,8 @@ def run_extraction(place: Place) -> list[Row]:
         ]
         backbone.to(memory_format=torch.contiguous_format)
         workers = 0 if place.dry else min(8, os.cpu_count() or 1)
-        for options in ({}, {"precision": "bfloat16", "channels_last": True}):
+        both: tuple[dict[str, Any], ...] = ({}, {"precision": "bfloat16", "channels_last": True})
+        for options in both:
             began = time.perf_counter()
             extract(
                 backbone,
@@ -479,7 +483,7 @@ def about(place: Place) -> dict[str, str]:
     if place.device == "cuda":
         found["device"] = torch.cuda.get_device_name()
         found["cuda"] = str(torch.version.cuda)
-        found["cudnn"] = str(torch.backends.cudnn.version())
+        found["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
         found["float32 matmul"] = torch.get_float32_matmul_precision()
     for library in ("fla", "torchvision"):
         found[library] = "installed" if importlib.util.find_spec(library) else "not installed"
