@@ -6,7 +6,6 @@ validation classes thresholds and novel bias) is chosen here too, on other episo
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -16,7 +15,7 @@ from episodes.features.bank import FeatureBank
 from episodes.metrics.scores import Scores, widened
 from episodes.sampling.sampler import Episodes
 from fewshot_nam.heads import Head
-from fewshot_nam.heads.gather_free_scoring import Picker, familiarities_of, read_picked
+from fewshot_nam.heads.gather_free_scoring import GatherFreeScoring, IndexedFeatures, score_gathered
 
 
 class Scorer:
@@ -28,8 +27,8 @@ class Scorer:
         device: where to compute.
         base_queries: what base queries index; ``None`` outside the generalized protocol.
         base_prototypes: by name of the head, ``(B, D)`` of the classes that share the label space; likewise.
-        pictures: about how many will be scored, each as often as it comes up in an episode; ``None`` for many. Where they are
-            fewer than the bank has, nothing is found out beforehand about all of the bank.
+        queries: about how many will be scored, each as often as it comes up in an episode; ``None`` for many. Where they are
+            fewer than the images of the bank, nothing is computed beforehand for all of the bank.
     """
 
     def __init__(
@@ -39,17 +38,16 @@ class Scorer:
         device: torch.device,
         base_queries: FeatureBank | None = None,
         base_prototypes: Mapping[str, Tensor] | None = None,
-        pictures: int | None = None,
+        queries: int | None = None,
     ) -> None:
         self.heads, self.device = heads, device
-        self._features = bank.features.to(device)
-        self._base_features = None if base_queries is None else base_queries.features.to(self._features)
-        self._own = threading.local()  # pickers of each thread: their buffers are used again
+        self._bank = IndexedFeatures(bank.features.to(device))
+        self._base = None
+        if base_queries is not None:
+            self._base = IndexedFeatures(base_queries.features.to(self._bank.features))
         self._prototypes = {name: rows.to(device) for name, rows in (base_prototypes or {}).items()}
-        self._without_features = not self._prototypes and base_queries is None
-        worthwhile = self._without_features and (pictures is None or pictures >= len(bank))
-        found = {name: familiarities_of(head, self._features) for name, head in heads.items() if worthwhile}
-        self._familiarities = {name: values for name, values in found.items() if values is not None}
+        only_novel = self._base is None and not self._prototypes
+        self._gather_free = GatherFreeScoring(self._bank, heads if only_novel else {}, queries)
 
     @property
     def threads(self) -> int:
@@ -69,11 +67,10 @@ class Scorer:
         query = torch.cat([known, unknown], dim=1)
         parts = [known.shape[1], unknown.shape[1], episodes.base_query.shape[1]]
         targets = num_base + torch.arange(ways, device=self.device).repeat_interleave(parts[0] // ways)
-        found: dict[str, Tensor] = {}
-        if self._without_features:
-            found = read_picked(self.heads, self._pickers()[0], episodes.support, query, self._familiarities)
+        found = self._gather_free.score(episodes.support, query)
         others = {name: head for name, head in self.heads.items() if name not in found}
-        found |= self._gathered(others, episodes, query)
+        base = None if self._base is None else (self._base, episodes.base_query)
+        found |= score_gathered(others, self._bank, episodes.support, query, base, self._prototypes)
         for name in self.heads:
             scores = found.pop(name)
             if scores.shape != (len(episodes), query.shape[1] + parts[2], num_base + ways):
@@ -95,26 +92,3 @@ class Scorer:
                     num_base,
                 ),
             )
-
-    def _gathered(self, heads: Mapping[str, Head], episodes: Episodes, query: Tensor) -> dict[str, Tensor]:
-        """Return the scores of heads that look at the features themselves, which are gathered once for all of them."""
-        if not heads:
-            return {}
-        bank, base = self._pickers()
-        pictures = episodes.support[0].numel() + query.shape[1] + episodes.base_query.shape[1]
-        found: dict[str, list[Tensor]] = {name: [] for name in heads}
-        for part in bank.parts(len(episodes), pictures):
-            support, queries = bank.gather("support", episodes.support[part]), bank.gather("query", query[part])
-            if base is not None:
-                queries = torch.cat([queries, base.gather("base", episodes.base_query[part])], dim=1)
-            for name, head in heads.items():
-                # Every row was checked when the bank was made.
-                found[name].append(head.score_episodes(support, queries, self._prototypes.get(name), check=False))
-        return {name: torch.cat(scores) if len(scores) > 1 else scores[0] for name, scores in found.items()}
-
-    def _pickers(self) -> tuple[Picker, Picker | None]:
-        if not hasattr(self._own, "pickers"):
-            base = None if self._base_features is None else Picker(self._base_features)
-            self._own.pickers = Picker(self._features), base
-        pickers: tuple[Picker, Picker | None] = self._own.pickers
-        return pickers

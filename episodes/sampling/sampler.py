@@ -6,12 +6,10 @@ and is computed with integers alone. So episode 7 of seed 0 is the same for ever
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +18,6 @@ import torch
 from torch import Tensor
 
 from fewshot_nam.io.atomic import replacing
-from fewshot_nam.memory.native.native_build import library
 
 if TYPE_CHECKING:
     from episodes.data.image_dataset import ImageSet
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
 
 Integers = npt.NDArray[np.int64]
 
-_COMPILED = Path(__file__).with_suffix(".cpp")
 _BLOCK = 256
 _CLASSES, _IMAGES, _BASE = range(3)  # the purposes of random streams
 _FORMAT = "fewshot-nam episodes 1"
@@ -254,18 +250,9 @@ class EpisodeSampler:
         """Return ``count`` distinct images of each class, ``(E, ways, count)`` as indices into the bank."""
         raw = raw[: count * classes.size].reshape(count, classes.size)
         starts, counts, order = self.bank.starts.numpy(), self.bank.counts.numpy(), self.bank.order.numpy()
-        compiled = library(_COMPILED)
-        if compiled is None:
-            flat = np.broadcast_to(classes.reshape(-1), raw.shape)
-            drawn = _draw(raw, starts[flat], counts[flat], _ranks(raw))
-            return order[drawn].T.reshape(*classes.shape, count)
-        out = np.empty((*classes.shape, count), dtype=np.int64)
-        arrays = [np.ascontiguousarray(array) for array in (raw, classes, starts, counts, order)]
-        at = [ctypes.c_void_p(array.ctypes.data) for array in (*arrays, out)]
-        sizes = [ctypes.c_size_t(size) for size in (classes.size, count, int(counts.max()))]
-        if compiled.pictures(*at[:2], *sizes[:2], *at[2:4], sizes[2], *at[4:]):
-            raise MemoryError(f"no memory to draw {count} images")
-        return out
+        flat = np.broadcast_to(classes.reshape(-1), raw.shape)
+        drawn = _draw(raw, starts[flat], counts[flat], _ranks(raw))
+        return order[drawn].T.reshape(*classes.shape, count)
 
     def _base(self, block: int) -> tuple[Integers, Integers]:
         if self.base is None:

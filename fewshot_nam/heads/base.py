@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from fewshot_nam.heads.calibration import CalibratedHead
+from fewshot_nam.heads.power_norm import Transform
 from fewshot_nam.heads.state import appended
 from fewshot_nam.heads.validation import Label, as_labels, check_type, checked_vectors, listed
 
@@ -67,12 +68,43 @@ class Support(NamedTuple):
         return torch.cat([base_rows.expand(len(rows), -1, -1), rows], dim=1) if len(base_rows) else rows
 
 
+class Read(NamedTuple):
+    """Class weights, and what is done to the features of queries before they are multiplied with them.
+
+    Attributes:
+        weights: ``(E, C, D)``.
+        transform: of the features as they are in the bank.
+    """
+
+    weights: Tensor
+    transform: Transform
+
+
+class Products(NamedTuple):
+    """What a ``Read`` gives.
+
+    Attributes:
+        products: ``(E, Q, C)``, of transformed queries with class weights.
+        lengths: ``(E, Q, 1)``, of the transformed queries.
+    """
+
+    products: Tensor
+    lengths: Tensor
+
+
 class Head(CalibratedHead):
     """A classifier that learns classes from a few features each, without training.
 
     Subclasses give ``_learn``, what is derived from the support (prototypes, a memory, ...), and ``_score``; or in place of
-    ``_score``, where a query is only multiplied with one row a class, ``_rows`` and ``_read``: episodes are then scored
-    several times as fast (``fewshot_nam.heads.gather_free_scoring``).
+    ``_score``, where scores follow from products of a query with class weights and from its length, ``_class_weights`` and
+    ``_scores_from``.
+
+    Such a class may opt in to gather-free scoring (``fewshot_nam.heads.gather_free_scoring``), which scores episodes about twice
+    as fast: ``class MyHead(Head, gather_free=True)``. It states that ``score_episodes`` gives what ``_learn``, ``_reads``,
+    ``_scores_of_reads`` and ``_image_terms`` give. Classes derived from it do not inherit this: they opt in themselves.
+
+    Attributes:
+        gather_free: whether the class opted in.
 
     Args:
         base: what is known of base classes: their mean is subtracted from every feature first; ``None`` subtracts nothing.
@@ -86,25 +118,43 @@ class Head(CalibratedHead):
 
     def _score(self, learned: Any, query: Tensor) -> Tensor:
         """Return scores ``(E, Q, C)`` of queries ``(E, Q, D)`` (already centred)."""
-        products = query @ self._rows(learned).mT
+        products = query @ self._class_weights(learned).mT
         # Dividing the few scores by the length is the same as, and cheaper than, dividing the many features.
-        return self._read(learned, products, torch.linalg.vector_norm(query, dim=-1, keepdim=True))
+        return self._scores_from(learned, products, torch.linalg.vector_norm(query, dim=-1, keepdim=True))
 
-    def _rows(self, learned: Any) -> Tensor:
-        """Return the rows ``(E, C, D)`` that queries are multiplied with: sums of support features, and of base prototypes."""
+    def _class_weights(self, learned: Any) -> Tensor:
+        """Return the class weights ``(E, C, D)`` that queries are multiplied with."""
         raise NotImplementedError
 
-    def _read(self, learned: Any, products: Tensor, lengths: Tensor) -> Tensor:
-        """Return scores ``(E, Q, C)`` from products of queries with the rows, and the queries' lengths ``(E, Q, 1)``."""
+    def _scores_from(self, learned: Any, products: Tensor, lengths: Tensor) -> Tensor:
+        """Return scores ``(E, Q, C)`` from products of queries with class weights, and the queries' lengths ``(E, Q, 1)``."""
         raise NotImplementedError
 
-    @property
-    def _view(self) -> Literal["features", "roots"] | None:
-        """What ``_learn`` and ``_read`` look at inner products of, and at nothing else: features, or their signed roots."""
-        return "features"
+    # Gather-free scoring, for classes that opt in; to be overridden where there is more than one read.
 
-    _classwise = False
-    """Whether what is learned of a class follows from the features of that class alone."""
+    gather_free = False
+
+    def __init_subclass__(cls, gather_free: bool = False, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.gather_free = gather_free
+
+    def _reads(self, learned: Any) -> list[Read]:
+        """Return all that queries are multiplied with."""
+        return [Read(self._class_weights(learned), self._transform)]
+
+    def _scores_of_reads(self, learned: Any, reads: list[Products], terms: Tensor | None) -> Tensor:
+        """Return scores ``(E, Q, C)``.
+
+        Args:
+            learned: by ``_learn``.
+            reads: what each of ``_reads`` gave.
+            terms: ``(E, Q)``, the ``_image_terms`` of the queries; ``None`` where there are none.
+        """
+        return self._scores_from(learned, *reads[0])
+
+    def _image_terms(self, features: Tensor) -> Tensor | None:
+        """Return ``(n,)``, what scores need of features ``(n, D)`` besides products, or ``None``; no class changes it."""
+        return None
 
     @property
     def rooted(self) -> bool:
@@ -272,12 +322,15 @@ class Head(CalibratedHead):
                     checked_vectors(features, name, width=self._fixed_width() or support.shape[-1])
                     if self.mean.numel():
                         checked_vectors(self._centred(features), f"{name} minus the mean")
-        episodes, ways, shots, width = support.shape
-        base, query = support.new_empty(0, width) if base is None else base.to(support.dtype), query.to(support.dtype)
+        return self._score(self._learn_episodes(support, base), self._centred(query.to(support.dtype)))
+
+    def _learn_episodes(self, support: Tensor, base: Tensor | None = None) -> Any:
+        """Return what is learned from support ``(E, N, K, D)`` and base prototypes ``(B, D)``."""
+        _, ways, shots, width = support.shape
+        base = support.new_empty(0, width) if base is None else base.to(support.dtype)
         targets = len(base) + torch.arange(ways, device=support.device).repeat_interleave(shots)
-        features = self._centred(support.reshape(episodes, ways * shots, width))
-        learned = self._learn(Support(features, targets, self._centred(base), len(base) + ways))
-        return self._score(learned, self._centred(query))
+        features = self._centred(support.flatten(1, 2))
+        return self._learn(Support(features, targets, self._centred(base), len(base) + ways))
 
     def _current(self) -> Any:
         """Return what ``_learn`` derives from the buffers; kept until they change, unless gradients must flow through it."""

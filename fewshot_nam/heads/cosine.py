@@ -9,18 +9,17 @@ scale); Wang et al., "SimpleShot" (2019), section 3.2 (CL2N: centred by the mean
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fewshot_nam.heads.base import Head, Support, compete
 from fewshot_nam.heads.base_statistics import BaseStatistics, accepts_old_base_words
-from fewshot_nam.heads.power_norm import signed_root
+from fewshot_nam.heads.power_norm import Transform, signed_root
 from fewshot_nam.memory.primitives import unit
 
 
-class CosineHead(Head):
+class CosineHead(Head, gather_free=True):
     """Scores ``scale * cos(x, prototype)``, a prototype being the mean of its class's unit features.
 
     Args:
@@ -39,7 +38,6 @@ class CosineHead(Head):
     """
 
     scale: Tensor
-    _classwise = True
 
     @accepts_old_base_words
     def __init__(
@@ -73,24 +71,21 @@ class CosineHead(Head):
         """Whether features are rooted, and base prototypes had better be power means."""
         return self.root
 
-    def _centred(self, features: Tensor) -> Tensor:
-        return super()._centred(signed_root(features) if self.root else features)
+    @property
+    def _transform(self) -> Transform:
+        return Transform(self.root, self.mean if self.mean.numel() else None)
 
     def _learn(self, support: Support) -> Tensor:
         """Return the unit prototypes ``(E, C, D)``."""
         return support.with_base(unit(support.base), unit(support.class_means(unit(support.features))))
 
-    def _rows(self, learned: Tensor) -> Tensor:
+    def _class_weights(self, learned: Tensor) -> Tensor:
         return learned
 
-    def _read(self, learned: Tensor, products: Tensor, lengths: Tensor) -> Tensor:
+    def _scores_from(self, learned: Tensor, products: Tensor, lengths: Tensor) -> Tensor:
         """Return scaled cosines ``(E, Q, C)``."""
         lengths = lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
         return compete(self.scale.to(products) * products / lengths, self.compete, self.temperature)
-
-    @property
-    def _view(self) -> Literal["features", "roots"]:
-        return "roots" if self.root else "features"
 
     def extra_repr(self) -> str:
         """Say how scores are scaled, whether classes compete and whether features are rooted."""

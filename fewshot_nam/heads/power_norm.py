@@ -7,6 +7,8 @@ features that are not negative is comparing them by Hellinger's kernel.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 _LINEAR_BELOW = 1e-8  # the square root has no slope at 0, where many features of a ReLU network are
@@ -19,3 +21,21 @@ def signed_root(features: Tensor) -> Tensor:
     """
     features = features if features.element_size() >= 4 else features.float()
     return features * features.abs().clamp_min(_LINEAR_BELOW).rsqrt()
+
+
+class Transform(NamedTuple):
+    """What is done to each feature by itself: the signed square root, then a centre is subtracted.
+
+    Attributes:
+        power: whether the signed square root is taken.
+        centre: ``(D,)``; ``None`` for none.
+    """
+
+    power: bool = False
+    centre: Tensor | None = None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return transformed features, in the shape of ``features`` ``(..., D)`` and in float32 at least."""
+        features = features if features.element_size() >= 4 else features.float()
+        features = signed_root(features) if self.power else features
+        return features if self.centre is None else features - self.centre.to(features)

@@ -10,18 +10,16 @@ from torch import Tensor
 from fewshot_nam.heads.base import Head, Support
 
 
-class ProtoNetHead(Head):
+class ProtoNetHead(Head, gather_free=True):
     """Scores ``-|x - prototype|^2``, a prototype being the mean of its class's features, whose lengths count."""
-
-    _classwise = True
 
     def _learn(self, support: Support) -> Tensor:
         """Return the prototypes ``(E, C, D)``."""
         return support.with_base(support.base, support.class_means(support.features))
 
-    def _rows(self, learned: Tensor) -> Tensor:
+    def _class_weights(self, learned: Tensor) -> Tensor:
         return learned
 
-    def _read(self, learned: Tensor, products: Tensor, lengths: Tensor) -> Tensor:
+    def _scores_from(self, learned: Tensor, products: Tensor, lengths: Tensor) -> Tensor:
         """Return minus squared distances ``(E, Q, C)``."""
         return 2 * products - lengths.square() - learned.square().sum(dim=-1).unsqueeze(-2)

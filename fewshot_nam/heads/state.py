@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewshot_nam.heads.base_statistics import BaseStatistics, accepts_old_base_words
+from fewshot_nam.heads.power_norm import Transform
 from fewshot_nam.heads.validation import Label, checked_vectors
 
 _BUFFERS = ("support", "targets", "base", "mean", "strangers")
@@ -151,9 +152,13 @@ class HeadState(nn.Module):
         """Whether anything in the head may change without the head being told."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
+    @property
+    def _transform(self) -> Transform:
+        """What is done to every feature before anything else."""
+        return Transform(centre=self.mean if self.mean.numel() else None)
+
     def _centred(self, features: Tensor) -> Tensor:
-        features = features if features.dtype in (torch.float32, torch.float64) else features.float()
-        return features - self.mean.to(features) if self.mean.numel() else features
+        return self._transform(features)
 
     def _checked_features(self, features: Tensor, name: str, keep_shape: bool = False) -> Tensor:
         features = checked_vectors(features, name, width=self.feature_dim)

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Sampler
 from episodes import EpisodeSampler, FeatureBank, evaluate
 from episodes.evaluation.scoring import Scorer
 from fewshot_nam.heads import create
-from fewshot_nam.heads.gather_free_scoring import Picker
+from fewshot_nam.heads.gather_free_scoring import IndexedFeatures
 
 CLASSES, PICTURES, WIDTH, QUERIES = 100, 600, 640, 15
 HEADS = ["protonet", "cosine", "nam", "nam-sequential", "nam over 64"]
@@ -136,7 +136,7 @@ def gather_run(bank: FeatureBank, protocol: str, ways: int, shots: int, episodes
     """Return the bare gather of the features of episodes, as many at a time as suits it."""
     drawn = EpisodeSampler(bank, ways, shots, QUERIES, ways if protocol == "open" else 0).sample(0, episodes)
     index = torch.cat([drawn.support.flatten(1), drawn.query.flatten(1), drawn.unknown.flatten(1)], dim=1)
-    parts = [index[part].flatten() for part in Picker(bank.features).parts(episodes, index.shape[1])]
+    parts = [index[part].flatten() for part in IndexedFeatures(bank.features).chunks(episodes, index.shape[1])]
     buffer = bank.features.new_empty(len(parts[0]), bank.feature_dim)
 
     def run() -> None:
@@ -224,7 +224,7 @@ def main() -> None:
     bank = random_bank(options.seed)
     banks = {name: FeatureBank(bank.features.to(dtype), bank.labels) for name, dtype in DTYPES.items()}
     about["easyfsl"] = importlib.metadata.version("easyfsl")
-    about["compiled"] = "yes" if Picker(bank.features).compiled else "no"
+    about["compiled"] = "yes" if IndexedFeatures(bank.features).compiled else "no"
     print(", ".join(f"{name} {value}" for name, value in about.items()) + f", {options.episodes:,} episodes")
     rows: list[dict[str, Any]] = []
     for shots in options.shots:

@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 
 from fewshot_nam._deprecation import renamed_attribute
-from fewshot_nam.heads.base import Head, Support, compete
+from fewshot_nam.heads.base import Head, Products, Read, Support, compete
 from fewshot_nam.heads.base_classes import Ground, ground_of
 from fewshot_nam.heads.base_statistics import BaseStatistics, StoredBaseStatistics, accepts_old_base_words
 from fewshot_nam.heads.nam import joint_write as joined
+from fewshot_nam.heads.power_norm import Transform
 from fewshot_nam.memory.primitives import unit, write_block, write_sequence
 
 Mode = Literal["block", "sequential", "parallel"]
@@ -57,7 +58,7 @@ class Learned(NamedTuple):
     weight: float = 0.0
 
 
-class NAMHead(Head):
+class NAMHead(Head, gather_free=True):
     """A memory ``W`` of shape ``(C, D)``, one row a class; the scores of a query ``x`` are what it reads.
 
     Args:
@@ -283,19 +284,36 @@ class NAMHead(Head):
             plain = plain - self.familiar * (learned.familiar + familiarity.unsqueeze(-1))
         return compete(self._held(products, lengths) + learned.weight * plain, self.compete, self.temperature)
 
-    def _rows(self, learned: Learned) -> Tensor:
+    def _reads(self, learned: Learned) -> list[Read]:
+        """Return the reads of the memory and, where there are base classes, of the prototype memory."""
+        memory = Read(learned.memory, self._transform)
+        if learned.ground is None or learned.plain is None:
+            return [memory]
+        return [memory, Read(learned.plain, Transform(power=True, centre=learned.ground.centre))]
+
+    def _image_terms(self, features: Tensor) -> Tensor | None:
+        """Return the cohort scores ``(n,)`` of features, where they count."""
+        ground = self._ground(features.dtype) if self._plain_over(0) else None
+        return None if ground is None else ground.familiarity(ground.settle(features))
+
+    def _scores_of_reads(self, learned: Learned, reads: list[Products], terms: Tensor | None) -> Tensor:
+        """Return what the memories hold for the queries, ``(E, Q, C)``."""
+        (products, lengths), *others = reads
+        if not others:
+            return self._scores_from(learned, products, lengths)
+        plain, settled_lengths = others[0]
+        plain = plain / settled_lengths.clamp_min(torch.finfo(settled_lengths.dtype).tiny)
+        return self._read_both(learned, products, lengths, plain, terms)
+
+    def _class_weights(self, learned: Learned) -> Tensor:
         return learned.memory
 
-    def _read(self, learned: Learned, products: Tensor, lengths: Tensor) -> Tensor:
+    def _scores_from(self, learned: Learned, products: Tensor, lengths: Tensor) -> Tensor:
         return compete(self._held(products, lengths), self.compete, self.temperature)
 
     def _held(self, products: Tensor, lengths: Tensor) -> Tensor:
         """Return what a memory holds for queries, from their products with it."""
         return products / lengths.clamp_min(torch.finfo(lengths.dtype).tiny) if self.reading == "unit" else products
-
-    @property
-    def _view(self) -> Literal["features"] | None:
-        return None if len(self.stored_base) else "features"  # one memory holds features, the other settled ones
 
     def extra_repr(self) -> str:
         """Say how the memory is written and read."""

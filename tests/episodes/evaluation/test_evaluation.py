@@ -364,12 +364,12 @@ def test_the_number_of_threads_does_not_matter(protocol):
         assert torch.equal(a[2], b[2])
 
 
-def test_a_few_episodes_do_not_make_it_look_at_all_of_a_bank():
+def test_terms_of_all_images_are_not_computed_for_a_few_episodes():
     heads = {"nam": NAMHead(background=BASE.class_means())}
     bank = FeatureBank(NOVEL.features + 10, NOVEL.labels)
-    few, many = (Scorer(bank, heads, torch.device("cpu"), pictures=len(bank) - less) for less in (1, 0))
-    assert few._familiarities == {}
-    assert set(many._familiarities) == {"nam"}
+    few, many = (Scorer(bank, heads, torch.device("cpu"), queries=len(bank) - less) for less in (1, 0))
+    assert set(few._gather_free.heads) == set()
+    assert set(many._gather_free.heads) == ({"nam"} if many._bank.compiled else set())
     ((_, a),), ((_, b),) = (scorer.score(EpisodeSampler(bank, 4, 2, 5, 3).sample(0, 3)) for scorer in (few, many))
     torch.testing.assert_close(a.known, b.known, rtol=1e-4, atol=1e-4)
 

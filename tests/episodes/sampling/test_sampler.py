@@ -1,7 +1,6 @@
 """Episodes: the same for the same seed, disjoint where they must be, uniform, and refused where there is too little."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +11,7 @@ from scipy.stats import chisquare
 
 from episodes import Episodes, EpisodeSampler, FeatureBank
 from episodes.data.image_dataset import ArrayImages
-from episodes.sampling import sampler as module
 from episodes.sampling.sampler import check_enough
-from fewshot_nam.memory.native.native_build import library
 
 FIELDS = ["classes", "support", "query", "unknown_classes", "unknown", "base_query", "base_classes"]
 
@@ -233,15 +230,3 @@ def test_base_classes_whose_images_are_used_up_pass_their_queries_on():
 def test_an_empty_run_of_episodes_is_refused():
     with pytest.raises(ValueError, match="0 <= start < stop, got start 4 and stop 4"):
         EpisodeSampler(bank(*[20] * 12)).sample(4, 4)
-
-
-@pytest.mark.skipif(library(Path(module.__file__).with_suffix(".cpp")) is None, reason="no C++ compiler here")
-@given(st.integers(0, 2**32), st.lists(st.integers(6, 20), min_size=5, max_size=9), st.integers(1, 5))
-def test_compiled_draws_are_those_of_numpy(seed, counts, shots):
-    def drawn() -> Episodes:
-        return EpisodeSampler(bank(*counts), 3, shots, 6 - shots, open_ways=2, open_queries=6, seed=seed).sample(0, 300)
-
-    compiled = drawn()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "library", lambda source: None)
-        assert equal(drawn(), compiled)

@@ -1,35 +1,20 @@
-"""Features that an index picks: compiled and torch's products, and scores without gathering equal scores of the features."""
-
-from pathlib import Path
+"""Gather-free scoring: compiled products are those of the features, scores those of ``score_episodes``, and heads opt in."""
 
 import pytest
 import torch
 
-from fewshot_nam.heads import CosineHead, NAMHead, available, create
-from fewshot_nam.heads import gather_free_scoring as picked
-from fewshot_nam.heads.gather_free_scoring import Picker, familiarities_of, read_picked, reads_rows
-from fewshot_nam.heads.power_norm import signed_root
-from fewshot_nam.memory.native import native_build as compiled
+from fewshot_nam.heads import BaseStatistics, CosineHead, Head, NAMHead, ProtoNetHead, available, create
+from fewshot_nam.heads.base import Read
+from fewshot_nam.heads.gather_free_scoring import GatherFreeScoring, IndexedFeatures, score_gathered
+from fewshot_nam.heads.power_norm import Transform
 
-SOURCE = Path(picked.__file__).with_suffix(".cpp")
-READERS = {"nam", "nam-sequential", "nam-parallel", "cosine", "cosine-centred", "cosine-msp", "protonet"}
-ROOTED = {"cosine-root", "cosine-root-centred"}
+OPTED_IN = {"nam", "nam-sequential", "nam-parallel", "protonet"} | {name for name in available() if "cosine" in name}
 E, WAYS, QUERIES = 7, 3, 11
 
-needs_compiler = pytest.mark.skipif(compiled.library(SOURCE) is None, reason="no C++ compiler here")
+needs_compiler = pytest.mark.skipif(not IndexedFeatures(torch.ones(2, 2)).compiled, reason="no C++ compiler here")
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def form(request, monkeypatch):
-    """Both forms in turn, the first only where it can be built."""
-    if request.param == "torch":
-        monkeypatch.setattr(picked, "library", lambda source: None)
-    elif compiled.library(SOURCE) is None:
-        pytest.skip("no C++ compiler here")
-    return request.param
-
-
-def rows(seed: int, *shape: int) -> torch.Tensor:
+def features(seed: int, *shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) + 0.1
 
 
@@ -38,154 +23,148 @@ def picks(seed: int, high: int, *shape: int) -> torch.Tensor:
 
 
 def episodes(shots: int, width: int = 37) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return a bank, and an index of support and queries in which no picture is twice in an episode."""
+    """Return features of a bank, and an index of support and queries in which no image is twice in an episode."""
     order = torch.stack([torch.randperm(90, generator=torch.Generator().manual_seed(seed)) for seed in range(E)])
     support = order[:, : WAYS * shots].reshape(E, WAYS, shots)
-    return rows(0, 90, width), support, order[:, -QUERIES:]
+    return features(0, 90, width), support, order[:, -QUERIES:]
 
 
+def every_head(bank: torch.Tensor) -> dict[str, Head]:
+    """Return all heads, with base classes and without."""
+    base = BaseStatistics.from_prototypes(features(5, 12, bank.shape[1]))
+    heads = {name: create(name, None if name.startswith("nam") else base) for name in available()}
+    heads["another mean"] = CosineHead(base=BaseStatistics.from_mean(features(6, bank.shape[1])))
+    heads["nam over base classes"] = NAMHead(base=base)
+    heads["sequential over base classes"] = NAMHead("sequential", plain=1.0, familiar=0.0, base=base)
+    heads["over base classes that do not count"] = NAMHead(base=base, plain=0.0)
+    return heads
+
+
+@needs_compiler
+@pytest.mark.parametrize("power", [False, True], ids=["features", "roots"])
 @pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("width", [1, 7, 16, 33, 640])
-def test_products_are_those_of_the_features(form, width, dtype, centred):
-    bank, mean = rows(0, 50, width).to(dtype), rows(1, width) if centred else None
-    picker = Picker(bank)
-    exact = bank.double() - (0 if mean is None else mean.double())
-    for n, queries, columns in ((1, 1, 1), (5, 11, 5), (6, 4, 17), (13, 3, 3)):
-        support, query = picks(2, 50, E, n), picks(3, 50, E, queries)
-        weights = rows(4, E, columns, n)
-        gram = exact[support] @ exact[support].mT
-        found = picker.gram(support, mean)
-        torch.testing.assert_close(found.double(), gram, rtol=2e-6, atol=2e-6 * width)
-        products, lengths = picker.products(support, weights, query, mean)
-        wanted = exact[query] @ (weights.double() @ exact[support]).mT
-        torch.testing.assert_close(products.double(), wanted, rtol=2e-6, atol=2e-6 * width * n)
-        torch.testing.assert_close(lengths.double(), exact[query].norm(dim=-1), rtol=2e-6, atol=2e-6)
+def test_products_are_those_of_the_features(width, dtype, centred, power):
+    """Of features of either sign, zeros, and some so near zero that their root is a line."""
+    sizes = torch.tensor([0.0, 1e-30, 1e-9, 1e-8, 1e-3, 1.0, 5.0])
+    bank = (sizes[picks(0, 7, 50, width)] * (features(1, 50, width) - 0.6)).to(dtype)
+    transform = Transform(power, features(1, width) if centred else None)
+    exact = transform(bank.double())
+    for queries, classes in ((1, 1), (2, 5), (11, 5), (4, 17), (3, 3)):
+        query, weights = picks(3, 50, E, queries), features(4, E, classes, width) - 0.5
+        products, lengths = IndexedFeatures(bank).products(Read(weights, transform), query)
+        wanted = exact[query] @ weights.double().mT
+        torch.testing.assert_close(products.double(), wanted, rtol=1e-5, atol=4e-6 * width)
+        torch.testing.assert_close(lengths.squeeze(-1).double(), exact[query].norm(dim=-1), rtol=1e-5, atol=1e-6)
 
 
-def test_runs_of_a_block_are_multiplied_with_one_another_alone(form):
-    picker, index = Picker(rows(0, 50, 19)), picks(1, 50, E, 9)
-    run = torch.arange(9) // 3
-    wanted = picker.gram(index) * (run == run[:, None])
-    torch.testing.assert_close(picker.gram(index, block=3), wanted, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_roots_are_taken_as_features_are_read(form, dtype):
-    """Features of either sign, zeros, and some so near zero that their root is a line."""
-    sizes = torch.tensor([0.0, 1e-30, 1e-9, 1e-8, 1e-3, 1.0, 50.0])
-    bank = (sizes[picks(0, 7, 50, 37)] * (rows(1, 50, 37) - 0.6)).to(dtype)
-    mean, support, query, weights = rows(2, 37) - 0.6, picks(3, 50, E, 5), picks(4, 50, E, 11), rows(5, E, 4, 5)
-    exact, roots = signed_root(bank.double()) - mean.double(), Picker(bank).roots
-    torch.testing.assert_close(
-        roots.gram(support, mean).double(), exact[support] @ exact[support].mT, rtol=1e-5, atol=1e-4
-    )
-    products, lengths = roots.products(support, weights, query, mean)
-    torch.testing.assert_close(
-        products.double(), exact[query] @ (weights.double() @ exact[support]).mT, rtol=1e-5, atol=1e-3
-    )
-    torch.testing.assert_close(lengths.double(), exact[query].norm(dim=-1), rtol=1e-5, atol=1e-5)
-
-
-def test_features_that_are_part_of_wider_rows_are_read_where_they_lie(form):
-    wide, index = rows(0, 50, 40), picks(1, 50, E, 5)
-    part = wide[10:, 3:22]
-    assert torch.equal(Picker(part).gram(index % 40), Picker(part.contiguous()).gram(index % 40))
+@needs_compiler
+def test_features_that_are_part_of_wider_rows_are_read_in_place():
+    wide, query = features(0, 50, 40), picks(1, 40, E, 5)
+    part, read = wide[10:, 3:22], Read(features(2, E, 4, 19), Transform())
+    found, wanted = (IndexedFeatures(bank).products(read, query) for bank in (part, part.contiguous()))
+    assert torch.equal(found.products, wanted.products)
+    assert torch.equal(found.lengths, wanted.lengths)
 
 
 @needs_compiler
 def test_an_episode_does_not_depend_on_those_beside_it():
-    bank, support, query = episodes(2)
-    weights = rows(4, E, 5, 2 * WAYS)
-    support = support.flatten(1)
-    together, _ = Picker(bank).products(support, weights, query)
-    alone, _ = Picker(bank).products(support[3:4], weights[3:4], query[3:4])
+    bank, _, query = episodes(2)
+    weights = features(4, E, 5, bank.shape[1])
+    together = IndexedFeatures(bank).products(Read(weights, Transform()), query).products
+    alone = IndexedFeatures(bank).products(Read(weights[3:4], Transform()), query[3:4]).products
     assert torch.equal(together[3], alone[0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shots", [1, 3])
-def test_scores_without_gathering_equal_scores_of_the_features(form, shots, dtype):
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shots", [1, 3, 20], ids="{}_shots".format)
+def test_scores_are_those_of_the_features(shots, dtype):
     bank, support, query = episodes(shots)
-    bank = bank.to(dtype)
-    background, mean = rows(5, 12, bank.shape[1]), bank.float().mean(dim=0)
-    heads = {name: create(name, mean, None if name.startswith("nam") else background) for name in available()}
-    heads["another mean"] = CosineHead(mean=rows(6, bank.shape[1]))
-    heads["over a background"] = NAMHead(background=background)
-    heads["nothing familiar"] = NAMHead("sequential", plain=1.0, familiar=0.0, background=background)
-    familiarities = {name: familiarities_of(head, bank) for name, head in heads.items()}
-    known = {name: values for name, values in familiarities.items() if values is not None}
-    assert set(known) == {"over a background", "nothing familiar"}
-    found = read_picked(heads, Picker(bank), support, query, known)
-    assert set(found) == READERS | ROOTED | {"another mean", *known}
+    heads = every_head(bank := bank.to(dtype))
+    scoring = GatherFreeScoring(IndexedFeatures(bank), heads)
+    assert set(scoring.heads) == OPTED_IN | {name for name in heads if name not in available()}
+    found = scoring.score(support, query)
+    assert set(found) == set(scoring.heads)
     for name, scores in found.items():
-        wanted = heads[name].score_episodes(*(bank[index].to(scores.dtype) for index in (support, query)))
-        torch.testing.assert_close(scores, wanted, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        wanted = heads[name].score_episodes(bank[support].float(), bank[query].float())
+        torch.testing.assert_close(scores, wanted, rtol=1e-5, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_heads_that_look_at_features_are_left_to_them():
+@needs_compiler
+def test_support_that_is_linearly_dependent_is_no_exception():
+    bank, support, query = episodes(3, width=8)
+    bank[support[4, 1, 2]] = bank[support[4, 1, 0]]
+    for name, scores in (
+        GatherFreeScoring(IndexedFeatures(bank), heads := every_head(bank)).score(support, query).items()
+    ):
+        torch.testing.assert_close(scores, heads[name].score_episodes(bank[support], bank[query]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_gathered_scores_are_those_of_the_features(dtype, monkeypatch):
+    monkeypatch.setattr(
+        "fewshot_nam.heads.gather_free_scoring._CHUNK_BYTES", 3 * 20 * 37 * 4
+    )  # a few episodes at a time
+    bank, support, query = episodes(2)
+    heads = every_head(bank := bank.to(dtype))
+    wide = torch.promote_types(dtype, torch.float32)
+    found = score_gathered(heads, IndexedFeatures(bank), support, query)
+    others, prototypes = (features(8, 30, 37).to(dtype), features(9, 4, 37))
+    more, some = picks(7, 30, E, 5), {"cosine": heads["cosine"]}
+    beside = score_gathered(
+        some, IndexedFeatures(bank), support, query, (IndexedFeatures(others), more), {"cosine": prototypes}
+    )
+    for name, scores in found.items():
+        wanted = heads[name].score_episodes(bank[support].to(wide), bank[query].to(wide))
+        torch.testing.assert_close(scores, wanted, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+    queries = torch.cat([bank[query], others[more]], dim=1).to(wide)
+    wanted = heads["cosine"].score_episodes(bank[support].to(wide), queries, prototypes)
+    torch.testing.assert_close(beside["cosine"], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_classes_opt_in_themselves():
     class Louder(CosineHead):
         def _score(self, learned, query):
             return 2 * super()._score(learned, query)
 
-    class Own(NAMHead):
-        def _learn(self, support):
-            return super()._learn(support)
-
-    class Renamed(NAMHead):
-        """Nothing of how it scores is changed."""
-
-    assert reads_rows(Renamed())
-
-    class Upside(CosineHead):
+    class Upside(NAMHead):
         def score_episodes(self, *args, **options):
             return -super().score_episodes(*args, **options)
 
-    patched = CosineHead()
-    patched.score_episodes = lambda *args, **options: None
-    over = NAMHead(background=rows(0, 12, 37))
-    over._score = lambda learned, query: query
-    assert familiarities_of(over, rows(0, 90, 37)) is None
-    assert not reads_rows(Upside())
-    assert not reads_rows(patched)
-    assert reads_rows(CosineHead(root=True))
-    for head in (Louder(), Own(), NAMHead(background=rows(0, 12, 37)), create("ridge")):
-        assert not reads_rows(head)
+    class Plain(ProtoNetHead):
+        """Nothing is changed, and nothing is declared."""
 
+    class Again(ProtoNetHead, gather_free=True):
+        """Nothing is changed, and it is declared."""
 
-def test_a_head_over_a_background_that_somebody_changed_is_left_to_features(monkeypatch):
     bank, support, query = episodes(1)
-
-    class Own(NAMHead):
-        def _levelled(self, means):
-            return 2 * super()._levelled(means)
-
-    for head in (
-        Own(background=rows(0, 12, 37)),
-        NAMHead(plain=0.0, background=rows(0, 12, 37)),
-        NAMHead(),
-        CosineHead(),
-    ):
-        assert familiarities_of(head, bank) is None
-    head = NAMHead(background=rows(0, 12, 37))
-    assert read_picked({"nam": head}, Picker(bank), support, query) == {}
-    assert familiarities_of(head, bank).shape == (90,)
-    monkeypatch.setattr(picked, "_MOST_FAMILIAR", 89)
-    assert familiarities_of(head, bank) is None
+    heads = {"a": Louder(), "b": Upside(), "c": Plain(), "d": create("ridge"), "e": Again()}
+    scoring = GatherFreeScoring(IndexedFeatures(bank), heads)
+    assert set(scoring.heads) == ({"e"} if IndexedFeatures(bank).compiled else set())
+    assert [head.gather_free for head in heads.values()] == [False, False, False, False, True]
+    assert not Head.gather_free
+    left = GatherFreeScoring(IndexedFeatures(bank), {"a": heads["a"]})
+    assert left.score(support, query) == {}
 
 
-def test_support_that_is_linearly_dependent_is_left_to_the_features(form):
-    bank, support, query = episodes(3)
-    heads, picker = {"cosine": CosineHead(), "nam": NAMHead()}, Picker(bank)
-    assert set(read_picked(heads, picker, support, query)) == set(heads)
-    copies = bank.clone()
-    copies[support[4, 1, 2]] = copies[support[4, 1, 0]]
-    assert read_picked(heads, Picker(copies), support, query) == {}
-    over = {"nam": NAMHead(background=rows(5, 12, bank.shape[1]))}
-    known = {"nam": familiarities_of(over["nam"], bank)}
-    assert set(read_picked(over, picker, support, query, known)) == {"nam"}
-    assert read_picked(over, Picker(copies), support, query, known) == {}
-    assert read_picked(heads, Picker(bank[:, :8]), support, query) == {}, "9 features of width 8"
-    near, far = (torch.tensor([[[1.0, 1 - gap], [1 - gap, 1.0]]]) for gap in (5e-7, 1e-3))
-    assert picked._coordinates(far) is not None
-    assert picked._coordinates(near) is None, "a factor of rounding errors is no factor"
+@needs_compiler
+def test_terms_of_images_are_computed_where_the_bank_is_small_beside_the_queries(monkeypatch):
+    bank = IndexedFeatures(features(0, 90, 37))
+    heads = {"over": NAMHead(base=BaseStatistics.from_prototypes(features(5, 12, 37))), "cosine": CosineHead()}
+    assert set(GatherFreeScoring(bank, heads).heads) == {"over", "cosine"}
+    assert set(GatherFreeScoring(bank, heads, queries=90).heads) == {"over", "cosine"}
+    assert set(GatherFreeScoring(bank, heads, queries=89).heads) == {"cosine"}
+    monkeypatch.setattr("fewshot_nam.heads.gather_free_scoring._MOST_TERMS", 89)
+    assert set(GatherFreeScoring(bank, heads).heads) == {"cosine"}
+
+
+@pytest.mark.parametrize("reason", ["switch", "dtype", "strides"])
+def test_features_that_cannot_be_read_in_place_are_gathered(reason, monkeypatch):
+    bank = features(0, 90, 37)
+    if reason == "switch":
+        monkeypatch.setenv("FEWSHOT_NAM_COMPILE", "0")
+    bank = bank.double() if reason == "dtype" else bank.mT.contiguous().mT if reason == "strides" else bank
+    assert not IndexedFeatures(bank).compiled
+    assert GatherFreeScoring(IndexedFeatures(bank), {"cosine": CosineHead()}).heads == {}
