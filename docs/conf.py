@@ -1,5 +1,6 @@
 """Sphinx builds the documentation from this: ``sphinx-build -W docs build/docs``. Nothing is fetched, now or when it is read."""
 
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -22,7 +23,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx", "sp
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.strikethrough"]
+suppress_warnings = ["ref.python"]  # a word such as "classes" is an attribute of more than one class
 
 html_theme = "furo"
 html_title = f"fewshot-nam {release}"
@@ -37,6 +38,8 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # attributes are described in their class, not as entries of their own
+default_role = "literal"  # single backticks are code, as in Markdown
 add_module_names = False
 
 
@@ -57,6 +60,62 @@ def inventory(name: str) -> str:
     path.write_bytes(head.encode() + zlib.compress("".join(lines).encode()))
     return str(path)
 
+
+def generate() -> None:
+    """Write what the registries and the commands say of themselves, so that no page repeats it by hand."""
+    os.environ["COLUMNS"], os.environ["NO_COLOR"] = (
+        "110",
+        "1",
+    )  # how wide argparse writes, and that it writes no colours
+    import episodes.cli.options
+    import fewshot_nam.cli.options
+    from episodes.data import registry as data_sets
+    from episodes.metrics.registry import MEASURES
+    from fewshot_nam.heads.registry import specs
+
+    def write(name: str, text: str) -> None:
+        path = HERE.parent / "build" / "generated" / f"{name}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def table(*rows: tuple[str, ...]) -> str:
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+
+    def base(spec) -> str:
+        return (
+            "used"
+            if spec.needs == "nothing" and spec.uses_base
+            else {"nothing": "", "mean": "mean"}.get(spec.needs, spec.needs)
+        )
+
+    write(
+        "heads",
+        table(
+            ("`--heads`", "what it is", "base classes", "ONNX"),
+            *((f"`{spec.name}`", spec.summary, base(spec), "yes" if spec.exports else "") for spec in specs()),
+        ),
+    )
+    write(
+        "data_sets",
+        table(("`--dataset`", "what it is"), *((f"`{one.form}`", one.summary) for one in data_sets.entries())),
+    )
+    write(
+        "measures",
+        table(
+            ("measure", "better", "protocols", "what it is"),
+            *((f"`{one.name}`", one.better, ", ".join(one.protocols), one.meaning) for one in MEASURES.values()),
+        ),
+    )
+    for name, parser in (
+        ("fewshot-nam", fewshot_nam.cli.options.parser()),
+        ("fewshot-nam-eval", episodes.cli.options.parser()),
+    ):
+        parser.prog = name
+        write(name, f"```text\n{parser.format_help()}```\n")
+
+
+generate()
 
 intersphinx_mapping = {
     "torch": ("https://docs.pytorch.org/docs/stable/", inventory("torch")),
