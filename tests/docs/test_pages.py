@@ -1,7 +1,7 @@
 """Every Python block and every command of the documentation runs, in the order of its page, and prints what the page says.
 
-A page is one session in an empty directory that holds ``photos/`` and ``unknown/`` (handwritten digits as image files). Python blocks
-share their names. A block of ``text`` right after a block is what that prints; ``...`` in it stands for anything. Of
+A page is one session in an empty directory that holds ``photos/`` and ``unknown/``, handwritten digits as image files. Python
+blocks share their names. A block of ``text`` right after a block is what that prints; ``...`` in it stands for anything. Of
 ``bash`` blocks, the two commands of the project are run, up to a comment.
 """
 
