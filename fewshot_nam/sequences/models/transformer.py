@@ -110,4 +110,4 @@ def sinusoids(places: Tensor, width: int) -> Tensor:
     """Return ``(..., width)`` for ``places`` ``(...)``: sines and cosines of wavelengths from ``2 pi`` to ``20000 pi``."""
     rates = torch.exp(torch.arange(0, width, 2, device=places.device) * (-math.log(10000.0) / width))
     angles = places.unsqueeze(-1) * rates
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[:, :width]
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[..., :width]

@@ -1,0 +1,81 @@
+"""Accuracy of a trained model on test sets and exact lengths, and trained models from their directories."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from fewshot_nam.sequences import models, tasks
+from fewshot_nam.sequences.models import SequenceModel
+from fewshot_nam.sequences.tasks import Batch, SequenceTask
+from fewshot_nam.sequences.training.settings import TrainingSettings
+
+_TOKENS = 1 << 15  # of a batch: what fits into the memory of a small machine
+
+
+@torch.no_grad()
+def evaluate(
+    model: SequenceModel, task: SequenceTask, tests: Iterable[str | int] | None = None, size: int = 1000
+) -> dict[str, dict[str, float]]:
+    """Return the accuracy on test sets and exact lengths.
+
+    Args:
+        model: is put into eval mode.
+        task: whose sequences.
+        tests: names of splits, or lengths; ``None`` for all splits but ``train``.
+        size: the most sequences of each.
+
+    Returns:
+        For every test ``{"exact": share of sequences, "row": ..., "token": share of asked tokens}``; see ``tasks.Accuracy``.
+    """
+    model.eval()
+    chosen = [name for name in task.splits if name != "train"] if tests is None else list(tests)
+    found = {}
+    for test in chosen:
+        if isinstance(test, int):
+            batch = task.examples(test, size)
+        else:
+            whole = task.splits[test].size if test in task.splits else size
+            batch = task.split(test, min(size, whole))
+        found[str(test)] = tasks.accuracy(predict(model, batch), batch)._asdict()
+    return found
+
+
+@torch.no_grad()
+def predict(model: SequenceModel, batch: Batch) -> torch.Tensor:
+    """Return the most likely tokens ``(B, T)`` on the CPU, batch by batch."""
+    device = next(model.parameters()).device
+    rows = max(1, _TOKENS // batch.inputs.shape[1])
+    parts = [model(inputs.to(device)).argmax(-1).cpu() for inputs in torch.split(batch.inputs, rows)]
+    return torch.cat(parts)
+
+
+def load_trained(directory: str | os.PathLike[str], **task_options: Any) -> tuple[SequenceModel, SequenceTask]:
+    """Return the model of a finished training run, in eval mode, and its task.
+
+    Args:
+        directory: what ``train`` wrote: ``settings.json`` and ``model.safetensors``.
+        task_options: in place of the run's, such as ``data_dir`` of SCAN.
+
+    Raises:
+        FileNotFoundError: the directory holds no finished run.
+        ValueError: settings or weights that do not fit.
+    """
+    place = Path(directory)
+    for name in ("settings.json", "model.safetensors"):
+        if not (place / name).is_file():
+            raise FileNotFoundError(f"{place} holds no finished training run: there is no {name}")
+    settings = TrainingSettings.from_dict(json.loads((place / "settings.json").read_text(encoding="utf-8")))
+    task = tasks.create(settings.task, **{**settings.task_options, **task_options})
+    model = models.create(settings.model, task, settings.size, **settings.model_options)
+    try:
+        model.load_state_dict(load_file(place / "model.safetensors"))
+    except RuntimeError as error:
+        raise ValueError(f"{place / 'model.safetensors'} does not fit {settings.model}: {error}") from None
+    return model.eval(), task
