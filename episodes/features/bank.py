@@ -19,6 +19,7 @@ from torch import Tensor
 from episodes.data.class_names import Label, check_classes, nearest, select_classes
 from episodes.features.bank_files import NotABank, read_bank_file, write_bank_file
 from fewshot_nam._deprecation import renamed_parameter
+from fewshot_nam.heads.base_statistics import BaseStatistics
 from fewshot_nam.heads.power_norm import signed_root
 
 _CHUNK_ELEMENTS = 1 << 22  # numbers processed at once: all of them might not fit in memory
@@ -169,6 +170,24 @@ class FeatureBank:
         for _, chunk in self._chunks():
             total += chunk.cpu().double().sum(0)
         return (total / len(self)).float()
+
+    def base_statistics(self) -> BaseStatistics:
+        """Return what heads may know of these classes as base classes: prototypes, power means, mean over images, counts.
+
+        Raises:
+            ValueError: a class without items; it is named.
+
+        Example:
+            >>> bank = FeatureBank(torch.tensor([[1.0, 4.0], [9.0, 4.0]]), ["cat", "cat"])
+            >>> bank.base_statistics().power_means
+            tensor([[4., 4.]])
+        """
+        return BaseStatistics(
+            prototypes=self.class_means(),
+            power_means=self.class_means(power_norm=True),
+            mean=self.mean(),
+            counts=self.counts,
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the bank to one safetensors file; a crash leaves the old file or the new one.

@@ -217,8 +217,11 @@ class GeneratorTraining:
         for batch in self._validation.batches(self.recipe.validation_episodes, _VALIDATED_AT_A_TIME):
             for _, scores in scorer.score(batch):
                 assert scores.base is not None
-                given = (scores.base, scores.base_targets, scores.known, scores.known_targets, scores.num_base)
-                for name, values in generalized_measures(*given).items():
+                assert scores.base_targets is not None
+                measured = generalized_measures(
+                    scores.base, scores.base_targets, scores.known, scores.known_targets, scores.num_base
+                )
+                for name, values in measured.items():
                     found.setdefault(name, []).append(values)
         return {name: torch.cat(parts).mean().item() for name, parts in found.items()}
 

@@ -1,13 +1,13 @@
-"""MAML and ANIL as heads, by learn2learn: a small network over features, from an initialisation that was meta-learned.
+"""MAML and ANIL as heads, with learn2learn: a small network over features whose initialisation is meta-learned.
 
-What is trained on what: ``meta_train`` draws closed episodes of *base* classes, and trains the initialisation so that a few
-gradient steps on the support make the network right on the queries (outer loop: Adam). For an episode of novel classes, or when
-classes are written, the head takes those steps from there (inner loop: plain gradient descent on the cross-entropy), and nothing
-of them is kept for the next episode. Features are centred by the mean base feature and brought to one length.
+Outer loop: ``meta_train`` draws closed episodes of *base* classes and trains the initialisation with Adam, so that a few gradient
+steps on the support make the network classify the queries. Inner loop: for an episode of novel classes, or when classes are
+written, the head takes these steps from the initialisation by gradient descent on the cross-entropy; the next episode starts from
+the initialisation again. Features are centred by the mean base feature and scaled to one length.
 
-Sources: Finn et al., "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks" (2017): MAML adapts every layer; Raghu et
-al., "Rapid Learning or Feature Reuse?" (2020): ANIL adapts the last layer alone. Departure: theirs train the backbone too; here
-it stays as it is, so that all heads are compared on the same features.
+Sources: Finn et al., "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks" (2017): MAML adapts every layer. Raghu et
+al., "Rapid Learning or Feature Reuse?" (2020): ANIL adapts the last layer alone. Departure: the papers train the backbone too; here
+it is frozen, so that all heads are compared on the same features.
 """
 
 from __future__ import annotations
@@ -25,37 +25,40 @@ from episodes.sampling.learn2learn_tasks import require_learn2learn
 from episodes.sampling.sampler import EpisodeSampler
 from fewshot_nam.heads import BaseStatistics
 from fewshot_nam.heads.base import Head, Support
+from fewshot_nam.heads.base_statistics import accepts_old_base_words
+from fewshot_nam.heads.registry import HeadSpec, register
 from fewshot_nam.memory.primitives import unit
 
 __all__ = ["META_LEARNED", "MetaLearnedHead", "meta_train"]
 
 META_LEARNED = {
-    "maml": "MAML (learn2learn): all of a small network adapted, from a start meta-learned on base classes",
-    "anil": "ANIL (learn2learn): its last layer adapted, from a start meta-learned on base classes",
+    "maml": "MAML (learn2learn): a small network, all layers adapted from a meta-learned initialisation",
+    "anil": "ANIL (learn2learn): a small network, its last layer adapted from a meta-learned initialisation",
 }
-"""The algorithms, each with a line on what it is."""
+"""The algorithms, each with one line about it; importing this module registers them as heads."""
 
 
 class MetaLearnedHead(Head):
-    """A small network whose scores are its logits after a few gradient steps on the support. ``meta_train`` makes one.
+    """A small network whose scores are its logits after a few gradient steps on the support; ``meta_train`` returns one.
 
-    Every column has a start of its own, so scores depend a little on the order in which classes come. A base class takes part
-    with its prototype as one feature. Every episode is adapted by itself: this head loops over episodes.
+    Each output has an initialisation of its own, so scores depend slightly on the order of the classes. A base class contributes
+    its prototype as one support feature. The head adapts to one episode after another, in a loop.
 
     Args:
         algorithm: ``"maml"`` or ``"anil"``.
         width: ``D``, at least 1.
-        ways: how many classes it can tell apart at the most, at least 1.
+        ways: the largest number of classes, at least 1.
         hidden: units of the hidden layer, at least 1.
         steps: gradient steps on the support, at least 0.
-        rate: their size, above 0.
-        mean: ``(D,)``, subtracted from every feature first; ``None`` for none.
+        rate: learning rate of these steps, above 0.
+        base: its ``mean`` is subtracted from every feature; ``None`` for no centring.
 
     Raises:
         ImportError: learn2learn is not installed.
         ValueError: an unknown algorithm or a number outside its range; when scoring, more classes than ``ways``.
     """
 
+    @accepts_old_base_words
     def __init__(
         self,
         algorithm: str,
@@ -65,9 +68,9 @@ class MetaLearnedHead(Head):
         hidden: int = 64,
         steps: int = 5,
         rate: float = 0.5,
-        mean: Tensor | None = None,
+        base: BaseStatistics | None = None,
     ) -> None:
-        super().__init__(None if mean is None else BaseStatistics.from_mean(mean))
+        super().__init__(base)
         require_learn2learn()
         if algorithm not in META_LEARNED:
             raise ValueError(f"MetaLearnedHead: algorithm must be one of {', '.join(META_LEARNED)}, got {algorithm!r}")
@@ -78,7 +81,7 @@ class MetaLearnedHead(Head):
             raise ValueError(f"MetaLearnedHead: rate must be above 0, got {rate}")
         self.algorithm, self.width, self.ways, self.steps, self.rate = algorithm, width, ways, steps, rate
         self.network = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, ways))
-        # Only meta_train changes them: what a head derives from parameters that anybody may change is never kept.
+        # Frozen except in meta_train: a head caches what it derives from its parameters only where they cannot change.
         self.network.requires_grad_(False)
 
     @property
@@ -122,7 +125,7 @@ class MetaLearnedHead(Head):
                 f"MetaLearnedHead: {self.algorithm} was meta-trained for {self.ways} classes, and there are {support.columns}: "
                 f"meta_train it with ways={support.columns}"
             )
-        # Scores are asked for in inference mode, whose tensors could not be differentiated.
+        # Scoring runs in inference mode, whose tensors cannot be differentiated.
         with torch.inference_mode(False), torch.enable_grad():
             rows = support.with_base(support.base, support.features).detach()
             targets = torch.cat([torch.arange(len(support.base), device=rows.device), support.targets])
@@ -135,7 +138,7 @@ class MetaLearnedHead(Head):
         return torch.vmap(self.logits)(learned, query)
 
     def extra_repr(self) -> str:
-        """Say how the network is adapted."""
+        """Return the settings for ``repr``."""
         return f"algorithm={self.algorithm}, ways={self.ways}, steps={self.steps}, rate={self.rate}, {super().extra_repr()}"
 
 
@@ -157,14 +160,14 @@ def meta_train(
     """Return a head whose initialisation is meta-learned on episodes of base classes.
 
     Args:
-        base: features of base classes, none of which is to be tested on; ``None``, for none known, is refused.
+        base: features of base classes, which must not be among the classes to be tested on; ``None`` is refused.
         algorithm: ``"maml"`` or ``"anil"``.
-        ways: classes an episode, and how many the head can tell apart.
+        ways: classes an episode, and the largest number of classes of the head.
         shots: support features of each.
         queries: query features of each.
         hidden: units of the hidden layer.
         steps: gradient steps of the inner loop.
-        rate: their size.
+        rate: learning rate of the inner loop.
         iterations: steps of the outer loop, at least 1.
         tasks: episodes an iteration, at least 1.
         outer_rate: Adam's learning rate.
@@ -172,15 +175,15 @@ def meta_train(
 
     Raises:
         ImportError: learn2learn is not installed.
-        ValueError: no base classes, too few of them, or too few features of one, for the episodes, or a number outside its range.
+        ValueError: no base classes, too few classes or too few features of a class for the episodes, or a number outside its range.
     """
     for name, number in {"iterations": iterations, "tasks": tasks}.items():
         if number < 1:
             raise ValueError(f"meta_train: {name} must be at least 1, got {number}")
     if base is None:
         raise ValueError(
-            f"the head {algorithm!r} is meta-trained on features of base classes, and none are known: give a bank of them "
-            "(base=, --base or --split); their means alone are not enough"
+            f"the head {algorithm!r} is meta-trained on features of base classes, and none are given: give a bank of them "
+            "(base=, --base or --split); statistics of base classes are not enough"
         )
     try:
         sampler = EpisodeSampler(base, ways, shots, queries, open_ways=0, seed=seed)
@@ -188,18 +191,31 @@ def meta_train(
         raise ValueError(f"the head {algorithm!r} is meta-trained on episodes of base classes: {error}") from None
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
-        head = MetaLearnedHead(
-            algorithm, base.feature_dim, ways, hidden=hidden, steps=steps, rate=rate, mean=base.mean()
-        )
+        mean = BaseStatistics.from_mean(base.mean())
+        head = MetaLearnedHead(algorithm, base.feature_dim, ways, hidden=hidden, steps=steps, rate=rate, base=mean)
         network = head.network.requires_grad_(True)
         optimizer = torch.optim.Adam(network.parameters(), lr=outer_rate)
         support_targets, query_targets = (torch.arange(ways).repeat_interleave(count) for count in (shots, queries))
         for batch in sampler.batches(iterations * tasks, tasks):
             optimizer.zero_grad()
             for support, query in zip(batch.support, batch.query, strict=True):
-                known, asked = (head._centred(base.features[rows.flatten()].float()) for rows in (support, query))
+                known, queried = (head._centred(base.features[rows.flatten()].float()) for rows in (support, query))
                 parameters = head.adapted(network, known, support_targets, training=True)
-                (cross_entropy(head.logits(parameters, asked), query_targets) / tasks).backward()  # type: ignore[no-untyped-call]
+                (cross_entropy(head.logits(parameters, queried), query_targets) / tasks).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         network.requires_grad_(False)
     return head
+
+
+for _algorithm, _summary in META_LEARNED.items():
+    register(
+        HeadSpec(
+            _algorithm,
+            MetaLearnedHead,
+            _summary,
+            needs="prototypes",
+            uses_base=True,
+            requires="learn2learn",
+            train=meta_train,
+        )
+    )

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from episodes.features import bank as bank_module
 from episodes.features.bank import FeatureBank
+from fewshot_nam.heads import BaseStatistics
 
 
 def random_features(n, width=5, seed=0):
@@ -95,6 +96,24 @@ def test_means_are_those_of_a_plain_loop_whatever_the_chunk(dtype, monkeypatch):
     assert bank.class_means().shape == (3, 7)
     assert torch.allclose(bank.mean(), features.double().mean(0).float())
     assert bank.mean().dtype == bank.class_means().dtype == torch.float32
+
+
+def test_base_statistics_are_those_of_the_features_in_the_order_of_the_classes():
+    features, labels = random_features(12).abs(), list("cabcbacabbca")
+    bank = FeatureBank(features, labels, classes=["b", "c", "a"])
+    found, direct = bank.base_statistics(), BaseStatistics.from_features(features, labels)
+    order = [1, 2, 0]  # from_features has the classes sorted
+    assert torch.equal(found.prototypes, direct.prototypes[order])
+    assert torch.equal(found.power_means, direct.power_means[order])
+    assert torch.equal(found.counts, direct.counts[order])
+    assert torch.allclose(found.mean, direct.mean)
+    assert torch.equal(found.mean, bank.mean()), "the mean over images, not over classes"
+
+
+def test_the_former_word_for_power_means_warns():
+    bank = FeatureBank(random_features(4).abs(), list("abab"))
+    with pytest.warns(DeprecationWarning, match="class_means: root= is deprecated .* use power_norm="):
+        assert torch.equal(bank.class_means(root=True), bank.class_means(power_norm=True))
 
 
 def test_class_means_refuse_a_class_without_items():

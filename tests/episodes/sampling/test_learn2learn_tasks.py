@@ -186,7 +186,7 @@ def test_their_own_transforms_and_datasets_work_too():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda b, t: episodes_from_taskset(t(), b), "draws tasks without end: say how many"),
+        (lambda b, t: episodes_from_taskset(t(), b), "draws tasks without end: give their number"),
         (
             lambda b, t: episodes_from_taskset(t(num_tasks=2), b, episodes=3),
             "from 1 to the 2 tasks of this taskset, got 3",
@@ -198,8 +198,8 @@ def test_their_own_transforms_and_datasets_work_too():
         (lambda b, t: episodes_from_taskset(t(), b, open_ways=3, episodes=1), "too small for 1 shots and 3 unknown"),
         (lambda b, t: episodes_from_taskset(t(), bank(each=7), episodes=1), "over 42 items, and the bank has 49"),
         (lambda b, t: episodes_from_taskset(t(), bank(seed=1), episodes=1), "of several in the bank"),
-        (lambda b, t: as_taskset(b, ways=8, queries=2), "8 ways need as many classes, and there are 7"),
-        (lambda b, t: as_taskset(b, shots=2, queries=5), "class 10 has 6 items, and 2 shots and 5 queries need 7"),
+        (lambda b, t: as_taskset(b, ways=8, queries=2), "8 ways need 8 classes, and there are 7"),
+        (lambda b, t: as_taskset(b, shots=2, queries=5), "class 10 has 6 images, and 2 shots and 5 queries need 7"),
         (lambda b, t: as_taskset(b, ways=0), "ways must be at least 1, got 0"),
         (lambda b, t: as_taskset(b, queries=2, num_tasks=0), "num_tasks must be at least 1, or -1"),
         (lambda b, t: as_meta_dataset(open_dataset("digits")["novel"]), "images need transform="),
@@ -223,7 +223,7 @@ def test_tasks_that_repeat_an_item_or_differ_in_shape_are_refused():
         episodes_from_taskset(twice, features, episodes=1)
     uneven = FeatureBank(features.features[:-1], features.labels[:-1])
     dataset = as_meta_dataset(uneven)
-    with pytest.raises(ValueError, match="as many items: use NWays and KShots"):
+    with pytest.raises(ValueError, match="the same number of items: use NWays and KShots"):
         episodes_from_taskset(Taskset(dataset, [NWays(dataset, CLASSES)]), uneven, episodes=1)
 
 

@@ -12,12 +12,22 @@ from torch.nn.functional import cross_entropy
 from episodes import FeatureBank, evaluate
 from episodes.training.meta_learning import META_LEARNED, MetaLearnedHead, meta_train
 from fewshot_nam.heads import CosineHead
+from fewshot_nam.heads.registry import available, create, spec
 
-pytestmark = pytest.mark.skipif(
+needs_learn2learn = pytest.mark.skipif(
     importlib.util.find_spec("learn2learn") is None,
     reason="learn2learn is not installed: it needs an environment of its own, see requirements/learn2learn.txt",
 )
 WIDTH = 8
+
+
+@pytest.mark.parametrize("algorithm", META_LEARNED)
+def test_the_registry_of_heads_knows_them_as_heads_that_are_trained_first(algorithm):
+    entry = spec(algorithm)
+    assert (entry.train, entry.summary, entry.requires) == (meta_train, META_LEARNED[algorithm], "learn2learn")
+    assert algorithm not in available(), "create cannot make it"
+    with pytest.raises(ValueError, match="has to be trained on episodes of base classes first"):
+        create(algorithm)
 
 
 def bank(first: int, classes: int, each: int = 20) -> FeatureBank:
@@ -38,6 +48,7 @@ def rows(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
+@needs_learn2learn
 @pytest.mark.parametrize("algorithm", META_LEARNED)
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_scores_are_logits_after_plain_gradient_steps_from_the_start(algorithm, steps):
@@ -59,11 +70,12 @@ def test_scores_are_logits_after_plain_gradient_steps_from_the_start(algorithm, 
     torch.testing.assert_close(found(query), network(sized(query)).detach(), rtol=1e-5, atol=1e-5)
 
 
+@needs_learn2learn
 @pytest.mark.parametrize("algorithm", META_LEARNED)
 def test_meta_training_on_base_classes_helps_on_others(algorithm):
     base, novel = bank(0, 40), bank(100, 20)
     trained = meta_train(base, algorithm, ways=4, shots=1, queries=10, iterations=60, seed=1)
-    start = MetaLearnedHead(algorithm, WIDTH, 4, mean=base.mean())
+    start = MetaLearnedHead(algorithm, WIDTH, 4, base=base.base_statistics())
     report = evaluate(
         novel, {"trained": trained, "start": start, "cosine": CosineHead()}, "closed", 4, 1, 10, episodes=200
     )
@@ -72,6 +84,7 @@ def test_meta_training_on_base_classes_helps_on_others(algorithm):
         assert difference["mean"] > difference["ci95"]
 
 
+@needs_learn2learn
 @pytest.mark.parametrize("algorithm", META_LEARNED)
 def test_the_outer_loop_follows_the_gradient_through_the_steps(algorithm):
     found = head(algorithm, ways=2, steps=2)
@@ -95,6 +108,7 @@ def test_the_outer_loop_follows_the_gradient_through_the_steps(algorithm):
         assert float(parameter.grad[index]) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-8)
 
 
+@needs_learn2learn
 @pytest.mark.parametrize("algorithm", META_LEARNED)
 @pytest.mark.parametrize("num_base", [0, 2])
 def test_many_episodes_are_each_one_alone_in_inference_mode_too(algorithm, num_base):
@@ -111,6 +125,7 @@ def test_many_episodes_are_each_one_alone_in_inference_mode_too(algorithm, num_b
         torch.testing.assert_close(together[episode], alone(query[episode]), rtol=1e-5, atol=1e-5)
 
 
+@needs_learn2learn
 @pytest.mark.parametrize("algorithm", META_LEARNED)
 def test_a_head_is_saved_and_copied_with_all_it_learned(algorithm, tmp_path):
     found = meta_train(bank(0, 6), algorithm, 3, 1, 5, iterations=2).write(rows(1, 3), ["a", "b", "c"])
@@ -123,6 +138,7 @@ def test_a_head_is_saved_and_copied_with_all_it_learned(algorithm, tmp_path):
     assert loaded.forget("b").write(rows(1, 3)[1], "b").classes == ["a", "c", "b"]
 
 
+@needs_learn2learn
 @pytest.mark.parametrize("algorithm", META_LEARNED)
 def test_the_same_seed_gives_the_same_head_and_leaves_torchs_own_alone(algorithm):
     torch.manual_seed(7)
@@ -136,6 +152,7 @@ def test_the_same_seed_gives_the_same_head_and_leaves_torchs_own_alone(algorithm
     assert not any(parameter.requires_grad for parameter in heads[0].parameters())
 
 
+@needs_learn2learn
 @pytest.mark.parametrize("algorithm", META_LEARNED)
 def test_adapting_leaves_the_start_alone(algorithm):
     found = head(algorithm)
@@ -145,10 +162,11 @@ def test_adapting_leaves_the_start_alone(algorithm):
         assert torch.equal(value, before[name])
 
 
+@needs_learn2learn
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: meta_train(None, "anil"), "'anil' is meta-trained on features of base classes, and none are known"),
+        (lambda: meta_train(None, "anil"), "'anil' is meta-trained on features of base classes, and none are given"),
         (
             lambda: meta_train(bank(0, 3), ways=4),
             "'maml' is meta-trained on episodes of base classes: 4 ways need 4 classes",
@@ -171,12 +189,14 @@ def test_what_cannot_be_meta_learned_is_refused(call, message):
         call()
 
 
+@needs_learn2learn
 def test_without_learn2learn_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "learn2learn", None)
     with pytest.raises(ImportError, match=r"pip install -r requirements/learn2learn\.txt"):
         meta_train(bank(0, 6), ways=3)
 
 
+@needs_learn2learn
 def test_evaluate_takes_them_by_name_and_trains_them_on_base_classes():
     base, novel = bank(0, 30), bank(100, 8)
     report = evaluate(novel, list(META_LEARNED), "open", 3, 1, 10, 3, 20, base=base, seed=2)
