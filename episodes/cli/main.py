@@ -9,12 +9,14 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from episodes.cli.options import DEFAULT_HEADS, command_line, read_options
 from fewshot_nam.cli.options import key_values
 from fewshot_nam.distributed import joined, processes
+from fewshot_nam.io.image_folders import EXTENSIONS
 
 if TYPE_CHECKING:
     from episodes.features.sources import Sources
@@ -29,8 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
         options = read_options(arguments)
         with joined(options.device):
             run(options)
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
+    except BrokenPipeError:  # the reader has closed the pipe, as head does
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or the interpreter reports the pipe again when it ends
         return 0
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -42,17 +46,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> Report | None:
-    """Evaluate as the options say, print the table, write the files that are asked for, and return the report.
+    """Evaluate as the options say, print the table, write the output files, and return the report.
 
-    Of several processes (``torchrun``) the first does; the others only help to extract features, and return ``None``.
+    Of several processes (``torchrun``) only the first evaluates; the others help to extract features and return ``None``.
 
     Raises:
-        ValueError, OSError, ImportError: whatever is wrong with the input, in one line. Nothing is half-written.
+        ValueError, OSError, ImportError: an input that cannot be used, in one line. No file is written in part.
     """
     began = time.perf_counter()
     _check_outputs(options)
-    if options.report is not None:
-        _check_report(options)
     if options.base_queries is not None and options.protocol != "generalized":
         raise ValueError("--base-queries is for --protocol generalized alone")
 
@@ -61,6 +63,7 @@ def run(options: argparse.Namespace) -> Report | None:
     import torch
 
     from episodes.evaluation.evaluation import EvaluationSettings, as_device, evaluate, usable_heads
+    from fewshot_nam.heads import BaseStatistics
 
     if options.threads is not None:
         if options.threads < 1:
@@ -77,17 +80,15 @@ def run(options: argparse.Namespace) -> Report | None:
         device=as_device(options.device),
     )
     sources = _sources(options)
-    banks, background, notes = sources.banks, sources.base_prototypes, list(sources.notes)
+    banks, prototypes, notes = sources.banks, sources.base_prototypes, list(sources.notes)
     if processes()[0] > 0:
         return None
-    heads, without = usable_heads(options.heads or DEFAULT_HEADS, has_base=background is not None or "base" in banks)
+    heads, without = usable_heads(options.heads or DEFAULT_HEADS, has_base=prototypes is not None or "base" in banks)
     if without and options.heads:
-        raise ValueError(
-            f"the head {without[0]!r} needs to know base classes: give base classes with --base or --split"
-        )
+        raise ValueError(f"the head {without[0]!r} needs base classes: give them with --base or --split")
     notes += [f"{name} is left out: it needs base classes (--base or --split)" for name in without]
-    if "nam" in heads and background is None and "base" not in banks:
-        notes.append("nam knows no base classes here: with some (--base or --split) it raises fewer false alarms")
+    if "nam" in heads and prototypes is None and "base" not in banks:
+        notes.append("nam has no base classes here: with some (--base or --split) it raises fewer false alarms")
     extracted = time.perf_counter()
     collected = None
     if options.report is not None:
@@ -101,12 +102,12 @@ def run(options: argparse.Namespace) -> Report | None:
         base=banks.get("base"),
         base_queries=banks.get("base_queries"),
         validation=banks.get("validation"),
-        background=background,
+        base_statistics=None if prototypes is None else BaseStatistics.from_prototypes(prototypes),
         episodes_file=options.episodes_file,
         progress=not options.quiet and sys.stderr.isatty(),
         callback=collected,
     )
-    # What changes the numbers; where files lie and how fast the machine is does not.
+    # Options that change the numbers; paths and speed do not.
     kept = ("backbone", "model_option", "transform_option", "split", "skip_unreadable", "precision")
     given = {name: getattr(options, name) for name in kept}
     report = dataclasses.replace(report, config={**report.config, "options": given}, notes=notes + report.notes)
@@ -130,34 +131,14 @@ def run(options: argparse.Namespace) -> Report | None:
     return report
 
 
-def _check_report(options: argparse.Namespace) -> None:
-    """Raise ``ValueError`` or ``ImportError`` where the page could not be made: before the work, not after it."""
-    given = options.report
-    path = Path(given)
-    if not given:
-        raise ValueError("--report: '' names no directory")
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"--report: {given!r} is a file: name a directory")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"--report: the directory above {given} does not exist")
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise ValueError(f"--report: {given} cannot be written")
-    if (path / "index.html").is_dir():
-        raise ValueError(f"--report: {path / 'index.html'} is a directory where the page should go")
-    for name in _FILES:
-        if getattr(options, name) and Path(getattr(options, name)).resolve() == (path / "index.html").resolve():
-            raise ValueError(f"--{name.replace('_', '-')}: {getattr(options, name)} is where the page of --report goes")
-
-    from episodes.reporting.plots import require_matplotlib
-
-    require_matplotlib()
-
-
 def _check_outputs(options: argparse.Namespace) -> None:
-    """Raise ``ValueError`` for a file to be written that cannot be: before the work, not after it."""
+    """Raise ``ValueError`` for an output that cannot be written or that is an input: before the work, not after it.
+
+    ``ImportError`` where the page of ``--report`` needs matplotlib and it is not installed.
+    """
+    files = {f"--{name.replace('_', '-')}": getattr(options, name) for name in _FILES}
     taken: dict[Path, str] = {}
-    for name in _FILES:
-        given, flag = getattr(options, name), f"--{name.replace('_', '-')}"
+    for flag, given in files.items():
         if given is None:
             continue
         path = Path(given).resolve()
@@ -170,6 +151,60 @@ def _check_outputs(options: argparse.Namespace) -> None:
         if path in taken:
             raise ValueError(f"{flag} and {taken[path]} name the same file, {given}")
         taken[path] = flag
+    if options.report is not None:
+        page = _check_report(options.report)
+        if page in taken:
+            raise ValueError(f"{taken[page]}: {page} is where the page of --report goes")
+    _check_inputs_are_kept(options, taken)
+
+
+def _check_report(given: str) -> Path:
+    """Return where the page goes; raise ``ValueError`` or ``ImportError`` where it cannot be made."""
+    path = Path(given)
+    if not given:
+        raise ValueError("--report: '' names no directory")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--report: {given!r} is a file: name a directory")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--report: the directory above {given} does not exist")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise ValueError(f"--report: {given} cannot be written")
+    if (path / "index.html").is_dir():
+        raise ValueError(f"--report: {path / 'index.html'} is a directory where the page should go")
+
+    from episodes.reporting.plots import require_matplotlib
+
+    require_matplotlib()
+    return (path / "index.html").resolve()
+
+
+def _check_inputs_are_kept(options: argparse.Namespace, outputs: Mapping[Path, str]) -> None:
+    """Raise ``ValueError`` where an output would overwrite an input, or add a file to a directory of images.
+
+    ``--episodes-file`` is both: it is read where it exists.
+    """
+    for flag, given in _inputs(options):
+        path = Path(given).expanduser().resolve()
+        for output, its_flag in outputs.items():
+            if output == path or (output.exists() and path.exists() and output.samefile(path)):
+                raise ValueError(f"{its_flag}: {output} is the input of {flag}: name another file")
+            if path.is_dir() and path in output.parents and output.suffix.lower() in EXTENSIONS:
+                raise ValueError(f"{its_flag}: {output} would be an image of {flag}: name a file elsewhere")
+        if options.report is not None and path.is_dir():
+            page = Path(options.report).resolve()
+            if page == path or path in page.parents:
+                raise ValueError(f"--report: {page} lies in the images of {flag}: name a directory elsewhere")
+
+
+def _inputs(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Yield the flags that name files or directories to read, with what they name."""
+    for name in ("dataset", "base", "base_queries", "validation"):
+        kind, colon, path = (getattr(options, name) or "").partition(":")
+        if colon and path:
+            yield f"--{name.replace('_', '-')} {kind}:", path
+    for name in ("weights", "split", "config"):
+        if getattr(options, name):
+            yield f"--{name}", getattr(options, name)
 
 
 def _sources(options: argparse.Namespace) -> Sources:

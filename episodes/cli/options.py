@@ -1,6 +1,6 @@
-"""The options of ``fewshot-nam-eval``: flags, and a YAML file that gives any of them.
+"""The options of ``fewshot-nam-eval``: flags, and a YAML file that may give any of them.
 
-Nothing heavy is imported here, so that ``--help`` answers at once.
+Nothing heavy is imported here, so that ``--help`` prints at once.
 """
 
 from __future__ import annotations
@@ -8,12 +8,16 @@ from __future__ import annotations
 import argparse
 import difflib
 import shlex
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 from episodes.data import registry
+from episodes.metrics.registry import MEASURES, PROTOCOLS, short_table
 from fewshot_nam import __version__
+from fewshot_nam.io.yaml_input import read_yaml, shown
 
+COMMAND = "fewshot-nam-eval"
 DEFAULT_HEADS = ["nam", "nam-sequential", "cosine", "cosine-centred", "protonet"]
 
 # Options that change no number.
@@ -32,10 +36,10 @@ _NO_NUMBERS = {
 }
 
 _DESCRIPTION = """\
-Measure few-shot heads on N-way K-shot episodes: how often they are right, and how often they raise a false alarm.
+Measure few-shot heads on N-way K-shot episodes: their accuracy and their false alarms.
 
 Without options: 5 known and 5 unknown classes of scikit-learn's handwritten digits, features of the bundled backbone,
-1,000 episodes, and NAM beside cosine classifiers. Nothing is downloaded unless you ask for it.
+1,000 episodes, and NAM beside cosine classifiers. Data sets are downloaded only with --download.
 """
 
 _EXAMPLES = """\
@@ -44,9 +48,27 @@ examples:
   %(prog)s --dataset omniglot --data-dir DIR --ways 20 --shots 5 --json omniglot.json
   %(prog)s --dataset folder:photos --backbone timm/resnet18 --open-ways 3 --queries 5
   %(prog)s --dataset features:bank.safetensors --heads nam cosine ridge --protocol closed
-  %(prog)s --report out                      (a page to look at: out/index.html)
-  %(prog)s --config run.yaml --seed 1        (flags win over the file)
+  %(prog)s --report out                      (an HTML page: out/index.html)
+  %(prog)s --config run.yaml --seed 1        (flags take precedence over the file)
 """
+
+
+def _epilog() -> str:
+    """Return the examples, and what the columns of the table mean."""
+    shown_measures = dict.fromkeys(name for protocol in PROTOCOLS for name in short_table(protocol))
+    width = max(map(len, shown_measures))
+    lines = [
+        f"  {name:<{width}}  {MEASURES[name].better} is better: {MEASURES[name].meaning}" for name in shown_measures
+    ]
+    return (
+        _EXAMPLES + "\nmeasures in the table (--json and --markdown have more):\n" + "\n".join(lines).replace("%", "%%")
+    )
+
+
+def _program() -> str:
+    """Return what the user called: the installed command, or the script of the repository."""
+    called = Path(sys.argv[0]).name
+    return called if called == "episode_eval.py" else COMMAND
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,34 +79,37 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all options; each option's default is in ``parser().get_default(name)``."""
     made = _Parser(
+        prog=_program(),
         description=_DESCRIPTION,
-        epilog=_EXAMPLES,
+        epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     episode = made.add_argument_group("episodes")
-    episode.add_argument("--protocol", default="open", help="closed, open or generalized (default: %(default)s)")
     episode.add_argument(
-        "--ways", type=int, default=5, metavar="N", help="known classes an episode (default: %(default)s)"
+        "--protocol", default="open", help=f"{', '.join(PROTOCOLS[:-1])} or {PROTOCOLS[-1]} (default: %(default)s)"
     )
     episode.add_argument(
-        "--shots", type=int, default=1, metavar="K", help="pictures to learn a class from (default: %(default)s)"
+        "--ways", type=int, default=5, metavar="N", help="known classes in an episode (default: %(default)s)"
     )
     episode.add_argument(
-        "--queries", type=int, default=15, metavar="Q", help="test pictures of each class (default: %(default)s)"
+        "--shots", type=int, default=1, metavar="K", help="images to learn a class from (default: %(default)s)"
     )
     episode.add_argument(
-        "--open-ways", type=int, default=5, metavar="U", help="unknown classes an episode (default: %(default)s)"
+        "--queries", type=int, default=15, metavar="Q", help="query images of each class (default: %(default)s)"
     )
     episode.add_argument(
-        "--episodes", type=int, default=1000, metavar="E", help="how many episodes (default: %(default)s)"
+        "--open-ways", type=int, default=5, metavar="U", help="unknown classes in an episode (default: %(default)s)"
+    )
+    episode.add_argument(
+        "--episodes", type=int, default=1000, metavar="E", help="number of episodes (default: %(default)s)"
     )
     episode.add_argument(
         "--seed", type=int, default=0, help="of the episodes and of a seeded split (default: %(default)s)"
     )
     episode.add_argument(
-        "--episodes-file", metavar="FILE", help="use the episodes in FILE; if it is not there, write them to it"
+        "--episodes-file", metavar="FILE", help="use the episodes in FILE; if it does not exist, write them to it"
     )
 
     heads = made.add_argument_group("heads")
@@ -96,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"which heads to compare (default: {' '.join(DEFAULT_HEADS)})",
     )
 
-    data = made.add_argument_group("pictures")
+    data = made.add_argument_group("images")
     data.add_argument(
         "--dataset",
         default="digits",
@@ -116,13 +141,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE|B/V/N",
         help="classes for base, validation and novel: a YAML or JSON file, or counts, or shares",
     )
-    data.add_argument("--base", metavar="SPEC", help="pictures or features of base classes")
+    data.add_argument("--base", metavar="SPEC", help="images or features of base classes")
     data.add_argument(
-        "--base-queries", metavar="SPEC", help="other pictures of the base classes, for the generalized protocol"
+        "--base-queries", metavar="SPEC", help="other images of the base classes, for the generalized protocol"
     )
     data.add_argument("--validation", metavar="SPEC", help="classes for choosing thresholds, which are then frozen")
     data.add_argument(
-        "--skip-unreadable", action="store_true", help="leave out pictures that cannot be read, and list them"
+        "--skip-unreadable", action="store_true", help="leave out images that cannot be read, and list them"
     )
 
     model = made.add_argument_group("backbone")
@@ -135,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--weights",
         metavar="FILE",
-        help="a weights file, or 'random'; otherwise the backbone's own, which timm and torchvision fetch",
+        help="a weights file, or 'random' (default: the backbone's own, which timm and torchvision download)",
     )
     for kind in ("model", "transform"):
         model.add_argument(
@@ -150,30 +175,30 @@ def parser() -> argparse.ArgumentParser:
     machine = made.add_argument_group("machine")
     machine.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     machine.add_argument(
-        "--workers", type=int, default=0, metavar="W", help="processes that read pictures (default: a thread does)"
+        "--workers", type=int, default=0, metavar="W", help="processes that read images (default: one thread)"
     )
     machine.add_argument(
         "--precision", default="float32", help="float32 or bfloat16, of the backbone (default: %(default)s)"
     )
     machine.add_argument(
-        "--channels-last", action="store_true", help="lay pictures and weights out as convolutions often prefer it"
+        "--channels-last", action="store_true", help="lay out images and weights channels last, often faster"
     )
     machine.add_argument(
         "--threads", type=int, default=None, metavar="T", help="processor threads (default: torch's choice)"
     )
     machine.add_argument(
-        "--cache-dir", default="auto", metavar="DIR", help="where features are kept, or 'none' (default: %(default)s)"
+        "--cache-dir", default="auto", metavar="DIR", help="where features are cached, or 'none' (default: %(default)s)"
     )
 
     output = made.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="write all measures as JSON")
     output.add_argument("--markdown", metavar="FILE", help="write all measures as Markdown")
     output.add_argument(
-        "--report", metavar="DIR", help="write a page with tables, figures and pictures of false alarms: DIR/index.html"
+        "--report", metavar="DIR", help="write a page with tables, figures and images of false alarms: DIR/index.html"
     )
     output.add_argument("--save-features", metavar="FILE", help="write the features, for --dataset features:FILE")
     output.add_argument("--quiet", action="store_true", help="no progress bars")
-    output.add_argument("--config", metavar="FILE", help="a YAML file with any of these options; flags win")
+    output.add_argument("--config", metavar="FILE", help="a YAML file with any of these options; flags take precedence")
     return made
 
 
@@ -193,8 +218,8 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def command_line(options: argparse.Namespace) -> str:
-    """Return the command that gives the same numbers: what differs from the defaults, without what only says where to write."""
-    words = ["episode_eval.py"]
+    """Return the command that gives the same numbers: the options that differ from their defaults and change a number."""
+    words = [COMMAND]
     for action in parser()._actions:
         value = getattr(options, action.dest, None)
         if action.dest in _NO_NUMBERS or value == action.default:
@@ -206,24 +231,22 @@ def command_line(options: argparse.Namespace) -> str:
 
 
 def _read_config(path: Path, made: argparse.ArgumentParser) -> dict[str, Any]:
-    import yaml
-
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_pairs_loader())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
+        content = read_yaml(path, _pairs_loader())
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not YAML: it is not text in UTF-8") from None
     if not isinstance(content, _Pairs):
         raise ValueError(f"{path}: expected a mapping of options to values, got {type(content).__name__}")
     actions = {action.dest: action for action in made._actions if action.dest not in ("help", "version", "config")}
     found: dict[str, Any] = {}
     for key, value in content:
-        name = str(key).replace("-", "_")
+        name = (key if isinstance(key, str) else shown(key)).replace("-", "_")
         if name in found:
-            raise ValueError(f"{path}: {key!r} is given twice")
+            raise ValueError(f"{path}: {shown(key)} is given twice")
         if name not in actions:
             near = difflib.get_close_matches(name, actions, n=1)
             raise ValueError(
-                f"{path}: no option {key!r}"
+                f"{path}: no option {shown(key)}"
                 + (f"; did you mean {near[0]!r}?" if near else f": there are {', '.join(actions)}")
             )
         found[name] = _as_option(path, str(key), value, actions[name])
@@ -255,7 +278,7 @@ def _as_option(path: Path, key: str, value: Any, action: argparse.Action) -> Any
         return [f"{name}={item}" for name, item in value]
     if several and isinstance(value, list) and not isinstance(value, _Pairs):
         if not value or any(isinstance(item, (list, dict)) for item in value):
-            raise ValueError(f"{path}: {key} must be a list of names with at least one in it, got {value!r}")
+            raise ValueError(f"{path}: {key} must be a list of names with at least one in it, got {shown(value)}")
         return [str(item) for item in value]
     wanted = "true or false" if action.nargs == 0 else "a whole number" if action.type is int else "text"
     fits = {
@@ -264,5 +287,5 @@ def _as_option(path: Path, key: str, value: Any, action: argparse.Action) -> Any
         "text": isinstance(value, str),
     }
     if not fits[wanted]:
-        raise ValueError(f"{path}: {key} must be {wanted}, got {value!r}")
+        raise ValueError(f"{path}: {key} must be {wanted}, got {shown(value)}")
     return [value] if several else value

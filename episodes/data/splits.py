@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar, overload
 from episodes.data.class_names import ROLES, Label, check_classes, nearest
 from episodes.data.image_dataset import ImageSet
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.yaml_input import read_yaml, shown
 
 _SHARES = re.compile(r"[\d./]+")  # also malformed shares such as 5//5, which name no file
 
@@ -154,16 +155,13 @@ def _rank(seed: int, name: Label) -> bytes:
 
 
 def _read(path: Path) -> Mapping[str, Sequence[Label]]:
-    import yaml
-
     try:
-        text = path.read_text(encoding="utf-8")
+        content = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_yaml(path)
     except UnicodeDecodeError as error:
         raise ValueError(f"split file {path}: not a text file; expected YAML or JSON in UTF-8") from error
-
-    try:
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+    except RecursionError:
+        raise ValueError(f"split file {path}: not valid JSON: nested too deep") from None
+    except ValueError as error:
         raise ValueError(f"split file {path}: not valid JSON or YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"split file {path}: expected a mapping of base, val and novel to lists of class names")
@@ -182,13 +180,13 @@ def _by_names(classes: list[Label], content: Mapping[str, Sequence[Label]], wher
     split: dict[str, list[Label]] = {}
     for role in ROLES:
         if isinstance(content[role], str) or not isinstance(content[role], Sequence):
-            raise ValueError(f"{where}: part {role!r} must be a list of class names, got {content[role]!r}")
+            raise ValueError(f"{where}: part {role!r} must be a list of class names, got {shown(content[role])}")
         split[role] = []
         for written in content[role]:
             if isinstance(written, bool) or str(written) not in known:
                 quote = "" if isinstance(written, str) else " (not read as text: put the name in quotes)"
                 raise ValueError(
-                    f"{where}: {role} has {written!r}{quote}, which is none of the {len(classes)} classes"
+                    f"{where}: {role} has {shown(written)}{quote}, which is none of the {len(classes)} classes"
                     f"{nearest(written, classes)}"
                 )
             name = known[str(written)]

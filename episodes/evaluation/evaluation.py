@@ -29,8 +29,9 @@ from episodes.metrics.scores import Frozen, Scores
 from episodes.reporting.report import Report
 from episodes.sampling.sampler import Episodes, EpisodeSampler
 from episodes.training.meta_learning import META_LEARNED, meta_train
-from fewshot_nam._deprecation import renamed_parameter
-from fewshot_nam.heads import Head, create, needs_base
+from fewshot_nam._deprecation import renamed_parameter, warn_renamed
+from fewshot_nam.heads import BaseStatistics, Head, create, needs_base
+from fewshot_nam.heads.base_statistics import base_from_old_words
 from fewshot_nam.heads.validation import checked_vectors
 
 __all__ = ["PROTOCOLS", "Callback", "EvaluationSettings", "as_device", "evaluate", "usable_heads"]
@@ -57,6 +58,7 @@ def evaluate(
     protocol: str | None = None,
     base_queries: FeatureBank | None = None,
     validation: FeatureBank | None = None,
+    base_statistics: BaseStatistics | None = None,
     mean: Tensor | None = None,
     background: Tensor | None = None,
     episodes_file: str | os.PathLike[str] | None = None,
@@ -86,8 +88,9 @@ def evaluate(
             every class of ``base``, by the seed. With ``validation``, half of them serve to choose the novel bias.
         validation: features of classes on which thresholds, temperature and novel bias are chosen, which are then frozen: adds the
             measures that end in ``:frozen``. Without, the temperature is fitted on other episodes of the same classes.
-        mean: ``(D,)``, the mean base feature; ``None`` for that of ``base``, or of ``background``.
-        background: ``(B, D)``, the mean features of base classes; ``None`` for those of ``base``.
+        base_statistics: what heads may know of base classes; ``None`` for the statistics of ``base``.
+        mean: deprecated, use ``base_statistics``: the mean base feature ``(D,)``.
+        background: deprecated, use ``base_statistics``: prototypes of base classes ``(B, D)``.
         episodes_file: a file of episodes to use instead; where it does not exist, the episodes are written to it.
         device: see ``EvaluationSettings``.
         batch_size: likewise.
@@ -121,7 +124,8 @@ def evaluate(
     chosen = _settings(settings, shortcuts)
     place = as_device(chosen.device)
     banks = _banks(bank, base, base_queries, validation, chosen)
-    built = _heads(heads, banks, chosen, mean, background, place)
+    known = _base_statistics(banks, base_statistics, mean, background)
+    built = _heads(heads, banks, chosen, known, place)
     sampler = _sampler(banks.novel, banks.base_queries, chosen)
     drawn, from_file = _episodes(
         episodes if isinstance(episodes, Episodes) else chosen.episodes, episodes_file, sampler
@@ -237,44 +241,64 @@ def _same_images(bank: FeatureBank, other: FeatureBank) -> bool:
     return bank is other or (theirs is not None and theirs == bank.provenance.get("dataset_fingerprint"))
 
 
+def _base_statistics(
+    banks: _Banks, given: BaseStatistics | None, mean: Tensor | None, background: Tensor | None
+) -> BaseStatistics | None:
+    """Return what heads may know of base classes; ``mean`` and ``background`` are the words of version 0.1 for it."""
+    old = [word for word, value in (("mean", mean), ("background", background)) if value is not None]
+    if old and given is not None:
+        raise TypeError(f"evaluate: {' and '.join(old)} are old words for base_statistics: give base_statistics alone")
+    if given is None and banks.base is not None and background is None:
+        given = _statistics_of(banks.base)
+    if old:
+        warn_renamed(
+            f"evaluate: {' and '.join(f'{word}=' for word in old)}", "base_statistics=BaseStatistics", stacklevel=4
+        )
+        checked = None if mean is None else checked_vectors(mean, "mean", zero_allowed=True)
+        if given is None:
+            given = base_from_old_words(checked, background)
+        elif checked is not None:
+            given = dataclasses.replace(given, mean=checked)
+    if given is not None and given.feature_dim != banks.novel.feature_dim:
+        raise ValueError(
+            f"base_statistics are of features of width {given.feature_dim}, the bank has width {banks.novel.feature_dim}"
+        )
+    return given
+
+
+def _statistics_of(base: FeatureBank) -> BaseStatistics:
+    return BaseStatistics(
+        prototypes=base.class_means(),
+        power_means=base.class_means(power_norm=True),
+        mean=base.mean(),
+        counts=base.counts,
+    )
+
+
 def _heads(
     heads: Sequence[str] | Mapping[str, Head],
     banks: _Banks,
     settings: EvaluationSettings,
-    mean: Tensor | None,
-    background: Tensor | None,
+    known: BaseStatistics | None,
     device: torch.device,
 ) -> dict[str, Head]:
     """Return the heads on the device, ready to score; those given by name are made here."""
-    base, width = banks.base, banks.novel.feature_dim
-    if mean is None and base is not None:
-        mean = base.mean()
-    if background is None and base is not None:
-        background = base.class_means(power_norm=True)
-    if mean is not None and mean.shape != (width,):
-        raise ValueError(f"mean must be ({width},) as the bank's features, got shape {tuple(mean.shape)}")
-    if background is not None and (background.dim() != 2 or background.shape[1] != width):
-        raise ValueError(f"background must be (B, {width}) as the bank's features, got shape {tuple(background.shape)}")
-    if background is not None:
-        checked_vectors(background, "background")
     if isinstance(heads, str):
         heads = [heads]
-    if isinstance(heads, Mapping):
-        built = dict(heads)
-    else:
-        # In the generalized protocol base classes are answers like the others, so only heads that cannot be made without
-        # base classes get them as a cohort too.
-        known = {name: background if settings.protocol != "generalized" or needs_base(name) else None for name in heads}
-        built = {
-            name: meta_train(base, name, settings.ways, settings.shots, settings.queries, seed=settings.seed)
-            if name in META_LEARNED
-            else create(name, mean, known[name])
-            for name in heads
-        }
-    if not built:
+    by_name = heads if isinstance(heads, Mapping) else {name: _head(name, banks, settings, known) for name in heads}
+    if not by_name:
         raise ValueError("heads is empty: name at least one head")
     # Copies, so that the caller's heads stay in their mode and on their device.
-    return {name: copy.deepcopy(head).to(device).eval() for name, head in built.items()}
+    return {name: copy.deepcopy(head).to(device).eval() for name, head in by_name.items()}
+
+
+def _head(name: str, banks: _Banks, settings: EvaluationSettings, known: BaseStatistics | None) -> Head:
+    """Return a head by name, trained on the base bank where it has to be."""
+    if name in META_LEARNED:
+        return meta_train(banks.base, name, settings.ways, settings.shots, settings.queries, seed=settings.seed)
+    # In the generalized protocol base classes are answers like the others, so only heads that cannot be made without base
+    # classes get them as a cohort too.
+    return create(name, known if settings.protocol != "generalized" or needs_base(name) else None)
 
 
 def _base_prototypes(heads: Mapping[str, Head], banks: _Banks) -> dict[str, Tensor] | None:

@@ -6,6 +6,7 @@ import argparse
 from typing import Any, NoReturn
 
 from fewshot_nam import __version__
+from fewshot_nam.io.yaml_input import load_yaml, shown
 
 DEFAULT_BACKBONE = "conv4"
 
@@ -144,15 +145,13 @@ def key_values(option: str, pairs: list[str] | None) -> dict[str, Any]:
     Raises:
         ValueError: a text of another form; ``option`` is named.
     """
-    import yaml
-
     found = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise ValueError(f"{option}: expected KEY=VALUE, got {pair!r}")
+            raise ValueError(f"{option}: expected KEY=VALUE, got {shown(pair)}")
         try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError(f"{option}: the value of {pair!r} is not YAML") from None
+            found[key] = load_yaml(value, option)
+        except ValueError:
+            raise ValueError(f"{option}: the value of {shown(pair)} is not YAML, or has aliases") from None
     return found

@@ -14,6 +14,7 @@ from PIL import Image
 from episodes import Episodes, FeatureBank
 from episodes.cli.main import main
 from episodes.cli.options import parser, read_options
+from episodes.metrics.registry import MEASURES, PROTOCOLS, short_table
 
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "episode_eval.py"
 FEW = ["--episodes", "20", "--quiet"]
@@ -40,7 +41,7 @@ def small(photos: Path) -> list[str]:
 def test_the_main_job_prints_a_table_that_explains_itself(capsys):
     assert main(["--ways", "5", "--shots", "1", *FEW]) == 0
     out = capsys.readouterr().out
-    for part in ["digits: 1,797 pictures of 10 classes", "conv4, 64 features", "seed 0", "minus cosine", "time:"]:
+    for part in ["digits: 1,797 images of 10 classes", "conv4, 64 features", "seed 0", "minus cosine", "time:"]:
         assert part in out
     for head in ["nam ", "nam-sequential ", "cosine ", "cosine-centred ", "protonet "]:
         assert f"\n{head}" in out
@@ -75,7 +76,7 @@ def test_own_pictures_saved_features_and_episodes_give_the_same_answer(photos, t
     assert second["cosine"]["auroc"] == first["cosine"]["auroc"]
     # What the backbone knew of base classes is not in the features, and that is said.
     assert second["nam"]["auroc"] != first["nam"]["auroc"]
-    assert "note: nam knows no base classes here" in capsys.readouterr().out
+    assert "note: nam has no base classes here" in capsys.readouterr().out
 
 
 def test_a_split_gives_base_and_validation_classes(photos, tmp_path, capsys):
@@ -107,7 +108,7 @@ def test_heads_that_need_base_classes_are_left_out_and_said_so(tmp_path, capsys)
     assert main(options) == 0
     assert "note: cosine-centred is left out: it needs base classes" in capsys.readouterr().out
     assert main([*options, "--heads", "cosine-centred"]) == 2
-    assert "give base classes" in capsys.readouterr().err
+    assert "give them with --base or --split" in capsys.readouterr().err
 
 
 def test_unreadable_pictures_are_named_or_counted_and_listed(photos, capsys):
@@ -253,6 +254,81 @@ def test_bad_configuration_is_named(text, message, tmp_path, capsys):
     assert captured.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("inputs", "output"),
+    [
+        (["--dataset", "features:{}/bank.npz"], ["--save-features", "{}/bank.npz"]),
+        (["--dataset", "features:{}/bank.npz"], ["--json", "{}/link.npz"]),
+        (["--dataset", "folder:{}/photos", "--base", "features:{}/bank.npz"], ["--markdown", "{}/bank.npz"]),
+        (["--validation", "features:{}/bank.npz"], ["--json", "{}/photos/../bank.npz"]),
+        (["--weights", "{}/bank.npz"], ["--json", "{}/bank.npz"]),
+        (["--split", "{}/split.yaml"], ["--json", "{}/split.yaml"]),
+        (["--config", "{}/run.yaml"], ["--markdown", "{}/run.yaml"]),
+        (["--dataset", "folder:{}/photos"], ["--json", "{}/photos/class0/0.png"]),
+        (["--dataset", "folder:{}/photos"], ["--report", "{}/photos"]),
+        (["--dataset", "folder:{}/photos"], ["--report", "{}/photos/class0"]),
+        (["--dataset", "features:{}/bank.npz"], ["--episodes-file", "{}/bank.npz"]),
+    ],
+)
+def test_an_output_that_is_an_input_is_refused(inputs, output, photos, tmp_path, capsys):
+    features = np.random.default_rng(0).random((40, 8)).astype(np.float32) + 0.1
+    np.savez(tmp_path / "bank.npz", features=features, labels=np.arange(40) % 4)
+    (tmp_path / "link.npz").symlink_to(tmp_path / "bank.npz")
+    for name in ("split.yaml", "run.yaml"):
+        (tmp_path / name).write_text("quiet: true\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    arguments = [part.format(tmp_path) for part in (*inputs, *output)]
+    assert main([*FEW, "--ways", "2", "--open-ways", "2", "--queries", "2", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {output[0]}: ")
+    assert inputs[0] in error or inputs[-2] in error
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_configuration_that_could_cost_more_than_its_size_is_refused_and_not_echoed(tmp_path, capsys):
+    aliases = "a0: &a0 [x, x, x, x, x, x, x, x]\n" + "\n".join(
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)
+    )
+    for text, message in (
+        (aliases + "\nheads: *a9\n", "aliases"),
+        ("heads: " + "[" * 3000, "nested more than"),
+        ("heads: [" + "[x], " * 5000 + "x]", "heads must be a list of names"),
+        ("ways: " + "x" * 100_000, "ways must be a whole number"),
+        ("x" * 1000 + ": 3", "no option"),
+    ):
+        assert main(["--config", config_of(tmp_path, text)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert len(error) < 1000
+
+
+@pytest.mark.parametrize(
+    ("called", "name"),
+    [
+        ("/usr/bin/fewshot-nam-eval", "fewshot-nam-eval"),
+        ("scripts/episode_eval.py", "episode_eval.py"),
+        ("/x/main.py", "fewshot-nam-eval"),
+    ],
+)
+def test_help_and_version_use_the_name_that_was_called(called, name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [called])
+    for flag in ("--help", "--version"):
+        with pytest.raises(SystemExit) as stopped:
+            main([flag])
+        assert stopped.value.code == 0
+        assert name in capsys.readouterr().out.splitlines()[0]
+
+
+def test_help_lists_data_sets_and_measures(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    for protocol in PROTOCOLS:
+        for measure in short_table(protocol):
+            assert MEASURES[measure].meaning in out
+
+
 def test_nothing_is_written_when_something_is_wrong(tmp_path, capsys):
     names = ["json", "markdown", "save-features", "episodes-file"]
     files = [part for name in names for part in (f"--{name}", str(tmp_path / name))]
@@ -289,5 +365,5 @@ def test_alphabets_and_thresholds_frozen_on_another_alphabet(data_dir, capsys):
     validation = ["--validation", f"folder:{data_dir}/omniglot-py/images_background/Sanskrit"]
     assert main([*arguments, *validation, *FEW]) == 0
     out = capsys.readouterr().out
-    assert "Gurmukhi: 900 pictures of 45 classes" in out
+    assert "Gurmukhi: 900 images of 45 classes" in out
     assert "open_fpr@95tpr:frozen" in out

@@ -15,7 +15,7 @@ from episodes import Episodes, EpisodeSampler, EvaluationSettings, FeatureBank, 
 from episodes.evaluation.evaluation import as_device
 from episodes.evaluation.scoring import Scorer
 from episodes.features.holdout import hold_out
-from fewshot_nam.heads import CosineHead, NAMHead, available, create, needs_base
+from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead, available, create, needs_base
 
 D = 13
 
@@ -41,11 +41,11 @@ def loop(protocol: str, name: str, shots: int, count: int = 6) -> dict[str, floa
     for e in range(count):
         episode = sampler.sample(e, e + 1)
         known = base if generalized else BASE
-        # Base classes in the label space are no strangers: only heads that cannot do without are told of them twice.
-        told = known.class_means(power_norm=True) if needs_base(name) or not generalized else None
-        head = create(name, mean=known.mean(), background=told)
+        # Base classes in the label space are no cohort of unknown classes, except for heads that cannot be made without one.
+        base_statistics = BaseStatistics.from_features(known.features, known.labels.tolist())
+        head = create(name, base_statistics if needs_base(name) or not generalized else None)
         if generalized:
-            head.write_base(base.class_means(root=head.rooted), base.classes)
+            head.write_base(base.class_means(power_norm=head.rooted), base.classes)
         for classwise, label in zip(episode.support[0], episode.classes[0].tolist(), strict=True):
             head.write(NOVEL.features[classwise], [NOVEL.classes[label]] * shots)
         known = NOVEL.features[episode.query[0].flatten()]
@@ -172,6 +172,18 @@ def test_settings_and_keywords_say_the_same():
         evaluate(NOVEL, ["cosine"], settings, protocol="opened")
 
 
+def test_the_old_words_for_base_statistics_warn_and_give_the_same():
+    prototypes, mean = BASE.class_means(power_norm=True), BASE.mean()
+    base = BaseStatistics(prototypes, prototypes, mean)
+    heads = ["nam", "cosine-centred", "cosine-root-centred"]
+    expected = evaluate(NOVEL, heads, episodes=6, base_statistics=base)
+    with pytest.warns(DeprecationWarning, match="mean= and background= is deprecated .* use base_statistics="):
+        old = evaluate(NOVEL, heads, episodes=6, mean=mean, background=prototypes)
+    assert old.results == expected.results
+    with pytest.raises(TypeError, match="give base_statistics alone"):
+        evaluate(NOVEL, heads, episodes=6, base_statistics=base, mean=mean)
+
+
 def test_the_old_word_for_the_callback_warns_and_works():
     names = []
     with pytest.warns(DeprecationWarning, match="watch= is deprecated .* use callback="):
@@ -257,7 +269,10 @@ def test_base_pictures_held_out_are_disjoint_and_of_every_class():
         ({"protocol": "generalized", "base": BASE, "base_queries": OTHER}, "need the same classes in the same order"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"mean": torch.zeros(3)}, r"mean must be \(13,\) as the bank's features, got shape \(3,\)"),
+        (
+            {"base_statistics": BaseStatistics.from_mean(torch.zeros(3))},
+            "of features of width 3, the bank has width 13",
+        ),
         (
             {"ways": 3, "open_ways": 3, "validation": bank(4, 20, seed=9)},
             "validation classes: 3 ways and 3 unknown ways need 6",

@@ -233,7 +233,7 @@ def test_the_page_has_every_number_and_every_image_and_is_the_same_again(tmp_pat
     assert "prefers-color-scheme: dark" in text
     assert "width=device-width" in text
     assert "Not here: there are no base classes" in text
-    assert "episode_eval.py --episodes 20 --heads nam cosine</code>" in text
+    assert "fewshot-nam-eval --episodes 20 --heads nam cosine</code>" in text
     again = run_digits(tmp_path / "two", "--json", str(tmp_path / "again.json"))
     assert again == text, "the same seed gives the same page"
     assert run_digits(tmp_path / "two", "--seed", "1") != text, "a directory that is there is written over"
@@ -375,4 +375,4 @@ def test_images_of_sixteen_bits_keep_their_greys():
 def test_the_command_on_the_page_gives_the_same_options():
     given_as = ["--ways", "3", "--heads", "nam", "cosine", "--dataset", "folder:my photos", "--skip-unreadable"]
     said = command_line(read_options([*given_as, "--report", "x", "--json", "y", "--quiet"]))
-    assert said == "episode_eval.py --ways 3 --heads nam cosine --dataset 'folder:my photos' --skip-unreadable"
+    assert said == "fewshot-nam-eval --ways 3 --heads nam cosine --dataset 'folder:my photos' --skip-unreadable"
