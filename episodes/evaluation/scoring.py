@@ -1,7 +1,6 @@
-"""Scoring of episodes with several heads at once, and the measures of what came out.
+"""Scoring of episodes with several heads at once.
 
-A batch of episodes is gathered from the bank once and shown to every head. What is fixed beforehand (temperature, and with
-validation classes thresholds and novel bias) is chosen here too, on other episodes.
+The features of a batch of episodes are gathered from the bank once for all heads; heads that can score without gathering do.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ class Scorer:
         heads: by name; already on ``device``.
         device: where to compute.
         base_queries: what base queries index; ``None`` outside the generalized protocol.
-        base_prototypes: by name of the head, ``(B, D)`` of the classes that share the label space; likewise.
-        queries: about how many will be scored, each as often as it comes up in an episode; ``None`` for many. Where they are
-            fewer than the images of the bank, nothing is computed beforehand for all of the bank.
+        base_prototypes: by name of the head, ``(B, D)``, the base classes that share the label space; ``None`` likewise.
+        queries: about how many queries will be scored in all episodes; ``None`` for many. With fewer than the bank has images,
+            nothing is computed beforehand for the whole bank.
     """
 
     def __init__(
@@ -45,21 +44,21 @@ class Scorer:
         self._base = None
         if base_queries is not None:
             self._base = IndexedFeatures(base_queries.features.to(self._bank.features))
-        self._prototypes = {name: rows.to(device) for name, rows in (base_prototypes or {}).items()}
+        self._prototypes = {name: each.to(device) for name, each in (base_prototypes or {}).items()}
         only_novel = self._base is None and not self._prototypes
         self._gather_free = GatherFreeScoring(self._bank, heads if only_novel else {}, queries)
 
     @property
     def threads(self) -> int:
-        """How many threads to score in: as many as torch may use, and one for a device that works by itself."""
+        """How many threads to score in: as many as torch may use on the CPU, one on other devices."""
         return torch.get_num_threads() if self.device.type == "cpu" else 1
 
     @torch.inference_mode()
     def score(self, episodes: Episodes) -> Iterator[tuple[str, Scores]]:
-        """Yield every head's name and scores of some episodes.
+        """Yield the name and the scores of every head, for a batch of episodes.
 
         Raises:
-            ValueError: a head gives NaN or infinite scores.
+            ValueError: a head gives scores of another shape, or NaN or infinite scores.
         """
         ways = episodes.classes.shape[1]
         num_base = max(map(len, self._prototypes.values()), default=0)
