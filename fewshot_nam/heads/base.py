@@ -223,6 +223,9 @@ class Head(CalibratedHead):
     def forget(self: HeadT, labels: Label | Iterable[Label] | Tensor) -> HeadT:
         """Forget classes: the head is then the one that would never have seen them. Return the head.
 
+        What ``calibrate`` kept of these classes is forgotten too: samples of unknowns with their labels, and the temperature of
+        ``probabilities``, since known images of these classes may have taken part in it.
+
         Raises:
             ValueError: a label was never written; nothing is forgotten then.
         """
@@ -241,6 +244,7 @@ class Head(CalibratedHead):
         self.base = self.base[base_stay]
         self._written_classes = [name for name in self._written_classes if name not in names]
         self._base_classes = [self._base_classes[i] for i in base_stay]
+        self._forget_calibration(names)
         self._outdate()
         return self
 

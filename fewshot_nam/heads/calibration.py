@@ -1,4 +1,4 @@
-"""Refusal with a guarantee: the threshold of a head from strangers, and the temperature of its probabilities.
+"""Refusal with a guarantee: the threshold of a head from samples of unknowns, and the temperature of its probabilities.
 
 The mathematics are in ``fewshot_nam.heads.conformal`` and ``fewshot_nam.heads.temperature``.
 """
@@ -6,20 +6,24 @@ The mathematics are in ``fewshot_nam.heads.conformal`` and ``fewshot_nam.heads.t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fewshot_nam._deprecation import renamed_attribute
 from fewshot_nam.heads.conformal import ConformalThreshold, conformal_threshold
+from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.heads.state import HeadState, appended
 from fewshot_nam.heads.temperature import fit_temperature
 from fewshot_nam.heads.validation import Label, as_labels, listed
 
-_SCORING_ERROR = (
-    32  # in units of the last place: scores of one picture differ by some with the size of the batch it is in
-)
+# In units of the last place: scores of one image differ by some with the size of the batch it is in.
+_SCORING_ERROR = 32
+# A rise of the threshold by this share of its distance to the median score of unknowns, due to classes learned since, is warned of.
+_SUSPICIOUS_RISE = 0.5
 
 
 class Calibration(NamedTuple):
@@ -27,40 +31,53 @@ class Calibration(NamedTuple):
 
     Attributes:
         threshold: a query is accepted when its largest score reaches it.
-        target_fpr: the share of strangers that was asked for.
-        bound: the probability that a stranger is accepted is at most this, and this at most the target.
-        strangers: how many it rests on.
-        stranger_classes: how many classes they are of, where labels were given.
-        known_accepted: share of the known pictures that are accepted, where they were given: what the bound costs.
+        target_fpr: the largest share of unknowns that may be accepted, as given.
+        bound: the probability that an unknown is accepted is at most this, on average over calibrations; at most the target.
+        unknowns: how many samples of unknowns it rests on, identical ones counted once.
+        groups: how many groups these are of: classes with ``unknown_labels``, else those of ``groups``; ``None`` for neither.
+        known_accepted: share of the known images that are accepted, where they were given: what the bound costs.
         temperature: of ``Head.probabilities``, where this call fitted it.
+        bound_95: in 95 % of calibrations the share of unknowns that are accepted is at most this; ``None`` for groups without
+            ``confidence``.
+        confidence: as given.
+        duplicates: how many samples of unknowns were left out because they were given before.
     """
 
     threshold: float
     target_fpr: float
     bound: float
-    strangers: int
-    stranger_classes: int | None
+    unknowns: int
+    groups: int | None
     known_accepted: float | None
     temperature: float | None
+    bound_95: float | None = None
+    confidence: float | None = None
+    duplicates: int = 0
+
+    strangers = renamed_attribute("strangers", "unknowns")
+    stranger_classes = renamed_attribute("stranger_classes", "groups")
 
 
 class CalibratedHead(HeadState):
     """The part of every head that refuses; ``Head`` gives the scores."""
 
+    strangers = renamed_attribute("strangers", "unknowns")
+
     @property
     def threshold(self) -> float | None:
         """A query is accepted when its largest score reaches this number; ``None`` until it is set. See ``predict``.
 
-        After ``calibrate`` it follows from the strangers and from the classes as they stand; setting it, or ``None``, ends that.
+        After ``calibrate`` it follows from the samples of unknowns and from the classes known by now. Setting it, also to
+        ``None``, ends the calibration.
 
         Raises:
-            ValueError: calibrated, but no class is left, or too few strangers whose class is still unknown.
+            ValueError: calibrated, but no class is left, or too few samples whose class is still unknown.
         """
         if self._target_fpr is None:
             return self._threshold
         if self._derived_threshold is not None:
             return self._derived_threshold
-        threshold = self._calibrated(self.strangers, self._stranger_labels, self._target_fpr).threshold
+        threshold = self._calibrated().threshold
         if not self._trainable():
             self._derived_threshold = threshold
         return threshold
@@ -71,9 +88,13 @@ class CalibratedHead(HeadState):
         if value is not None and not math.isfinite(value):
             raise ValueError(f"threshold must be a finite number or None, got {value}")
         self._threshold = None if value is None else float(value)
-        self._target_fpr, self._stranger_labels = None, None
-        self.strangers = self.strangers.new_empty(0, 0)
+        self._end_calibration()
         self._outdate()
+
+    def _end_calibration(self) -> None:
+        self._target_fpr = self._confidence = None
+        self._unknown_labels = self._unknown_groups = self._calibrated_classes = None
+        self.unknowns = self.unknowns.new_empty(0, 0)
 
     def calibrate(
         self,
@@ -83,60 +104,108 @@ class CalibratedHead(HeadState):
         target_fpr: float = 0.01,
         unknown_labels: Label | Iterable[Label] | Tensor | None = None,
         known_labels: Label | Iterable[Label] | Tensor | None = None,
+        groups: Label | Iterable[Label] | Tensor | None = None,
+        confidence: float | None = None,
     ) -> Calibration:
-        """Set ``threshold`` so that a stranger is accepted with probability ``target_fpr`` at most; return what it rests on.
+        """Set ``threshold`` so that an unknown is accepted with probability ``target_fpr`` at most; return what it rests on.
 
         The guarantee (``fewshot_nam.heads.conformal``) holds for every head and every distribution of features, as long as
-        the strangers to come are exchangeable with those given: drawn alike, from the same mixture of classes. Strangers
-        of classes that were not among those given are not, and more of them may pass: give ``unknown_labels``, and the bound is
-        for a stranger of a new class, drawn like the classes given. Pictures of classes that the backbone was trained on are
-        no such draw, the less so where they are the head's background: ``results/false_alarms.md`` shows what passes then.
+        the unknowns to come are exchangeable with those given: drawn alike, from the same mixture of classes. It is void for
+        unknowns of other classes, of which more may be accepted: with ``unknown_labels``, the bound is for an unknown of
+        a new class, drawn like the classes given. Images of classes that the backbone was trained on are not drawn like this,
+        least of all where they are the head's base classes: ``results/false_alarms.md`` shows how many are accepted then.
 
-        The head keeps the strangers, and derives the threshold anew when classes are written or forgotten, so that the bound goes
-        on to hold, if those were chosen without looking at how strangers score; to write the class that raised false alarms
-        leaves strangers that raise fewer, and asks for fresh ones. Strangers whose label is a known class are left out for as
-        long as it is known; where too few are left, ``threshold`` and ``predict`` with ``unknown`` raise.
+        The bound is on an average over calibrations: the rate at one calibration may lie above it. ``bound_95`` in the answer
+        says how far in 95 % of calibrations. With ``confidence``, the rate is below the target in that share of calibrations.
+
+        The head keeps the samples, and derives the threshold again when classes are written or forgotten, so that the bound
+        still holds, if those classes were chosen without looking at how unknowns score. To write the class that raised false
+        alarms leaves samples that raise fewer: calibrate on fresh ones then. Samples whose label is a known class are left out
+        while it is known, and are forgotten with it; where too few are left, ``threshold`` and ``predict`` with ``unknown``
+        raise. Without labels, samples of a class that is written later would raise the threshold to the scores of that class:
+        a warning says when this seems to have happened.
 
         Args:
-            unknown: ``(m, D)``, strangers: features of classes that the head does not know, none of which was written.
-            known: ``(n, D)``, other pictures of known classes than were written: tells how many of them are accepted.
-            target_fpr: between 0 and 1; it takes ``m >= 1 / target_fpr - 1``, or as many classes with labels.
-            unknown_labels: ``m`` ints or strings, the strangers' classes; ``None`` for the plain guarantee.
+            unknown: ``(m, D)``, samples of unknowns: features of classes that the head does not know, none of which was
+                written. The same image given twice counts once.
+            known: ``(n, D)``, other images of known classes than were written: tells how many of them are accepted. The same
+                image given twice counts once.
+            target_fpr: between 0 and 1; it takes ``m >= 1 / target_fpr - 1``, or as many groups.
+            unknown_labels: ``m`` ints or strings, the classes of the samples; ``None`` where they are not known.
             known_labels: ``n`` ints or strings, known classes: fits the temperature of ``probabilities`` as well.
+            groups: ``m`` ints or strings; samples that are alike, such as the frames of a burst, share one. The bound is then
+                for an unknown of a new group. ``None``: with ``unknown_labels`` the classes are the groups; otherwise every
+                sample is a group of its own.
+            confidence: between 0 and 1, the share of calibrations in which the rate of accepted unknowns is below the target;
+                ``None`` for the bound on average. It takes more samples: 299 for 95 % at a target of 1 %.
+
+        Returns:
+            The threshold, the bounds, and what they rest on.
 
         Raises:
-            ValueError: features as in ``write``, no class known yet, too few strangers or classes of them for the target,
-                a stranger of a known class, or ``known_labels`` without ``known`` or not known. Nothing has changed then.
+            ValueError: features as in ``write``, no class known yet, too few samples or groups for the target,
+                a sample that was written or is of a known class, a known image that was written, ``known_labels`` without
+                ``known`` or not known. Nothing has changed then.
             TypeError: a label is neither an int nor a string.
+
+        Example:
+            >>> from fewshot_nam.heads import create
+            >>> generator = torch.Generator().manual_seed(0)
+            >>> head = create("cosine").write(torch.eye(8)[:2], ["cat", "dog"])
+            >>> found = head.calibrate(torch.rand(99, 8, generator=generator), target_fpr=0.05)
+            >>> found.unknowns, found.bound, round(found.bound_95, 3)
+            (99, 0.05, 0.089)
+            >>> head.predict(torch.ones(8), unknown="something else")
+            'something else'
         """
         unknown = self._checked_features(unknown, "unknown")
         labels = None if unknown_labels is None else as_labels(unknown_labels, len(unknown))
-        familiar = set(labels or ()) & set(self.classes)
-        if familiar:
-            raise ValueError(f"calibrate: {listed(sorted(familiar, key=str))} is known: leave it out of the strangers")
-        found = self._calibrated(unknown, labels, target_fpr)
+        members = None if groups is None else as_labels(groups, len(unknown))
+        both = set(labels or ()) & set(self.classes)
+        if both:
+            raise ValueError(f"calibrate: {listed(sorted(both, key=str))} is known: leave it out of the unknowns")
+        self._refuse_written(unknown, "unknown")
+        once = distinct(unknown).tolist()
+        unknown, labels, members = unknown[once], _where(labels, once), _where(members, once)
+        found = self._conformal(unknown, labels, members, target_fpr, confidence)
         accepted, temperature = None, None
         if known is None and known_labels is not None:
             raise ValueError("calibrate: known_labels are given without known: give the features too")
         if known is not None:
+            known = self._checked_features(known, "known")
+            names = None if known_labels is None else as_labels(known_labels, len(known))
+            self._refuse_written(known, "known")
+            first = distinct(known).tolist()
             with torch.no_grad():
-                scores = self(self._checked_features(known, "known"))
+                scores = self(known[first])
             accepted = float((scores.amax(dim=-1).double() >= found.threshold).double().mean())
-            if known_labels is not None:
-                columns = self._columns(as_labels(known_labels, len(scores))).to(scores.device)
-                temperature = fit_temperature(scores, columns, doubts=1)
+            if names is not None:
+                columns = self._columns(_where(names, first) or []).to(scores.device)
+                temperature = fit_temperature(scores, columns, pseudo_count=1)
         self.threshold = None
-        self.strangers = appended(self.strangers, unknown, self.targets.device)
-        self._stranger_labels, self._target_fpr = labels, float(target_fpr)
+        self.unknowns = appended(self.unknowns, unknown, self.targets.device)
+        self._unknown_labels, self._unknown_groups = labels, members
+        self._target_fpr, self._confidence = float(target_fpr), None if confidence is None else float(confidence)
+        self._calibrated_classes = self.classes
         self._probability_temperature = self._probability_temperature if temperature is None else temperature
-        groups = None if labels is None else found.groups
-        return Calibration(found.threshold, target_fpr, found.bound, len(unknown), groups, accepted, temperature)
+        return Calibration(
+            found.threshold,
+            target_fpr,
+            found.bound,
+            len(unknown),
+            None if labels is None and members is None else found.groups,
+            accepted,
+            temperature,
+            found.bound_95,
+            confidence,
+            len(once) - len(unknown),
+        )
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Return how likely each class is, ``(..., C)``, for features ``(..., D)`` of known classes: ``softmax(scores / T)``.
 
-        ``T`` is the one that ``calibrate`` fitted last, whatever was written since; from few pictures, all of them right, it is
-        little more than a guess. They say nothing about strangers: that is what ``predict(..., unknown=...)`` is for.
+        ``calibrate`` fits ``T`` on known images, ``forget`` drops it. From few images, all of them classified right, it is
+        a rough guess. The probabilities say nothing about unknowns: ``predict(..., unknown=...)`` does.
 
         Raises:
             ValueError: as calling the head, or the temperature ``T`` was not fitted.
@@ -146,24 +215,103 @@ class CalibratedHead(HeadState):
             raise ValueError("probabilities: needs a temperature: call calibrate with known and known_labels first")
         return torch.softmax(scores / self._probability_temperature, dim=-1)
 
-    def _calibrated(self, strangers: Tensor, labels: list[Label] | None, target_fpr: float) -> ConformalThreshold:
+    def _forget_calibration(self, names: set[Label]) -> None:
+        """Drop the samples of classes that are forgotten, and the temperature, which may rest on known images of them."""
+        self._probability_temperature = None
+        if self._calibrated_classes is not None:
+            self._calibrated_classes = [name for name in self._calibrated_classes if name not in names]
+        if self._unknown_labels is None or not names & set(self._unknown_labels):
+            return
+        kept = [label not in names for label in self._unknown_labels]
+        if any(kept):
+            self.unknowns = self.unknowns[kept]
+            self._unknown_labels, self._unknown_groups = (
+                _where(self._unknown_labels, kept),
+                _where(self._unknown_groups, kept),
+            )
+        else:
+            self._end_calibration()
+
+    def _refuse_written(self, features: Tensor, name: str) -> None:
+        """Raise ``ValueError`` where any of ``features`` was written."""
+        written = first_equal(features, self.support)
+        same = (written >= 0).nonzero().flatten().tolist()
+        if same:
+            label = self._written_classes[int(self.targets[written[same[0]]])]
+            raise ValueError(
+                f"calibrate: {len(same)} of {len(features)} features in {name} were written; the first, at index {same[0]}, "
+                f"is of {label!r}: calibrate on images that the head has not learned"
+            )
+
+    def _calibrated(self) -> ConformalThreshold:
+        """Return the threshold that follows from the state as it is."""
+        assert self._target_fpr is not None, "calibrated"
+        return self._conformal(
+            self.unknowns, self._unknown_labels, self._unknown_groups, self._target_fpr, self._confidence, warn=True
+        )
+
+    def _conformal(
+        self,
+        unknowns: Tensor,
+        labels: list[Label] | None,
+        members: list[Label] | None,
+        target_fpr: float,
+        confidence: float | None,
+        warn: bool = False,
+    ) -> ConformalThreshold:
+        known = set(self.classes)
+        if labels is not None and any(label in known for label in labels):
+            kept = [label not in known for label in labels]
+            unknowns, labels, members = unknowns[kept], _where(labels, kept), _where(members, kept)
         groups = None
-        if labels is not None:
-            known, number = set(self.classes), {label: i for i, label in enumerate(dict.fromkeys(labels))}
-            unfamiliar = [i for i, label in enumerate(labels) if label not in known]
-            strangers, groups = strangers[unfamiliar], torch.tensor([number[labels[i]] for i in unfamiliar])
+        if (of := labels if members is None else members) is not None:
+            number = {label: i for i, label in enumerate(dict.fromkeys(of))}
+            groups = torch.tensor([number[label] for label in of], dtype=torch.long)
         with torch.no_grad():
-            best = self(strangers).amax(dim=-1).cpu()
-        found = conformal_threshold(best, target_fpr, groups)
-        # A stranger that equals one given must not pass because it is scored alone.
+            scores = self(unknowns).cpu()
+        best = scores.amax(dim=-1)
+        found = conformal_threshold(best, target_fpr, groups, confidence)
+        if warn and labels is None:
+            self._warn_of_learned_unknowns(
+                scores, found, lambda old: conformal_threshold(old, target_fpr, groups, confidence)
+            )
+        # An unknown that equals one given must not be accepted because it is scored alone.
         error = _SCORING_ERROR * torch.finfo(best.dtype).eps * max(1.0, float(best.abs().max()))
         return found._replace(threshold=found.threshold + error)
 
+    def _warn_of_learned_unknowns(
+        self, scores: Tensor, found: ConformalThreshold, threshold_of: Callable[[Tensor], ConformalThreshold]
+    ) -> None:
+        """Warn where classes learned since the calibration have raised the threshold so much that samples may be of them."""
+        before = set(self.classes if self._calibrated_classes is None else self._calibrated_classes)
+        old = [i for i, label in enumerate(self.classes) if label in before]
+        if not old or len(old) == len(self.classes):
+            return
+        without = scores[:, old].amax(dim=-1)
+        usual = threshold_of(without).threshold
+        if found.threshold - usual <= _SUSPICIOUS_RISE * (usual - float(without.median())):
+            return
+        likely = (scores.amax(dim=-1) >= usual) & (scores.amax(dim=-1) > without)
+        column = scores[likely].argmax(dim=-1).tolist()
+        names = listed(list(dict.fromkeys(self.classes[i] for i in column)))
+        warnings.warn(
+            f"{len(column)} of {len(scores)} samples of unknowns score like classes learned after calibrate: {names}. They raise "
+            f"the threshold from {usual:.4g} to {found.threshold:.4g}, and fewer known images are accepted. If they are images of "
+            "these classes, calibrate again without them, or give unknown_labels",
+            UserWarning,
+            stacklevel=2,
+        )
+
     def _columns(self, names: list[Label]) -> Tensor:
         column = {name: i for i, name in enumerate(self.classes)}
-        strange = [name for name in names if name not in column]
-        if strange:
+        other = [name for name in names if name not in column]
+        if other:
             raise ValueError(
-                f"calibrate: {strange[0]!r} in known_labels is no known class; there are: {listed(self.classes)}"
+                f"calibrate: {other[0]!r} in known_labels is no known class; there are: {listed(self.classes)}"
             )
         return torch.tensor([column[name] for name in names])
+
+
+def _where(names: list[Label] | None, kept: list[bool]) -> list[Label] | None:
+    """Return the labels that are kept."""
+    return None if names is None else [name for name, keep in zip(names, kept, strict=True) if keep]

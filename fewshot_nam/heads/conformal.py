@@ -1,27 +1,31 @@
-"""The threshold that strangers pass with at most a given probability, whatever their distribution.
+"""The threshold that unknowns reach with at most a given probability, whatever their distribution.
 
-Let the calibration strangers come in ``K`` groups, group ``k`` with ``m_k`` scores, and let a new stranger with score ``s`` be
-of a new group. Its p-value gives every group one vote, and the new stranger's own group one that is lost:
+An unknown is an image of a class that the head does not know. Let the calibration samples of unknowns come in ``K`` groups,
+group ``k`` with ``m_k`` scores, and let a new unknown with score ``s`` be of a new group. Its p-value gives every group one vote,
+and counts one vote against the new unknown for its own group:
 
     p(s) = (1 + sum_k #{i : s_ki >= s} / m_k) / (K + 1)
 
 It is accepted where ``p(s) <= target``, which is where ``s`` is above one of the calibration scores.
 
-Guarantee: P(accept) <= target, if the groups are exchangeable, and so are the scores within each. Proof: imagine the whole group
-that the new stranger is from, and let F(s) be the mean over all ``K + 1`` groups of the share of scores at or above ``s``. Then
-F(s) <= p(s), as the share within one group is at most 1. Given all scores but not which is which, the new stranger is a group
-picked evenly and then a score picked evenly within it; F is exactly the chance that such a pick is at or above ``s``, so that
+Guarantee: P(accept) <= target, if the groups are exchangeable, and so are the scores within each. Proof: add the whole group that
+the new unknown is from, and let F(s) be the mean over all ``K + 1`` groups of the share of scores at or above ``s``. Then
+F(s) <= p(s), as the share within one group is at most 1. Given all scores but not which is which, the new unknown is a group
+drawn uniformly and then a score drawn uniformly within it; F is exactly the chance that such a draw is at or above ``s``, so that
 P(F(s) <= target) <= target, with ties or without. P(p(s) <= target) is no larger.
 
-Where every stranger is a group of its own (``m`` strangers, exchangeable one by one), this is split conformal prediction: accept
+Where every sample is a group of its own (``m`` samples, exchangeable one by one), this is split conformal prediction: accept
 above the ``j``-th largest, ``j = floor(target (m + 1))``, with P(accept) <= j / (m + 1); without ties it is exactly that.
 
-The probability is over calibration strangers and new stranger together: the rate at one calibration may come out above or
-below. Without groups it has a standard deviation of about sqrt(target (1 - target) / m), with groups a larger one.
+This probability is an average over calibrations. For independent samples, the rate of accepted unknowns at one calibration has
+the distribution Beta(j, m + 1 - j) (or less, with ties). ``bound_95`` is its 95th percentile. With ``confidence`` the threshold is
+the lowest one at which the rate stays below the target in that share of calibrations: the largest ``j`` with
+P(Beta(j, m + 1 - j) <= target) >= confidence.
 
-Sources: Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World" (2005), section 4.1 (split conformal p-values); Dunn,
-Wasserman and Ramdas, "Distribution-Free Prediction Sets for Two-Layer Hierarchical Models" (2022); Lee, Barber and Willett,
-"Distribution-free inference with hierarchical data" (2023), whose method the grouped form is.
+Sources: Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World" (2005), section 4.1 (split conformal p-values); Vovk,
+"Conditional Validity of Inductive Conformal Predictors" (2012), proposition 2a (the Beta distribution and the bound with
+confidence); Dunn, Wasserman and Ramdas, "Distribution-Free Prediction Sets for Two-Layer Hierarchical Models" (2022); Lee, Barber
+and Willett, "Distribution-free inference with hierarchical data" (2023), whose method the grouped form is.
 """
 
 from __future__ import annotations
@@ -33,41 +37,56 @@ import torch
 from torch import Tensor
 
 _ROUNDING = 1e-9  # relative: floats can put target (m + 1) a hair below the whole number that is meant
+_CLOSE = 1e-9  # absolute: to which the percentile of the Beta distribution is computed
 
 
 class ConformalThreshold(NamedTuple):
-    """Accept a score at or above ``threshold``: a stranger passes with probability ``bound`` at most, ``bound <= target``.
+    """Accept a score at or above ``threshold``: an unknown is accepted with probability ``bound`` at most, ``bound <= target``.
 
     Attributes:
         threshold: the smallest float above one of the calibration scores.
-        bound: ``floor(target (m + 1)) / (m + 1)`` without groups, the target with groups.
-        groups: how many the guarantee rests on: strangers, or their groups.
+        bound: on the probability that a new unknown is accepted, on average over calibrations: ``j / (m + 1)`` for separate
+            samples, the target for groups.
+        groups: how many the guarantee rests on: samples, or groups of them.
+        bound_95: the rate of accepted unknowns stays below this in 95 % of calibrations; ``None`` for groups without
+            ``confidence``, where no such number holds for every distribution.
     """
 
     threshold: float
     bound: float
     groups: int
+    bound_95: float | None = None
 
 
-def conformal_threshold(scores: Tensor, target: float, groups: Tensor | None = None) -> ConformalThreshold:
-    """Return the lowest threshold with a guarantee on how many strangers pass it.
+def conformal_threshold(
+    scores: Tensor, target: float, groups: Tensor | None = None, confidence: float | None = None
+) -> ConformalThreshold:
+    """Return the lowest threshold with a guarantee on how many unknowns reach it.
 
     Args:
-        scores: ``(m,)``, acceptance scores of strangers.
-        target: largest probability that a new stranger is accepted, between 0 and 1.
-        groups: ``(m,)`` ints, the group of each stranger, such as its class: strangers of *new* groups are then meant.
-            ``None``: every stranger for itself.
+        scores: ``(m,)``, acceptance scores of unknowns.
+        target: largest probability that a new unknown is accepted, between 0 and 1.
+        groups: ``(m,)`` ints, the group of each sample, such as its class: the guarantee is then for unknowns of *new* groups.
+            ``None``: every sample is a group of its own.
+        confidence: the share of calibrations, between 0 and 1, in which the rate is to stay below the target; this takes one
+            sample of each group, the first. ``None``: the rate is below the target on average over calibrations.
 
     Raises:
-        ValueError: a target outside (0, 1), scores that are not a vector of finite numbers, not as many groups as scores, or
-            too few strangers or groups: there must be ``ceil(1 / target) - 1``.
+        ValueError: a target or confidence outside (0, 1), scores that are not a vector of finite numbers, not as many groups as
+            scores, or too few samples or groups: at least ``1 / target - 1``, or with confidence
+            ``log(1 - confidence) / log(1 - target)``, rounded up.
     """
     if not 0 < target < 1:
         raise ValueError(f"target_fpr must be above 0 and below 1, got {target}")
+    if confidence is not None and not 0 < confidence < 1:
+        raise ValueError(f"confidence must be above 0 and below 1, got {confidence}")
     if scores.dim() != 1 or not bool(scores.isfinite().all()):
-        raise ValueError(f"scores of strangers must be finite and (m,), got shape {tuple(scores.shape)}")
+        raise ValueError(f"scores of unknowns must be finite and (m,), got shape {tuple(scores.shape)}")
     if groups is not None and groups.shape != scores.shape:
         raise ValueError(f"groups must be as many as scores: {tuple(scores.shape)} and {tuple(groups.shape)}")
+    kind = "samples of unknowns" if groups is None else "groups of unknowns"
+    if confidence is not None:
+        return _with_confidence(_first_of_each(scores, groups), target, confidence, kind)
     values, order = scores.detach().double().sort(descending=True)
     if groups is None:
         count, votes = len(values), torch.ones_like(values)
@@ -77,12 +96,68 @@ def conformal_threshold(scores: Tensor, target: float, groups: Tensor | None = N
     allowed = target * (count + 1) * (1 + _ROUNDING)
     if allowed < 1:
         needed = math.ceil((1 - _ROUNDING) / target) - 1
-        kind = "strangers" if groups is None else "classes of strangers"
-        raise ValueError(
-            f"a bound of {target:g} on false alarms needs at least {needed} {kind}, got {count}: "
-            "give more of them, or ask for a larger target_fpr"
-        )
+        raise ValueError(_too_few(target, needed, kind, count))
     # The largest score whose p-value is too large; where votes become too many among ties, it is their value all the same.
     beyond = min(int((1 + votes.cumsum(0) <= allowed).sum()), len(values) - 1)
-    bound = target if groups is not None else min(math.floor(allowed) / (count + 1), target)
-    return ConformalThreshold(math.nextafter(float(values[beyond]), math.inf), bound, count)
+    threshold = math.nextafter(float(values[beyond]), math.inf)
+    if groups is not None:
+        return ConformalThreshold(threshold, target, count)
+    rank = math.floor(allowed)
+    return ConformalThreshold(threshold, min(rank / (count + 1), target), count, beta_percentile(0.95, rank, count))
+
+
+def _with_confidence(scores: Tensor, target: float, confidence: float, kind: str) -> ConformalThreshold:
+    # The largest rank that is confident enough: beta_probability falls with the rank.
+    count, rank, beyond = len(scores), 0, len(scores) + 1
+    while beyond - rank > 1:
+        middle = (rank + beyond) // 2
+        rank, beyond = (middle, beyond) if beta_probability(target, middle, count) >= confidence else (rank, middle)
+    if not rank:
+        needed = math.ceil(math.log1p(-confidence) / math.log1p(-target) * (1 - _ROUNDING))
+        raise ValueError(_too_few(target, needed, kind, count, f" with confidence {confidence:g}"))
+    value = float(scores.detach().double().sort(descending=True).values[rank - 1])
+    return ConformalThreshold(
+        math.nextafter(value, math.inf), rank / (count + 1), count, beta_percentile(0.95, rank, count)
+    )
+
+
+def _first_of_each(scores: Tensor, groups: Tensor | None) -> Tensor:
+    """Return the first score of each group."""
+    if groups is None:
+        return scores
+    first = {int(group): i for i, group in reversed(list(enumerate(groups.tolist())))}
+    return scores[sorted(first.values())]
+
+
+def _too_few(target: float, needed: int, kind: str, count: int, confidently: str = "") -> str:
+    return (
+        f"a bound of {target:g} on false alarms{confidently} needs at least {needed} {kind}, got {count}: "
+        "give more of them, or a larger target_fpr"
+    )
+
+
+def beta_probability(rate: float, rank: int, count: int) -> float:
+    """Return P(Beta(rank, count + 1 - rank) <= rate), the chance that at least ``rank`` of ``count`` trials succeed.
+
+    Args:
+        rate: between 0 and 1.
+        rank: 1 to ``count``.
+        count: of samples.
+    """
+    if not 0 < rate < 1:
+        return float(rate >= 1)
+    log_rate, log_rest = math.log(rate), math.log1p(-rate)
+    fewer = 0.0
+    for successes in range(rank):
+        ways = math.lgamma(count + 1) - math.lgamma(successes + 1) - math.lgamma(count - successes + 1)
+        fewer += math.exp(ways + successes * log_rate + (count - successes) * log_rest)
+    return max(0.0, 1 - fewer)
+
+
+def beta_percentile(share: float, rank: int, count: int) -> float:
+    """Return the rate below which Beta(rank, count + 1 - rank) lies with probability ``share``, rounded up."""
+    low, high = 0.0, 1.0
+    while high - low > _CLOSE:
+        middle = (low + high) / 2
+        low, high = (middle, high) if beta_probability(middle, rank, count) < share else (low, middle)
+    return high

@@ -1,6 +1,6 @@
-"""What a head has learned, as buffers and JSON: kept, saved and loaded without pickling, and checked when it is loaded.
+"""What a head has learned, as buffers and JSON: saved and loaded without pickling, and checked when it is loaded.
 
-Whatever follows from it (prototypes, a memory, a calibrated threshold) is derived anew when it changes, and not saved.
+What follows from it (prototypes, a memory, a calibrated threshold) is not saved, but derived again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fewshot_nam.heads.base_statistics import BaseStatistics, accepts_old_base_w
 from fewshot_nam.heads.power_norm import Transform
 from fewshot_nam.heads.validation import Label, checked_vectors
 
-_BUFFERS = ("support", "targets", "base", "mean", "strangers")
+_BUFFERS = ("support", "targets", "base", "mean", "unknowns")
 
 
 class HeadState(nn.Module):
@@ -32,14 +32,14 @@ class HeadState(nn.Module):
         targets: ``(n,)`` long, positions in the written classes.
         base: ``(B, D)``, prototypes of base classes.
         mean: ``(D,)``, subtracted from every feature first; empty where nothing is.
-        strangers: ``(m, D)``, what the threshold is calibrated on; empty where it is not.
+        unknowns: ``(m, D)``, the samples of unknowns that the threshold is calibrated on; empty where it is not calibrated.
     """
 
     support: Tensor
     targets: Tensor
     base: Tensor
     mean: Tensor
-    strangers: Tensor
+    unknowns: Tensor
 
     @accepts_old_base_words
     def __init__(self, base: BaseStatistics | None = None) -> None:
@@ -48,11 +48,14 @@ class HeadState(nn.Module):
         self.register_buffer("targets", torch.empty(0, dtype=torch.long))
         self.register_buffer("base", torch.empty(0, 0))
         self.register_buffer("mean", torch.empty(0) if base is None else base.mean.clone())
-        self.register_buffer("strangers", torch.empty(0, 0))
+        self.register_buffer("unknowns", torch.empty(0, 0))
         self._base_classes: list[Label] = []
         self._written_classes: list[Label] = []
-        self._stranger_labels: list[Label] | None = None
-        self._target_fpr: float | None = None  # the threshold follows from the strangers where this is set
+        self._unknown_labels: list[Label] | None = None
+        self._unknown_groups: list[Label] | None = None
+        self._target_fpr: float | None = None  # where this is set, the threshold follows from the unknowns
+        self._confidence: float | None = None
+        self._calibrated_classes: list[Label] | None = None  # the classes known at the time
         self._threshold: float | None = None
         self._probability_temperature: float | None = None
         self._outdate()
@@ -73,8 +76,8 @@ class HeadState(nn.Module):
 
     @property
     def feature_dim(self) -> int | None:
-        """Width of the features, or ``None`` before anything has told."""
-        holders = (self.support, self.base, self.strangers)
+        """Width of the features; ``None`` as long as it is not known."""
+        holders = (self.support, self.base, self.unknowns)
         known = next((buffer for buffer in holders if buffer.numel()), None)
         return (self._fixed_width() or None) if known is None else known.shape[-1]
 
@@ -84,8 +87,11 @@ class HeadState(nn.Module):
             "base_classes": self._base_classes,
             "written_classes": self._written_classes,
             "threshold": self._threshold,
-            "stranger_labels": self._stranger_labels,
+            "unknown_labels": self._unknown_labels,
+            "unknown_groups": self._unknown_groups,
             "target_fpr": self._target_fpr,
+            "confidence": self._confidence,
+            "calibrated_classes": self._calibrated_classes,
             "probability_temperature": self._probability_temperature,
         }
         return torch.tensor(list(json.dumps(learned).encode()), dtype=torch.uint8)
@@ -94,14 +100,18 @@ class HeadState(nn.Module):
         """Take over names and numbers as ``get_extra_state`` gives them."""
         try:
             learned = json.loads(bytes(state.tolist()))
-            self._base_classes, self._written_classes = list(learned["base_classes"]), list(learned["written_classes"])
-            labels = learned["stranger_labels"]
-            self._stranger_labels = None if labels is None else list(labels)
-            self._threshold = _number(learned, "threshold")
-            self._target_fpr = _number(learned, "target_fpr", 0.0, 1.0)
-            self._probability_temperature = _number(learned, "probability_temperature", 0.0)
+            if "stranger_labels" in learned:  # files of before "unknown_labels"
+                learned["unknown_labels"] = learned.pop("stranger_labels")
+            classes = [_labels(learned, name) or [] for name in ("base_classes", "written_classes")]
+            if len({*classes[0], *classes[1]}) != len(classes[0]) + len(classes[1]):
+                raise ValueError("a class is listed twice")
+            calibrated = {name: _labels(learned, name) for name in _CALIBRATION_LABELS}
+            numbers = {name: _number(learned, name, *bounds) for name, bounds in _NUMBERS.items()}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{type(self).__name__}: the class names in this state are damaged ({error})") from None
+        self._base_classes, self._written_classes = classes
+        for name, value in {**calibrated, **numbers}.items():
+            setattr(self, f"_{name}", value)
         self._outdate()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -116,6 +126,8 @@ class HeadState(nn.Module):
         return super().load_state_dict(state_dict, strict, assign)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if prefix + "strangers" in state_dict:  # files of before "unknowns"
+            state_dict[prefix + "unknowns"] = state_dict.pop(prefix + "strangers")
         # The number of features and classes is learned, so these buffers take the shape of what is loaded.
         for name in _BUFFERS:
             loaded, present = state_dict.get(prefix + name), getattr(self, name)
@@ -134,13 +146,16 @@ class HeadState(nn.Module):
             and len(present) == len(self._written_classes)
             and bool((present > 0).all())
             and not bool((self.targets < 0).any())
-            and bool(len(self.strangers)) == (self._target_fpr is not None)
-            and (self._stranger_labels is None or len(self._stranger_labels) == len(self.strangers))
+            and bool(len(self.unknowns)) == (self._target_fpr is not None)
+            and all(
+                names is None or len(names) == len(self.unknowns)
+                for names in (self._unknown_labels, self._unknown_groups)
+            )
         )
-        holders = [buffer for buffer in (self.support, self.base, self.strangers) if buffer.numel()]
+        holders = [buffer for buffer in (self.support, self.base, self.unknowns) if buffer.numel()]
         fits = fits and len({buffer.shape[-1] for buffer in holders} | {self._fixed_width()} - {0}) <= 1
         reason = None if fits else "features, targets and class names do not belong together"
-        for buffer in (self.support, self.base, self.mean, self.strangers):
+        for buffer in (self.support, self.base, self.mean, self.unknowns):
             if not bool(buffer.isfinite().all()):
                 reason = reason or "features are NaN or infinite"
             elif buffer is not self.mean and buffer.numel() and not bool(buffer.any(dim=-1).all()):
@@ -149,7 +164,7 @@ class HeadState(nn.Module):
             raise ValueError(f"{type(self).__name__}: this state is damaged: {reason}")
 
     def _trainable(self) -> bool:
-        """Whether anything in the head may change without the head being told."""
+        """Whether parameters may change, so that nothing derived from them can be kept."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
     @property
@@ -175,9 +190,31 @@ class HeadState(nn.Module):
         return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
-def _number(learned: dict[str, Any], name: str, above: float = -math.inf, below: float = math.inf) -> float | None:
+_CALIBRATION_LABELS = ("unknown_labels", "unknown_groups", "calibrated_classes")
+_NUMBERS = {  # the range of each
+    "threshold": (-math.inf, math.inf),
+    "target_fpr": (0.0, 1.0),
+    "confidence": (0.0, 1.0),
+    "probability_temperature": (0.0, math.inf),
+}
+_LATER = ("unknown_groups", "calibrated_classes", "confidence")  # the first files of version 0.1 are without
+
+
+def _labels(learned: dict[str, Any], name: str) -> list[Label] | None:
+    """Return a list of labels, or ``None``; raise ``ValueError`` for anything else."""
+    value = learned.get(name) if name in _LATER else learned[name]
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(
+        isinstance(label, (int, str)) and not isinstance(label, bool) for label in value
+    ):
+        raise ValueError(f"{name} must be ints and strings")
+    return value
+
+
+def _number(learned: dict[str, Any], name: str, above: float, below: float) -> float | None:
     """Return a number between two bounds, or ``None``; raise ``ValueError`` for anything else."""
-    value = learned[name]
+    value = learned.get(name) if name in _LATER else learned[name]
     if value is not None and not (isinstance(value, (int, float)) and above < value < below):
         raise ValueError(f"{name} is {value!r}")
     return None if value is None else float(value)

@@ -9,22 +9,29 @@ import math
 
 from torch import Tensor
 
-_REACH = math.log(1e6)
+_LIMIT = math.log(1e6)
 _CLOSE = 1e-10  # relative
 
 
-def fit_temperature(scores: Tensor, targets: Tensor, doubts: float = 0.0) -> float:
+def fit_temperature(scores: Tensor, targets: Tensor, pseudo_count: float = 0.0) -> float:
     """Return the ``T`` that makes ``softmax(scores / T)`` most likely.
 
     Args:
         scores: ``(n, C)``, finite, of any scale.
-        targets: ``(n,)`` long, the column of each one's class.
-        doubts: how many more rows, each as likely of any class as of any other, are taken to have been seen: with some, the
-            probabilities stay below 1 where every row is right.
+        targets: ``(n,)`` long, the column of each sample's class.
+        pseudo_count: how many samples are added whose class is equally likely to be any; at least 0. With some, the
+            probabilities stay below 1 where every sample is right.
 
     Returns:
         ``T``, within a factor of a million of the mean gap between a score and the largest of its row. Where no ``T`` is best
-        it is at that limit: small if every row is right, large if scores are no better than chance. 1 if all scores are equal.
+        it is at that limit: small if every sample is right, large if scores are no better than chance. 1 if all scores are equal.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
+        >>> temperature = fit_temperature(scores, torch.tensor([0, 0, 0, 1]))  # 3 of 4 are right
+        >>> round(torch.softmax(scores[0] / temperature, dim=0)[0].item(), 3)
+        0.75
     """
     gaps = scores.detach().double()
     gaps = gaps - gaps.amax(dim=-1, keepdim=True)
@@ -33,11 +40,11 @@ def fit_temperature(scores: Tensor, targets: Tensor, doubts: float = 0.0) -> flo
         return 1.0
     gaps = gaps / scale
     true = float(gaps.gather(1, targets.unsqueeze(1)).mean())
-    true = (len(gaps) * true + doubts * float(gaps.mean())) / (len(gaps) + doubts)
-    # The loss is convex in 1 / T: find where its slope, mean gap expected minus mean gap of the true class, crosses 0. Newton's
-    # steps in log 1 / T, and the middle of the range that is left where a step would leave it.
-    gaps = gaps.T.contiguous()  # class by class: what runs over the few classes is then done for many rows at a time
-    low, high, here, steps = -_REACH, _REACH, 0.0, 0
+    true = (len(gaps) * true + pseudo_count * float(gaps.mean())) / (len(gaps) + pseudo_count)
+    # The loss is convex in 1 / T: find where its slope, the expected mean gap minus the mean gap of the true class, crosses 0.
+    # Newton's steps in log 1 / T; where a step would leave the range that is left, its middle.
+    gaps = gaps.T.contiguous()  # class by class: sums over the few classes are then taken for many samples at a time
+    low, high, here, steps = -_LIMIT, _LIMIT, 0.0, 0
     while high - low > _CLOSE:
         steps += 1
         weights = (gaps * math.exp(here)).exp_()
@@ -49,6 +56,6 @@ def fit_temperature(scores: Tensor, targets: Tensor, doubts: float = 0.0) -> flo
         step = -slope / rise if rise > 0 else math.inf
         if abs(step) < _CLOSE:
             break
-        # Where the slope fades away Newton's steps are short: every third halves the range.
+        # Newton's steps are short where the slope is small: every third step halves the range instead.
         here = here + step if steps % 3 and low < here + step < high else (low + high) / 2
     return scale * math.exp(-here)

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fewshot_nam.heads import create
-from fewshot_nam.heads.conformal import conformal_threshold
+from fewshot_nam.heads.conformal import beta_percentile, beta_probability, conformal_threshold
 from fewshot_nam.heads.temperature import fit_temperature
 
 
@@ -60,26 +60,26 @@ def test_groups_of_one_are_no_groups():
 
 
 @pytest.mark.parametrize("target", [0.1, 0.05, 0.01])
-@pytest.mark.parametrize("strangers", [99, 137])
+@pytest.mark.parametrize("unknowns", [99, 137])
 @pytest.mark.parametrize("ties", [False, True])
-def test_false_alarms_stay_below_the_bound_and_reach_it_without_ties(target, strangers, ties):
-    # Every repeat is a new calibration and one new stranger, so the alarms are binomial.
+def test_false_alarms_stay_below_the_bound_and_reach_it_without_ties(target, unknowns, ties):
+    # Every repeat is a new calibration and one new unknown, so the alarms are binomial.
     repeats, generator = 4000, torch.Generator().manual_seed(1)
-    scores = torch.randn(repeats, strangers + 1, generator=generator, dtype=torch.float64)
+    scores = torch.randn(repeats, unknowns + 1, generator=generator, dtype=torch.float64)
     if ties:
         scores = (2 * scores).round()
     alarms, bound = 0, 0.0
     for row in scores:
         found = conformal_threshold(row[:-1], target)
         alarms, bound = alarms + bool(row[-1] >= found.threshold), found.bound
-    assert bound == math.floor(round(target * (strangers + 1), 9)) / (strangers + 1) <= target
+    assert bound == math.floor(round(target * (unknowns + 1), 9)) / (unknowns + 1) <= target
     slack = 3.3 * math.sqrt(bound * (1 - bound) / repeats)
     assert alarms / repeats <= bound + slack
     assert ties or alarms / repeats >= bound - slack
 
 
 def test_by_class_the_bound_holds_for_new_classes_where_the_plain_one_is_exceeded():
-    # Strangers of a class look alike: classes differ more than the pictures of one. Sizes differ too.
+    # Unknowns of a class look alike: classes differ more than the images of one. Sizes differ too.
     classes, repeats, target, generator = 20, 4000, 0.1, torch.Generator().manual_seed(2)
     sizes = torch.tensor([3, 30] * (classes // 2))
     labels = torch.arange(classes).repeat_interleave(sizes)
@@ -112,9 +112,9 @@ def test_by_class_is_tight_for_many_classes():
 @pytest.mark.parametrize(
     ("scores", "target", "groups", "message"),
     [
-        (torch.rand(98), 0.01, None, "a bound of 0.01 on false alarms needs at least 99 strangers, got 98"),
-        (torch.rand(99), 0.01, torch.arange(99) % 9, "needs at least 99 classes of strangers, got 9"),
-        (torch.rand(0), 0.5, None, "needs at least 1 strangers, got 0"),
+        (torch.rand(98), 0.01, None, "a bound of 0.01 on false alarms needs at least 99 samples of unknowns, got 98"),
+        (torch.rand(99), 0.01, torch.arange(99) % 9, "needs at least 99 groups of unknowns, got 9"),
+        (torch.rand(0), 0.5, None, "needs at least 1 samples of unknowns, got 0"),
         (torch.rand(9), 0.0, None, "target_fpr must be above 0 and below 1, got 0"),
         (torch.rand(9), 1.0, None, "below 1, got 1"),
         (torch.rand(9), math.nan, None, "got nan"),
@@ -129,11 +129,53 @@ def test_what_gives_no_guarantee_is_refused(scores, target, groups, message):
 
 
 @given(st.integers(1, 10_000))
-def test_the_number_of_strangers_asked_for_is_enough_and_no_more(parts):
+def test_the_number_of_samples_required_is_enough_and_no_more(parts):
     target = 1 / parts * 0.999999
-    with pytest.raises(ValueError, match=f"needs at least {parts} strangers, got {parts - 1}:"):
+    with pytest.raises(ValueError, match=f"needs at least {parts} samples of unknowns, got {parts - 1}:"):
         conformal_threshold(torch.zeros(parts - 1), target)
     conformal_threshold(torch.zeros(parts), target)
+
+
+@pytest.mark.parametrize(("rank", "count"), [(1, 1), (1, 99), (3, 299), (10, 11), (50, 5000)])
+def test_the_beta_distribution_is_scipys(rank, count):
+    from scipy.stats import beta
+
+    for rate in (0.0, 0.001, 0.01, 0.3, 0.9, 1.0):
+        assert beta_probability(rate, rank, count) == pytest.approx(beta.cdf(rate, rank, count + 1 - rank), abs=1e-9)
+    for share in (0.05, 0.5, 0.95):
+        assert beta_percentile(share, rank, count) == pytest.approx(beta.ppf(share, rank, count + 1 - rank), rel=1e-5)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_with_confidence_the_rate_is_below_the_target_in_that_share_of_calibrations(grouped):
+    # Scores are uniform, so the rate of accepted unknowns is 1 - threshold; samples of a group are all alike.
+    repeats, count, target, generator = 3000, 99, 0.1, torch.Generator().manual_seed(7)
+    above = {None: 0, 0.9: 0}
+    for _ in range(repeats):
+        scores = torch.rand(count, generator=generator, dtype=torch.float64)
+        for confidence in above:
+            if grouped and confidence is None:
+                continue
+            groups = torch.arange(count).repeat_interleave(2) if grouped else None
+            found = conformal_threshold(scores.repeat_interleave(2) if grouped else scores, target, groups, confidence)
+            above[confidence] += 1 - found.threshold > target
+    assert above[0.9] / repeats <= 0.1 + 3.3 * math.sqrt(0.1 * 0.9 / repeats)
+    assert above[0.9] / repeats > 0.02, "no stricter than it has to be"
+    assert grouped or above[None] / repeats > 0.3
+
+
+def test_the_95th_percentile_over_calibrations_is_what_simulation_gives():
+    repeats, generator = 3000, torch.Generator().manual_seed(8)
+    scores = torch.rand(repeats, 99, generator=generator, dtype=torch.float64)
+    found = [conformal_threshold(row, 0.05) for row in scores]
+    below = sum(1 - one.threshold <= one.bound_95 for one in found) / repeats
+    assert abs(below - 0.95) < 3.3 * math.sqrt(0.95 * 0.05 / repeats)
+
+
+def test_a_confidence_outside_its_range_is_refused():
+    for confidence in (0.0, 1.0, math.nan):
+        with pytest.raises(ValueError, match=f"confidence must be above 0 and below 1, got {confidence}"):
+            conformal_threshold(torch.rand(9), 0.5, confidence=confidence)
 
 
 @pytest.mark.parametrize("true", [0.05, 1.0, 30.0])
@@ -168,7 +210,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["nam", "cosine", "ridge"])
-def test_on_real_episodes_strangers_of_the_same_classes_pass_as_often_as_the_bound_says(name):
+def test_on_real_episodes_unknowns_of_the_same_classes_are_accepted_as_often_as_the_bound_says(name):
     pixels, labels = digits()
     generator = torch.Generator().manual_seed(6)
     rates = []
@@ -178,16 +220,16 @@ def test_on_real_episodes_strangers_of_the_same_classes_pass_as_often_as_the_bou
         head = create(name)
         for known in classes[:5].tolist():
             head.write(pixels[order][labels[order] == known][:5], known)
-        strangers = pixels[order][torch.isin(labels[order], classes[5:])]
-        threshold = head.calibrate(strangers[:199], target_fpr=0.05).threshold
-        rates.append(float((head(strangers[199:]).amax(dim=-1).double() >= threshold).double().mean()))
+        unknowns = pixels[order][torch.isin(labels[order], classes[5:])]
+        threshold = head.calibrate(unknowns[:199], target_fpr=0.05).threshold
+        rates.append(float((head(unknowns[199:]).amax(dim=-1).double() >= threshold).double().mean()))
     rate = torch.tensor(rates)
     assert abs(float(rate.mean()) - 0.05) < 3.3 * float(rate.std()) / 60**0.5
 
 
 @pytest.mark.parametrize("name", ["nam", "cosine", "protonet"])
 def test_on_real_episodes_the_bound_by_class_holds_exactly_for_classes_left_out_in_turn(name):
-    # Each class of strangers is the new one once. The proof is an average over just these, so here is no slack at all.
+    # Each class of unknowns is the new one once. The proof is an average over just these, so here is no slack at all.
     pixels, labels = digits()
     plain = []
     for known in range(10):
@@ -202,4 +244,4 @@ def test_on_real_episodes_the_bound_by_class_holds_exactly_for_classes_left_out_
                 alarms[by_class] += float(passing.double().mean()) / 9
         assert alarms[True] <= 0.15
         plain.append(alarms[False])
-    assert sum(plain) / 10 > 0.16  # one by one, strangers of new classes pass more often
+    assert sum(plain) / 10 > 0.16  # one by one, more unknowns of new classes are accepted

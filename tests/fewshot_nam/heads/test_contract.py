@@ -182,9 +182,9 @@ def test_predict_refuses_below_the_threshold_and_accepts_at_it(name):
     query = features(2, 9)
     best = head(query).max(dim=-1).values
     head.threshold = best.median().item()
-    answers = head.predict(query, unknown="stranger")
-    assert [a == "stranger" for a in answers] == (best < best.median()).tolist()
-    assert "stranger" not in head.predict(query)
+    answers = head.predict(query, unknown="?")
+    assert [a == "?" for a in answers] == (best < best.median()).tolist()
+    assert "?" not in head.predict(query)
     head.threshold = None
     assert head.threshold is None
     with pytest.raises(ValueError, match="threshold must be a finite number or None, got nan"):
@@ -331,10 +331,10 @@ def _renumber(state: dict[str, Tensor], old: bytes, new: bytes) -> None:
         (lambda state: state["targets"].__setitem__(0, -1), "do not belong together"),
         (lambda state: state.update(support=state["support"][:2]), "do not belong together"),
         (lambda state: state["support"].__setitem__((0, 0), float("nan")), "features are NaN or infinite"),
-        (lambda state: state["strangers"].__setitem__((0, 0), float("nan")), "features are NaN or infinite"),
+        (lambda state: state["unknowns"].__setitem__((0, 0), float("nan")), "features are NaN or infinite"),
         (lambda state: state["support"].__setitem__(0, 0.0), "features are all zeros"),
-        (lambda state: state.update(strangers=state["strangers"][:-1]), "do not belong together"),
-        (lambda state: state.update(strangers=torch.empty(0, 0)), "do not belong together"),
+        (lambda state: state.update(unknowns=state["unknowns"][:-1]), "do not belong together"),
+        (lambda state: state.update(unknowns=torch.empty(0, 0)), "do not belong together"),
         (lambda state: _renumber(state, b'"target_fpr": 0.2', b'"target_fpr": null'), "do not belong together"),
         (lambda state: _renumber(state, b'"target_fpr": 0.2', b'"target_fpr": 2.0'), "damaged .target_fpr is 2.0"),
         (lambda state: state.update(_extra_state=state["_extra_state"][:-4]), "class names in this state are damaged"),
@@ -378,162 +378,6 @@ def test_create_names_what_there_is_and_the_nearest():
         create("nam", rigde=1.0)
 
 
-def strangers(seed: int, count: int) -> Tensor:
-    return features(1000 + seed, count)
-
-
-@pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize(("target", "passing"), [(0.1, 4), (0.05, 2), (0.03, 1)])
-def test_calibrate_accepts_above_the_stranger_that_the_bound_names(name, target, passing):
-    head = written(name)
-    found = head.calibrate(strangers(1, 43), features(2, 20), target_fpr=target)
-    assert head.threshold == found.threshold
-    best = head(strangers(1, 43)).amax(dim=-1)
-    assert head.predict(strangers(1, 43), unknown="?").count("?") == 43 - (passing - 1)
-    assert (
-        best.double() >= found.threshold
-    ).sum() == passing - 1  # a new stranger at most as high as these would be one more
-    assert found.bound == pytest.approx(passing / 44)
-    assert (found.strangers, found.stranger_classes, found.target_fpr) == (43, None, target)
-    kept = head.predict(features(2, 20), unknown="?")
-    assert found.known_accepted == pytest.approx(1 - kept.count("?") / 20)
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_the_guarantee_goes_on_to_hold_when_classes_are_written_and_forgotten(name):
-    labels = [f"s{i % 13}" for i in range(43)]
-    for given_labels in (None, labels):
-        head = written(name)
-        options = {"target_fpr": 0.1, "unknown_labels": given_labels}
-        first = head.calibrate(strangers(1, 43), **options).threshold
-        new = [f"new{i}" for i in range(12)]
-        head.write(features(7, 12), new)
-        fresh = written(name).write(features(7, 12), new)
-        assert head.threshold == fresh.calibrate(strangers(1, 43), **options).threshold != first
-        assert head.write_base(features(8, 2), ["b0", "b1"]).threshold == (
-            fresh.write_base(features(8, 2), ["b0", "b1"]).threshold
-        )
-        head.forget([*new, "b0", "b1"])
-        assert head.threshold == first
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_strangers_that_become_known_are_left_out_for_as_long_as_they_are(name):
-    labels = [f"s{i % 13}" for i in range(43)]
-    head = written(name)
-    first = head.calibrate(strangers(1, 43), target_fpr=0.09, unknown_labels=labels)
-    assert (first.stranger_classes, first.bound) == (13, 0.09)
-    head.write(features(7), "s3")
-    others = [i for i, label in enumerate(labels) if label != "s3"]
-    fresh = written(name).write(features(7), "s3")
-    expected = fresh.calibrate(
-        strangers(1, 43)[others], target_fpr=0.09, unknown_labels=[labels[i] for i in others]
-    ).threshold
-    assert head.threshold == expected
-    head.write(features(8, 2), ["s4", "s5"])
-    with pytest.raises(ValueError, match="needs at least 11 classes of strangers, got 10"):
-        head.predict(features(9), unknown="?")
-    assert head.predict(features(9)) in head.classes
-    assert head.forget(["s3", "s4", "s5"]).threshold == first.threshold
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_calibration_is_part_of_the_state(name, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    head = written(name)
-    labels = [f"s{i % 13}" for i in range(43)]
-    head.calibrate(
-        strangers(1, 43), features(2, 3), target_fpr=0.1, unknown_labels=labels, known_labels=["c0", "c1", "c2"]
-    )
-    save_file(head.state_dict(), tmp_path / "head.safetensors")
-    loaded = make(name)
-    loaded.load_state_dict(load_file(tmp_path / "head.safetensors"))
-    assert loaded.threshold == head.threshold
-    assert torch.equal(loaded.probabilities(features(3, 4)), head.probabilities(features(3, 4)))
-    assert loaded.write(features(7), "s3").threshold == head.write(features(7), "s3").threshold
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_a_threshold_of_your_own_ends_calibration(name):
-    for value in (0.4, None):
-        head = written(name)
-        head.calibrate(strangers(1, 43), target_fpr=0.1)
-        head.threshold = value
-        assert head.write(features(7), "new").threshold == value
-        assert not head.strangers.numel()
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_probabilities_are_a_softmax_at_the_temperature_that_was_fitted(name):
-    head = written(name)
-    with pytest.raises(ValueError, match="needs a temperature: call calibrate with known and known_labels"):
-        head.probabilities(features(3, 4))
-    targets = [f"c{i % 3}" for i in range(30)]
-    found = head.calibrate(strangers(1, 43), features(2, 30), target_fpr=0.1, known_labels=targets)
-    assert found.temperature is not None
-    expected = torch.softmax(head(features(3, 4)) / found.temperature, dim=-1)
-    torch.testing.assert_close(head.probabilities(features(3, 4)), expected)
-    assert head.calibrate(strangers(1, 43), target_fpr=0.1).temperature is None  # this call fitted none
-
-
-@pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda h: h.calibrate(strangers(1, 43)), "bound of 0.01 on false alarms needs at least 99 strangers, got 43"),
-        (lambda h: h.calibrate(strangers(1, 9), target_fpr=1.5), "target_fpr must be above 0 and below 1, got 1.5"),
-        (lambda h: h.calibrate(strangers(1, 9), target_fpr=0.2, unknown_labels=list(range(8))), "9 features, 8 labels"),
-        (lambda h: h.calibrate(strangers(1, 2), target_fpr=0.5, unknown_labels=["s", "c1"]), "'c1' is known: leave it"),
-        (lambda h: h.calibrate(strangers(1, 9), target_fpr=0.2, unknown_labels="one"), "needs at least 4 classes"),
-        (lambda h: h.calibrate(_bad(float("nan")), target_fpr=0.4), r"unknown: 1 of 3 .* is NaN"),
-        (lambda h: h.calibrate(strangers(1, 9), _bad(0.0), target_fpr=0.2), r"known: 1 of 3 .* is zero"),
-        (
-            lambda h: h.calibrate(strangers(1, 9), features(0), target_fpr=0.2, known_labels=["x"]),
-            "'x' in known_labels",
-        ),
-        (lambda h: h.calibrate(strangers(1, 9), target_fpr=0.2, known_labels=["c0"]), "known_labels are given without"),
-        (lambda h: h.calibrate(torch.ones(9, D + 1), target_fpr=0.2), f"unknown must have width {D}"),
-        (lambda h: make("nam").calibrate(strangers(1, 9), target_fpr=0.2), "knows no class yet"),
-    ],
-)
-def test_a_calibration_that_cannot_be_is_named_and_changes_nothing(name, call, message):
-    head = written(name)
-    head.calibrate(strangers(2, 43), features(2, 3), target_fpr=0.1, known_labels=["c0", "c1", "c2"])
-    before = {key: value.clone() for key, value in head.state_dict().items()}
-    with pytest.raises(ValueError, match=message):
-        call(head)
-    assert all(torch.equal(value, before[key]) for key, value in head.state_dict().items())
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_new_strangers_pass_as_often_as_the_bound_says(name):
-    # The bound is for calibrations and strangers together, so each repeat is one draw of the rate.
-    head, alarms = written(name), []
-    for repeat in range(60):
-        drawn = strangers(repeat, 19 + 40)
-        threshold = head.calibrate(drawn[:19], target_fpr=0.2).threshold
-        alarms.append(float((head(drawn[19:]).amax(dim=-1).double() >= threshold).double().mean()))
-    rates = torch.tensor(alarms)
-    assert abs(float(rates.mean()) - 0.2) < 3.3 * float(rates.std()) / 60**0.5
-
-
-def test_a_calibrated_threshold_follows_a_scale_in_training():
-    head = create("cosine", learn_scale=True).write(features(0, 3), ["a", "b", "c"])
-    threshold = head.calibrate(strangers(1, 43), target_fpr=0.1).threshold
-    assert head.threshold == threshold
-    with torch.no_grad():
-        head.scale.mul_(2)
-    assert head.threshold == pytest.approx(2 * threshold)
-
-
-def test_a_calibrated_head_that_has_forgotten_everything_says_so():
-    head = written("nam")
-    head.calibrate(strangers(1, 43), target_fpr=0.1)
-    with pytest.raises(ValueError, match="knows no class yet"):
-        head.forget(head.classes).predict(features(1), unknown="?")
-
-
 @pytest.mark.parametrize("name", ["nam", "nam with base classes", "nam-sequential", "cosine", "plda"])
 def test_a_thousand_random_lessons_and_losses_leave_no_trace(name):
     chance, head = random.Random(name), make(name)
@@ -555,26 +399,6 @@ def test_a_thousand_random_lessons_and_losses_leave_no_trace(name):
             assert len(head.support) == sum(len(lesson) for _, lesson in kept), "what is forgotten is not kept"
 
 
-@pytest.mark.parametrize("name", [name for name in HEADS if name != "logistic"])
-def test_a_stranger_that_equals_one_given_is_refused_alone_as_in_a_batch(name):
-    for seed in range(10):
-        head = written(name, seed)
-        stranger = strangers(seed, 1)
-        head.calibrate(stranger.expand(99, D).clone(), target_fpr=0.01)
-        assert head.predict(stranger[0], unknown="?") == "?"
-        assert set(head.predict(stranger.expand(50, D), unknown="?")) == {"?"}
-
-
-def test_few_pictures_that_are_all_right_leave_some_doubt():
-    head = create("nam").write(torch.eye(D)[:3], ["a", "b", "c"])
-    known = torch.eye(D)[:3] + 0.01
-    found = head.calibrate(strangers(1, 30), known, known_labels=["a", "b", "c"], target_fpr=0.1)
-    assert found.temperature is not None
-    assert 0.5 < head.probabilities(known).amax(dim=-1).mean() < 0.99
-    assert head.calibrate(strangers(1, 30), known, target_fpr=0.1).temperature is None
-    assert head.probabilities(known).isfinite().all(), "the temperature fitted before still serves"
-
-
 def test_base_statistics_that_are_loaded_bring_their_defaults():
     backed, bare = make("nam with base classes"), create("nam")
     backed.write(features(1, 3), ["a", "b", "c"])
@@ -583,10 +407,10 @@ def test_base_statistics_that_are_loaded_bring_their_defaults():
     assert (bare.compete, create("nam").compete, create("nam", compete=0.0).compete) == (0.2, 0.4, 0.0)
 
 
-@pytest.mark.parametrize("spoil", ["strangers", "stored_base.power_means"])
+@pytest.mark.parametrize("spoil", ["unknowns", "stored_base.power_means"])
 def test_a_state_of_two_widths_is_refused(spoil):
     head = written("nam with base classes")
-    head.calibrate(strangers(1, 20), target_fpr=0.2)
+    head.calibrate(features(1001, 20), target_fpr=0.2)
     state = {name: value.clone() for name, value in head.state_dict().items()}
     state[spoil] = state[spoil][:, :5]
     with pytest.raises(ValueError, match=r"do not belong together|power_means must have width 11, got shape"):
