@@ -119,9 +119,7 @@ def _inspect(options: argparse.Namespace) -> Answer:
         threshold, refusal = head.threshold, None
     except ValueError as error:  # calibrated, but no class is left, or too few strangers
         threshold, refusal = None, str(error)
-    calibrated = (
-        None if head._target_fpr is None else {"target_fpr": head._target_fpr, "strangers": len(head.strangers)}
-    )
+    calibrated = None if head._target_fpr is None else {"target_fpr": head._target_fpr, "strangers": len(head.unknowns)}
     answer = {
         "memory": options.memory,
         **{key: about.get(key) for key in ("made_by", "backbone", "model_options", "transform", "weights", "notes")},
@@ -137,7 +135,7 @@ def _inspect(options: argparse.Namespace) -> Answer:
         "refuses nothing: not calibrated" if threshold is None else f"accepts scores from {threshold:.4f}"
     )
     if calibrated is not None:
-        refusing += f" (at most {head._target_fpr:g} of strangers, from {len(head.strangers)} of them)"
+        refusing += f" (at most {head._target_fpr:g} of unknowns, from {len(head.unknowns)} samples)"
     lines = [
         f"{options.memory}: {about['head']} of {_classes(len(head.classes))}, {head.feature_dim} features, {refusing}",
         f"backbone {about['backbone']}" + (f", weights {source}" if source else "") + f", SHA-256 {about['weights']}",
@@ -168,14 +166,17 @@ def _calibrate(options: argparse.Namespace) -> Answer:
             known_labels=None if known is None else [_known(label, model.classes) for _, label in known],
         )
         save_head(path, model.head, model.backbone, notes)
-    of = "" if found.stranger_classes is None else f" of {_classes(found.stranger_classes)}"
+    of = "" if found.groups is None else f" of {_classes(found.groups)}"
     line = (
-        f"{path}: accepts scores from {found.threshold:.4f}; at most {found.bound:.4g} of strangers pass, from "
-        f"{found.strangers} of them{of}"
+        f"{path}: accepts scores from {found.threshold:.4f}; at most {found.bound:.4g} of unknowns are accepted on average over "
+        f"calibrations, from {found.unknowns} samples{of}"
     )
+    if found.bound_95 is not None:
+        line += f"; at most {found.bound_95:.4g} in 95% of calibrations"
     if found.known_accepted is not None:
         line += f"; {found.known_accepted:.4g} of the known pictures are accepted"
-    return {"memory": str(path), **found._asdict()}, [line]
+    words = {"strangers": found.unknowns, "stranger_classes": found.groups}  # of version 0.1
+    return {"memory": str(path), **found._asdict(), **words}, [line]
 
 
 def _export(options: argparse.Namespace) -> Answer:

@@ -6,19 +6,18 @@ The mathematics are in ``fewshot_nam.heads.conformal`` and ``fewshot_nam.heads.t
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fewshot_nam._deprecation import renamed_attribute
+from fewshot_nam._deprecation import renamed_attribute, warn_renamed
 from fewshot_nam.heads.conformal import ConformalThreshold, conformal_threshold
 from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.heads.state import HeadState, appended
 from fewshot_nam.heads.temperature import fit_temperature
-from fewshot_nam.heads.validation import Label, as_labels, listed
+from fewshot_nam.heads.validation import Label, as_labels, listed, warn_user
 
 # In units of the last place: scores of one image differ by some with the size of the batch it is in.
 _SCORING_ERROR = 32
@@ -54,8 +53,17 @@ class Calibration(NamedTuple):
     confidence: float | None = None
     duplicates: int = 0
 
-    strangers = renamed_attribute("strangers", "unknowns")
-    stranger_classes = renamed_attribute("stranger_classes", "groups")
+    @property
+    def strangers(self) -> int:
+        """Deprecated: use ``unknowns``."""
+        warn_renamed("Calibration.strangers", "unknowns")
+        return self.unknowns
+
+    @property
+    def stranger_classes(self) -> int | None:
+        """Deprecated: use ``groups``."""
+        warn_renamed("Calibration.stranger_classes", "groups")
+        return self.groups
 
 
 class CalibratedHead(HeadState):
@@ -129,7 +137,7 @@ class CalibratedHead(HeadState):
             unknown: ``(m, D)``, samples of unknowns: features of classes that the head does not know, none of which was
                 written. The same image given twice counts once.
             known: ``(n, D)``, other images of known classes than were written: tells how many of them are accepted. The same
-                image given twice counts once.
+                image given twice counts once; one that was written does not count, and a warning says so.
             target_fpr: between 0 and 1; it takes ``m >= 1 / target_fpr - 1``, or as many groups.
             unknown_labels: ``m`` ints or strings, the classes of the samples; ``None`` where they are not known.
             known_labels: ``n`` ints or strings, known classes: fits the temperature of ``probabilities`` as well.
@@ -144,8 +152,8 @@ class CalibratedHead(HeadState):
 
         Raises:
             ValueError: features as in ``write``, no class known yet, too few samples or groups for the target,
-                a sample that was written or is of a known class, a known image that was written, ``known_labels`` without
-                ``known`` or not known. Nothing has changed then.
+                a sample that was written or is of a known class, ``known_labels`` without ``known`` or not known. Nothing has
+                changed then.
             TypeError: a label is neither an int nor a string.
 
         Example:
@@ -164,7 +172,12 @@ class CalibratedHead(HeadState):
         both = set(labels or ()) & set(self.classes)
         if both:
             raise ValueError(f"calibrate: {listed(sorted(both, key=str))} is known: leave it out of the unknowns")
-        self._refuse_written(unknown, "unknown")
+        learned = first_equal(unknown, self.support) >= 0
+        if bool(learned.any()):
+            raise ValueError(
+                f"calibrate: {int(learned.sum())} of {len(unknown)} samples of unknowns were written, the first at index "
+                f"{int(learned.int().argmax())}: calibrate on images that the head has not learned"
+            )
         once = distinct(unknown).tolist()
         unknown, labels, members = unknown[once], _where(labels, once), _where(members, once)
         found = self._conformal(unknown, labels, members, target_fpr, confidence)
@@ -174,13 +187,19 @@ class CalibratedHead(HeadState):
         if known is not None:
             known = self._checked_features(known, "known")
             names = None if known_labels is None else as_labels(known_labels, len(known))
-            self._refuse_written(known, "known")
-            first = distinct(known).tolist()
+            once_known = distinct(known)
+            new = (first_equal(known, self.support) < 0)[once_known].to(known.device)
             with torch.no_grad():
-                scores = self(known[first])
-            accepted = float((scores.amax(dim=-1).double() >= found.threshold).double().mean())
+                scores = self(known[once_known.to(known.device)])
+            if bool(new.any()):
+                accepted = float((scores[new].amax(dim=-1).double() >= found.threshold).double().mean())
+            if not bool(new.all()):
+                warn_user(
+                    f"calibrate: {int((~new).sum())} of {len(new)} known images were written; these score higher than other images "
+                    "of their classes, so known_accepted leaves them out: give images that the head has not learned"
+                )
             if names is not None:
-                columns = self._columns(_where(names, first) or []).to(scores.device)
+                columns = self._columns(_where(names, once_known.tolist()) or []).to(scores.device)
                 temperature = fit_temperature(scores, columns, pseudo_count=1)
         self.threshold = None
         self.unknowns = appended(self.unknowns, unknown, self.targets.device)
@@ -231,17 +250,6 @@ class CalibratedHead(HeadState):
             )
         else:
             self._end_calibration()
-
-    def _refuse_written(self, features: Tensor, name: str) -> None:
-        """Raise ``ValueError`` where any of ``features`` was written."""
-        written = first_equal(features, self.support)
-        same = (written >= 0).nonzero().flatten().tolist()
-        if same:
-            label = self._written_classes[int(self.targets[written[same[0]]])]
-            raise ValueError(
-                f"calibrate: {len(same)} of {len(features)} features in {name} were written; the first, at index {same[0]}, "
-                f"is of {label!r}: calibrate on images that the head has not learned"
-            )
 
     def _calibrated(self) -> ConformalThreshold:
         """Return the threshold that follows from the state as it is."""
@@ -294,12 +302,10 @@ class CalibratedHead(HeadState):
         likely = (scores.amax(dim=-1) >= usual) & (scores.amax(dim=-1) > without)
         column = scores[likely].argmax(dim=-1).tolist()
         names = listed(list(dict.fromkeys(self.classes[i] for i in column)))
-        warnings.warn(
+        warn_user(
             f"{len(column)} of {len(scores)} samples of unknowns score like classes learned after calibrate: {names}. They raise "
             f"the threshold from {usual:.4g} to {found.threshold:.4g}, and fewer known images are accepted. If they are images of "
-            "these classes, calibrate again without them, or give unknown_labels",
-            UserWarning,
-            stacklevel=2,
+            "these classes, calibrate again without them, or give unknown_labels"
         )
 
     def _columns(self, names: list[Label]) -> Tensor:

@@ -1,9 +1,12 @@
-"""Checks at the door of every head: features that can be used, and labels as plain ints and strings."""
+"""Entry checks of every head: features that can be used, and labels as plain ints and strings."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable
 from numbers import Integral
+from types import FrameType
 from typing import Any
 
 import torch
@@ -59,6 +62,15 @@ def as_labels(labels: Any, count: int | None) -> list[Label]:
     if count is not None and len(names) != count:
         raise ValueError(f"needs one label for each feature: {count} features, {len(names)} labels")
     return names
+
+
+def warn_user(message: str) -> None:
+    """Give a ``UserWarning`` that names the line which called this package."""
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == "fewshot_nam":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def listed(classes: list[Label], most: int = 10) -> str:

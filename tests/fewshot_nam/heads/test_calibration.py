@@ -230,15 +230,22 @@ def test_identical_samples_count_once():
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_learned_images_are_refused_as_unknowns_and_as_known(name):
+def test_learned_images_are_refused_as_unknowns(name):
     head = written(name)
-    with pytest.raises(
-        ValueError, match=r"2 of 45 features in unknown were written; the first, at index 43, is of 'c1'"
-    ):
+    with pytest.raises(ValueError, match="2 of 45 samples of unknowns were written, the first at index 43"):
         head.calibrate(torch.cat([unknowns(1, 43), features(0, 6)[2:4]]), target_fpr=0.1)
-    with pytest.raises(ValueError, match=r"6 of 6 features in known were written; the first, at index 0, is of 'c0'"):
-        head.calibrate(unknowns(1, 43), features(0, 6), target_fpr=0.1)
     assert head.threshold is None
+
+
+def test_learned_images_among_the_known_do_not_count_and_give_a_warning():
+    head, new = written("cosine"), features(2, 4)
+    expected = head.calibrate(unknowns(1, 43), new, target_fpr=0.1).known_accepted
+    with pytest.warns(UserWarning, match="calibrate: 6 of 10 known images were written") as caught:
+        found = head.calibrate(unknowns(1, 43), torch.cat([features(0, 6), new]), target_fpr=0.1)
+    assert caught[0].filename == __file__
+    assert found.known_accepted == expected
+    with pytest.warns(UserWarning, match="6 of 6 known images"):
+        assert head.calibrate(unknowns(1, 43), features(0, 6), target_fpr=0.1).known_accepted is None
 
 
 def test_groups_are_what_the_bound_rests_on():
