@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+import episodes.training.meta_learning  # noqa: F401  registers MAML and ANIL as heads
 from episodes.evaluation.scoring import Scorer
 from episodes.evaluation.settings import EvaluationSettings
 from episodes.evaluation.validation_thresholds import CALIBRATION_EPISODES, TEMPERATURE_EPISODES, choose_frozen
@@ -28,10 +29,10 @@ from episodes.metrics.registry import PROTOCOLS, measured, pooled
 from episodes.metrics.scores import Frozen, Scores
 from episodes.reporting.report import Report
 from episodes.sampling.sampler import Episodes, EpisodeSampler
-from episodes.training.meta_learning import META_LEARNED, meta_train
 from fewshot_nam._deprecation import renamed_parameter, warn_renamed
 from fewshot_nam.heads import BaseStatistics, Head, create, needs_base
 from fewshot_nam.heads.base_statistics import base_from_old_words
+from fewshot_nam.heads.registry import spec
 from fewshot_nam.heads.validation import checked_vectors
 
 __all__ = ["PROTOCOLS", "Callback", "EvaluationSettings", "as_device", "evaluate", "usable_heads"]
@@ -71,8 +72,8 @@ def evaluate(
 
     Args:
         bank: features of the classes that episodes are drawn from.
-        heads: names from ``fewshot_nam.heads.available()``, or heads under names of your choice. ``maml`` and ``anil``, which need
-            learn2learn, are meta-trained on ``base`` first (``episodes.training.meta_learning``).
+        heads: names from the registry of heads, or heads under names of your choice. ``maml`` and ``anil``, which need
+            learn2learn, are meta-trained on ``base`` first.
         settings: protocol, numbers, seed and device; a string is the protocol. The keywords ``protocol``, ``ways``, ``shots``,
             ``queries``, ``open_ways``, ``episodes``, ``seed``, ``device`` and ``batch_size`` replace single fields of it.
         ways: see ``EvaluationSettings``.
@@ -249,7 +250,7 @@ def _base_statistics(
     if old and given is not None:
         raise TypeError(f"evaluate: {' and '.join(old)} are old words for base_statistics: give base_statistics alone")
     if given is None and banks.base is not None and background is None:
-        given = _statistics_of(banks.base)
+        given = banks.base.base_statistics()
     if old:
         warn_renamed(
             f"evaluate: {' and '.join(f'{word}=' for word in old)}", "base_statistics=BaseStatistics", stacklevel=4
@@ -264,15 +265,6 @@ def _base_statistics(
             f"base_statistics are of features of width {given.feature_dim}, the bank has width {banks.novel.feature_dim}"
         )
     return given
-
-
-def _statistics_of(base: FeatureBank) -> BaseStatistics:
-    return BaseStatistics(
-        prototypes=base.class_means(),
-        power_means=base.class_means(power_norm=True),
-        mean=base.mean(),
-        counts=base.counts,
-    )
 
 
 def _heads(
@@ -294,11 +286,12 @@ def _heads(
 
 def _head(name: str, banks: _Banks, settings: EvaluationSettings, known: BaseStatistics | None) -> Head:
     """Return a head by name, trained on the base bank where it has to be."""
-    if name in META_LEARNED:
-        return meta_train(banks.base, name, settings.ways, settings.shots, settings.queries, seed=settings.seed)
+    entry = spec(name)
+    if entry.train is not None:
+        return entry.train(banks.base, name, settings.ways, settings.shots, settings.queries, seed=settings.seed)
     # In the generalized protocol base classes are answers like the others, so only heads that cannot be made without base
     # classes get them as a cohort too.
-    return create(name, known if settings.protocol != "generalized" or needs_base(name) else None)
+    return create(name, known if settings.protocol != "generalized" or entry.needs != "nothing" else None)
 
 
 def _base_prototypes(heads: Mapping[str, Head], banks: _Banks) -> dict[str, Tensor] | None:

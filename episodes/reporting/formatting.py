@@ -6,10 +6,13 @@ A value is ``{"mean": m, "ci95": h}`` in fractions, as in ``Report.results``; it
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from episodes.metrics.registry import MEASURES
+from fewshot_nam.heads.registry import specs
+
+_ROUNDING = 1e-7
 
 Value = dict[str, float]
 Table = dict[str, dict[str, Value]]
@@ -30,10 +33,17 @@ def better(measure: str) -> Literal["higher", "lower"]:
 
 
 def verdict(measure: str, difference: Value) -> Literal["better", "worse", "even"]:
-    """Return what a paired difference shows: ``"even"`` where its interval includes 0."""
-    if not abs(difference["mean"]) > difference["ci95"]:
+    """Return what a paired difference shows: ``"even"`` where its interval includes 0 or it is rounding."""
+    mean = _without_rounding(difference["mean"])
+    if not abs(mean) > difference["ci95"]:
         return "even"
-    return "better" if (difference["mean"] > 0) == (better(measure) == "higher") else "worse"
+    return "better" if (mean > 0) == (better(measure) == "higher") else "worse"
+
+
+def head_meanings(names: Iterable[str]) -> dict[str, str]:
+    """Return one line on each head that is in the registry, by name."""
+    summaries = {entry.name: entry.summary for entry in specs()}
+    return {name: summaries[name] for name in names if name in summaries}
 
 
 def percent(value: Value, digits: int = 1, signed: bool = False) -> str:
@@ -42,7 +52,7 @@ def percent(value: Value, digits: int = 1, signed: bool = False) -> str:
     >>> percent({"mean": 0.25, "ci95": 0.01}), percent({"mean": -0.25, "ci95": math.nan}, digits=2, signed=True)
     ('25.0 ± 1.0', '-25.00 ± n/a')
     """
-    mean, ci95 = 100 * value["mean"], 100 * value["ci95"]
+    mean, ci95 = 100 * _without_rounding(value["mean"]), 100 * value["ci95"]
     if math.isnan(mean):
         return "n/a"
     width = "n/a" if math.isnan(ci95) else f"{ci95:.{digits}f}"
@@ -54,6 +64,11 @@ def cell(measure: str, value: Value, signed: bool = False) -> str:
     if not signed:
         return percent(value)
     return percent(value, signed=True) + {"better": " +*", "worse": " -*", "even": ""}[verdict(measure, value)]
+
+
+def _without_rounding(mean: float) -> float:
+    """Return 0 for a mean so small that the rounding of float32 scores makes it."""
+    return 0.0 if abs(mean) < _ROUNDING else mean
 
 
 def rows(results: Table, measures: Sequence[str], signed: bool = False) -> list[list[str]]:

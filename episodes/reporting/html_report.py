@@ -19,11 +19,9 @@ from episodes.data.image_dataset import ImageSet
 from episodes.features.bank import FeatureBank
 from episodes.metrics.registry import MEASURES
 from episodes.reporting.collectors import FalseAlarm, ReportCollector
-from episodes.reporting.formatting import Table, cell, heading, verdict
+from episodes.reporting.formatting import Table, cell, head_meanings, heading, verdict
 from episodes.reporting.plots import save, sections, shown_heads
 from episodes.reporting.report import Report
-from episodes.training.meta_learning import META_LEARNED
-from fewshot_nam.heads import available
 from fewshot_nam.io.atomic import replacing
 
 _SIDE = 112  # of an image on the page, in pixels
@@ -275,7 +273,7 @@ def _fitted(image: Image.Image) -> Image.Image:
 
 
 def _add_meanings(page: _Page, report: Report) -> None:
-    heads = {name: meaning for name, meaning in {**available(), **META_LEARNED}.items() if name in report.results}
+    heads = head_meanings(report.results)
     config = json.dumps(report.to_dict()["config"], indent=2, ensure_ascii=False)
     page.add('<section id="meanings"><h2>What the names mean</h2><dl>')
     page.add(*(f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" for name, meaning in heads.items()))

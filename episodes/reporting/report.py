@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from episodes.metrics.registry import MEASURES, short_table
-from episodes.reporting.formatting import Table, bank_line, heading, markdown_table, rows, text_table
-from episodes.training.meta_learning import META_LEARNED
-from fewshot_nam.heads import available
+from episodes.reporting.formatting import Table, bank_line, head_meanings, heading, markdown_table, rows, text_table
 from fewshot_nam.io.atomic import replacing
 
 
@@ -107,8 +105,7 @@ class Report:
                 "",
                 f"* the interval of the difference excludes 0: better (+*) or worse (-*) than {self.reference}",
             ]
-        meanings = {**available(), **META_LEARNED}
-        lines += ["", *(f"  {name:<16} {meanings[name]}" for name in self.results if name in meanings)]
+        lines += ["", *(f"  {name:<16} {meaning}" for name, meaning in head_meanings(self.results).items())]
         lines += [
             "",
             *(f"  {name:<16} {MEASURES[name].better} is better: {MEASURES[name].meaning}" for name in self.columns),

@@ -31,3 +31,10 @@ def test_a_value_without_an_interval_is_neither_better_nor_worse():
 
 def test_accuracies_among_one_kind_have_the_direction_of_the_measure():
     assert better("base_accuracy:alone") == "higher"
+
+
+def test_rounding_is_no_difference():
+    for mean in (1e-9, -1e-9):
+        value = {"mean": mean, "ci95": 1e-10}
+        assert verdict("ece", value) == "even"
+        assert cell("ece", value, signed=True) == "+0.0 ± 0.0"
