@@ -28,7 +28,7 @@ from episodes.evaluation.generalized import Contender, NovelAndBase, compare
 from episodes.features.bank import FeatureBank
 from episodes.features.extraction import extract
 from episodes.features.holdout import hold_out
-from episodes.training.generators import GeneratorRecipe, GeneratorTraining, train_rows
+from episodes.training.generators import GeneratorRecipe, GeneratorTraining, train_class_weights
 from fewshot_nam.heads import GeneratorHead, create
 from fewshot_nam.heads.generator import Ingredient, Order
 from fewshot_nam.io.atomic import replacing
@@ -121,7 +121,7 @@ def base_rows(base: FeatureBank, recipe: GeneratorRecipe, path: Path) -> Tensor:
             raise SystemExit(f"error: {path} was made with another recipe or other data: remove it to start afresh")
         return kept.features
     with tqdm(total=recipe.epochs * recipe.steps, desc="base rows", leave=False, mininterval=1) as bar:
-        rows = train_rows(base, recipe, on_step=lambda _loss: bar.update())
+        rows = train_class_weights(base, recipe, on_step=lambda _loss: bar.update())
     path.parent.mkdir(parents=True, exist_ok=True)
     FeatureBank(rows, torch.arange(len(rows)), base.classes, provenance=made).save(path)
     return rows

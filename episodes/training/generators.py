@@ -1,12 +1,13 @@
-"""Training of ``GeneratorHead`` on frozen features, in episodes whose novel classes are base classes in disguise.
+"""Training of ``GeneratorHead`` on frozen features, in episodes that treat some base classes as novel.
 
-The protocol is that of Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (2018), which Nam and Seo,
-"Neural Attention Memory" (arXiv 2302.09422) follow. Stage 1 (``train_rows``): a cosine classifier over all base classes by plain
-cross-entropy. Stage 2 (``GeneratorTraining``): in every episode some base classes are hidden and play novel ones; cross-entropy
-over the other base classes and these. After every epoch the joint accuracy on validation classes says which head is kept.
+Stage 1 (``train_class_weights``): a cosine classifier over all base classes is trained with cross-entropy. Stage 2
+(``GeneratorTraining``): in every episode the weights of some base classes are hidden, and these classes are learned from a few
+images as novel ones; the loss is the cross-entropy over the other base classes and these. The head of the epoch with the best
+joint accuracy on validation classes is kept.
 
-Departures: the base queries of an episode are of as many classes (theirs are drawn with replacement), rows begin as class means,
-and features are frozen in stage 1 too, so images are not augmented.
+Source: Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (2018), whose protocol Nam and Seo, "Neural
+Attention Memory" (arXiv 2302.09422), use. Departures: each base query of an episode is of another class (theirs are drawn with
+replacement), class weights start as class means, and features are frozen in stage 1 too, so images are not augmented.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from episodes.evaluation.scoring import Scorer
 from episodes.features.bank import FeatureBank
 from episodes.metrics.measures import generalized_measures
 from episodes.sampling.sampler import Episodes, EpisodeSampler
+from fewshot_nam._deprecation import renamed_names
 from fewshot_nam.heads.generator import GeneratorHead
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.memory.primitives import unit
@@ -34,27 +36,27 @@ _PHASES = (
     (2 / 3, 0.006),
     (5 / 6, 0.0012),
     (1.0, 0.00024),
-)  # up to which share of the epochs, at which rate
+)  # each phase: the share of the epochs at which it ends, and its learning rate
 _VALIDATED_AT_A_TIME = 32  # episodes
 
 
 @dataclass(frozen=True)
 class GeneratorRecipe:
-    """How to train. Every field is part of a checkpoint, which is only resumed with the same recipe.
+    """How to train. Every field is part of a checkpoint, which can be resumed with the same recipe only.
 
     Attributes:
-        epochs: of ``steps`` steps each. The rate is 0.1 for the first third of them, then 0.006, 0.0012 from two thirds, and
-            0.00024 in the last sixth.
-        steps: batches of episodes an epoch.
-        batch: episodes a batch; in stage 1, ``batch * 32`` images.
-        ways: base classes an episode that play novel ones.
-        shots: support images of each.
-        queries: queries of each.
-        other_queries: queries of other base classes, each of another one.
-        momentum: Nesterov's.
+        epochs: how many, of ``steps`` steps each. The learning rate is 0.1 in the first third of them, 0.006 in the second, 0.0012
+            until five sixths, and 0.00024 in the last sixth.
+        steps: batches an epoch.
+        batch: episodes in a batch; in stage 1 a batch is ``batch * 32`` images.
+        ways: base classes of an episode that are treated as novel.
+        shots: support images of each of them.
+        queries: queries of each of them.
+        other_queries: queries of other base classes, each of a class of its own.
+        momentum: Nesterov momentum.
         weight_decay: of every weight.
-        validation_episodes: after each epoch.
-        validation_queries: of each novel class there; of base classes as many in all.
+        validation_episodes: episodes of the validation after each epoch.
+        validation_queries: queries of each novel class there; there are as many base queries as novel queries.
         seed: of the episodes.
     """
 
@@ -82,52 +84,54 @@ class GeneratorRecipe:
         )
 
 
-def train_rows(base: FeatureBank, recipe: GeneratorRecipe, on_step: Callable[[float], object] | None = None) -> Tensor:
-    """Return rows ``(B, D)`` of a cosine classifier trained on all classes of ``base`` by plain cross-entropy: stage 1.
+def train_class_weights(
+    base: FeatureBank, recipe: GeneratorRecipe, on_step: Callable[[float], object] | None = None
+) -> Tensor:
+    """Return the class weights ``(B, D)`` of a cosine classifier trained on all classes of ``base`` with cross-entropy: stage 1.
 
     Args:
         base: features to train on, at least one of every class.
-        recipe: ``epochs``, ``steps``, ``batch``, the rates and the seed; ways and shots play no part.
+        recipe: ``epochs``, ``steps``, ``batch``, the optimizer's settings and the seed are used.
         on_step: called after every step with its loss.
 
     Raises:
-        ValueError: a class without features, named.
+        ValueError: a class without features; it is named.
     """
-    rows = nn.Parameter(unit(base.class_means()))
+    weights = nn.Parameter(unit(base.class_means()))
     scale = nn.Parameter(torch.tensor(10.0))
-    optimizer = recipe.optimizer([rows, scale])
+    optimizer = recipe.optimizer([weights, scale])
     features = unit(base.features.float())
     for epoch in range(recipe.epochs):
         generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
         _set_rate(optimizer, recipe.rate(epoch))
         for _ in range(recipe.steps):
             chosen = torch.randint(len(base), (32 * recipe.batch,), generator=generator)
-            loss = F.cross_entropy(scale * features[chosen] @ unit(rows).mT, base.labels[chosen])
+            loss = F.cross_entropy(scale * features[chosen] @ unit(weights).mT, base.labels[chosen])
             _step(optimizer, loss)
             if on_step is not None:
                 on_step(loss.item())
-    return rows.detach()
+    return weights.detach()
 
 
 class GeneratorTraining:
-    """A training run (stage 2) that can be stopped at any moment and goes on from its last whole epoch, to the same weights.
+    """A training run (stage 2). It can be stopped at any time and resumed from its last whole epoch, with the same result.
 
     Args:
-        head: what to train; its rows are the classes of ``base``, in order. Changed in place, all but the weights that
-            ``requires_grad_(False)`` has fixed, say its rows.
+        head: the head to train, in place; its class weights (``rows``) are of the classes of ``base``, in order. Parameters that
+            ``requires_grad_(False)`` has frozen, say the class weights, stay as they are.
         base: features to train on.
         validation: features of other classes, for choosing the epoch.
         base_queries: features of other images of the base classes, likewise.
         recipe: how to train.
-        checkpoint: a file to go on from if it is there, and to write after every epoch; ``None`` keeps nothing.
+        checkpoint: a file that is resumed if it exists, and written after every epoch; ``None`` for no file.
 
     Attributes:
-        epoch: how many are done.
-        log: what each of them gave: ``epoch``, ``loss``, ``accuracy`` (of training), and on validation classes the measures of
-            ``episodes.metrics.measures.generalized_measures``.
+        epoch: how many epochs are done.
+        log: one dictionary for each: ``epoch``, ``loss``, ``accuracy`` (of training), and the measures of
+            ``episodes.metrics.measures.generalized_measures`` on validation classes.
 
     Raises:
-        ValueError: fewer base classes than an episode needs, classes or images too few for validation, rows for other classes,
+        ValueError: too few base classes for an episode, too few classes or images for validation, class weights of other classes,
             or a checkpoint of another recipe, head or data.
     """
 
@@ -142,16 +146,16 @@ class GeneratorTraining:
     ) -> None:
         if len(head.rows) != base.num_classes or base_queries.classes != base.classes:
             raise ValueError(
-                f"GeneratorTraining: the head has {len(head.rows)} rows, base {base.num_classes} classes, base_queries "
+                f"GeneratorTraining: the head has weights of {len(head.rows)} classes, base has {base.num_classes}, base_queries "
                 f"{base_queries.num_classes}: all three must be the same classes in the same order"
             )
         if recipe.ways + recipe.other_queries > base.num_classes:
             raise ValueError(
                 f"GeneratorTraining: {recipe.ways} ways and {recipe.other_queries} base queries, each of a class of its own, need "
-                f"{recipe.ways + recipe.other_queries} base classes, and there are {base.num_classes}: ask for fewer"
+                f"{recipe.ways + recipe.other_queries} base classes, and there are {base.num_classes}: use fewer"
             )
         self.head, self.base, self.recipe, self.checkpoint = head, base, recipe, checkpoint
-        # What the sampler calls unknown classes are the base classes that stay base classes.
+        # The sampler's unknown classes are here the base classes whose weights are not hidden.
         self._sampler = EpisodeSampler(
             base, recipe.ways, recipe.shots, recipe.queries, recipe.other_queries, open_queries=1, seed=recipe.seed
         )
@@ -168,17 +172,17 @@ class GeneratorTraining:
 
     @property
     def best(self) -> dict[str, float]:
-        """The line of ``log`` of the epoch with the largest joint accuracy on validation classes; the first of equals."""
+        """The entry of ``log`` with the largest joint accuracy on validation classes; the first one where several are equal."""
         return max(self.log, key=lambda line: line["joint_accuracy"])
 
     def best_head(self) -> GeneratorHead:
-        """Return that epoch's head, its weights frozen; before the first epoch, the head as given."""
+        """Return the head of the best epoch, with frozen weights; before the first epoch, the head as it was given."""
         head = copy.deepcopy(self.head)
         head.load_state_dict(self._best)
         return head.eval().requires_grad_(False)
 
     def run_epoch(self, on_step: Callable[[float], object] | None = None) -> dict[str, float]:
-        """Train for one epoch, validate, write the checkpoint, and return the new line of ``log``.
+        """Train for one epoch, validate, write the checkpoint, and return the new entry of ``log``.
 
         Args:
             on_step: called after every step with its loss, for a progress bar.
@@ -259,7 +263,7 @@ class GeneratorTraining:
         for what, ours in self._identity().items():
             if state[what] != ours:
                 raise ValueError(
-                    f"the checkpoint {path} was made with another {what} ({state[what]}, not {ours}): remove it to start afresh"
+                    f"the checkpoint {path} was made with another {what} ({state[what]}, not {ours}): remove it to start anew"
                 )
         self.head.load_state_dict(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -275,3 +279,6 @@ def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
+
+
+__getattr__ = renamed_names(__name__, {"train_rows": "train_class_weights"})

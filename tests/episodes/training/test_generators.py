@@ -7,7 +7,7 @@ import torch
 
 from episodes import FeatureBank
 from episodes.features.holdout import hold_out
-from episodes.training.generators import GeneratorRecipe, GeneratorTraining, train_rows
+from episodes.training.generators import GeneratorRecipe, GeneratorTraining, train_class_weights
 from fewshot_nam.heads import CosineHead, GeneratorHead
 
 D, ALL = 13, ("attention", "write", "erase")
@@ -53,10 +53,10 @@ def test_the_rates_are_the_published_ones():
 def test_training_rows_lowers_the_error_on_what_they_are_trained_on():
     recipe = GeneratorRecipe(epochs=6, steps=20, batch=2)
     losses: list[float] = []
-    rows = train_rows(BASE, recipe, on_step=losses.append)
+    rows = train_class_weights(BASE, recipe, on_step=losses.append)
     assert len(losses) == 120
-    assert torch.equal(rows, train_rows(BASE, recipe))
-    assert not torch.equal(rows, train_rows(BASE, dataclasses.replace(recipe, seed=1)))
+    assert torch.equal(rows, train_class_weights(BASE, recipe))
+    assert not torch.equal(rows, train_class_weights(BASE, dataclasses.replace(recipe, seed=1)))
 
     def error(given: torch.Tensor) -> float:
         answers = CosineHead().write_base(given, BASE.classes)(BASE.features).argmax(-1)
@@ -165,7 +165,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
 def test_what_cannot_be_trained_is_refused():
     with pytest.raises(ValueError, match=r"3 ways and 9 base queries.* need 12 base classes, and there are 11"):
         training(recipe=dataclasses.replace(SMALL, other_queries=9))
-    with pytest.raises(ValueError, match="11 rows, base 10 classes"):
+    with pytest.raises(ValueError, match="weights of 11 classes, base has 10"):
         training(base=BASE.select_classes(BASE.classes[:10]))
     with pytest.raises(ValueError, match="3 ways need 3 classes, and there are 2"):
         training(validation=VALIDATION.select_classes(VALIDATION.classes[:2]))
