@@ -6,8 +6,10 @@ attention of the NAM-Transformer: every token is written without erase, ``M = su
 length, and there is no denominator. With orthonormal keys, a query equal to key ``s`` reads exactly ``p_w,s v_s`` (Theorem 2).
 
 Departures from the authors' code: padding is left out of the memory, and a zero vector gives no NaN. The following are not in the
-paper: the causal form (``M`` as prefix sums), the scaling by the number of tokens, and ``NAMAttention(erase=True)``, which writes
-tokens in order by the full rule ``M + p_w v k^T - p_e M k k^T`` and so replaces the values of repeated keys.
+paper: the causal form (``M`` as prefix sums), the scaling by the number of tokens, the short convolution, the output norm, and
+``NAMAttention(erase=True)``, which writes tokens in order by the full rule ``M + p_w v k^T - p_e M k k^T`` and so replaces the
+values of repeated keys. Erase gates up to 2 are those of Grazzi et al., "Unlocking State-Tracking in Linear RNNs Through Negative
+Eigenvalues" (arXiv 2411.12537): without them a memory cannot compute parity.
 
 Legend: ``B`` sequences, ``T`` queries, ``S`` keys, ``H`` heads, ``D_k`` and ``D_v`` the sizes of a key and a value,
 ``E`` the width of a token.
@@ -22,7 +24,8 @@ from torch import Tensor, nn
 
 from fewshot_nam.memory.padding import check_tokens, without_padding
 from fewshot_nam.memory.primitives import Gate, unit
-from fewshot_nam.memory.scan.scan import memory_scan, memory_step
+from fewshot_nam.memory.scan.scan import BACKENDS, memory_scan, memory_step
+from fewshot_nam.memory.short_convolution import ShortConvolution, check_conv_size
 from fewshot_nam.memory.torch_modes import full_precision
 from fewshot_nam.memory.validation import check_alike, check_mask, check_tensor
 
@@ -37,6 +40,8 @@ class NAMAttentionState(NamedTuple):
     """``(B, H, D_v, D_k)``, float32 at least."""
     tokens: Tensor
     """``(B,)`` int64: the number of tokens written."""
+    recent: Tensor | None = None
+    """``(B, conv_size - 1, 3 E)``: the last projected tokens, for the short convolution; None without it."""
 
 
 def outer_product_attention(
@@ -129,6 +134,10 @@ class NAMAttention(nn.Module):
         gates: learn ``p_read`` and ``p_write``, ``sigmoid(W x + b)`` for each head and token. Default: both are 1.
         scale: None (as in the paper), a number, ``"1/S"`` or ``"1/sqrt(S)"``: see ``outer_product_attention``. Only without
             ``erase``: with it the memory does not grow with the number of tokens.
+        conv_size: the width, in tokens, of a causal convolution of queries, keys and values (``ShortConvolution``). Without it no
+            memory network learns associative recall where keys and values are separate tokens; 2 to 4 is usual. Default: none.
+        max_erase: the largest erase gate, above 0 and at most 2: ``p_e = max_erase sigmoid(W_e x + b_e)``. Only with ``erase``.
+        output_norm: normalise the read of each head by its root mean square, with learned weights (``torch.nn.RMSNorm``).
         backend: how sequences are scanned, see ``memory_scan``.
         bias: whether the projections have a bias.
         batch_first: ``(B, T, E)`` in and out. Default, as in torch: ``(T, B, E)``.
@@ -156,6 +165,9 @@ class NAMAttention(nn.Module):
         erase: bool = False,
         gates: bool = False,
         scale: Scale = None,
+        conv_size: int | None = None,
+        max_erase: float = 1.0,
+        output_norm: bool = False,
         backend: str = "auto",
         bias: bool = True,
         batch_first: bool = False,
@@ -170,12 +182,22 @@ class NAMAttention(nn.Module):
         _check_scale("NAMAttention", scale)
         if erase and scale is not None:
             raise ValueError(f"NAMAttention: scale belongs to erase=False, got scale={scale!r} with erase=True")
+        if backend not in BACKENDS:
+            raise ValueError(f"NAMAttention: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        check_conv_size("NAMAttention", conv_size)
+        check_max_erase("NAMAttention", max_erase)
+        if max_erase != 1.0 and not erase:
+            raise ValueError(f"NAMAttention: max_erase belongs to erase=True, got {max_erase} with erase=False")
         self.embed_dim, self.num_heads = embed_dim, num_heads
-        self.erase, self.gates, self.scale = erase, gates, scale
+        self.erase, self.gates, self.scale, self.max_erase = erase, gates, scale, float(max_erase)
         self.backend, self.batch_first = backend, batch_first
         self.in_proj = nn.Linear(embed_dim, 3 * embed_dim, bias, device, dtype)
         per_head = num_heads * (2 * gates + erase)
         self.gate_proj = nn.Linear(embed_dim, per_head, bias, device, dtype) if per_head else None
+        self.conv = None
+        if conv_size is not None:
+            self.conv = ShortConvolution(3 * embed_dim, conv_size, device=device, dtype=dtype)
+        self.output_norm = nn.RMSNorm(embed_dim // num_heads, device=device, dtype=dtype) if output_norm else None
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, device, dtype)
         self.reset_parameters()
 
@@ -188,6 +210,9 @@ class NAMAttention(nn.Module):
         for part in (self.in_proj, self.gate_proj, self.out_proj):
             if part is not None and part.bias is not None:
                 nn.init.zeros_(part.bias)
+        for module in (self.conv, self.output_norm):
+            if module is not None:
+                module.reset_parameters()
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Return the output for every token, in the shape of ``x``.
@@ -215,7 +240,8 @@ class NAMAttention(nn.Module):
         """Return the state of ``batch_size`` sequences before their first token."""
         weight, width = self.out_proj.weight, self.embed_dim // self.num_heads
         memory = weight.new_zeros(batch_size, self.num_heads, width, width, dtype=_working_dtype(weight))
-        return NAMAttentionState(memory, torch.zeros(batch_size, dtype=torch.int64, device=weight.device))
+        tokens = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
+        return NAMAttentionState(memory, tokens, None if self.conv is None else self.conv.init_state(batch_size))
 
     def extend(
         self, x: Tensor, state: NAMAttentionState, key_padding_mask: Tensor | None = None
@@ -253,17 +279,20 @@ class NAMAttention(nn.Module):
         """
         check_tokens("NAMAttention.step", "x", x, ("B", self.embed_dim), self.in_proj.weight)
         self._check_state("NAMAttention.step", state, len(x))
-        q, k, v, p_read, p_write, p_erase = self._project(x)
+        projected, recent = self.in_proj(x), state.recent
+        if self.conv is not None and recent is not None:
+            projected, recent = self.conv.step(projected, recent)
+        q, k, v, p_read, p_write, p_erase = self._split(projected, x)
         outputs, memory = memory_step(state.memory, q, k, v, p_read, p_write, 0.0 if p_erase is None else p_erase)
         tokens = state.tokens + 1
         outputs = _scaled(outputs.unsqueeze(1), self.scale, tokens.unsqueeze(1)).squeeze(1)
-        return self._join(outputs), NAMAttentionState(memory, tokens)
+        return self._join(outputs), NAMAttentionState(memory, tokens, recent)
 
     def extra_repr(self) -> str:
         """Return the settings, as printed with the module."""
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, erase={self.erase}, gates={self.gates}, "
-            f"scale={self.scale}, backend={self.backend}, batch_first={self.batch_first}"
+            f"scale={self.scale}, max_erase={self.max_erase}, backend={self.backend}, batch_first={self.batch_first}"
         )
 
     def _batch_first(self, where: str, x: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -275,7 +304,10 @@ class NAMAttention(nn.Module):
         self, x: Tensor, state: NAMAttentionState, mask: Tensor | None, causal: bool
     ) -> tuple[Tensor, NAMAttentionState]:
         """Return the outputs for ``x`` ``(B, T, E)``, in the layout that ``batch_first`` says, and the state after them."""
-        q, k, v, p_read, p_write, p_erase = self._project(x)
+        projected, recent = self.in_proj(x), state.recent
+        if self.conv is not None:
+            projected, recent = self.conv(projected, recent, mask)
+        q, k, v, p_read, p_write, p_erase = self._split(projected, x)
         if p_erase is None:
             outputs, memory = outer_product_attention(
                 q, k, v, p_read, p_write, mask=mask, causal=causal, initial_memory=state.memory, backend=self.backend
@@ -292,11 +324,19 @@ class NAMAttention(nn.Module):
             outputs = outputs.masked_fill(~mask[:, :, None, None], 0.0)
         outputs = self._join(outputs)
         tokens = state.tokens + _count_tokens(k, mask, causal=False).squeeze(1)
-        return outputs if self.batch_first else outputs.transpose(0, 1), NAMAttentionState(memory, tokens)
+        state = NAMAttentionState(memory, tokens, recent)
+        return outputs if self.batch_first else outputs.transpose(0, 1), state
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Return unit queries, unit keys and values ``(..., H, D)``, then read, write and erase gates ``(..., H)`` or None."""
-        heads = self.in_proj(x).unflatten(-1, (3, self.num_heads, -1))
+    def _split(
+        self, projected: Tensor, x: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Return unit queries, unit keys and values ``(..., H, D)``, then read, write and erase gates ``(..., H)`` or None.
+
+        Args:
+            projected: queries, keys and values ``(..., 3 E)``.
+            x: the tokens ``(..., E)``, of which the gates are.
+        """
+        heads = projected.unflatten(-1, (3, self.num_heads, -1))
         working = _working_dtype(heads)
         # Vectors are normalised in float32; the products may be in half precision, which is fast on a GPU.
         q, k = unit(heads[..., :2, :, :].to(working)).to(heads.dtype).unbind(-3)
@@ -308,24 +348,32 @@ class NAMAttention(nn.Module):
             learned = self.gate_proj(x).to(working).sigmoid().unflatten(-1, (-1, self.num_heads)).unbind(-2)
             if self.erase:
                 *learned, p_erase = learned
+                p_erase = p_erase * self.max_erase
             if self.gates:
                 p_read, p_write = learned
         return q, k, v, p_read, p_write, p_erase
 
     def _join(self, outputs: Tensor) -> Tensor:
         """Return the heads' outputs ``(..., H, D)`` as one ``(..., E)``."""
+        if self.output_norm is not None:
+            outputs = self.output_norm(outputs.to(self.output_norm.weight.dtype))
         return self.out_proj(outputs.flatten(-2).to(self.out_proj.weight.dtype))
 
     def _check_state(self, where: str, state: object, batch_size: int) -> None:
         if not isinstance(state, NAMAttentionState):
             raise TypeError(f"{where}: state must be a NAMAttentionState, of init_state, got {type(state).__name__}")
         width = self.embed_dim // self.num_heads
-        memory, tokens = state
+        memory, tokens, recent = state
         check_tensor(where, "the state's memory", memory, (batch_size, self.num_heads, width, width))
         if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.shape != (batch_size,):
             kind = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
             raise ValueError(f"{where}: the state's tokens must be an int64 tensor ({batch_size},), got {kind}")
-        check_alike(where, dtype=False, weights=self.out_proj.weight, memory=memory, tokens=tokens)
+        check_alike(where, dtype=False, weights=self.out_proj.weight, memory=memory, tokens=tokens, recent=recent)
+        if (recent is None) != (self.conv is None):
+            raise ValueError(f"{where}: the state's recent tokens are for a convolution: use init_state of this module")
+        if recent is not None and self.conv is not None:
+            wanted = (batch_size, self.conv.width - 1, self.conv.channels)
+            check_tensor(where, "the state's recent tokens", recent, wanted)
 
 
 def _gated(vectors: Tensor, gate: Gate | None) -> Tensor:
@@ -354,6 +402,16 @@ def _scaled(outputs: Tensor, scale: Scale, tokens: Tensor) -> Tensor:
 
 def _working_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def check_max_erase(where: str, max_erase: object) -> None:
+    """Raise unless ``max_erase`` is a number above 0 and at most 2.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(max_erase, (int, float)) or not 0 < max_erase <= 2:
+        raise ValueError(f"{where}: max_erase must be above 0 and at most 2, got {max_erase!r}")
 
 
 def _check_scale(where: str, scale: object) -> None:

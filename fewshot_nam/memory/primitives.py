@@ -12,23 +12,43 @@ are the sizes of a key and a value, ``n`` is a number of pairs.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from fewshot_nam.memory.torch_modes import needs_plain_autograd
 
 Gate = float | Tensor
 """A probability, usually in [0, 1]: one number, or a tensor of the batch shape (``(..., n)`` where ``n`` pairs are written)."""
 
 
 def unit(x: Tensor, dim: int = -1, eps: float = 1e-12) -> Tensor:
-    """Return ``x`` at length 1 along ``dim``: ``x / max(|x|, eps)``. A zero vector stays zero; its gradient is finite.
+    """Return ``x / |x|`` along ``dim``. A vector of length ``eps`` or less gives zeros, with a gradient of 0.
+
+    The gradient elsewhere is at most ``1 / |x|``. Lengths that overflow the dtype, as that of ``[3e19, 4e19]`` in float32, are
+    computed from scaled vectors.
 
     Args:
         x: ``(..., D, ...)`` float.
         dim: the dimension along which lengths are taken.
-        eps: the smallest length divided by, raised to the smallest normal number of the dtype where it is below that.
+        eps: the length up to which a vector counts as zero, raised to the smallest normal number of the dtype if it is smaller.
+
+    Example:
+        >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
     """
-    smallest = max(eps, torch.finfo(x.dtype).tiny)
-    return x / torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_min(smallest)
+    info = torch.finfo(x.dtype)
+    length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    # Only an eager call on a CPU can look at values without a cost: elsewhere the scaled length is always computed.
+    eager = x.device.type == "cpu" and not torch.compiler.is_compiling() and not needs_plain_autograd()
+    if not eager or bool(length.isinf().any()):
+        # A power of two is exact, so that vectors which need no scaling keep their results to the last bit.
+        smaller = math.ldexp(1.0, -3 * math.frexp(info.max)[1] // 4)
+        x = x * torch.ones_like(length).masked_fill(length.isinf(), smaller)
+        length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    return x / torch.where(length <= max(eps, info.tiny), torch.inf, length)
 
 
 def read(memory: Tensor, query: Tensor, p_read: Gate = 1.0) -> Tensor:

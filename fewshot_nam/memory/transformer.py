@@ -51,6 +51,9 @@ class NAMTransformerEncoderLayer(nn.Module):
         erase: write tokens in order with a learned erase probability, see ``NAMAttention``.
         gates: learn read and write probabilities, see ``NAMAttention``.
         scale: a factor of the reads, see ``NAMAttention``.
+        conv_size: width of a short causal convolution, see ``NAMAttention``.
+        max_erase: the largest erase gate, up to 2, see ``NAMAttention``.
+        output_norm: normalise the reads of each head, see ``NAMAttention``.
         backend: how sequences are scanned, see ``memory_scan``.
 
     Raises:
@@ -81,6 +84,9 @@ class NAMTransformerEncoderLayer(nn.Module):
         erase: bool = False,
         gates: bool = False,
         scale: Scale = None,
+        conv_size: int | None = None,
+        max_erase: float = 1.0,
+        output_norm: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -97,6 +103,9 @@ class NAMTransformerEncoderLayer(nn.Module):
             erase=erase,
             gates=gates,
             scale=scale,
+            conv_size=conv_size,
+            max_erase=max_erase,
+            output_norm=output_norm,
             backend=backend,
             bias=bias,
             batch_first=batch_first,

@@ -88,7 +88,7 @@ def main() -> None:
         def again(tokens: Tensor = tokens, causal: Tensor = causal) -> object:
             return theirs(tokens, causal, is_causal=True)
 
-        kept = sum(part.nbytes for layer in state for part in layer) / 1024
+        kept = sum(part.nbytes for layer in state for part in layer if part is not None) / 1024
         cache = LAYERS * heads[1:].nbytes / 1024
         times = [milliseconds(step, 50), milliseconds(cached, 50), milliseconds(again, 3)]
         print(

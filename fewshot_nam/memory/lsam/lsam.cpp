@@ -30,14 +30,14 @@ inline T sigmoid(T x) {
   return T(1) / (T(1) + std::exp(-x));
 }
 
-// x / max(|x|, eps) into y (padded), and that length
+// x / |x| into y (padded), and |x|; zeros and an infinite length where |x| <= eps
 template <typename T>
 inline T unit(const T* x, int width, T* y) {
   double squares = 0;
 #pragma omp simd reduction(+ : squares)
   for (int i = 0; i < width; ++i) squares += (double)x[i] * x[i];
   const double root = std::sqrt(squares);
-  const T length = root < kEps ? (T)kEps : (T)root;  // NaN stays NaN
+  const T length = root <= kEps ? std::numeric_limits<T>::infinity() : (T)root;  // NaN stays NaN
   for (int i = 0; i < width; ++i) y[i] = x[i] / length;
   return length;
 }
@@ -197,7 +197,7 @@ void lsam_backward(const Sizes& s, const T* grad_hiddens, const T* grad_memory, 
           raw[3 * e] = read_part * (1 - p_read);
           const T *length = lengths + 2 * at_n;
           // gradient 0 for a vector of 0
-          const T by_query = length[0] > (T)kEps ? 1 / length[0] : 0, by_key = length[1] > (T)kEps ? 1 / length[1] : 0;
+          const T by_query = 1 / length[0], by_key = 1 / length[1];
           for (int k = 0; k < e; ++k) raw[k] = (grad_query[k] - read_part * query[k]) * by_query;
           for (int k = 0; k < e; ++k) raw[e + k] = (grad_key[k] - key_part * key[k]) * by_key;
         }

@@ -39,7 +39,7 @@ Backward = Literal["hand", "autograd"]
 BLOCK = 16
 """Steps between two memories that the fast loop keeps. Its backward also holds the memories of one block."""
 
-_EPS = 1e-12
+_EPS = 1e-12  # of unit
 
 
 class Ragged(NamedTuple):
@@ -98,14 +98,8 @@ def step(gates: Tensor, memory: Tensor, value_activation: ValueActivation = None
     p_read, p_write = probabilities.sigmoid().unbind(-1)
     if value_activation == "tanh":
         value = value.tanh()
-    memory = write(memory, _unit(key), value, p_write, p_write)
-    return read(memory, _unit(query), p_read), memory
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Return ``unit(x)``, with gradient 0 where ``x`` is 0: a gradient of 1 / eps, fed back at each step, would overflow."""
-    length = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
-    return unit(torch.where(length > _EPS, x, x.detach()), eps=_EPS)
+    memory = write(memory, unit(key), value, p_write, p_write)
+    return read(memory, unit(query), p_read), memory
 
 
 def recurrence(
@@ -194,7 +188,8 @@ def _forward(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squa
             blocks[t // BLOCK] = state
         torch.baddbmm(now, hidden, weight_t, out=total)
         torch.linalg.vector_norm(raw_units, dim=-1, keepdim=True, out=each_length[t])
-        torch.div(raw_units, each_length[t].clamp_min_(_EPS), out=each_units[t])
+        length = each_length[t]
+        torch.div(raw_units, length.masked_fill_(length <= _EPS, math.inf), out=each_units[t])  # as unit
         torch.sigmoid(raw_probabilities, out=each_probability[t])
         value = torch.tanh(raw_value, out=each_value[t]) if squashed else raw_value
         torch.bmm(each_key[t], state_t, out=recalled)
@@ -287,8 +282,7 @@ def _run_backward_in_torch(
     # dp_w of the raw gate in one product; dp_r likewise, as q . dq = p_r (dh . o).
     scaled_errors = (errors * (p_write * (1 - p_write))).mT
     read_slope = 1 - p_read
-    # A gradient of 0 for a vector of 0, as in _unit.
-    inverse = lengths.reciprocal() * (lengths > _EPS)
+    inverse = lengths.reciprocal()  # 0 for a vector of 0, whose length is stored as infinity
     along = units * inverse
     squashed = len(values) > 0
     value_slope = 1 - values * values

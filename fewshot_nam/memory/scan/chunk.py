@@ -219,7 +219,8 @@ class _SegmentedScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_reads: Tensor, d_left: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of all inputs, from the last segment to the first."""
-        tokens, states = Tokens(*ctx.saved_tensors[:6]), ctx.saved_tensors[6:]
+        saved = ctx.saved_tensors  # once: under activation checkpointing a second access raises
+        tokens, states = Tokens(*saved[:6]), saved[6:]
         grads, d_state = tokens.each(torch.empty_like), d_left
         # A backward under autocast must not round what the forward did not round.
         with torch.no_grad(), full_precision(d_reads.device):

@@ -27,18 +27,18 @@ inline void add_scaled(const T* x, T a, int wide, T* y) {
   for (int i = 0; i < wide; i += Simd<T>::lanes) at(y + i) += a * at(x + i);
 }
 
-// x / max(|x|, eps) into y, and that length
+// x / |x| into y, and |x|; zeros and an infinite length where |x| <= eps
 template <typename T>
 inline T to_unit(const T* x, int wide, T* y) {
-  const T root = std::sqrt(dot(x, x, wide)), length = root < (T)kShortest ? (T)kShortest : root;
+  const T root = std::sqrt(dot(x, x, wide)), length = root <= (T)kShortest ? std::numeric_limits<T>::infinity() : root;
   scale(x, 1 / length, wide, y);
   return length;
 }
 
-// The gradient of x, given x / max(|x|, eps), that length, and the gradient g of the unit vector
+// The gradient of x, given the unit vector and the length of to_unit, and the gradient g of the unit vector
 template <typename T>
 inline void from_unit(const T* unit, T length, const T* g, int wide, T* grad, bool add) {
-  const T along = length > (T)kShortest ? dot(unit, g, wide) : T(0), inverse = 1 / length;
+  const T along = dot(unit, g, wide), inverse = 1 / length;
   for (int i = 0; i < wide; i += Simd<T>::lanes) {
     const Vec<T> x = (at(g + i) - along * at(unit + i)) * inverse;
     at(grad + i) = add ? at(grad + i) + x : x;

@@ -565,3 +565,124 @@ def test_the_settings_are_printed():
 def test_what_the_module_cannot_use_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call(module())
+
+
+# --- convolution, erase gates up to 2, output norm -------------------------------------------------------------------------
+
+OPTIONS = {
+    "conv": {"conv_size": 3},
+    "conv, erase to 2": {"conv_size": 2, "erase": True, "max_erase": 2.0, "gates": True},
+    "output norm": {"output_norm": True, "erase": True},
+    "all": {"conv_size": 4, "erase": True, "max_erase": 1.5, "gates": True, "output_norm": True},
+}
+
+
+def with_options(options: dict, **others) -> NAMAttention:
+    torch.manual_seed(3)
+    attention = NAMAttention(WIDTH, H, batch_first=True, dtype=torch.float64, **options, **others)
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return attention
+
+
+def as_equations(attention: NAMAttention, x: Tensor) -> Tensor:
+    """Return the causal outputs for one sequence ``(T, E)``, token by token."""
+    memory = [torch.zeros(WIDTH // H, WIDTH // H, dtype=x.dtype) for _ in range(H)]
+    projected, outputs = attention.in_proj(x), []
+    for t in range(len(x)):
+        now = projected[t]
+        if attention.conv is not None:
+            past = range(max(0, t - attention.conv.width + 1), t + 1)
+            now = sum(attention.conv.weight[:, attention.conv.width - 1 - (t - s)] * projected[s] for s in past)
+        q, k, v = now.view(3, H, -1)
+        gates = [] if attention.gate_proj is None else list(attention.gate_proj(x[t]).sigmoid().view(-1, H))
+        p_erase = attention.max_erase * gates.pop() if attention.erase else torch.zeros(H, dtype=x.dtype)
+        p_read, p_write = gates if attention.gates else torch.ones(2, H, dtype=x.dtype)
+        reads = []
+        for head in range(H):
+            key = unit(k[head])
+            memory[head] = write(memory[head], key, v[head], p_write[head], p_erase[head])
+            out = read(memory[head], unit(q[head]), p_read[head])
+            if attention.output_norm is not None:
+                out = out / (out.square().mean() + torch.finfo(x.dtype).eps).sqrt() * attention.output_norm.weight
+            reads.append(out)
+        outputs.append(attention.out_proj(torch.cat(reads)))
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_options_are_their_equations_with_all_gradients(name):
+    attention = with_options(OPTIONS[name])
+    x = normal(0, B, 41, WIDTH).requires_grad_()
+    leaves = [x, *attention.parameters()]
+    expected = torch.stack([as_equations(attention, row) for row in x])
+    outputs = attention(x, is_causal=True)
+    torch.testing.assert_close(outputs, expected, **EXACT)
+    weights = normal(1, *outputs.shape)
+    found = torch.autograd.grad((outputs * weights).sum(), leaves)
+    torch.testing.assert_close(found, torch.autograd.grad((expected * weights).sum(), leaves), **EXACT)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_options_stream_over_padding_as_over_the_tokens_alone(name):
+    attention = with_options(OPTIONS[name])
+    x, padding = normal(0, 3, 12, WIDTH), torch.zeros(3, 12, dtype=torch.bool)
+    padding[0, 3:6] = padding[1, :2] = padding[2, 9:] = True
+    state, outputs = attention.init_state(3), []
+    for part in (slice(0, 5), slice(5, 11)):
+        found, state = attention.extend(x[:, part], state, padding[:, part])
+        outputs.append(found)
+    last, state = attention.step(x[:, 11], state)
+    whole = attention(x[:, :11], padding[:, :11], is_causal=True)
+    torch.testing.assert_close(torch.cat(outputs, 1), whole, **EXACT)
+    for row in range(3):
+        kept = ~padding[row, :11]
+        tokens = torch.cat([x[row, :11][kept], x[row, 11:]])
+        expected = as_equations(attention, tokens)
+        torch.testing.assert_close(whole[row][kept], expected[:-1], **EXACT)
+        torch.testing.assert_close(last[row], expected[-1], **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "typo"}, "backend must be one of auto, loop, .*got 'typo'"),
+        ({"conv_size": 1}, "conv_size must be None or an integer of at least 2, got 1"),
+        ({"erase": True, "max_erase": 2.5}, "max_erase must be above 0 and at most 2, got 2.5"),
+        ({"erase": True, "max_erase": 0}, "max_erase must be above 0 and at most 2, got 0"),
+        ({"max_erase": 2.0}, "max_erase belongs to erase=True, got 2.0"),
+    ],
+)
+def test_options_that_do_not_fit_are_errors(options, message):
+    with pytest.raises(ValueError, match=f"NAMAttention: {message}"):
+        NAMAttention(WIDTH, H, **options)
+
+
+def test_a_state_of_an_attention_without_convolution_is_refused():
+    with pytest.raises(ValueError, match="recent tokens are for a convolution: use init_state of this module"):
+        with_options({"conv_size": 2}).step(normal(0, B, WIDTH), with_options({}).init_state(B))
+
+
+def parity(generator: torch.Generator, batch: int, length: int) -> tuple[Tensor, Tensor]:
+    bits = torch.randint(2, (batch, length), generator=generator)
+    return bits, bits.cumsum(1) % 2
+
+
+def test_a_memory_with_erase_gates_up_to_2_computes_parity_at_any_length():
+    """By hand: k = q = 1, v = 0, p_e = 2 at a one and 0 at a zero. M starts at 1 and changes its sign at every one."""
+    attention = NAMAttention(1, 1, erase=True, max_erase=2.0, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        for name, value in {
+            "in_proj.weight": [[0.0], [0.0], [0.0]],
+            "in_proj.bias": [1.0, 1.0, 0.0],
+            "gate_proj.weight": [[80.0]],
+            "gate_proj.bias": [-40.0],
+            "out_proj.weight": [[1.0]],
+            "out_proj.bias": [0.0],
+        }.items():
+            attention.get_parameter(name).copy_(torch.tensor(value))
+    bits, expected = parity(torch.Generator().manual_seed(0), 4, 500)
+    state = attention.init_state(4)
+    outputs, _ = attention.extend(bits.unsqueeze(-1).double(), state._replace(memory=torch.ones_like(state.memory)))
+    assert torch.equal((outputs.squeeze(-1) < 0).long(), expected)

@@ -213,11 +213,44 @@ def test_unit_vectors_have_length_one_and_the_same_direction(seed, dim):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_zero_vector_stays_zero_with_a_finite_gradient(dtype):
-    x = torch.zeros(3, dtype=dtype, requires_grad=True)
+@pytest.mark.parametrize("length", [0.0, 1e-13])
+def test_a_vector_of_no_length_gives_zeros_and_a_gradient_of_zero(dtype, length):
+    x = torch.tensor([[length, 0.0, 0.0], [1.0, 0.0, 0.0]], dtype=dtype, requires_grad=True)
     unit(x).sum().backward()
-    assert torch.equal(unit(x), torch.zeros(3, dtype=dtype))
-    assert x.grad.isfinite().all() or dtype == torch.float16  # 1 / the smallest float16 is beyond float16
+    assert torch.equal(unit(x)[0], torch.zeros(3, dtype=dtype))
+    assert torch.equal(x.grad, torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 1.0]], dtype=dtype))
+
+
+def every_way(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {
+        "eager": unit(x),
+        "vmap": torch.func.vmap(unit)(x),
+        "compiled": torch.compile(unit, backend="eager", fullgraph=True)(x),
+    }
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest"), [(torch.float16, 6e4), (torch.bfloat16, 3e38), (torch.float32, 3e38), (torch.float64, 1e308)]
+)
+def test_lengths_that_overflow_are_right(dtype, largest):
+    x = torch.tensor([[3.0, 4.0], [6.0, 8.0], [0.0, 0.0]], dtype=torch.float64) * (largest / 8)
+    x = torch.cat([x, torch.tensor([[0.3, 0.4], [1e-3, 0.0]], dtype=torch.float64)]).to(dtype)
+    for way, found in every_way(x).items():
+        expected = torch.tensor([[0.6, 0.8], [0.6, 0.8], [0, 0], [0.6, 0.8], [1, 0]], dtype=dtype)
+        torch.testing.assert_close(found, expected, msg=way)
+        torch.testing.assert_close(found[3:], unit(x[3:]), rtol=0, atol=0, msg=way)  # to the last bit
+    assert torch.equal(torch.tensor([0.6, 0.8]), unit(torch.tensor([3e19, 4e19])))
+
+
+def test_nan_stays_nan_in_all_of_a_vector():
+    found = unit(torch.tensor([[1.0, float("nan")], [3.0, 4.0]]))
+    assert found[0].isnan().all()
+    assert found[1].isfinite().all()
+
+
+def test_the_gradient_of_unit_is_right():
+    assert torch.autograd.gradcheck(unit, normal(0, 3, 4).requires_grad_())
+    assert torch.autograd.gradgradcheck(unit, normal(0, 3, 4).requires_grad_())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
