@@ -1,14 +1,9 @@
 """Pretrained feature extractors, each with the transform of its images: ``create(name)`` returns a ``Backbone``.
 
-Example::
+Here are the networks that come with fewshot-nam and how they are pretrained. Models of timm and torchvision are backbones too.
+See ``create`` for an example.
 
-    import backbones
-
-    backbone = backbones.create("conv4")
-    image = backbone.transform(PIL.Image.open("letter.png"))
-    features = backbone(image.unsqueeze(0))  # (1, backbone.feature_dim)
-
-Importing this package does not import torch: a command's ``--help`` answers at once.
+Importing this package does not import torch, so that ``--help`` of a command is fast.
 """
 
 from __future__ import annotations

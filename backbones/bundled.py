@@ -26,7 +26,7 @@ class BundledNetwork(NamedTuple):
 
     Attributes:
         network: makes it; takes ``width``.
-        transform: of its pictures.
+        transform: of its images.
         transform_id: what the transform does.
         weights: name of the packaged file, or ``None``.
     """
@@ -63,7 +63,7 @@ def create_bundled(
         pretrained: ``True`` for the package's weights, ``False`` for random ones, or a file: one in the package's form
             (weights under "model.", "base_prototypes", and a "card" in its metadata) or a plain state dict.
         model_options: ``width``: of conv4 the number of features (64), of conv5 a sixteenth of it (32).
-        transform_options: none; each has one way to read a picture.
+        transform_options: none; each has one way to read an image.
 
     Raises:
         ValueError: an option that there is not, a file that does not fit, or no weights in the package.

@@ -1,4 +1,4 @@
-"""Conv4-64, the four-block convolutional network of the few-shot literature, for small grey pictures.
+"""Conv4-64, the four-block convolutional network of the few-shot literature, for small grey images.
 
 Source: Vinyals et al., "Matching Networks for One Shot Learning" (2016), section 4.1; Snell et al., "Prototypical Networks"
 (2017), section 3.1. Each block is a 3x3 convolution, batch normalisation, ReLU and 2x2 max pooling.
@@ -14,12 +14,12 @@ from fewshot_nam.vision.rgb import opaque
 
 
 class Conv4(nn.Module):
-    """Four convolutional blocks; a 28x28 grey picture becomes 64 non-negative features.
+    """Four convolutional blocks; a 28x28 grey image becomes 64 non-negative features.
 
     Args:
-        width: channels of every block, which is also the number of features: a 28x28 picture is pooled to 1x1.
+        width: channels of every block, which is also the number of features: a 28x28 image is pooled to 1x1.
 
-    Shapes: pictures ``(B, 1, 28, 28)`` float, ink 1 on paper 0, to features ``(B, width)``.
+    Shapes: images ``(B, 1, 28, 28)`` float, ink 1 on paper 0, to features ``(B, width)``.
     """
 
     image_size = 28
@@ -38,17 +38,17 @@ class Conv4(nn.Module):
             nn.MaxPool2d(2),
         )
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Return the features ``(B, width)`` of pictures ``(B, 1, 28, 28)``."""
-        return self.blocks(pictures).flatten(start_dim=1)
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features ``(B, width)`` of images ``(B, 1, 28, 28)``."""
+        return self.blocks(images).flatten(start_dim=1)
 
 
-def ink_transform(picture: Image.Image) -> Tensor:
-    """Return ``picture`` as Conv4 wants it: ``(1, 28, 28)`` float in [0, 1], dark ink on light paper turned into 1 on 0.
+def ink_transform(image: Image.Image) -> Tensor:
+    """Return ``image`` as Conv4 wants it: ``(1, 28, 28)`` float in [0, 1], dark ink on light paper turned into 1 on 0.
 
-    A picture with transparency is laid on white paper first. One that is not square is stretched, as in the literature.
+    An image with transparency is laid on white paper first. One that is not square is stretched, as in the literature.
     """
     size = (Conv4.image_size, Conv4.image_size)
-    grey = opaque(picture).convert("L").resize(size, Image.Resampling.BILINEAR)
+    grey = opaque(image).convert("L").resize(size, Image.Resampling.BILINEAR)
     levels = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).reshape(1, *size)
     return 1.0 - levels.float() / 255.0

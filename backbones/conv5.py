@@ -1,6 +1,6 @@
 """Conv5, a small convolutional network for 64x64 photographs: what a plain CPU trains within the hour.
 
-As Conv4 of the few-shot literature, but the first convolution already halves the picture, channels double from block to block,
+As Conv4 of the few-shot literature, but the first convolution already halves the image, channels double from block to block,
 and the last map is averaged. It comes without weights: ``scripts/pretrain_photos.py`` trains it on base classes of yours.
 """
 
@@ -19,7 +19,7 @@ class Conv5(nn.Module):
     Args:
         width: channels of the first convolution, at least 1; there are ``16 * width`` features.
 
-    Shapes: pictures ``(B, 3, S, S)`` as from ``standardize``, S at least 32 (64 is meant), to features ``(B, 16 * width)``,
+    Shapes: images ``(B, 3, S, S)`` as from ``standardize``, S at least 32 (64 is meant), to features ``(B, 16 * width)``,
     none of them negative.
     """
 
@@ -41,9 +41,9 @@ class Conv5(nn.Module):
                 blocks.append(nn.MaxPool2d(2))
         self.blocks = nn.Sequential(*blocks)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Return the features ``(B, 16 * width)`` of pictures ``(B, 3, S, S)``."""
-        return self.blocks(pictures).mean(dim=(2, 3))
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features ``(B, 16 * width)`` of images ``(B, 3, S, S)``."""
+        return self.blocks(images).mean(dim=(2, 3))
 
 
 def standardize(levels: Tensor) -> Tensor:
@@ -51,9 +51,9 @@ def standardize(levels: Tensor) -> Tensor:
     return (levels - 0.45) / 0.25
 
 
-def square(picture: Image.Image) -> Image.Image:
-    """Return ``picture`` as 64x64 RGB: its short side scaled to 64, its middle cut out."""
-    rgb = opaque(picture).convert("RGB")
+def square(image: Image.Image) -> Image.Image:
+    """Return ``image`` as 64x64 RGB: its short side scaled to 64, its middle cut out."""
+    rgb = opaque(image).convert("RGB")
     side = Conv5.image_size
     scale = side / min(rgb.size)
     width, height = (max(side, round(length * scale)) for length in rgb.size)
@@ -63,7 +63,7 @@ def square(picture: Image.Image) -> Image.Image:
     return rgb.crop((left, top, left + side, top + side))
 
 
-def photo_transform(picture: Image.Image) -> Tensor:
-    """Return ``picture`` as Conv5 wants it, ``(3, 64, 64)`` float; one that is not square loses its ends."""
-    levels = torch.frombuffer(bytearray(square(picture).tobytes()), dtype=torch.uint8)
+def photo_transform(image: Image.Image) -> Tensor:
+    """Return ``image`` as Conv5 wants it, ``(3, 64, 64)`` float; one that is not square loses its ends."""
+    levels = torch.frombuffer(bytearray(square(image).tobytes()), dtype=torch.uint8)
     return standardize(levels.reshape(Conv5.image_size, Conv5.image_size, 3).permute(2, 0, 1).float() / 255)

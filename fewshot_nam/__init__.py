@@ -1,12 +1,12 @@
-"""Few-shot learning with Neural Attention Memory: teach a vision model a class from one picture.
+"""Few-shot learning with Neural Attention Memory (NAM): teach a vision model a class from one image.
 
-- ``fewshot_nam.attach``: any vision model becomes one that learns classes from pictures, saves them and forgets them.
+- ``fewshot_nam.attach``: makes any vision model one that learns classes from images, forgets them and saves them.
 - ``fewshot_nam.NAMClassifier``, ``fewshot_nam.CosineClassifier``: the same heads for scikit-learn.
-- ``fewshot_nam.keep_freed_memory``: within it, a network on a CPU runs faster.
-- ``fewshot_nam.memory``: the shared memory library (read, write, and networks built on them).
-- ``fewshot_nam.heads``: few-shot classifier heads that learn a class from one picture and forget it again: features in, scores out.
+- ``fewshot_nam.keep_freed_memory``: a context in which a network on a CPU runs faster.
+- ``fewshot_nam.heads``: few-shot classifier heads, which learn a class from one feature vector: features in, scores out.
+- ``fewshot_nam.memory``: the memory itself (read, write), and networks built on it.
 
-Importing this package does not import torch: a command's ``--help`` answers at once.
+Importing this package does not import torch, so that ``--help`` of a command is fast.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Memory that a process frees only to ask for it again: kept, where the C library would give it back each time.
+"""Freed memory is kept for the next allocation, where the C library would return it to the operating system each time.
 
-A network on a CPU frees the activations of a batch and asks for as much at the next one. glibc hands blocks above 32 MiB back to
-the operating system as soon as they are free, and gets new pages, all zeroed, one by one: MobileNetV2 on batches of 32 takes half
-as long again by that (``scripts/benchmarks/extraction.py``, on a virtual machine). Results do not change.
+A network on a CPU frees the activations of a batch and allocates as much for the next one. glibc returns blocks above 32 MiB to
+the operating system at once, and gets new, zeroed pages one by one: with it MobileNetV2 on batches of 32 takes 1.5 times as long
+(``scripts/benchmarks/extraction.py``, on a virtual machine). Results do not change.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Iterator
 
-# From glibc's malloc.h, and malloc.c: where its thresholds end that it moves by itself.
+# From glibc's malloc.h; and from malloc.c, the largest thresholds that glibc sets by itself.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MOST_BY_ITSELF = 4 * 1024 * 1024 * ctypes.sizeof(ctypes.c_long)
 _KEPT = 1 << 30
@@ -24,10 +24,12 @@ _inside = 0
 
 @contextlib.contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """Keep freed memory for what is asked for next, up to 1 GiB a block, and give it back at the end.
+    """Keep freed memory for later allocations, up to 1 GiB a block, and return it to the operating system at the end.
 
-    For the whole process, which stays as large as it was at its largest; as a decorator too. May be entered again inside, and from
-    several threads. Afterwards blocks above 32 MiB are given back when they are freed, as glibc does it in the long run by itself.
+    It holds for the whole process, whose memory stays at its peak meanwhile. It works as a decorator too, may be nested, and may
+    be entered from several threads. Afterwards blocks above 32 MiB are returned when they are freed, which is what glibc settles on
+    by itself.
+
     Nothing happens without glibc, or where ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_`` or ``GLIBC_TUNABLES`` is set.
     """
     global _inside
@@ -55,11 +57,11 @@ def _set_thresholds(libc: ctypes.CDLL, mmap: int, trim: int) -> None:
 
 
 def _libc() -> ctypes.CDLL | None:
-    """Return the C library if it is glibc and nobody has told it otherwise."""
+    """Return the C library if it is glibc and the user has not set its thresholds."""
     if any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")):
         return None
     try:
         libc = ctypes.CDLL(None)
         return libc if libc.mallopt and libc.malloc_trim and libc.gnu_get_libc_version else None
-    except (AttributeError, OSError, TypeError):  # no such functions; and on Windows, no way to ask
+    except (AttributeError, OSError, TypeError):  # no such functions; on Windows, CDLL(None) fails
         return None

@@ -23,7 +23,7 @@ from episodes.data.image_dataset import ArrayImages
 from episodes.features.bank import FeatureBank
 from episodes.features.extraction import extract
 from fewshot_nam.distributed import joined
-from fewshot_nam.io.image_io import UnreadablePicture
+from fewshot_nam.io.image_io import UnreadableImage
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"even": (20, 5), "ragged": (23, 5), "fewer batches than processes": (4, 5), "one each": (3, 1)}
@@ -40,26 +40,26 @@ class Small(nn.Module):
         self.layers = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 5))
         self.batches, self.fail_at = [], fail_at
 
-    def transform(self, picture):
-        return torch.from_numpy(np.array(picture, dtype=np.float32))[None] / 255
+    def transform(self, image):
+        return torch.from_numpy(np.array(image, dtype=np.float32))[None] / 255
 
-    def forward(self, pictures):
+    def forward(self, images):
         if len(self.batches) == self.fail_at:
             raise KeyboardInterrupt
-        self.batches.append(len(pictures))
-        return self.layers(pictures)
+        self.batches.append(len(images))
+        return self.layers(images)
 
 
 class Holed(ArrayImages):
-    """Pictures of which some cannot be read."""
+    """Images of which some cannot be read."""
 
     def image(self, index):
         if index in (2, 6, 7, 8, 9, 10):  # 5 to 9 are a batch
-            raise UnreadablePicture(f"picture {index}")
+            raise UnreadableImage(f"image {index}")
         return super().image(index)
 
 
-def pictures(n, kind=ArrayImages):
+def images(n, kind=ArrayImages):
     pixels = np.random.default_rng(n).integers(0, 256, (n, 8, 8), dtype=np.uint8)
     return kind("noise", pixels, np.arange(n) % 3, ["a", "b", "c"])
 
@@ -68,16 +68,16 @@ def extractions(out):
     """Return banks by name; what is in ``out`` from before is gone on with."""
     banks, passed = {}, {}
     for name, (n, size) in SETTINGS.items():
-        banks[name] = extract(Small(), pictures(n), batch_size=size, cache_dir=None)
-    banks["workers"] = extract(Small(), pictures(23), batch_size=5, workers=1, cache_dir=None)
+        banks[name] = extract(Small(), images(n), batch_size=size, cache_dir=None)
+    banks["workers"] = extract(Small(), images(23), batch_size=5, workers=1, cache_dir=None)
     for name in ("cached", "cached again"):
         backbone = Small()
-        banks[name] = extract(backbone, pictures(21), batch_size=4, cache_dir=out / "cache")
+        banks[name] = extract(backbone, images(21), batch_size=4, cache_dir=out / "cache")
         passed[name] = backbone.batches
     backbone = Small()
-    banks["resumed"] = extract(backbone, pictures(23), batch_size=5, cache_dir=out / "cache")
+    banks["resumed"] = extract(backbone, images(23), batch_size=5, cache_dir=out / "cache")
     passed["resumed"] = backbone.batches
-    holed = pictures(24, Holed)
+    holed = images(24, Holed)
     for name in ("holed", "holed again"):
         banks[name] = extract(Small(), holed, batch_size=5, skip_unreadable=True, cache_dir=out / "cache")
     return banks, passed
@@ -111,7 +111,7 @@ def work(out):
 def prepared(out):
     """Leave the first batches of an interrupted extraction in ``out``."""
     with pytest.raises(KeyboardInterrupt):
-        extract(Small(fail_at=2), pictures(23), batch_size=5, cache_dir=out / "cache")
+        extract(Small(fail_at=2), images(23), batch_size=5, cache_dir=out / "cache")
     return out
 
 

@@ -56,7 +56,7 @@ def sum_over_processes(parameters: list[nn.Parameter], numbers: Tensor) -> None:
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation whose mean and variance, in training, are those of the pictures of all processes."""
+    """Batch normalisation whose mean and variance, in training, are those of the images of all processes."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``input`` ``(B, C, H, W)``, normalised: the dtype is kept, sums are float32 at least."""

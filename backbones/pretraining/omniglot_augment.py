@@ -18,16 +18,16 @@ from backbones.pretraining.training import Recipe
 
 @dataclass(frozen=True)
 class InkRecipe(Recipe):
-    """How to train on handwriting, beyond what ``Recipe`` says; an epoch is a pass over all pictures in all four turns.
+    """How to train on handwriting, beyond what ``Recipe`` says; an epoch is a pass over all images in all four turns.
 
     Attributes:
         max_turn: random turn on top of the quarter turns, degrees either way.
-        max_shift: random shift, as a share of the picture's side.
+        max_shift: random shift, as a share of the image's side.
         zoom: smallest and largest random zoom, drawn for height and width apart.
-        max_shear: random shear, as a share of the picture's side.
+        max_shear: random shear, as a share of the image's side.
         thicken: probability that strokes are drawn with a thicker pen.
-        blur: probability that the picture is out of focus.
-        coarse: probability that the picture has few pixels, from a quarter to a half of the side, and so broad strokes.
+        blur: probability that the image is out of focus.
+        coarse: probability that the image has few pixels, from a quarter to a half of the side, and so broad strokes.
     """
 
     epochs: int = 40
@@ -44,37 +44,37 @@ class InkRecipe(Recipe):
 
 
 class InkExamples:
-    """Pictures of handwriting, each in four turns, as ``Pretraining`` takes them.
+    """Images of handwriting, each in four turns, as ``Pretraining`` takes them.
 
     Args:
-        pictures: ``(n, 2S, 2S)`` uint8, ink 255 on paper 0, twice the side that the model wants.
+        images: ``(n, 2S, 2S)`` uint8, ink 255 on paper 0, twice the side that the model wants.
         labels: ``(n,)`` long, classes 0, 1, 2, ...
-        recipe: how much to change a picture.
+        recipe: how much to change an image.
     """
 
-    def __init__(self, pictures: Tensor, labels: Tensor, recipe: InkRecipe) -> None:
-        self.pictures, self.labels, self.recipe = pictures, labels, recipe
+    def __init__(self, images: Tensor, labels: Tensor, recipe: InkRecipe) -> None:
+        self.images, self.labels, self.recipe = images, labels, recipe
         self.classes = 4 * (int(labels.max()) + 1)
 
     def __len__(self) -> int:
-        return 4 * len(self.pictures)
+        return 4 * len(self.images)
 
     def batch(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return inputs ``(B, 1, S, S)`` and targets ``(B,)`` of the examples ``chosen`` ``(B,)``."""
-        which, quarter = chosen % len(self.pictures), chosen // len(self.pictures)
-        ink = self.pictures[which].float().div_(255).unsqueeze(1)
+        which, quarter = chosen % len(self.images), chosen // len(self.images)
+        ink = self.images[which].float().div_(255).unsqueeze(1)
         for turns in range(1, 4):
             ink[quarter == turns] = ink[quarter == turns].rot90(turns, (2, 3))
         return augment(ink, self.recipe, generator), self.labels[which] * 4 + quarter
 
 
 def augment(ink: Tensor, recipe: InkRecipe, generator: torch.Generator) -> Tensor:
-    """Return pictures as another hand, pen and scanner would have made them, at half the side length.
+    """Return images as another hand, pen and scanner would have made them, at half the side length.
 
     Args:
         ink: ``(B, 1, 2S, 2S)`` float, ink 1 on paper 0.
         recipe: how much to change, and how often.
-        generator: the source of randomness; the same state gives the same pictures.
+        generator: the source of randomness; the same state gives the same images.
 
     Returns:
         ``(B, 1, S, S)`` float in [0, 1].
@@ -93,8 +93,8 @@ def augment(ink: Tensor, recipe: InkRecipe, generator: torch.Generator) -> Tenso
     grid = F.affine_grid(torch.stack(rows, dim=1).reshape(count, 2, 3), list(ink.shape), align_corners=False)
     ink = F.grid_sample(ink, grid, align_corners=False)
 
-    def some(pictures: Tensor, changed: Tensor, probability: float) -> Tensor:
-        return torch.where(uniform(0, 1).view(-1, 1, 1, 1) < probability, changed, pictures)
+    def some(images: Tensor, changed: Tensor, probability: float) -> Tensor:
+        return torch.where(uniform(0, 1).view(-1, 1, 1, 1) < probability, changed, images)
 
     ink = some(ink, F.max_pool2d(ink, 3, stride=1, padding=1), recipe.thicken)
     ink = F.avg_pool2d(ink, 2)

@@ -1,6 +1,6 @@
 """Photographs for pretraining: a random part of each, mirrored or not, in another light.
 
-Parts are smaller than the pictures that the network will see later, which saves time and makes objects look as large in training
+Parts are smaller than the images that the network will see later, which saves time and makes objects look as large in training
 as they do then: Touvron et al., "Fixing the train-test resolution discrepancy" (2019).
 """
 
@@ -23,7 +23,7 @@ class PhotoRecipe(Recipe):
 
     Attributes:
         side: of the part that the network sees in training, pixels.
-        smallest_part: share of a picture's area, at least, that is seen; above 0, up to 1.
+        smallest_part: share of an image's area, at least, that is seen; above 0, up to 1.
         stretch: largest ratio by which the sides of that part differ, at least 1.
         light: how much brightness, contrast and saturation may change, as a share either way.
     """
@@ -42,36 +42,36 @@ class PhotoExamples:
     """Photographs of one size, as ``Pretraining`` takes them.
 
     Args:
-        pictures: ``(n, 3, S, S)`` uint8, RGB.
+        images: ``(n, 3, S, S)`` uint8, RGB.
         labels: ``(n,)`` long, classes 0, 1, 2, ...
-        recipe: how much to change a picture.
+        recipe: how much to change an image.
     """
 
-    def __init__(self, pictures: Tensor, labels: Tensor, recipe: PhotoRecipe) -> None:
-        self.pictures, self.labels, self.recipe = pictures, labels, recipe
+    def __init__(self, images: Tensor, labels: Tensor, recipe: PhotoRecipe) -> None:
+        self.images, self.labels, self.recipe = images, labels, recipe
         self.classes = int(labels.max()) + 1
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def batch(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return inputs ``(B, 3, side, side)`` and targets ``(B,)`` of the examples ``chosen`` ``(B,)``."""
-        levels = self.pictures[chosen].float().div_(255)
+        levels = self.images[chosen].float().div_(255)
         return standardize(augment(levels, self.recipe, generator)), self.labels[chosen]
 
 
-def augment(pictures: Tensor, recipe: PhotoRecipe, generator: torch.Generator) -> Tensor:
-    """Return a random part of every picture, mirrored with probability 1/2, with brightness, contrast and saturation changed.
+def augment(images: Tensor, recipe: PhotoRecipe, generator: torch.Generator) -> Tensor:
+    """Return a random part of every image, mirrored with probability 1/2, with brightness, contrast and saturation changed.
 
     Args:
-        pictures: ``(B, 3, S, S)`` float in [0, 1].
+        images: ``(B, 3, S, S)`` float in [0, 1].
         recipe: how much to change.
-        generator: the source of randomness; the same state gives the same pictures.
+        generator: the source of randomness; the same state gives the same images.
 
     Returns:
         ``(B, 3, side, side)`` float in [0, 1].
     """
-    count, side = pictures.shape[0], recipe.side
+    count, side = images.shape[0], recipe.side
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
@@ -83,13 +83,13 @@ def augment(pictures: Tensor, recipe: PhotoRecipe, generator: torch.Generator) -
     nothing = torch.zeros(count)
     rows = torch.stack([mirror * width, nothing, across, nothing, height, down], dim=1).reshape(count, 2, 3)
     grid = F.affine_grid(rows, [count, 3, side, side], align_corners=False)
-    pictures = F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
+    images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
     def factor() -> Tensor:
         return uniform(1 - recipe.light, 1 + recipe.light).view(-1, 1, 1, 1)
 
-    pictures = pictures * factor()
-    mean = pictures.mean(dim=(1, 2, 3), keepdim=True)
-    pictures = torch.lerp(mean, pictures, factor())
-    grey = pictures.mean(dim=1, keepdim=True)
-    return torch.lerp(grey, pictures, factor()).clamp(0, 1)
+    images = images * factor()
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    images = torch.lerp(mean, images, factor())
+    grey = images.mean(dim=1, keepdim=True)
+    return torch.lerp(grey, images, factor()).clamp(0, 1)

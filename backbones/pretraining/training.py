@@ -1,4 +1,4 @@
-"""Supervised pretraining of a backbone on base classes: a cosine-softmax classifier over pictures that are changed at random.
+"""Supervised pretraining of a backbone on base classes: a cosine-softmax classifier over images that are changed at random.
 
 The classifier is that of Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (2018), section 3.1:
 logits are ``scale * cos(features, class weight)``. The images and their augmentation are in
@@ -30,11 +30,11 @@ class Recipe:
 
     Attributes:
         epochs: passes over all examples.
-        batch_size: pictures a step.
+        batch_size: images a step.
         learning_rate: the highest rate; it rises linearly over the first 5% of the steps and falls to 0 along a cosine.
         weight_decay: decoupled decay (AdamW).
         scale: what a cosine is multiplied by before the softmax.
-        seed: of the initial weights, the order of the pictures and every random change of them.
+        seed: of the initial weights, the order of the images and every random change of them.
     """
 
     epochs: int
@@ -88,11 +88,11 @@ class Pretraining:
         recipe: how to train.
         checkpoint: a file to go on from if it is there, and to write after every epoch; ``None`` keeps nothing. Of several
             processes all read it and the first writes it.
-        device: where to train; pictures are changed on the CPU.
+        device: where to train; images are changed on the CPU.
 
     Raises:
         ValueError: the checkpoint was made with another recipe or other classes; or several processes go on from different
-            epochs, or are more than the pictures of a batch.
+            epochs, or are more than the images of a batch.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Pretraining:
         if checkpoint is not None and checkpoint.exists():
             self._resume(checkpoint)
         if processes()[1] > recipe.batch_size:
-            raise ValueError(f"a batch of {recipe.batch_size} pictures is too small for {processes()[1]} processes")
+            raise ValueError(f"a batch of {recipe.batch_size} images is too small for {processes()[1]} processes")
         if processes()[1] > 1:
             begin_alike([self.model, self.classifier], self.epoch)
 
@@ -138,7 +138,7 @@ class Pretraining:
         loss_sum = correct = 0.0
         for step in range(steps):
             chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            # Every process changes the whole batch: that takes the generators on alike, and the pictures stay the same.
+            # Every process changes the whole batch: that takes the generators on alike, and the images stay the same.
             inputs, targets = self.examples.batch(chosen, generator)
             inputs = inputs[rank::count].to(self.device).contiguous(memory_format=torch.channels_last)
             targets = targets[rank::count].to(self.device)

@@ -1,17 +1,17 @@
-"""The pictures that a command line names: files, and directories of them."""
+"""The images that a command line names: files, and directories of them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fewshot_nam.io.image_folders import EXTENSIONS, directories, pictures_by_class
+from fewshot_nam.io.image_folders import EXTENSIONS, directories, images_by_class
 
 
-def pictures_in(paths: list[str]) -> list[Path]:
-    """Return files as they are named, and of a directory all pictures below it, sorted.
+def images_in(paths: list[str]) -> list[Path]:
+    """Return files as they are named, and of a directory all images below it, sorted.
 
     Raises:
-        ValueError: a path that is not there, or a directory without pictures.
+        ValueError: a path that is not there, or a directory without images.
         OSError: a directory that cannot be read.
     """
     found: list[Path] = []
@@ -19,7 +19,7 @@ def pictures_in(paths: list[str]) -> list[Path]:
         path = Path(given).expanduser()
         if path.is_dir():
             whole = path.resolve()
-            below = pictures_by_class(given, whole.parent, [whole.name])[whole.name]
+            below = images_by_class(given, whole.parent, [whole.name])[whole.name]
             found += [path / Path(file).relative_to(whole.name) for file in below]
         elif path.exists() or path.is_symlink():
             found.append(path)
@@ -28,15 +28,15 @@ def pictures_in(paths: list[str]) -> list[Path]:
     return found
 
 
-def pictures_of_classes(paths: list[str], otherwise: str) -> list[tuple[Path, str]]:
-    """Return the pictures of directories that hold a directory for each class, each with the name of its class.
+def images_of_classes(paths: list[str], otherwise: str) -> list[tuple[Path, str]]:
+    """Return the images of directories that hold a directory for each class, each with the name of its class.
 
     Args:
         paths: the directories.
         otherwise: how to mend it where there are no class directories, for the error.
 
     Raises:
-        ValueError: a path that is no directory or holds none, pictures beside the class directories, or a class without pictures.
+        ValueError: a path that is no directory or holds none, images beside the class directories, or a class without images.
         OSError: a directory that cannot be read.
     """
     found: list[tuple[Path, str]] = []
@@ -45,7 +45,7 @@ def pictures_of_classes(paths: list[str], otherwise: str) -> list[tuple[Path, st
         if not root.is_dir():
             kind = "a file" if root.exists() else "not there"
             raise ValueError(
-                f"{given}: {kind}; expected a directory that holds a directory of pictures for each class; {otherwise}"
+                f"{given}: {kind}; expected a directory that holds a directory of images for each class; {otherwise}"
             )
         classes = directories(root)
         loose = sorted(entry.name for entry in root.iterdir() if entry.is_file() and entry.suffix.lower() in EXTENSIONS)
@@ -55,8 +55,8 @@ def pictures_of_classes(paths: list[str], otherwise: str) -> list[tuple[Path, st
             )
         if not classes:
             raise ValueError(
-                f"{given}: holds no class directories, expected one directory of pictures for each class; {otherwise}"
+                f"{given}: holds no class directories, expected one directory of images for each class; {otherwise}"
             )
-        by_class = pictures_by_class(given, root, classes)
+        by_class = images_by_class(given, root, classes)
         found += [(root / file, label) for label, files in by_class.items() for file in files]
     return found

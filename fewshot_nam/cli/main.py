@@ -49,14 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _learn(options: argparse.Namespace) -> Answer:
-    from fewshot_nam.cli.image_arguments import pictures_in, pictures_of_classes
+    from fewshot_nam.cli.image_arguments import images_in, images_of_classes
     from fewshot_nam.vision.saving import save_head
 
     path = _writable(options.memory)
     if options.label is None:
-        found = pictures_of_classes(options.pictures, "with --label LABEL, its pictures are of that class")
+        found = images_of_classes(options.images, "with --label LABEL, its images are of that class")
     else:
-        found = [(picture, options.label) for picture in pictures_in(options.pictures)]
+        found = [(image, options.label) for image in images_in(options.images)]
     with _alone(path):
         if path.exists():
             given = ("backbone", "head", "model_option", "transform_option")
@@ -68,7 +68,7 @@ def _learn(options: argparse.Namespace) -> Answer:
             model, notes = _new(options)
         classes = model.classes
         labels = [_known(label, classes) for _, label in found]
-        model.head.write(_features(model, [picture for picture, _ in found], options), labels)
+        model.head.write(_features(model, [image for image, _ in found], options), labels)
         save_head(path, model.head, model.backbone, notes)
     learned = {str(label): count for label, count in Counter(labels).items()}
     lines = [f"{path}: learned {_counted(learned)}; knows {_classes(len(model.classes))}"]
@@ -76,20 +76,20 @@ def _learn(options: argparse.Namespace) -> Answer:
 
 
 def _predict(options: argparse.Namespace) -> Answer:
-    from fewshot_nam.cli.image_arguments import pictures_in
+    from fewshot_nam.cli.image_arguments import images_in
 
-    pictures = pictures_in(options.pictures)
+    images = images_in(options.images)
     model, _ = _open(options)
     if options.unknown and model.head.threshold is None:
         raise ValueError(f"{options.memory} has no threshold to refuse below: run fewshot-nam calibrate first")
-    scores = model.head(_features(model, pictures, options))
+    scores = model.head(_features(model, images, options))
     answers = []
-    for picture, row in zip(pictures, scores.tolist(), strict=True):
+    for image, row in zip(images, scores.tolist(), strict=True):
         score = max(row)
         accepted = None if model.head.threshold is None else score >= model.head.threshold
         best = model.classes[row.index(score)]
         label = None if options.unknown and not accepted else best
-        answers.append({"picture": str(picture), "label": label, "best": best, "score": score, "accepted": accepted})
+        answers.append({"picture": str(image), "label": label, "best": best, "score": score, "accepted": accepted})
     lines = [
         f"{one['picture']}\t{'unknown' if one['label'] is None else one['label']}\t{one['score']:.4f}"
         for one in answers
@@ -114,7 +114,7 @@ def _inspect(options: argparse.Namespace) -> Answer:
     from fewshot_nam.vision.saving import read_head
 
     about, head, _ = read_head(options.memory)
-    counts = _pictures_per_class(head)
+    counts = _images_per_class(head)
     try:
         threshold, refusal = head.threshold, None
     except ValueError as error:  # calibrated, but no class is left, or too few strangers
@@ -139,28 +139,28 @@ def _inspect(options: argparse.Namespace) -> Answer:
     lines = [
         f"{options.memory}: {about['head']} of {_classes(len(head.classes))}, {head.feature_dim} features, {refusing}",
         f"backbone {about['backbone']}" + (f", weights {source}" if source else "") + f", SHA-256 {about['weights']}",
-        *(f"  {label}\t{_pictures(count)}" for label, count in zip(head.classes, counts, strict=True)),
+        *(f"  {label}\t{_images(count)}" for label, count in zip(head.classes, counts, strict=True)),
     ]
     return answer, lines
 
 
 def _calibrate(options: argparse.Namespace) -> Answer:
-    from fewshot_nam.cli.image_arguments import pictures_in, pictures_of_classes
+    from fewshot_nam.cli.image_arguments import images_in, images_of_classes
     from fewshot_nam.vision.saving import save_head
 
     path = _writable(options.memory)
     labels = None
     if options.by_class:
-        by_class = pictures_of_classes(options.strangers, "without --by-class, its pictures are strangers")
-        strangers, labels = [picture for picture, _ in by_class], [label for _, label in by_class]
+        by_class = images_of_classes(options.strangers, "without --by-class, its images are strangers")
+        strangers, labels = [image for image, _ in by_class], [label for _, label in by_class]
     else:
-        strangers = pictures_in(options.strangers)
-    known = None if options.known is None else pictures_of_classes([options.known], "--known needs them")
+        strangers = images_in(options.strangers)
+    known = None if options.known is None else images_of_classes([options.known], "--known needs them")
     with _alone(path):
         model, notes = _open(options)
         found = model.head.calibrate(
             _features(model, strangers, options),
-            None if known is None else _features(model, [picture for picture, _ in known], options),
+            None if known is None else _features(model, [image for image, _ in known], options),
             target_fpr=options.target,
             unknown_labels=None if labels is None else [_known(label, model.classes) for label in labels],
             known_labels=None if known is None else [_known(label, model.classes) for _, label in known],
@@ -174,7 +174,7 @@ def _calibrate(options: argparse.Namespace) -> Answer:
     if found.bound_95 is not None:
         line += f"; at most {found.bound_95:.4g} in 95% of calibrations"
     if found.known_accepted is not None:
-        line += f"; {found.known_accepted:.4g} of the known pictures are accepted"
+        line += f"; {found.known_accepted:.4g} of the known images are accepted"
     words = {"strangers": found.unknowns, "stranger_classes": found.groups}  # of version 0.1
     return {"memory": str(path), **found._asdict(), **words}, [line]
 
@@ -185,7 +185,7 @@ def _export(options: argparse.Namespace) -> Answer:
     path = _writable(options.onnx)
     model, _ = _open(options)
     export_onnx(model, path)
-    lines = [f"{path}: {_classes(len(model.classes))}, pictures of {'x'.join(map(str, _input_shape(model)))}"]
+    lines = [f"{path}: {_classes(len(model.classes))}, images of {'x'.join(map(str, _input_shape(model)))}"]
     return {"memory": options.memory, "onnx": str(path), "classes": model.classes}, lines
 
 
@@ -259,14 +259,14 @@ def _weights(source: str) -> bool | str:
     return {"published": True, "random": False}.get(source, source)
 
 
-def _features(model: NAMModel, pictures: list[Path], options: argparse.Namespace) -> Tensor:
+def _features(model: NAMModel, images: list[Path], options: argparse.Namespace) -> Tensor:
     import torch
     from tqdm import tqdm
 
     parts = []
-    with torch.no_grad(), tqdm(total=len(pictures), unit="picture", disable=True if options.quiet else None) as bar:
-        for start in range(0, len(pictures), model.batch_size):
-            parts.append(model.features(pictures[start : start + model.batch_size]))
+    with torch.no_grad(), tqdm(total=len(images), unit="picture", disable=True if options.quiet else None) as bar:
+        for start in range(0, len(images), model.batch_size):
+            parts.append(model.features(images[start : start + model.batch_size]))
             bar.update(len(parts[-1]))
     return torch.cat(parts)
 
@@ -278,8 +278,8 @@ def _known(label: str, classes: list[Label]) -> Label:
     )
 
 
-def _pictures_per_class(head: Head) -> list[int]:
-    """Return how many pictures each class was learned from; 0 for one that was known beforehand."""
+def _images_per_class(head: Head) -> list[int]:
+    """Return how many images each class was learned from; 0 for one that was known beforehand."""
     counts = Counter(head.targets.tolist())
     return [0] * len(head.base) + [counts[i] for i in range(len(head.classes) - len(head.base))]
 
@@ -324,7 +324,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _counted(learned: dict[str, int]) -> str:
-    shown = [f"{label} ({_pictures(count)})" for label, count in list(learned.items())[:10]]
+    shown = [f"{label} ({_images(count)})" for label, count in list(learned.items())[:10]]
     return ", ".join(shown) + (f", ... ({len(learned)} classes)" if len(learned) > 10 else "")
 
 
@@ -332,8 +332,8 @@ def _classes(count: int) -> str:
     return f"{count:,} class{'' if count == 1 else 'es'}"
 
 
-def _pictures(count: int) -> str:
-    return f"{count:,} picture{'' if count == 1 else 's'}"
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 if __name__ == "__main__":

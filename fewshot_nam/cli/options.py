@@ -11,14 +11,14 @@ from fewshot_nam.io.yaml_input import load_yaml, shown
 DEFAULT_BACKBONE = "conv4"
 
 _DESCRIPTION = """\
-Teach a vision model classes from a few pictures each, recognise them, and refuse what it does not know.
+Teach a vision model classes from a few images each, recognise them, and refuse what it does not know.
 
-All that was learned is kept in one file, the memory. The backbone that turns pictures into features is never changed.
+All that was learned is kept in one file, the memory. The backbone that turns images into features is never changed.
 """
 
 _EXAMPLES = """\
 examples:
-  fewshot-nam learn photos/ --backbone timm/resnet18 --out shop.safetensors    (a directory of pictures for each class)
+  fewshot-nam learn photos/ --backbone timm/resnet18 --out shop.safetensors    (a directory of images for each class)
   fewshot-nam learn cup.jpg --label cup --out shop.safetensors                 (adds to a memory that is there)
   fewshot-nam predict what.jpg more/ --memory shop.safetensors
   fewshot-nam calibrate strangers/ --target 0.05 --memory shop.safetensors
@@ -46,14 +46,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    learn = _command(commands, "learn", "learn classes from pictures, in a new memory or in one that is there")
+    learn = _command(commands, "learn", "learn classes from images, in a new memory or in one that is there")
     learn.add_argument(
         "pictures",
         nargs="+",
         metavar="PATH",
-        help="directories that hold a directory of pictures for each class; with --label, pictures or directories of them",
+        help="directories that hold a directory of images for each class; with --label, images or directories of them",
     )
-    learn.add_argument("--label", metavar="LABEL", help="the class of all these pictures")
+    learn.add_argument("--label", metavar="LABEL", help="the class of all these images")
     _memory(learn, "--out", "--memory", help="the memory's file; classes are added to one that is there")
     learn.add_argument(
         "--backbone",
@@ -72,8 +72,8 @@ def parser() -> argparse.ArgumentParser:
         )
     _machine(learn)
 
-    predict = _command(commands, "predict", "say which class each picture is of")
-    predict.add_argument("pictures", nargs="+", metavar="PATH", help="pictures, or directories of them")
+    predict = _command(commands, "predict", "say which class each image is of")
+    predict.add_argument("pictures", nargs="+", metavar="PATH", help="images, or directories of them")
     _memory(predict)
     predict.add_argument("--unknown", action="store_true", help="refuse strangers: needs calibrate first")
     _machine(predict)
@@ -85,9 +85,9 @@ def parser() -> argparse.ArgumentParser:
     inspect = _command(commands, "inspect", "say what a memory knows and what it belongs to")
     _memory(inspect)
 
-    calibrate = _command(commands, "calibrate", "set how sure the model must be, from pictures of strangers")
+    calibrate = _command(commands, "calibrate", "set how sure the model must be, from images of strangers")
     calibrate.add_argument(
-        "strangers", nargs="+", metavar="PATH", help="pictures of what is to be refused, or directories of them"
+        "strangers", nargs="+", metavar="PATH", help="images of what is to be refused, or directories of them"
     )
     _memory(calibrate)
     calibrate.add_argument(
@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     calibrate.add_argument(
         "--known",
         metavar="DIR",
-        help="other pictures of known classes, a directory for each: says how many of them are accepted",
+        help="other images of known classes, a directory for each: says how many of them are accepted",
     )
     _machine(calibrate)
 

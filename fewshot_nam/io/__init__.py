@@ -1,1 +1,1 @@
-"""Files: a picture read whole or refused by name, a file written whole or not at all. Imports nothing of ours."""
+"""Files: an image is decoded whole or refused by name, and a file is written whole or not at all."""

@@ -1,4 +1,4 @@
-"""The pictures in a directory tree that holds one directory for each class: found alike on every machine, links looked through."""
+"""The images in a directory tree with one directory for each class: the same list on every machine, links followed."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import NoReturn
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def pictures_by_class(name: str, root: Path, classes: list[str]) -> dict[str, list[str]]:
-    """Return the pictures of each class, paths relative to ``root`` with forward slashes, sorted as strings of code points.
+def images_by_class(name: str, root: Path, classes: list[str]) -> dict[str, list[str]]:
+    """Return the images of each class, paths relative to ``root`` with forward slashes, sorted as strings of code points.
 
     Args:
         name: what the set is called, for errors.
-        root: holds the classes' directories.
-        classes: these directories, relative to ``root``. A picture may lie in one at any depth; hidden files and directories are
-            left out.
+        root: the directory of the class directories.
+        classes: the class directories, relative to ``root``. Images are found at any depth below them; hidden files and
+            directories are left out.
 
     Raises:
-        ValueError: a class directory without pictures, or a link that leads from one class to another or to ``root`` or above
+        ValueError: a class directory without images, or a link that leads from one class to another or to ``root`` or above
             it; named.
         OSError: a directory that cannot be read.
     """
     owners = _owners(name, root, classes)
     found = {
-        directory: [f"{directory}/{file}" for file in _pictures_below(name, root, directory, owners)]
+        directory: [f"{directory}/{file}" for file in _images_below(name, root, directory, owners)]
         for directory in classes
     }
     empty = [directory for directory, files in found.items() if not files]
     if empty:
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise ValueError(
-            f"{name}: class directory {root / empty[0]}{more} holds no pictures; add some or remove it "
+            f"{name}: class directory {root / empty[0]}{more} holds no images; add some or remove it "
             f"(known are {', '.join(EXTENSIONS)})"
         )
     return found
@@ -44,11 +44,11 @@ def directories(path: Path) -> list[str]:
 
 
 def _owners(name: str, root: Path, classes: list[str]) -> dict[str, str]:
-    """Return the class of each real path of a class directory; ``ValueError`` for links that would mix classes."""
+    """Return the class of each class directory's real path; ``ValueError`` for links that would mix classes."""
     top = os.path.realpath(root)
     real = {directory: os.path.realpath(root / directory) for directory in classes}
     owners: dict[str, str] = {}
-    # Directories that are what they are called come first, so that it is the link that is named.
+    # Links come last, so that the error names the link.
     for directory in sorted(classes, key=lambda directory: real[directory] != os.path.join(top, directory)):
         _check_link(name, root, directory, directory, owners)
         owners[real[directory]] = directory
@@ -68,10 +68,10 @@ def _check_link(name: str, root: Path, path: str, directory: str, owners: dict[s
     raise ValueError(f"{name}: {root / path} leads to {real}, {what}; remove the link")
 
 
-def _pictures_below(name: str, root: Path, directory: str, owners: dict[str, str]) -> list[str]:
-    """Return the pictures of a class: relative paths with forward slashes, sorted, at any depth, without hidden ones.
+def _images_below(name: str, root: Path, directory: str, owners: dict[str, str]) -> list[str]:
+    """Return the images of a class: relative paths with forward slashes, sorted, at any depth, without hidden ones.
 
-    Names with a picture's ending that are no files, say links that lead nowhere, are kept, for reading to name them.
+    Entries with an image's ending that are no files, such as broken links, are kept: reading them names them.
     """
     path = root / directory
     found: list[str] = []
@@ -85,7 +85,7 @@ def _pictures_below(name: str, root: Path, directory: str, owners: dict[str, str
         subdirectories.clear()
         for subdirectory in visible:
             real = os.path.realpath(os.path.join(where, subdirectory))
-            if real not in seen:  # else links in a circle would be followed for ever
+            if real not in seen:  # links may form a circle
                 _check_link(name, root, (directory / below / subdirectory).as_posix(), directory, owners)
                 seen.add(real)
                 subdirectories.append(subdirectory)
@@ -93,4 +93,7 @@ def _pictures_below(name: str, root: Path, directory: str, owners: dict[str, str
 
 
 def _fail(error: OSError) -> NoReturn:
-    raise error  # os.walk would pass over a directory that it may not read
+    raise error  # os.walk would skip a directory that it cannot read
+
+
+pictures_by_class = images_by_class

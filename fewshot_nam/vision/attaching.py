@@ -30,40 +30,49 @@ def attach(
     weights: bool | str | os.PathLike[str] = True,
     model_options: Mapping[str, Any] | None = None,
 ) -> NAMModel:
-    """Return ``model`` with a memory for a head: it learns a class from an image of it, without training.
+    """Return ``model`` with a memory for a head: it learns a class from one image, without training.
 
-    The backbone is frozen and in eval mode, whatever ``train()`` says. What goes into the classifier are the features.
+    The backbone is frozen and stays in eval mode, also after ``train()``. The input of the model's classifier are the features.
 
     Args:
         model: a classifier of timm or torchvision; any other ``nn.Module`` with ``classifier`` or ``layer``; a ``Backbone``; or a
-            name as ``backbones.create`` takes it, such as "timm/resnet18". A module is copied and left as it is, but with
-            ``in_place``; a ``Backbone`` is taken as it is.
-        head: features to scores; ``None`` for ``NAMHead()``, or what ``base_images`` make of it.
-        classifier: the name of the submodule whose input are the features; found by itself for timm and torchvision.
+            name for ``backbones.create``, such as "timm/resnet18". A module is copied and left as it is, except with
+            ``in_place``; a ``Backbone`` is used as it is.
+        head: features to scores; ``None`` for a ``NAMHead`` that knows the backbone's base classes where it has any, or the
+            mean of ``base_images``.
+        classifier: the name of the submodule whose input are the features; found automatically for timm and torchvision.
         layer: the name of a submodule whose output are the features, in place of ``classifier``.
-        pool: with ``classifier`` or ``layer``: what is taken there to features ``(B, D)``; ``None`` leaves ``(B, D)`` and takes
-            the mean of ``(B, D, H, W)`` over places.
+        pool: with ``classifier`` or ``layer``: maps what is found there to features ``(B, D)``; ``None`` leaves ``(B, D)`` and
+            averages ``(B, D, H, W)`` over height and width.
         transform: an RGB image (PIL) to a tensor ``(C, H, W)``, or torchvision's weights, which know theirs. ``None``: timm's
             data config of the model; for torchvision that of the model's published weights.
-        transform_options: in place of single settings of a transform that is found, as in ``backbones.create``.
-        keep_classes: take over the classes of the model's linear classifier, by its rows of weights: their names in its
-            order, or ``True`` for 0, 1, 2, ...; of a ``Backbone``, ``True`` takes the classes it was trained on. Rows are
-            read by cosine: the bias and the lengths of the rows are dropped. They say how a class differs from the others, and
-            images are told from them only by what differs from the mean image: hence ``base_images``, or a head with a mean.
-        base_images: a hundred ordinary images of what the model sees, or more, without labels: the mean of their features is
+        transform_options: replace single settings of a transform that is found, as in ``backbones.create``.
+        keep_classes: also know the classes of the model's linear classifier, by their class weights: their names in its order, or
+            ``True`` for 0, 1, 2, ...; for a ``Backbone``, ``True`` keeps the classes it was trained on. Class weights are compared
+            by cosine, without their bias and lengths. They tell how a class differs from the other classes, so that images can be
+            compared with them only after the mean feature is subtracted: give ``base_images``, or a head with a mean.
+        base_images: a hundred or more ordinary images of what the model sees, without labels: the mean of their features is
             subtracted from every feature (``BaseStatistics.from_mean``).
-        in_place: for a model of timm or torchvision, or with ``classifier``: change ``model`` itself, whose classifier is then the
-            head, so that ``model(x)`` gives the head's scores. The rest of it runs as before.
+        in_place: for a model of timm or torchvision, or with ``classifier``: change ``model`` itself. The head replaces its
+            classifier, and ``model(x)`` gives the head's scores. The rest of it runs as before.
         weights: for a name: ``True`` for the published weights, ``False`` for random ones, or a file.
         model_options: for a name: passed to the model.
 
     Raises:
-        LibraryNotInstalled: a name of timm or torchvision, and the library is not there.
-        ValueError: features or transform cannot be found or do not fit, an unknown name, layer or option, not as many
-            names as rows to keep, rows to keep and no mean, or arguments that do not go together.
+        LibraryNotInstalled: a name of timm or torchvision, and the library is not installed.
+        ValueError: features or transform cannot be found or do not fit, an unknown name, layer or option, a different number
+            of names and classes to keep, classes to keep and no mean, or arguments that exclude each other.
         TypeError: ``model`` is neither a name nor a module.
 
-    Example::
+    Example:
+        >>> import numpy as np
+        >>> import fewshot_nam
+        >>> black, grey = np.zeros((28, 28), np.uint8), np.full((28, 28), 128, np.uint8)
+        >>> nam = fewshot_nam.attach("conv4")
+        >>> nam.learn(black, "black").learn(grey, "grey").predict([grey, black])
+        ['grey', 'black']
+
+    With a model of timm, and files::
 
         nam = fewshot_nam.attach(timm.create_model("mobilenetv2_100", pretrained=True))
         nam.learn("badger.jpg", "badger").learn("marten.jpg", "marten")

@@ -1,4 +1,4 @@
-"""A frozen feature network with the transform of its pictures: what feature extraction asks of a model, and no more."""
+"""A frozen feature network with the transform of its images: all that feature extraction needs of a model."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from fewshot_nam.vision.digests import features_digest
 
 
 class Backbone(nn.Module):
-    """Pictures ``(B, C, H, W)`` to features ``(B, feature_dim)``, with weights that never change.
+    """Images ``(B, C, H, W)`` to features ``(B, feature_dim)``, with weights that never change.
 
-    It stays in eval mode: ``train()`` does not switch it, because this toolkit learns on top of frozen features, and a
-    batch normalisation that kept on counting would change them silently. Its parameters ask for no gradient.
+    It stays in eval mode, also after ``train()``: this toolkit learns on top of frozen features, and batch normalisation in
+    training mode would change them silently. Its parameters need no gradient.
 
-    ``backbones.create`` makes one by name. Wrapping a network of your own works too::
+    ``backbones.create`` makes one by name. A network of your own can be wrapped::
 
         Backbone("mine", network, transform, transform_id="grey 84x84, mean 0.5, std 0.5")
 
     Args:
-        name: what it is called in reports and caches.
+        name: used in reports and caches.
         network: ``(B, C, H, W)`` to ``(B, D)``; switched to eval mode and frozen in place.
-        transform: PIL picture to a tensor ``(C, H, W)`` that the network takes.
+        transform: PIL image to a tensor ``(C, H, W)`` that the network takes.
         transform_id: text that changes whenever the transform would give other tensors.
         model_options: options the network was built with; they can change features without changing a weight.
         base_prototypes: ``(n, D)`` mean feature of each class that the weights were trained on.
         base_classes: names of those n classes, in the same order.
 
     Attributes:
-        feature_dim: the number D of features, found by running one blank picture through transform and network.
+        feature_dim: the number D of features, found by running one blank image through transform and network.
         base_prototypes: as given, on the same device as the weights, or ``None``.
         base_classes: as given, or ``None``.
 
@@ -77,18 +77,18 @@ class Backbone(nn.Module):
         """Return self, still in eval mode: a backbone is frozen."""
         return super().train(False)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Return the features ``(B, feature_dim)`` of transformed pictures ``(B, C, H, W)``.
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features ``(B, feature_dim)`` of transformed images ``(B, C, H, W)``.
 
         Raises:
-            ValueError: ``pictures`` is not a batch, or of a size that gives another number of features.
+            ValueError: ``images`` is not a batch, or of a size that gives another number of features.
         """
-        if pictures.ndim != 4:
-            raise ValueError(f"backbone {self.name}: pictures need shape (B, C, H, W), got {tuple(pictures.shape)}")
-        features: Tensor = self.network(pictures)
-        if features.shape != (len(pictures), self.feature_dim):
+        if images.ndim != 4:
+            raise ValueError(f"backbone {self.name}: images need shape (B, C, H, W), got {tuple(images.shape)}")
+        features: Tensor = self.network(images)
+        if features.shape != (len(images), self.feature_dim):
             raise ValueError(
-                f"backbone {self.name}: pictures {tuple(pictures.shape)} give features {tuple(features.shape)} where "
+                f"backbone {self.name}: images {tuple(images.shape)} give features {tuple(features.shape)} where "
                 f"(B, {self.feature_dim}) is due: use its own transform"
             )
         return features
@@ -103,14 +103,12 @@ class Backbone(nn.Module):
                 features = self.network(blank.to(weight.device, weight.dtype))
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"backbone {self.name} does not take the pictures {tuple(blank.shape[1:])} of its transform "
+                f"backbone {self.name} does not take the images {tuple(blank.shape[1:])} of its transform "
                 f"({_first_line(error)}): change the transform's size, or the model's by its own option"
             ) from error
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         if not isinstance(features, Tensor) or features.ndim != 2:
-            raise ValueError(
-                f"backbone {self.name}: the network has to give features (B, D), one picture gives {shape}"
-            )
+            raise ValueError(f"backbone {self.name}: the network has to give features (B, D), one image gives {shape}")
         return features.shape[1]
 
     def _check_base(self) -> None:

@@ -2,13 +2,13 @@
 
 What was learned stays apart from the graph, so that it can be replaced without exporting again, with more classes or with fewer: in
 an ONNX file these are the initializers that ``memory_of`` names, which ``update_onnx`` replaces; in a program they are an input.
-The graph maps ``pictures`` ``(batch, C, H, W)``, transformed already, to ``scores`` ``(batch, classes)``. It checks nothing: NaN in
-a picture gives NaN scores.
+The graph maps ``images`` ``(batch, C, H, W)``, transformed already, to ``scores`` ``(batch, classes)``. It checks nothing: NaN in
+an image gives NaN scores.
 
 Metadata of an ONNX file, format 1, every value JSON but for the first two and ``transform``: ``format`` ("fewshot-nam onnx"),
 ``version`` ("1"), ``classes`` (names in the order of the scores' columns), ``threshold`` (accept where the largest score reaches
 it; ``null`` where none is set), ``temperature`` (of probabilities: ``softmax(scores / temperature)``; ``null`` where none was
-fitted), ``transform`` (how pictures are prepared, in words and numbers), ``backbone`` (name) and ``graph`` (what the graph was
+fitted), ``transform`` (how images are prepared, in words and numbers), ``backbone`` (name) and ``graph`` (what the graph was
 made from, which ``update_onnx`` checks).
 """
 
@@ -75,29 +75,29 @@ def memory_of(model: NAMModel) -> dict[str, Tensor]:
 
 
 def export_program(model: NAMModel) -> ExportedProgram:
-    """Return the model as a program of ``torch.export`` that takes pictures and a memory, any number of pictures and classes.
+    """Return the model as a program of ``torch.export`` that takes images and a memory, any number of images and classes.
 
-    ``program.module()(pictures, memory_of(model))`` gives scores ``(batch, classes)``, also for a model that has learned other
+    ``program.module()(images, memory_of(model))`` gives scores ``(batch, classes)``, also for a model that has learned other
     classes since, as long as backbone and settings of the head are the same.
 
     Raises:
         ValueError: no class is known yet, a head that cannot be exported, or a backbone that ``torch.export`` cannot trace for any
-            number of pictures.
+            number of images.
     """
     device = model.head.targets.device
     known = memory_of(model)
     # Three classes to trace with: the number 1 would be taken for one that never changes.
     memory = known | {name: known[name][:1].repeat_interleave(3, dim=0) for name in _PER_CLASS if name in known}
-    picture = model.backbone.transform(Image.new("RGB", (256, 256))).unsqueeze(0).to(device)
+    image = model.backbone.transform(Image.new("RGB", (256, 256))).unsqueeze(0).to(device)
     classes, batch = torch.export.Dim("classes"), torch.export.Dim("batch")
     shapes = ({0: batch}, {name: {0: classes} if name in _PER_CLASS else {} for name in memory})
-    pictures = picture.expand(2, *picture.shape[1:]).contiguous()
+    images = image.expand(2, *image.shape[1:]).contiguous()
     try:
         with torch.no_grad():
-            return torch.export.export(_Graph(model), (pictures, memory), dynamic_shapes=shapes, strict=False)
+            return torch.export.export(_Graph(model), (images, memory), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # whatever a network does that cannot be traced
         raise ValueError(
-            f"export: torch.export cannot trace {model.backbone.name} for any number of pictures "
+            f"export: torch.export cannot trace {model.backbone.name} for any number of images "
             f"({type(error).__name__}: {_first_line(error)})"
         ) from error
 
@@ -192,15 +192,15 @@ class _Graph(nn.Module):
         super().__init__()
         network = model.backbone.network
         self.network = _WholeRun(network) if isinstance(network, LayerFeatures) else network
-        # Settings and nothing learned: a program keeps all buffers, and features of somebody's pictures have no place in it.
+        # Settings and nothing learned: a program keeps all buffers, and features of somebody's images have no place in it.
         self.head = copy.deepcopy(model.head)
         self.head.forget(self.head.classes)
         self.head.threshold = None
         self.weight = _plain_weight(model.head)
 
-    def forward(self, pictures: Tensor, memory: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, images: Tensor, memory: Mapping[str, Tensor]) -> Tensor:
         """Return scores ``(batch, classes)``."""
-        query = self.head._centred(self.network(pictures)).unsqueeze(0)
+        query = self.head._centred(self.network(images)).unsqueeze(0)
         return self.head._score(self._learned(memory), query).squeeze(0)
 
     def _learned(self, memory: Mapping[str, Tensor]) -> Tensor | Learned:
@@ -225,7 +225,7 @@ class _WholeRun(nn.Module):
         if isinstance(find_layer(self.tapped.model, tapped.layer), Head):
             self.tapped.replace(nn.Identity())
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Return features ``(batch, D)``."""
         taken: list[Any] = []
         layer = find_layer(self.tapped.model, self.tapped.layer)
@@ -234,7 +234,7 @@ class _WholeRun(nn.Module):
         else:
             hook = layer.register_forward_hook(lambda _layer, _inputs, output: taken.append(output))
         try:
-            self.tapped.model(pictures)
+            self.tapped.model(images)
         finally:
             hook.remove()
         return self.tapped.pooled(taken[0])

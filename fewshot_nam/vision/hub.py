@@ -185,7 +185,7 @@ For the backbone `{model.backbone.name}`, whose weights are not in here.
 from fewshot_nam import NAMModel
 
 model = NAMModel.from_pretrained("<this repository>")
-model.predict("picture.jpg")
+model.predict("image.jpg")
 ```
 
 It knows {len(model.classes)} classes:

@@ -1,4 +1,4 @@
-"""Whatever a user has for pictures (files, PIL pictures, arrays, tensors; one or many) as batches that a network takes."""
+"""Images in any form (files, PIL images, arrays, tensors; one or several) as batches for a network."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewshot_nam.io.image_io import read_picture, upright
+from fewshot_nam._deprecation import renamed_names
+from fewshot_nam.io.image_io import read_image, upright
 from fewshot_nam.vision.backbone import Backbone
 
-Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor"
-Images: TypeAlias = "Picture | Iterable[Picture]"
+ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor"
+Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
 
 _KINDS = (
-    "a file's path, a PIL picture, a uint8 array (H, W), (H, W, 3) or (H, W, 4), a uint8 tensor (C, H, W), or a float tensor "
+    "a file's path, a PIL image, a uint8 array (H, W), (H, W, 3) or (H, W, 4), a uint8 tensor (C, H, W), or a float tensor "
     "(C, H, W) that is transformed already"
 )
 
+__getattr__ = renamed_names(__name__, {"Picture": "ImageLike", "as_pictures": "as_images"})
 
-def as_pictures(images: Images) -> tuple[list[Picture], bool]:
-    """Return pictures as a list, and whether a single one was given.
+
+def as_images(images: Images) -> tuple[list[ImageLike], bool]:
+    """Return images as a list, and whether a single one was given.
 
     Args:
-        images: one picture, an iterable of them, an array ``(B, H, W, 3)`` or a tensor ``(B, C, H, W)``. Nothing is opened yet.
+        images: one image, an iterable of them, an array ``(B, H, W, 3)`` or a tensor ``(B, C, H, W)``. Nothing is opened yet.
 
     Raises:
-        TypeError: it is nothing of the kind.
+        TypeError: it is none of these.
         ValueError: there are none.
     """
     if isinstance(images, (str, os.PathLike, Image.Image)):
@@ -38,19 +41,19 @@ def as_pictures(images: Images) -> tuple[list[Picture], bool]:
     if isinstance(images, Tensor):
         single = images.dim() == 3
     elif isinstance(images, np.ndarray):
-        # (H, W, 3) is one coloured picture; (B, H, W) of grey ones cannot be told from it where W is 3 or 4, so that is refused.
+        # (H, W, 3) is one coloured image. (B, H, W) of grey images looks the same where W is 3 or 4, so it is refused.
         single = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] in (1, 3, 4))
     else:
         if not isinstance(images, Iterable) or isinstance(images, (bytes, bytearray, dict)):
             raise TypeError(f"images: expected {_KINDS}, or a list of these, got {type(images).__name__}")
-        pictures = list(images)
-        if not pictures:
-            raise ValueError("images: the list is empty: needs at least one picture")
-        return pictures, False
+        items = list(images)
+        if not items:
+            raise ValueError("images: the list is empty: needs at least one image")
+        return items, False
     if not single and images.ndim != 4:
         raise ValueError(f"images: expected {_KINDS}, or a batch of these, got shape {tuple(images.shape)}")
     if not len(images):
-        raise ValueError(f"images: the batch {tuple(images.shape)} is empty: needs at least one picture")
+        raise ValueError(f"images: the batch {tuple(images.shape)} is empty: needs at least one image")
     return ([images] if single else list(images)), single
 
 
@@ -59,16 +62,16 @@ def features_of(backbone: Backbone, images: Images, batch_size: int = 32) -> Ten
 
     Args:
         backbone: images to features.
-        images: as ``as_pictures`` takes them. A float tensor ``(n, C, H, W)`` is transformed already, and is one batch.
+        images: as ``as_images`` takes them. A float tensor ``(n, C, H, W)`` is transformed already, and is one batch.
         batch_size: images that go through the backbone at a time.
 
     Raises:
-        OSError, UnreadablePicture, ValueError, TypeError: an image that cannot be read or used; the message names it.
+        OSError, UnreadableImage, ValueError, TypeError: an image that cannot be read or used; the message names it.
     """
     if isinstance(images, Tensor) and images.is_floating_point() and images.dim() == 4 and len(images):
         return _run(backbone, images)
-    pictures, _ = as_pictures(images)
-    return torch.cat([_run(backbone, batch) for batch in batches(pictures, backbone.transform, batch_size)])
+    items, _ = as_images(images)
+    return torch.cat([_run(backbone, batch) for batch in batches(items, backbone.transform, batch_size)])
 
 
 def _run(backbone: Backbone, batch: Tensor) -> Tensor:
@@ -76,40 +79,58 @@ def _run(backbone: Backbone, batch: Tensor) -> Tensor:
     return backbone(batch.to(weight.device, weight.dtype))
 
 
-def batches(pictures: list[Picture], transform: Callable[[Image.Image], Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Yield the pictures, opened and transformed, as tensors ``(b, C, H, W)`` on the CPU (transformed ones where they were).
+def batches(images: list[ImageLike], transform: Callable[[Image.Image], Tensor], batch_size: int) -> Iterator[Tensor]:
+    """Yield the images, opened and transformed, as tensors ``(b, C, H, W)`` on the CPU (transformed ones where they were).
 
     Raises:
-        OSError, UnreadablePicture, ValueError, TypeError: a picture that cannot be read or used; the message names the file,
+        OSError, UnreadableImage, ValueError, TypeError: an image that cannot be read or used; the message names the file,
             or its place in the list.
     """
-    for start in range(0, len(pictures), batch_size):
+    for start in range(0, len(images), batch_size):
         tensors = [
-            _transformed(picture, start + i, transform)
-            for i, picture in enumerate(pictures[start : start + batch_size])
+            _transformed(image, start + i, transform) for i, image in enumerate(images[start : start + batch_size])
         ]
         for i, tensor in enumerate(tensors):
             if tensor.shape != tensors[0].shape:
                 raise ValueError(
-                    f"{_place(pictures[start + i], start + i)}: its tensor is {tuple(tensor.shape)}, that of "
-                    f"{_place(pictures[start], start)} is {tuple(tensors[0].shape)}: the transform must give one size for all"
+                    f"{_place(images[start + i], start + i)}: its tensor is {tuple(tensor.shape)}, that of "
+                    f"{_place(images[start], start)} is {tuple(tensors[0].shape)}: the transform must give one size for all"
                 )
         yield torch.stack(tensors)
 
 
-def _transformed(picture: Picture, index: int, transform: Callable[[Image.Image], Tensor]) -> Tensor:
-    place = _place(picture, index)
-    if isinstance(picture, Tensor) and picture.is_floating_point():
-        if picture.dim() != 3:
-            raise ValueError(f"{place}: a transformed picture must be (C, H, W), got shape {tuple(picture.shape)}")
-        return picture
-    opened = _opened(picture, place)
+def _transformed(image: ImageLike, index: int, transform: Callable[[Image.Image], Tensor]) -> Tensor:
+    place = _place(image, index)
+    if isinstance(image, Tensor) and image.is_floating_point():
+        if image.dim() != 3:
+            raise ValueError(f"{place}: a transformed image must be (C, H, W), got shape {tuple(image.shape)}")
+        return image
+    return transformed(_opened(image, place), transform, place)
+
+
+class TransformFailed(ValueError):
+    """The transform raised an error on an image. The message names the image."""
+
+
+def transformed(image: Image.Image, transform: Callable[[Image.Image], Tensor], place: str) -> Tensor:
+    """Return an image as the transform gives it, ``(C, H, W)``.
+
+    Args:
+        image: opened and decoded.
+        transform: image to tensor.
+        place: which image it is, for the error.
+
+    Raises:
+        TransformFailed: the transform raised an error.
+        MemoryError: as the transform raised it: no fault of the image.
+        ValueError: it gave something else than a tensor ``(C, H, W)``.
+    """
     try:
-        tensor = transform(opened)
+        tensor = transform(image)
     except MemoryError:
         raise
     except Exception as error:  # transforms are of every library, or the user's
-        raise ValueError(
+        raise TransformFailed(
             f"{place}: the transform failed ({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error
     if not isinstance(tensor, Tensor) or tensor.dim() != 3:
@@ -118,20 +139,20 @@ def _transformed(picture: Picture, index: int, transform: Callable[[Image.Image]
     return tensor
 
 
-def _opened(picture: Picture, place: str) -> Image.Image:
-    if isinstance(picture, (str, os.PathLike)):
-        return read_picture(picture)
-    if isinstance(picture, Image.Image):
-        return upright(lambda: picture, place)
-    if isinstance(picture, Tensor):
-        if picture.dtype != torch.uint8 or picture.dim() != 3:
+def _opened(image: ImageLike, place: str) -> Image.Image:
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return upright(lambda: image, place)
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.dim() != 3:
             raise ValueError(
-                f"{place}: a tensor must be uint8 or float (C, H, W), got {picture.dtype} {tuple(picture.shape)}"
+                f"{place}: a tensor must be uint8 or float (C, H, W), got {image.dtype} {tuple(image.shape)}"
             )
-        return _from_array(picture.detach().permute(1, 2, 0).cpu().numpy(), place, "(C, H, W) with C 1, 3 or 4")
-    if isinstance(picture, np.ndarray):
-        return _from_array(picture, place, "(H, W), (H, W, 3) or (H, W, 4)")
-    raise TypeError(f"{place}: expected {_KINDS}, got {type(picture).__name__}")
+        return _from_array(image.detach().permute(1, 2, 0).cpu().numpy(), place, "(C, H, W) with C 1, 3 or 4")
+    if isinstance(image, np.ndarray):
+        return _from_array(image, place, "(H, W), (H, W, 3) or (H, W, 4)")
+    raise TypeError(f"{place}: expected {_KINDS}, got {type(image).__name__}")
 
 
 def _from_array(array: np.ndarray[Any, Any], place: str, shapes: str) -> Image.Image:
@@ -149,7 +170,7 @@ def _from_array(array: np.ndarray[Any, Any], place: str, shapes: str) -> Image.I
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _place(picture: Picture, index: int) -> str:
-    """Return where a picture is, for an error: its file, or its place in the list."""
-    name = picture if isinstance(picture, (str, os.PathLike)) else getattr(picture, "filename", "")
+def _place(image: ImageLike, index: int) -> str:
+    """Return where an image is, for an error: its file, or its place in the list."""
+    name = image if isinstance(image, (str, os.PathLike)) else getattr(image, "filename", "")
     return os.fsdecode(name) if name else f"images[{index}]"

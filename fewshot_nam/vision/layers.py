@@ -1,4 +1,4 @@
-"""Features out of any network: what goes into its classifier, or what comes out of a layer that is named."""
+"""Features from any network: the input of its classifier, or the output of a named layer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ Pool = Callable[[Any], Tensor]
 class LayerFeatures(nn.Module):
     """A network up to one of its layers; what follows that layer is not run.
 
-    The layer may be used by the network once a forward pass; where it is used more often, the first counts.
+    Where the network runs the layer several times in a forward pass, the first counts.
 
     Args:
-        model: takes pictures ``(B, C, H, W)``; as it is, not copied.
+        model: takes images ``(B, C, H, W)``; not copied.
         layer: the name of a submodule, as in ``model.named_modules()``.
-        at_input: take what goes into the layer, not what comes out.
-        pool: what was taken to features ``(B, D)``; ``None`` leaves ``(B, D)`` and takes the mean of ``(B, D, H, W)`` over places.
+        at_input: take the layer's input, not its output.
+        pool: maps what was taken to features ``(B, D)``; ``None`` leaves ``(B, D)`` and averages
+            ``(B, D, H, W)`` over height and width.
 
     Raises:
         ValueError: the network has no such layer.
@@ -31,30 +32,30 @@ class LayerFeatures(nn.Module):
         super().__init__()
         self.model, self.layer, self.pool = model, layer, pool
         self.at_input = at_input
-        # A hook for good, which is idle unless this thread is in ``forward``: the network may serve several threads, and may be
-        # run as before at the same time.
-        self._asked = _Asked()
+        # A permanent hook, idle unless this thread is in ``forward``: several threads may use the network, and others may run it
+        # as before at the same time.
+        self._active = _Active()
         self._hook = self._tap(find_layer(model, layer))
 
     def replace(self, module: nn.Module) -> None:
-        """Put ``module`` in the place of the layer, and take features there from now on."""
+        """Replace the layer by ``module``, and take features there from now on."""
         self._hook.remove()
         self.model.set_submodule(self.layer, module)
         self._hook = self._tap(module)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Return the features ``(B, D)`` of pictures ``(B, C, H, W)``.
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features ``(B, D)`` of images ``(B, C, H, W)``.
 
         Raises:
             ValueError: the layer was not reached, or gave neither ``(B, D)`` nor ``(B, D, H, W)`` and there is no ``pool``.
         """
-        self._asked.now = True
+        self._active.now = True
         try:
-            self.model(pictures)
+            self.model(images)
         except _Reached as reached:
             return self.pooled(reached.taken)
         finally:
-            self._asked.now = False
+            self._active.now = False
         raise ValueError(
             f"layer {self.layer!r} took no part in the forward pass of {type(self.model).__name__}: name another"
         )
@@ -65,11 +66,11 @@ class LayerFeatures(nn.Module):
         return layer.register_forward_hook(self._after)
 
     def _before(self, _layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if self._asked.now:
+        if self._active.now:
             raise _Reached(inputs[0] if inputs else None)
 
     def _after(self, _layer: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
-        if self._asked.now:
+        if self._active.now:
             raise _Reached(output)
 
     def pooled(self, taken: Any) -> Tensor:
@@ -102,17 +103,17 @@ def find_layer(model: nn.Module, layer: str) -> nn.Module:
 
 
 class _Reached(BaseException):
-    """Carries what was taken out of the forward pass. Not an ``Exception``: no model that catches those may swallow it."""
+    """Carries what was taken out of the forward pass. Not an ``Exception``, which a model might catch."""
 
     def __init__(self, taken: Any) -> None:
         super().__init__()
         self.taken = taken
 
 
-class _Asked(threading.local):
-    """Whether this thread wants features; copied and sent with a model as a fresh one."""
+class _Active(threading.local):
+    """Whether this thread is extracting features. A copy of a model gets a new one."""
 
     now = False
 
-    def __reduce__(self) -> tuple[type[_Asked], tuple[()]]:
-        return _Asked, ()
+    def __reduce__(self) -> tuple[type[_Active], tuple[()]]:
+        return _Active, ()

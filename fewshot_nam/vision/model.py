@@ -1,4 +1,4 @@
-"""A vision model with a memory for a head: frozen backbone and few-shot head in one module that takes pictures."""
+"""A vision model with a memory for a head: frozen backbone and few-shot head in one module that takes images."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from fewshot_nam._deprecation import renamed_parameter
 from fewshot_nam.heads import Calibration, Head, Label
 from fewshot_nam.heads.validation import as_labels
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.hub import HubMethods
-from fewshot_nam.vision.image_batches import Images, as_pictures, features_of
+from fewshot_nam.vision.image_batches import Images, as_images, features_of
 from fewshot_nam.vision.layers import LayerFeatures
 from fewshot_nam.vision.saving import load_head, save_head
 
@@ -21,22 +22,32 @@ ModelT = TypeVar("ModelT", bound="NAMModel")
 
 
 class NAMModel(HubMethods, nn.Module):
-    """A model that learns a class from a picture of it, and forgets it again; made by ``fewshot_nam.attach``.
+    """A model that learns a class from one image of it, and forgets it again; made by ``fewshot_nam.attach``.
 
-    ``images`` is everywhere one picture or many: the path of a file, a PIL picture, a uint8 array ``(H, W, 3)`` or ``(H, W)``, a
-    uint8 tensor ``(C, H, W)``; an iterable of these, mixed as you like, an array ``(B, H, W, 3)`` or a tensor ``(B, C, H, W)``.
-    **A float tensor is taken for pictures that went through ``transform`` already.** Files and PIL pictures are turned as their
-    EXIF orientation says.
+    ``images`` is everywhere one image or several: the path of a file, a PIL image, a uint8 array ``(H, W, 3)`` or ``(H, W)``, a
+    uint8 tensor ``(C, H, W)``; an iterable of these in any mixture, an array ``(B, H, W, 3)`` or a tensor ``(B, C, H, W)``.
+    **A float tensor stands for images that ``transform`` has prepared already.** Files and PIL images are turned as their EXIF
+    orientation says.
 
     Args:
-        backbone: pictures to features, frozen; stays in eval mode.
+        backbone: images to features, frozen; stays in eval mode.
         head: features to scores.
-        in_place: the head takes the place of the layer whose input the backbone's network gives, and not only stands behind it.
+        in_place: the head replaces the layer whose input are the features, so that the user's own model gives its scores.
 
     Attributes:
         backbone: as given.
         head: what was learned; ``head.threshold`` may be set by hand.
-        batch_size: pictures that go through the backbone at a time, where they are not one float tensor.
+        batch_size: images that go through the backbone at a time. A float tensor is one batch.
+
+    Example:
+        >>> import numpy as np
+        >>> from fewshot_nam import attach
+        >>> black, grey = np.zeros((28, 28), np.uint8), np.full((28, 28), 128, np.uint8)
+        >>> model = attach("conv4").learn([black, grey], ["black", "grey"])
+        >>> model.predict(black)
+        'black'
+        >>> model.forget("black").classes
+        ['grey']
     """
 
     head: Head
@@ -48,31 +59,31 @@ class NAMModel(HubMethods, nn.Module):
         self.batch_size = 32
         self._in_place = in_place
         weight = next(backbone.network.parameters(), None)
-        self._take(head if weight is None else head.to(weight.device))
+        self._set_head(head if weight is None else head.to(weight.device))
 
     # Learning and forgetting.
 
     def learn(self: ModelT, images: Images, labels: Label | Iterable[Label] | Tensor) -> ModelT:
-        """Learn new classes, or more pictures of classes that were learned before; return the model.
+        """Learn new classes, or further images of classes learned before; return the model.
 
         Args:
-            images: ``n`` pictures.
-            labels: ``n`` ints or strings, or a single one for all pictures.
+            images: ``n`` images.
+            labels: ``n`` ints or strings, or one for all images.
 
         Raises:
             OSError: a file is missing or cannot be read.
-            ValueError: a picture that is none or is cut short (``UnreadablePicture``), not as many labels as pictures, or what
-                ``Head.write`` refuses. Nothing is learned then.
-            TypeError: a label is neither an int nor a string, or a picture nothing of the kind.
+            ValueError: a file is no image or is cut short (``UnreadableImage``), images and labels differ in number, or
+                ``Head.write`` refuses the features. Nothing is learned then.
+            TypeError: a label is neither an int nor a string, or an image has none of the forms above.
         """
-        pictures, _ = as_pictures(images)
-        names = as_labels(labels, len(pictures))
+        items, _ = as_images(images)
+        names = as_labels(labels, len(items))
         with torch.no_grad():
-            self.head.write(self.features(pictures), names)
+            self.head.write(self.features(items), names)
         return self
 
     def forget(self: ModelT, labels: Label | Iterable[Label] | Tensor) -> ModelT:
-        """Forget classes: the model is then the one that never saw them. Return the model.
+        """Forget classes: the model is then the same as one that never learned them. Return the model.
 
         Raises:
             ValueError: a label was never learned; nothing is forgotten then.
@@ -82,56 +93,57 @@ class NAMModel(HubMethods, nn.Module):
 
     @property
     def classes(self) -> list[Label]:
-        """The known classes in the order of the score columns: classes kept from the classifier first, then as they came."""
+        """The known classes in the order of the score columns: classes kept from the classifier, then learned ones by age."""
         return self.head.classes
 
     # Answers.
 
     def features(self, images: Images) -> Tensor:
-        """Return the features ``(n, D)`` of ``n`` pictures, on the backbone's device.
+        """Return the features ``(n, D)`` of ``n`` images, on the backbone's device.
 
         Raises:
-            OSError, ValueError, TypeError: pictures as in ``learn``.
+            OSError, ValueError, TypeError: images as in ``learn``.
         """
         return features_of(self.backbone, images, self.batch_size)
 
     def forward(self, images: Images) -> Tensor:
-        """Return scores ``(n, classes)`` of ``n`` pictures, columns as in ``classes``; larger means more like the class.
+        """Return scores ``(n, classes)`` of ``n`` images, columns as in ``classes``; larger means more like the class.
 
         Raises:
-            OSError, ValueError, TypeError: pictures as in ``learn``, or no class is known yet.
+            OSError, ValueError, TypeError: images as in ``learn``, or no class is known yet.
         """
         return self.head(self.features(images))
 
     def predict(self, images: Images, unknown: Label | None = None) -> Label | list[Label]:
-        """Return the best class of each picture.
+        """Return the best class of each image.
 
         Args:
-            images: ``n`` pictures.
-            unknown: what to answer where the largest score is below ``head.threshold``; ``None`` never refuses.
+            images: ``n`` images.
+            unknown: the answer where the largest score is below ``head.threshold``; ``None`` never refuses.
 
         Returns:
-            A list of ``n`` labels; for a picture that came alone, one label.
+            A list of ``n`` labels; for an image that is not in a list, one label.
 
         Raises:
             OSError, ValueError, TypeError: as calling the model, or ``unknown`` given before ``calibrate``.
         """
-        pictures, single = as_pictures(images)
+        items, single = as_images(images)
         with torch.no_grad():
-            features = self.features(images if isinstance(images, Tensor) and not single else pictures)
+            features = self.features(images if isinstance(images, Tensor) and not single else items)
         return self.head.predict(features[0] if single else features, unknown)
 
     def probabilities(self, images: Images) -> Tensor:
-        """Return how likely each class is, ``(n, classes)``, for pictures of known classes; see ``Head.probabilities``.
+        """Return the probability of each class, ``(n, classes)``, for images of known classes; see ``Head.probabilities``.
 
         Raises:
             OSError, ValueError, TypeError: as calling the model, or ``calibrate`` was not given ``known_labels``.
         """
         return self.head.probabilities(self.features(images))
 
+    @renamed_parameter("strangers", "unknown")
     def calibrate(
         self,
-        strangers: Images,
+        unknown: Images,
         known: Images | None = None,
         *,
         target_fpr: float = 0.01,
@@ -141,30 +153,41 @@ class NAMModel(HubMethods, nn.Module):
         """Set the threshold below which ``predict(..., unknown=)`` refuses; return what it rests on. See ``Head.calibrate``.
 
         Args:
-            strangers: ``m`` pictures of what the model is to refuse, none of them learned.
-            known: other pictures of known classes than were learned: tells how many of them are accepted.
-            target_fpr: at most this share of strangers is accepted; it takes ``m >= 1 / target_fpr - 1`` of them, or as many
-                classes with labels.
-            unknown_labels: the strangers' classes, for a bound that holds for strangers of new classes.
-            known_labels: the known pictures' classes: fits the temperature of ``probabilities`` as well.
+            unknown: ``m`` images of what the model is to refuse, none of them learned.
+            known: further images of known classes, not the learned ones: tells how many of them are accepted.
+            target_fpr: at most this share of unknown images is accepted; it takes ``m >= 1 / target_fpr - 1`` of them, or as
+                many classes with labels.
+            unknown_labels: the classes of ``unknown``, for a bound that holds for unknown images of new classes.
+            known_labels: the classes of ``known``: fits the temperature of ``probabilities`` as well.
 
         Raises:
-            OSError, ValueError, TypeError: pictures as in ``learn``, or what ``Head.calibrate`` refuses. Nothing has changed then.
+            OSError, ValueError, TypeError: images as in ``learn``, or input that ``Head.calibrate`` refuses. Nothing changes then.
+
+        Example:
+            >>> import numpy as np
+            >>> from fewshot_nam import attach
+            >>> black = np.zeros((28, 28), np.uint8)
+            >>> noise = np.random.default_rng(0).integers(0, 256, (9, 28, 28, 3), dtype=np.uint8)
+            >>> model = attach("conv4").learn(black, "black")
+            >>> model.calibrate(noise, target_fpr=0.1).bound
+            0.1
+            >>> model.predict([black, noise[0]], unknown="?")
+            ['black', '?']
         """
         with torch.no_grad():
-            unknown = self.features(strangers)
+            refused = self.features(unknown)
             accepted = None if known is None else self.features(known)
         return self.head.calibrate(
-            unknown, accepted, target_fpr=target_fpr, unknown_labels=unknown_labels, known_labels=known_labels
+            refused, accepted, target_fpr=target_fpr, unknown_labels=unknown_labels, known_labels=known_labels
         )
 
     # Files.
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all that was learned to one safetensors file, whole or not at all: a crash leaves the file that was there.
+        """Write all that was learned to one safetensors file. A crash leaves the old file or the new one.
 
-        It holds what the head learned (features of pictures, classes, threshold or strangers) and its settings, and which
-        backbone they belong to, but no weights of the backbone.
+        It holds what the head learned (features of images, classes, threshold or calibration) and its settings, and which backbone
+        they belong to, but no weights of the backbone.
 
         Raises:
             OSError: the directory is missing or cannot be written.
@@ -173,17 +196,17 @@ class NAMModel(HubMethods, nn.Module):
         save_head(path, self.head, self.backbone)
 
     def load(self: ModelT, path: str | os.PathLike[str]) -> ModelT:
-        """Take over what ``save`` wrote, in place of all that was learned here, settings included; return the model.
+        """Replace all that was learned, settings included, by what ``save`` wrote; return the model.
 
         Raises:
             OSError: the file is missing or cannot be read.
-            ValueError: it is no such file, damaged, of a later format, or belongs to another backbone or another transform of
-                its pictures. Nothing has changed then.
+            ValueError: it is no such file, damaged, of a later format, or belongs to another backbone or another transform.
+                Nothing changes then.
         """
-        self._take(load_head(path, self.head, self.backbone))
+        self._set_head(load_head(path, self.head, self.backbone))
         return self
 
-    def _take(self, head: Head) -> None:
+    def _set_head(self, head: Head) -> None:
         if self._in_place and isinstance(self.backbone.network, LayerFeatures):
             self.backbone.network.replace(head)
         self.head = head

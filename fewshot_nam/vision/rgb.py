@@ -1,4 +1,4 @@
-"""What every transform does first with a picture: 8 bits a channel, and nothing transparent."""
+"""The first step of every transform: 8 bits a channel, and nothing transparent."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ from PIL import Image
 from torch import Tensor
 
 
-def opaque(picture: Image.Image) -> Image.Image:
-    """Return ``picture`` with 8 bits a channel, laid on white paper where it was transparent.
+def opaque(image: Image.Image) -> Image.Image:
+    """Return ``image`` with 8 bits a channel, on a white background where it was transparent.
 
     Args:
-        picture: of any PIL mode; 16-bit grey is scaled to 8 bits.
+        image: of any PIL mode; 16-bit grey is scaled to 8 bits.
 
     Raises:
-        TypeError: it is not a PIL picture.
+        TypeError: it is not a PIL image.
         ValueError: its mode ("I", "F") does not say which value is white.
     """
-    if not isinstance(picture, Image.Image):
-        raise TypeError(f"transform: expected a PIL.Image.Image, got {type(picture).__name__}")
-    if picture.mode.startswith("I;16"):
-        # PIL's own conversion clips at 255, which would turn nearly every 16-bit picture white.
-        return Image.fromarray(np.rint(np.asarray(picture) / 257.0).astype(np.uint8))
-    if picture.mode in ("I", "F"):
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"transform: expected a PIL.Image.Image, got {type(image).__name__}")
+    if image.mode.startswith("I;16"):
+        # PIL's own conversion clips at 255, which would turn nearly every 16-bit image white.
+        return Image.fromarray(np.rint(np.asarray(image) / 257.0).astype(np.uint8))
+    if image.mode in ("I", "F"):
         raise ValueError(
-            f"transform: a picture of mode {picture.mode!r} does not say which value is white: scale it to 0..255 and "
+            f"transform: an image of mode {image.mode!r} does not say which value is white: scale it to 0..255 and "
             "convert it to 'L' or 'RGB' first"
         )
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return picture
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image
 
 
 class RGBTransform:
-    """A library's transform, given opaque RGB pictures whatever the mode of the one that came in.
+    """A library's transform, which gets an opaque RGB image whatever the mode of its input.
 
     A class and not a closure, because a data loader's workers receive it pickled.
 
     Args:
-        transform: opaque RGB picture to ``(3, H, W)`` float.
+        transform: opaque RGB image to ``(3, H, W)`` float.
     """
 
     def __init__(self, transform: Callable[[Image.Image], Tensor]) -> None:
         self.transform = transform
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        """Return ``picture`` as a tensor ``(3, H, W)`` float."""
-        return self.transform(opaque(picture).convert("RGB"))
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return ``image`` as a tensor ``(3, H, W)`` float."""
+        return self.transform(opaque(image).convert("RGB"))

@@ -1,6 +1,6 @@
 """What a model has learned, in one safetensors file: written whole or not at all, and read only beside the backbone it is for.
 
-Format 1. Tensors: the head's state dict under ``head.``, and ``probe``, the features of a fixed picture. Metadata: ``format``
+Format 1. Tensors: the head's state dict under ``head.``, and ``probe``, the features of a fixed image. Metadata: ``format``
 ("fewshot-nam model"), ``version`` ("1") and ``about``, JSON with ``made_by`` (version of this package), ``backbone`` (name),
 ``model_options`` and ``transform`` (of the backbone), ``weights`` (SHA-256 of the backbone's weights), ``head`` (class),
 ``settings`` (of the head), ``notes`` (whatever the writer needs to find the backbone again) and ``contents`` (SHA-256 of the
@@ -33,7 +33,7 @@ from fewshot_nam.vision.digests import tensors_digest, text_digest, weights_dige
 
 FORMAT, VERSION = "fewshot-nam model", 1
 _HEAD, _PROBE = "head.", "probe"
-# Features of one picture differ by less between devices and releases of libraries (TF32 and bfloat16 included), and by more
+# Features of one image differ by less between devices and releases of libraries (TF32 and bfloat16 included), and by more
 # between transforms: a crop, a normalisation or a padding that is another.
 _SAME = 0.02
 
@@ -128,13 +128,13 @@ def read_head(path: str | os.PathLike[str], present: Head | None = None) -> tupl
 
 
 def probe(backbone: Backbone) -> Tensor:
-    """Return the features ``(D,)`` of a fixed picture with structure of all sizes, through transform and network."""
+    """Return the features ``(D,)`` of a fixed image with structure of all sizes, through transform and network."""
     x, y = np.meshgrid(np.arange(256), np.arange(256))
     pixels = np.stack([x ^ y, (x * x + 3 * y * y) // 64 % 256, 255 - (x + y) // 2], axis=-1).astype(np.uint8)
-    picture = backbone.transform(Image.fromarray(pixels)).unsqueeze(0)
-    weight = next(backbone.network.parameters(), picture)
+    image = backbone.transform(Image.fromarray(pixels)).unsqueeze(0)
+    weight = next(backbone.network.parameters(), image)
     with torch.no_grad():
-        return backbone(picture.to(weight.device, weight.dtype))[0]
+        return backbone(image.to(weight.device, weight.dtype))[0]
 
 
 def settings(head: Head) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def test_conv5_comes_without_weights_and_says_where_to_get_them():
 @pytest.mark.parametrize(
     ("size", "mode"), [((64, 64), "RGB"), ((200, 90), "L"), ((1, 300), "RGBA"), ((31, 17), "CMYK")]
 )
-def test_conv5_takes_any_picture(size, mode):
+def test_conv5_takes_any_image(size, mode):
     backbone = backbones.create("conv5", pretrained=False, model_options={"width": 2})
     levels = backbone.transform(Image.new(mode, size))
     assert levels.shape == (3, 64, 64)
@@ -103,10 +103,10 @@ def test_conv5_takes_any_picture(size, mode):
     assert torch.all(features >= 0)
 
 
-def test_conv5_sees_the_middle_of_a_long_picture():
-    picture = Image.new("RGB", (300, 100))
-    picture.paste((255, 255, 255), (100, 0, 200, 100))
-    levels = backbones.create("conv5", pretrained=False, model_options={"width": 2}).transform(picture)
+def test_conv5_sees_the_middle_of_a_long_image():
+    image = Image.new("RGB", (300, 100))
+    image.paste((255, 255, 255), (100, 0, 200, 100))
+    levels = backbones.create("conv5", pretrained=False, model_options={"width": 2}).transform(image)
     inside = levels[:, :, 2:-2]  # the edge is a blend
     torch.testing.assert_close(inside, torch.full_like(inside, (1 - 0.45) / 0.25))
 

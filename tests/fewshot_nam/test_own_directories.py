@@ -16,10 +16,10 @@ import fewshot_nam
 from fewshot_nam import NAMClassifier, attach
 from fewshot_nam.vision.catalogue import available
 
-pictures = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
 for model in (attach(timm.create_model("test_resnet")), attach("timm/test_resnet", weights=False)):
-    model.learn(pictures, ["a", "a", "b", "b"])
-    assert model.predict(pictures) == ["a", "a", "b", "b"]
+    model.learn(images, ["a", "a", "b", "b"])
+    assert model.predict(images) == ["a", "a", "b", "b"]
 features = np.eye(4)
 assert list(NAMClassifier().fit(features, [0, 1, 2, 3]).predict(features)) == [0, 1, 2, 3]
 assert not [name for name in available() if "/" not in name]

@@ -187,7 +187,7 @@ def _transform_config(name: str, preset: Any, options: Mapping[str, Any]) -> dic
         if not isinstance(config[key], int) or config[key] < 1:
             raise ValueError(f"backbone {name}: transform option {key} is a side in pixels, got {config[key]!r}")
     if config["crop_size"] > config["resize_size"]:
-        # torchvision would frame the picture in black.
+        # torchvision would frame the image in black.
         raise ValueError(
             f"backbone {name}: a crop_size of {config['crop_size']} does not fit into a resize_size of "
             f"{config['resize_size']}: pass both as transform options"

@@ -15,8 +15,8 @@ from backbones.pretraining.training import CosineSoftmax, Pretraining, train
 RECIPE = InkRecipe(epochs=3, batch_size=16, learning_rate=1e-2, seed=3)
 
 
-def pictures() -> tuple[torch.Tensor, torch.Tensor]:
-    """Return 24 pictures of three classes: a stroke down, across, or a square."""
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return 24 images of three classes: a stroke down, across, or a square."""
     ink = torch.zeros(24, 56, 56, dtype=torch.uint8)
     labels = torch.arange(24) % 3
     for i, label in enumerate(labels.tolist()):
@@ -32,7 +32,7 @@ def pictures() -> tuple[torch.Tensor, torch.Tensor]:
 
 def run(checkpoint=None, recipe=RECIPE) -> Pretraining:
     torch.manual_seed(recipe.seed)
-    return Pretraining(Conv4(8), InkExamples(*pictures(), recipe), recipe, checkpoint)
+    return Pretraining(Conv4(8), InkExamples(*images(), recipe), recipe, checkpoint)
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
@@ -44,14 +44,14 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
     assert resumed.epoch == 1
     resumed.run_epoch()
     torch.manual_seed(99)  # the global state plays no part once training has begun
-    last = Pretraining(Conv4(8), InkExamples(*pictures(), RECIPE), RECIPE, tmp_path / "c.pt")
+    last = Pretraining(Conv4(8), InkExamples(*images(), RECIPE), RECIPE, tmp_path / "c.pt")
     last.run_epoch()
     assert last.epoch == 3
     for name, value in whole.model.state_dict().items():
         assert torch.equal(last.model.state_dict()[name], value), name
 
 
-def test_every_epoch_sees_every_picture_in_every_turn_once_in_an_order_of_its_own():
+def test_every_epoch_sees_every_image_in_every_turn_once_in_an_order_of_its_own():
     training = run()
     orders: list[list[int]] = []
     batch = training.examples.batch
@@ -83,13 +83,13 @@ def test_a_checkpoint_of_another_recipe_or_other_classes_is_refused(tmp_path):
     run(tmp_path / "c.pt").run_epoch()
     with pytest.raises(ValueError, match=r"another recipe \(scale 20.0 not 7.0\): remove it"):
         run(tmp_path / "c.pt", dataclasses.replace(RECIPE, scale=7.0))
-    ink, labels = pictures()
+    ink, labels = images()
     with pytest.raises(ValueError, match="is for 12 classes, the data have 8"):
         Pretraining(Conv4(8), InkExamples(ink, labels % 2, RECIPE), RECIPE, tmp_path / "c.pt")
 
 
-def test_augmented_pictures_depend_on_the_generator_alone_and_stay_in_range():
-    ink = pictures()[0].float().div(255).unsqueeze(1)
+def test_augmented_images_depend_on_the_generator_alone_and_stay_in_range():
+    ink = images()[0].float().div(255).unsqueeze(1)
     first, same, other = (augment(ink, RECIPE, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert first.shape == (24, 1, 28, 28)
     assert torch.equal(first, same)
@@ -111,12 +111,12 @@ PHOTOS = PhotoRecipe(epochs=8, batch_size=16, learning_rate=1e-2, side=32)
 
 
 def photos() -> tuple[torch.Tensor, torch.Tensor]:
-    """Return 32 pictures of two classes: red above blue, or blue above red, in many shades."""
+    """Return 32 images of two classes: red above blue, or blue above red, in many shades."""
     labels = torch.arange(32) % 2
-    pictures = torch.randint(0, 60, (32, 3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    upper = pictures[:, :, :32].clone()
+    images = torch.randint(0, 60, (32, 3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    upper = images[:, :, :32].clone()
     upper[torch.arange(32), 2 * labels] += 180
-    lower = pictures[:, :, 32:].clone()
+    lower = images[:, :, 32:].clone()
     lower[torch.arange(32), 2 - 2 * labels] += 180
     return torch.cat([upper, lower], dim=2), labels
 

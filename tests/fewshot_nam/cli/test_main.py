@@ -1,4 +1,4 @@
-"""The command ``fewshot-nam``: a walk through all of it on pictures made on the spot, and what it refuses."""
+"""The command ``fewshot-nam``: a walk through all of it on images made on the spot, and what it refuses."""
 
 import json
 import subprocess
@@ -16,8 +16,8 @@ SMALL = ["--backbone", "timm/test_resnet", "--weights", "random", "--transform-o
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    """Directories of digits: 0, 1 and 2 to learn and, other pictures, to test; all others as strangers, by class too."""
+def images(tmp_path_factory):
+    """Directories of digits: 0, 1 and 2 to learn and, other images, to test; all others as strangers, by class too."""
     root = tmp_path_factory.mktemp("pictures")
     digits = load_digits()
     for label in range(10):
@@ -47,48 +47,48 @@ def run(capsys):
 
 
 @pytest.fixture
-def memory(run, pictures, tmp_path):
+def memory(run, images, tmp_path):
     """The memory's file of a model that has learned the photos."""
-    run("learn", pictures / "photos", "--out", tmp_path / "shop.safetensors", "--quiet")
+    run("learn", images / "photos", "--out", tmp_path / "shop.safetensors", "--quiet")
     return tmp_path / "shop.safetensors"
 
 
 @pytest.mark.parametrize("backbone", [[], SMALL], ids=["conv4", "timm"])
-def test_learn_predict_calibrate_forget_inspect_and_export(run, pictures, tmp_path, backbone):
+def test_learn_predict_calibrate_forget_inspect_and_export(run, images, tmp_path, backbone):
     pytest.importorskip("timm") if backbone else None
     path = tmp_path / "shop.safetensors"
-    first = run("learn", pictures / "photos", "--out", path, *backbone, "--json")
+    first = run("learn", images / "photos", "--out", path, *backbone, "--json")
     assert first["learned"] == {f"digit {label}": 4 for label in range(3)}
     assert first["classes"] == ["digit 0", "digit 1", "digit 2"]
 
     # Later calls need no options: the file says which backbone, weights and transform it belongs to.
-    found = run("predict", pictures / "others", "--memory", path, "--json")["predictions"]
+    found = run("predict", images / "others", "--memory", path, "--json")["predictions"]
     assert len(found) == 15
     right = [one["label"] in one["picture"] for one in found]
     assert np.mean(right) > (0.5 if backbone else 0.9)
     assert all(one["accepted"] is None for one in found)
 
-    words = ("calibrate", pictures / "strangers", "--known", pictures / "others", "--target", "0.1", "--memory", path)
+    words = ("calibrate", images / "strangers", "--known", images / "others", "--target", "0.1", "--memory", path)
     calibrated = run(*words, "--json")
     assert calibrated["strangers"] == 63
     assert calibrated["bound"] <= 0.1
     by_class = run(*words[:-4], "--target", "0.2", "--memory", path, "--by-class", "--json")
     assert by_class["stranger_classes"] == 7
     run(*words)
-    asked = run("predict", pictures / "strangers", "--unknown", "--memory", path, "--json")["predictions"]
+    asked = run("predict", images / "strangers", "--unknown", "--memory", path, "--json")["predictions"]
     assert sum(one["label"] is None for one in asked) >= 0.9 * len(asked)  # those that it was calibrated on
     assert all(one["accepted"] == (one["label"] is not None) for one in asked)
     line = run("predict", asked[0]["picture"], "--unknown", "--memory", path).split("\t")
     assert line[:2] == [asked[0]["picture"], asked[0]["label"] or "unknown"]
 
-    new = pictures / "strangers" / "digit 7"
+    new = images / "strangers" / "digit 7"
     run("learn", new / "0.png", new / "1.png", "--label", "seven", "--memory", path)
     known = run("inspect", "--memory", path, "--json")
     assert known["classes"][-1] == {"label": "seven", "pictures": 2}
     assert known["calibrated"] == {"target_fpr": 0.1, "strangers": 63}
     assert run("forget", "digit 0", "digit 2", "--memory", path, "--json")["classes"] == ["digit 1", "seven"]
     assert "2 classes" in run("inspect", "--memory", path)
-    assert {one["label"] for one in run("predict", pictures / "photos", "--memory", path, "--json")["predictions"]} <= {
+    assert {one["label"] for one in run("predict", images / "photos", "--memory", path, "--json")["predictions"]} <= {
         "digit 1",
         "seven",
     }
@@ -115,21 +115,21 @@ def made(path, backbone) -> NAMModel:
     return attach("timm/test_resnet", weights=False, transform_options={"input_size": 32}).load(path)
 
 
-def test_learning_adds_to_a_memory_and_python_sees_the_same(run, memory, pictures):
-    more = pictures / "others" / "digit 1"
+def test_learning_adds_to_a_memory_and_python_sees_the_same(run, memory, images):
+    more = images / "others" / "digit 1"
     run("learn", more, "--label", "digit 1", "--memory", memory)
     model = made(memory, [])
     assert model.classes == ["digit 0", "digit 1", "digit 2"]
     assert len(model.head.support) == 17
-    files = sorted((pictures / "others").rglob("*.png"))
+    files = sorted((images / "others").rglob("*.png"))
     found = run("predict", *files, "--memory", memory, "--json")["predictions"]
     assert [one["label"] for one in found] == model.predict(files)
     model.learn(files[0], 5).save(memory)
     assert run("forget", "5", "--memory", memory, "--json")["forgotten"] == [5]
 
 
-def test_a_new_memory_without_a_backbone_says_what_the_default_is_for(capsys, pictures, tmp_path):
-    words = ["learn", str(pictures / "photos"), "--out", str(tmp_path / "m"), "--head", "cosine"]
+def test_a_new_memory_without_a_backbone_says_what_the_default_is_for(capsys, images, tmp_path):
+    words = ["learn", str(images / "photos"), "--out", str(tmp_path / "m"), "--head", "cosine"]
     assert main(words) == 0
     assert "note: the backbone is conv4, which knows handwritten characters" in capsys.readouterr().err
     assert main(["inspect", "--memory", str(tmp_path / "m")]) == 0
@@ -138,7 +138,7 @@ def test_a_new_memory_without_a_backbone_says_what_the_default_is_for(capsys, pi
     assert not err
 
 
-def test_weights_from_a_file_are_found_again_or_asked_for(run, pictures, tmp_path):
+def test_weights_from_a_file_are_found_again_or_asked_for(run, images, tmp_path):
     pytest.importorskip("timm")
     from safetensors.torch import save_file
 
@@ -147,17 +147,17 @@ def test_weights_from_a_file_are_found_again_or_asked_for(run, pictures, tmp_pat
     weights, path = tmp_path / "weights.safetensors", tmp_path / "shop"
     save_file(backbones.create("timm/test_resnet", False).network.state_dict(), weights)
     options = ("--backbone", "timm/test_resnet", "--transform-option", "input_size=32")
-    run("learn", pictures / "photos", "--out", path, *options, "--weights", weights)
-    picture = pictures / "photos" / "digit 1" / "0.png"
-    answer = run("predict", picture, "--memory", path, "--json")
+    run("learn", images / "photos", "--out", path, *options, "--weights", weights)
+    image = images / "photos" / "digit 1" / "0.png"
+    answer = run("predict", image, "--memory", path, "--json")
     moved = weights.rename(tmp_path / "moved.safetensors")
-    error = run("predict", picture, "--memory", path, fails=True)
+    error = run("predict", image, "--memory", path, fails=True)
     assert f"learned with the weights in {weights}, which is not there: pass --weights FILE" in error
-    assert run("predict", picture, "--memory", path, "--weights", moved, "--json") == answer
+    assert run("predict", image, "--memory", path, "--weights", moved, "--json") == answer
     assert "this one is timm/test_resnet, weights" in run(
-        "predict", picture, "--memory", path, "--weights", "random", fails=True
+        "predict", image, "--memory", path, "--weights", "random", fails=True
     )
-    run("learn", picture, "--label", "new", "--memory", path, "--weights", moved)
+    run("learn", image, "--label", "new", "--memory", path, "--weights", moved)
     assert run("inspect", "--memory", path, "--json")["notes"] == {"weights": str(moved)}
 
 
@@ -165,7 +165,7 @@ def test_weights_from_a_file_are_found_again_or_asked_for(run, pictures, tmp_pat
     ("words", "message"),
     [
         (["predict", "nothing.png", "--memory", "MEMORY"], "nothing.png: there is no such file or directory"),
-        (["predict", "MEMORY", "--memory", "MEMORY"], "not a picture, or cut short"),
+        (["predict", "MEMORY", "--memory", "MEMORY"], "not an image, or cut short"),
         (["predict", "PHOTOS", "--memory", "nothing.st"], "nothing.st"),
         (["predict", "PHOTOS", "--memory", "PHOTOS/digit 1/0.png"], "no file of a NAM model"),
         (["predict", "PHOTOS", "--memory", "MEMORY", "--unknown"], "has no threshold to refuse below: run fewshot-nam calibrate"),
@@ -184,10 +184,10 @@ def test_weights_from_a_file_are_found_again_or_asked_for(run, pictures, tmp_pat
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
-def test_what_is_refused_is_one_line_and_changes_nothing(run, memory, pictures, monkeypatch, tmp_path, words, message):
+def test_what_is_refused_is_one_line_and_changes_nothing(run, memory, images, monkeypatch, tmp_path, words, message):
     monkeypatch.chdir(tmp_path)
     before = memory.read_bytes()
-    places = {"MEMORY": str(memory), "PHOTOS": str(pictures / "photos"), "STRANGERS": str(pictures / "strangers")}
+    places = {"MEMORY": str(memory), "PHOTOS": str(images / "photos"), "STRANGERS": str(images / "strangers")}
     for name, place in places.items():
         words = [word.replace(name, place) for word in words]
     assert message in run(*words, fails=True)
@@ -195,21 +195,21 @@ def test_what_is_refused_is_one_line_and_changes_nothing(run, memory, pictures, 
     assert not list(tmp_path.glob("*.st"))
 
 
-def test_a_broken_picture_among_many_is_named_and_nothing_is_learned(run, memory, pictures, tmp_path):
+def test_a_broken_image_among_many_is_named_and_nothing_is_learned(run, memory, images, tmp_path):
     before = memory.read_bytes()
     (tmp_path / "new").mkdir()
-    good = (pictures / "others" / "digit 1" / "5.png").read_bytes()
+    good = (images / "others" / "digit 1" / "5.png").read_bytes()
     (tmp_path / "new" / "a.png").write_bytes(good)
     (tmp_path / "new" / "b.png").write_bytes(good[: len(good) // 2])
     error = run("learn", tmp_path / "new", "--label", "new", "--memory", memory, fails=True)
-    assert f"{tmp_path / 'new' / 'b.png'}: not a picture, or cut short" in error
+    assert f"{tmp_path / 'new' / 'b.png'}: not an image, or cut short" in error
     assert memory.read_bytes() == before
 
 
-def test_two_commands_at_once_both_add_their_class(memory, pictures):
+def test_two_commands_at_once_both_add_their_class(memory, images):
     words = [sys.executable, "-m", "fewshot_nam.cli.main", "learn", "--memory", str(memory), "--quiet"]
-    picture = str(pictures / "others" / "digit 1" / "5.png")
-    both = [subprocess.Popen([*words, picture, "--label", label]) for label in ("left", "right")]
+    image = str(images / "others" / "digit 1" / "5.png")
+    both = [subprocess.Popen([*words, image, "--label", label]) for label in ("left", "right")]
     assert [process.wait() for process in both] == [0, 0]
     assert set(made(memory, []).classes) == {"digit 0", "digit 1", "digit 2", "left", "right"}
 

@@ -1,4 +1,4 @@
-"""A tiny network whose weights come from a formula, the same in every release of torch, and pictures to go with it."""
+"""A tiny network whose weights come from a formula, the same in every release of torch, and images to go with it."""
 
 import hashlib
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from fewshot_nam import NAMModel, attach
 
 
 class Tiny(nn.Module):
-    """A convolution, batch normalisation, a pool and a classifier: pictures ``(B, 3, 16, 16)`` to 5 classes by 12 features."""
+    """A convolution, batch normalisation, a pool and a classifier: images ``(B, 3, 16, 16)`` to 5 classes by 12 features."""
 
     def __init__(self, shift: float = 0.0, classes: int = 5) -> None:
         super().__init__()
@@ -28,19 +28,19 @@ class Tiny(nn.Module):
                 count = torch.arange(parameter.numel(), dtype=torch.float64)
                 parameter.copy_(((count * 37 + 11) % 23 / 23 - 0.5 + shift).reshape(parameter.shape))
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        features = self.pool(self.norm(self.stem(pictures)).relu()).flatten(1)
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.pool(self.norm(self.stem(images)).relu()).flatten(1)
         return self.fc(self.drop(features))
 
 
-def prepare(picture: Image.Image) -> Tensor:
-    """Return a picture as ``(3, 16, 16)`` in [0, 1]."""
-    pixels = np.asarray(picture.resize((16, 16), Image.Resampling.BILINEAR), dtype=np.float32)
+def prepare(image: Image.Image) -> Tensor:
+    """Return an image as ``(3, 16, 16)`` in [0, 1]."""
+    pixels = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR), dtype=np.float32)
     return torch.from_numpy(pixels).permute(2, 0, 1) / 255
 
 
 def paint(number: int, size: tuple[int, int] = (20, 24)) -> Image.Image:
-    """Return picture ``number``: coarse coloured noise, a different one for each."""
+    """Return image ``number``: coarse coloured noise, a different one for each."""
     pixels = np.frombuffer(hashlib.sha512(b"%d" % number).digest()[:60], dtype=np.uint8).reshape(4, 5, 3)
     return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
 

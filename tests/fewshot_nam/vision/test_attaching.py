@@ -11,8 +11,8 @@ from fewshot_nam import attach
 from fewshot_nam.heads import CosineHead, NAMHead
 from fewshot_nam.vision.saving import weights_digest
 
-# One of each family, as small as it can be made, with random weights: model options and side of the picture. In float64, since
-# with such weights some give features to all pictures that are the same to seven digits.
+# One of each family, as small as it can be made, with random weights: model options and side of the image. In float64, since
+# with such weights some give features to all images that are the same to seven digits.
 TIMM = {
     "resnet10t": ({}, 32),
     "seresnext26t_32x4d": ({}, 32),
@@ -95,7 +95,7 @@ def torchvision_model(name, **options):
     return pytest.importorskip("torchvision").models.get_model(name, num_classes=3, **options)
 
 
-def learns_two_pictures(nam, painted):
+def learns_two_images(nam, painted):
     nam.learn([painted(0), painted(1)], ["a", "b"])
     assert nam.predict([painted(1), painted(0)]) == ["b", "a"]
 
@@ -121,7 +121,7 @@ def test_a_timm_model_learns(name, painted):
     before = [value.double() for value in model.state_dict().values()]
     nam = attach(model.double(), transform_options={"input_size": size})
     assert nam.backbone.name == f"timm/{model.pretrained_cfg['architecture']}"
-    learns_two_pictures(nam, painted)
+    learns_two_images(nam, painted)
     assert as_it_was(model, before)
     ready = nam.backbone.transform(painted(2)).unsqueeze(0).double()
     model.eval()
@@ -139,7 +139,7 @@ def test_a_torchvision_model_learns(name, painted):
     model = torchvision_model(name, **options)
     nam = attach(model.double(), transform_options={"resize_size": size, "crop_size": size})
     assert nam.backbone.name == f"torchvision/{name}"
-    learns_two_pictures(nam, painted)
+    learns_two_images(nam, painted)
     assert model.training
 
 
@@ -163,7 +163,7 @@ def test_features_are_those_of_the_backbone_by_name(name, painted, tmp_path):
 # --- transforms
 
 
-def test_torchvision_weights_and_options_say_how_pictures_are_prepared(painted):
+def test_torchvision_weights_and_options_say_how_images_are_prepared(painted):
     models = pytest.importorskip("torchvision").models
     model = torchvision_model("mobilenet_v2")
     with pytest.warns(
@@ -206,7 +206,7 @@ def test_features_are_what_goes_into_a_classifier_or_comes_out_of_a_layer(tiny, 
     for (how, name), features in wanted.items():
         nam = attach(model, transform=transform, **{how: name})
         torch.testing.assert_close(nam.features(painted(0)), features)
-        learns_two_pictures(nam, painted)
+        learns_two_images(nam, painted)
     own = attach(model, layer="norm", transform=transform, pool=lambda taken: taken.amax(dim=(2, 3)))
     torch.testing.assert_close(own.features(painted(0)), maps.amax(dim=(2, 3)))
 
@@ -233,8 +233,8 @@ class Tokens(nn.Module):
         super().__init__()
         self.embed, self.idle, self.fc = nn.Linear(16, 8), nn.Linear(8, 8), nn.Linear(8, 2)
 
-    def forward(self, pictures):
-        return self.fc(self.embed(pictures.mean(dim=1)).mean(dim=1))
+    def forward(self, images):
+        return self.fc(self.embed(images.mean(dim=1)).mean(dim=1))
 
 
 def test_layers_that_do_not_do_are_refused(transform):
@@ -271,7 +271,7 @@ def test_names_and_backbones_take_what_is_theirs(painted):
     with pytest.raises(ValueError, match="classifier cannot be given with a name"):
         attach("conv4", classifier="fc")
     with pytest.raises(ValueError, match="transform cannot be given with a Backbone"):
-        attach(nam.backbone, transform=lambda picture: picture)
+        attach(nam.backbone, transform=lambda image: image)
     with pytest.raises(ValueError, match="no backbone 'conv44'"):
         attach("conv44")
     with pytest.raises(TypeError, match="model is a module or a name such as 'timm/resnet18', got int"):
@@ -292,7 +292,7 @@ def test_a_timm_model_in_place_runs_as_before_and_gives_the_scores(name, painted
     model.train()
     nam = attach(model, in_place=True)
     assert model.get_classifier() is nam.head
-    learns_two_pictures(nam, painted)
+    learns_two_images(nam, painted)
     assert torch.equal(model.forward_features(ready), before)
     assert torch.equal(model(ready), nam(ready))
     assert torch.equal(nam(ready), attach(timm_model(name)).learn([painted(0), painted(1)], ["a", "b"])(ready))
@@ -307,7 +307,7 @@ def test_a_timm_model_in_place_runs_as_before_and_gives_the_scores(name, painted
 def test_a_torchvision_model_in_place_gives_the_scores(painted):
     model = torchvision_model("resnet18")
     nam = attach(model, in_place=True, transform_options={"resize_size": 32, "crop_size": 32})
-    learns_two_pictures(nam, painted)
+    learns_two_images(nam, painted)
     ready = nam.backbone.transform(painted(0)).unsqueeze(0)
     assert model.fc is nam.head
     assert torch.equal(model(ready), nam(ready))

@@ -9,7 +9,7 @@ from torch import nn
 from backbones import Backbone
 
 
-def _transform(picture):
+def _transform(image):
     return torch.ones(3, 8, 8)
 
 
@@ -23,47 +23,47 @@ def _backbone(network=None, **given):
 
 
 @pytest.fixture
-def pictures():
+def images():
     return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def test_backbone_measures_its_width(pictures):
+def test_backbone_measures_its_width(images):
     backbone = _backbone()
     assert backbone.feature_dim == 5
-    assert backbone(pictures).shape == (2, 5)
+    assert backbone(images).shape == (2, 5)
     assert (backbone.name, backbone.transform_id) == ("mine", "ones 8x8")
 
 
-def test_backbone_stays_frozen_when_told_to_train(pictures):
+def test_backbone_stays_frozen_when_told_to_train(images):
     backbone = _backbone(_network().train())
-    before = backbone(pictures)
+    before = backbone(images)
     assert backbone.train() is backbone
     nn.Sequential(backbone).train()
     assert not any(module.training for module in backbone.modules())
-    assert torch.equal(backbone(pictures), before)
-    assert torch.equal(backbone(pictures), before)
+    assert torch.equal(backbone(images), before)
+    assert torch.equal(backbone(images), before)
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     assert not before.requires_grad
 
 
-def test_backbone_refuses_what_is_not_a_batch(pictures):
-    with pytest.raises(ValueError, match=r"backbone mine: pictures need shape \(B, C, H, W\), got \(3, 8, 8\)"):
-        _backbone()(pictures[0])
+def test_backbone_refuses_what_is_not_a_batch(images):
+    with pytest.raises(ValueError, match=r"backbone mine: images need shape \(B, C, H, W\), got \(3, 8, 8\)"):
+        _backbone()(images[0])
 
 
-def test_backbone_refuses_pictures_that_change_the_width():
+def test_backbone_refuses_images_that_change_the_width():
     backbone = _backbone(nn.Flatten())
     with pytest.raises(ValueError, match=r"give features \(2, 300\) where \(B, 192\) is due"):
         backbone(torch.rand(2, 3, 10, 10))
 
 
 def test_backbone_refuses_a_network_that_cannot_take_its_transform():
-    with pytest.raises(ValueError, match=r"backbone mine does not take the pictures \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"backbone mine does not take the images \(3, 8, 8\)"):
         _backbone(nn.Conv2d(1, 5, 3))
 
 
 def test_backbone_refuses_a_network_without_flat_features():
-    with pytest.raises(ValueError, match=r"has to give features \(B, D\), one picture gives \(1, 5, 6, 6\)"):
+    with pytest.raises(ValueError, match=r"has to give features \(B, D\), one image gives \(1, 5, 6, 6\)"):
         _backbone(nn.Conv2d(3, 5, 3))
 
 
@@ -131,8 +131,8 @@ def test_base_prototypes_must_match_classes_and_width(prototypes, classes):
         _backbone(base_prototypes=prototypes, base_classes=classes)
 
 
-def test_backbone_can_be_sent_to_a_worker(pictures):
+def test_backbone_can_be_sent_to_a_worker(images):
     backbone = _backbone()
     copied = pickle.loads(pickle.dumps(backbone))
-    assert torch.equal(copied(pictures), backbone(pictures))
+    assert torch.equal(copied(images), backbone(images))
     assert torch.equal(copied.transform(Image.new("L", (4, 4))), torch.ones(3, 8, 8))

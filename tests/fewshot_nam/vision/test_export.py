@@ -1,4 +1,4 @@
-"""Export: the graph gives the model's scores for any number of pictures and classes, and what was learned later goes into it."""
+"""Export: the graph gives the model's scores for any number of images and classes, and what was learned later goes into it."""
 
 import copy
 import io
@@ -39,9 +39,9 @@ CASES = {
 }
 
 
-def scores(path, pictures):
+def scores(path, images):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(["scores"], {"pictures": pictures.numpy()})[0]
+    return session.run(["scores"], {"pictures": images.numpy()})[0]
 
 
 def metadata(path):
@@ -50,11 +50,11 @@ def metadata(path):
 
 
 def assert_same(path, model, painted):
-    pictures = torch.stack([model.backbone.transform(painted(i)) for i in range(20, 27)])
+    images = torch.stack([model.backbone.transform(painted(i)) for i in range(20, 27)])
     with torch.no_grad():
-        expected = model(pictures).numpy()
+        expected = model(images).numpy()
     for batch in (1, 2, 7):
-        found = scores(path, pictures[:batch])
+        found = scores(path, images[:batch])
         assert found.shape == (batch, len(model.classes))
         np.testing.assert_allclose(found, expected[:batch], atol=1e-4)
     assert json.loads(metadata(path)["classes"]) == model.classes
@@ -94,22 +94,22 @@ def exported(tmp_path_factory):
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 6))
     with torch.no_grad():
         network[1].weight.copy_(torch.randn(6, 48, generator=torch.Generator().manual_seed(1)))
-    picture = torch.rand(9, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    image = torch.rand(9, 3, 4, 4, generator=torch.Generator().manual_seed(2))
 
     def make(head=None, scale=1.0):
         own = copy.deepcopy(network)
         with torch.no_grad():
             own[1].weight *= scale
-        backbone = Backbone("linear", own, lambda _: picture[0], "the same picture always")
-        return NAMModel(backbone, head or NAMHead()).learn(picture[:4], [1, "1", "b", "ç"])
+        backbone = Backbone("linear", own, lambda _: image[0], "the same image always")
+        return NAMModel(backbone, head or NAMHead()).learn(image[:4], [1, "1", "b", "ç"])
 
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
     export_onnx(make(), path)
-    return make, picture, path.read_bytes()
+    return make, image, path.read_bytes()
 
 
 def test_metadata_hold_what_a_runtime_needs(exported, tmp_path):
-    make, picture, content = exported
+    make, image, content = exported
     path = tmp_path / "m.onnx"
     path.write_bytes(content)
     found = metadata(path)
@@ -117,15 +117,15 @@ def test_metadata_hold_what_a_runtime_needs(exported, tmp_path):
     assert found["version"] == "1"
     assert json.loads(found["classes"]) == [1, "1", "b", "ç"]
     assert found["threshold"] == found["temperature"] == "null"
-    assert found["transform"] == "the same picture always"
+    assert found["transform"] == "the same image always"
     assert json.loads(found["backbone"]) == "linear"
     model = make()
-    model.calibrate(picture[4:], picture[:2], target_fpr=0.5, known_labels=[1, "1"])
+    model.calibrate(image[4:], image[:2], target_fpr=0.5, known_labels=[1, "1"])
     update_onnx(path, model)
     assert json.loads(metadata(path)["threshold"]) == model.head.threshold
     temperature = json.loads(metadata(path)["temperature"])
-    logits = torch.from_numpy(scores(path, picture)) / temperature
-    torch.testing.assert_close(torch.softmax(logits, dim=-1), model.probabilities(picture), atol=1e-4, rtol=0)
+    logits = torch.from_numpy(scores(path, image)) / temperature
+    torch.testing.assert_close(torch.softmax(logits, dim=-1), model.probabilities(image), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_file_that_is_none_of_ours_or_damaged_is_refused_and_left(exported, tm
 
 
 def test_what_cannot_be_exported_is_refused_by_name(exported, attached, nam, painted, tmp_path):
-    make, picture, _ = exported
+    make, image, _ = exported
     with pytest.raises(ValueError, match="knows no class yet"):
         export_onnx(nam, tmp_path / "m.onnx")
     with pytest.raises(ValueError, match="a RidgeHead cannot be exported: attach with NAMHead or CosineHead"):
@@ -183,11 +183,11 @@ def test_what_cannot_be_exported_is_refused_by_name(exported, attached, nam, pai
         export_onnx(half, tmp_path / "m.onnx")
 
     class Fixed(nn.Module):
-        def forward(self, pictures):
-            return pictures.flatten(1)[:, :6] * len(pictures)
+        def forward(self, images):
+            return images.flatten(1)[:, :6] * len(images)
 
-    model = NAMModel(Backbone("fixed", Fixed(), lambda _: picture[0], "same"), NAMHead()).learn(picture[:1], "a")
-    with pytest.raises(ValueError, match=r"torch\.export cannot trace fixed for any number of pictures"):
+    model = NAMModel(Backbone("fixed", Fixed(), lambda _: image[0], "same"), NAMHead()).learn(image[:1], "a")
+    with pytest.raises(ValueError, match=r"torch\.export cannot trace fixed for any number of images"):
         export_onnx(model, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -199,8 +199,8 @@ def test_without_onnx_the_error_says_what_to_install(exported, tmp_path, monkeyp
         export_onnx(make(), tmp_path / "m.onnx")
 
 
-def test_a_program_takes_any_memory_and_holds_no_features_of_pictures(exported):
-    make, picture, _ = exported
+def test_a_program_takes_any_memory_and_holds_no_features_of_images(exported):
+    make, image, _ = exported
     model = make(NAMHead(background=torch.rand(13, 6, generator=torch.Generator().manual_seed(3))))
     program = export_program(model)
     assert sum(tensor.numel() for name, tensor in program.state_dict.items() if "support" in name) == 0
@@ -209,10 +209,8 @@ def test_a_program_takes_any_memory_and_holds_no_features_of_pictures(exported):
     run = program.module()
     for step in ("as exported", "more", "fewer"):
         if step == "more":
-            model.learn(picture[4:], list(range(10, 15)))
+            model.learn(image[4:], list(range(10, 15)))
         if step == "fewer":
             model.forget(model.classes[:-1])
         for batch in (1, 2, 7):
-            torch.testing.assert_close(
-                run(picture[:batch], memory_of(model)), model(picture[:batch]), atol=1e-5, rtol=0
-            )
+            torch.testing.assert_close(run(image[:batch], memory_of(model)), model(image[:batch]), atol=1e-5, rtol=0)

@@ -21,7 +21,7 @@ def _offline(monkeypatch):
 
 @pytest.fixture
 def inks():
-    """Return eight pictures for conv4, transformed already."""
+    """Return eight images for conv4, transformed already."""
     return torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
 
@@ -68,8 +68,8 @@ def test_names_of_timm_bring_their_options_and_their_transform(tmp_path):
     again = NAMModel.from_pretrained(tmp_path / "shop", weights=state)
     assert again.backbone.transform_id == model.backbone.transform_id
     assert again.backbone.model_options == {"act_layer": "silu"}
-    pictures = torch.rand(3, 3, 40, 40)
-    torch.testing.assert_close(again(pictures), model(pictures))
+    images = torch.rand(3, 3, 40, 40)
+    torch.testing.assert_close(again(images), model(images))
     with pytest.raises(ValueError, match="this one is timm/resnet18, weights"):
         NAMModel.from_pretrained(tmp_path / "shop", weights=False)
 

@@ -1,4 +1,4 @@
-"""Pictures of every kind that people have: each becomes the right picture, or an error that names it."""
+"""Images of every kind that people have: each becomes the right image, or an error that names it."""
 
 import io
 import re
@@ -8,22 +8,22 @@ import pytest
 import torch
 from PIL import Image
 
-from fewshot_nam.io.image_io import UnreadablePicture
-from fewshot_nam.vision.image_batches import as_pictures, batches
+from fewshot_nam.io.image_io import UnreadableImage
+from fewshot_nam.vision.image_batches import as_images, batches
 
 RED, BLUE, WHITE = (200, 30, 40), (20, 40, 220), (255, 255, 255)
 
 
-def plain(picture):
+def plain(image):
     """A transform that keeps every pixel."""
-    assert picture.mode == "RGB"
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
+    assert image.mode == "RGB"
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
 
 
 def corners(nam, images):
     """Return the colours of the top left and the bottom right pixel as the network gets them."""
-    pictures, _ = as_pictures(images)
-    (batch,) = batches(pictures, nam.backbone.transform, 8)
+    images, _ = as_images(images)
+    (batch,) = batches(images, nam.backbone.transform, 8)
     return [tuple(int(v) for v in batch[0, :, y, x]) for y, x in ((0, 0), (-1, -1))], batch.shape[2:]
 
 
@@ -37,9 +37,9 @@ def seen(attached):
 
 def two_colours(size=(6, 4)):
     """Red, with a blue pixel at the bottom right."""
-    picture = Image.new("RGB", size, RED)
-    picture.putpixel((size[0] - 1, size[1] - 1), BLUE)
-    return picture
+    image = Image.new("RGB", size, RED)
+    image.putpixel((size[0] - 1, size[1] - 1), BLUE)
+    return image
 
 
 def close(found, wanted, by=3):
@@ -48,12 +48,12 @@ def close(found, wanted, by=3):
     )
 
 
-def test_images_of_every_type_are_the_same_picture(seen, tmp_path):
-    picture = two_colours()
-    picture.save(tmp_path / "a.png")
-    array = np.array(picture)
+def test_images_of_every_type_are_the_same_image(seen, tmp_path):
+    image = two_colours()
+    image.save(tmp_path / "a.png")
+    array = np.array(image)
     tensor = torch.from_numpy(array).permute(2, 0, 1)
-    expected = corners(seen, picture)
+    expected = corners(seen, image)
     assert expected == ([RED, BLUE], (4, 6))
     for form in (str(tmp_path / "a.png"), tmp_path / "a.png", array, tensor, tensor.float()):
         for given in (form, [form], iter([form])):
@@ -61,24 +61,24 @@ def test_images_of_every_type_are_the_same_picture(seen, tmp_path):
     assert corners(seen, array[None]) == corners(seen, tensor[None]) == expected
 
 
-def test_grey_arrays_and_tensors_are_grey_pictures(seen):
+def test_grey_arrays_and_tensors_are_grey_images(seen):
     grey = np.full((4, 6), 77, dtype=np.uint8)
     for form in (grey, grey[..., None], torch.from_numpy(grey)[None]):
         assert corners(seen, form)[0] == [(77, 77, 77)] * 2
 
 
-def test_a_picture_of_one_pixel_is_a_picture(nam, seen, tmp_path):
+def test_a_image_of_one_pixel_is_a_image(nam, seen, tmp_path):
     Image.new("RGB", (1, 1), RED).save(tmp_path / "one.png")
     assert corners(seen, tmp_path / "one.png") == ([RED, RED], (1, 1))
     assert nam.learn(tmp_path / "one.png", "red").predict(Image.new("RGB", (1, 1), RED)) == "red"
 
 
-def test_pictures_of_16_bits_are_scaled_to_8(seen, tmp_path):
+def test_images_of_16_bits_are_scaled_to_8(seen, tmp_path):
     Image.fromarray(np.array([[0, 257 * 100], [65535, 257 * 7]], dtype=np.uint16)).save(tmp_path / "deep.png")
     assert corners(seen, tmp_path / "deep.png") == ([(0, 0, 0), (7, 7, 7)], (2, 2))
 
 
-def test_cmyk_pictures_get_their_colours(seen, tmp_path):
+def test_cmyk_images_get_their_colours(seen, tmp_path):
     two_colours((32, 32)).convert("CMYK").save(tmp_path / "print.jpg", quality=100, subsampling=0)
     with Image.open(tmp_path / "print.jpg") as kept:
         assert kept.mode == "CMYK"
@@ -86,16 +86,16 @@ def test_cmyk_pictures_get_their_colours(seen, tmp_path):
 
 
 def test_a_palette_with_transparency_lies_on_white_paper(seen, tmp_path):
-    picture = Image.new("P", (6, 4), 1)
-    picture.putpalette([*BLUE, *RED])
-    picture.putpixel((0, 0), 0)
-    picture.save(tmp_path / "icon.gif", transparency=0)
-    picture.save(tmp_path / "icon.png", transparency=0)
+    image = Image.new("P", (6, 4), 1)
+    image.putpalette([*BLUE, *RED])
+    image.putpixel((0, 0), 0)
+    image.save(tmp_path / "icon.gif", transparency=0)
+    image.save(tmp_path / "icon.png", transparency=0)
     for name in ("icon.gif", "icon.png"):
         assert corners(seen, tmp_path / name)[0] == [WHITE, RED]
 
 
-def test_an_animated_picture_is_its_first_frame(seen, tmp_path):
+def test_an_animated_image_is_its_first_frame(seen, tmp_path):
     frames = [Image.new("RGB", (6, 4), colour) for colour in (RED, BLUE, WHITE)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:], duration=50)
     frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:], duration=50, lossless=True)
@@ -104,7 +104,7 @@ def test_an_animated_picture_is_its_first_frame(seen, tmp_path):
 
 
 @pytest.mark.parametrize("opened", [False, True], ids=["path", "opened by the user"])
-def test_a_picture_with_an_exif_orientation_is_turned(seen, tmp_path, opened):
+def test_a_image_with_an_exif_orientation_is_turned(seen, tmp_path, opened):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     two_colours().save(tmp_path / "phone.png", exif=exif)
@@ -114,29 +114,29 @@ def test_a_picture_with_an_exif_orientation_is_turned(seen, tmp_path, opened):
     assert colours == [RED, RED]  # blue is at the bottom left now
 
 
-def test_a_truncated_picture_is_refused_by_name(nam, tmp_path, painted):
+def test_a_truncated_image_is_refused_by_name(nam, tmp_path, painted):
     painted(0, (64, 64)).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-300])
-    with pytest.raises(UnreadablePicture, match=r"cut\.jpg: not a picture, or cut short"):
+    with pytest.raises(UnreadableImage, match=r"cut\.jpg: not an image, or cut short"):
         nam.learn([tmp_path / "whole.jpg", tmp_path / "cut.jpg"], "a")
     # Pillow opens it without a word, and stumbles when the pixels are wanted.
-    with pytest.raises(UnreadablePicture, match=r"cut\.jpg: not a picture, or cut short"):
+    with pytest.raises(UnreadableImage, match=r"cut\.jpg: not an image, or cut short"):
         nam.learn([painted(1), Image.open(tmp_path / "cut.jpg")], "a")
-    with pytest.raises(UnreadablePicture, match=r"images\[1\]: not a picture, or cut short"):
+    with pytest.raises(UnreadableImage, match=r"images\[1\]: not an image, or cut short"):
         nam.learn([painted(1), Image.open(io.BytesIO((tmp_path / "cut.jpg").read_bytes()))], "a")
     nam.batch_size = 2
-    with pytest.raises(UnreadablePicture, match=r"images\[3\]: not a picture, or cut short"):
+    with pytest.raises(UnreadableImage, match=r"images\[3\]: not an image, or cut short"):
         nam.learn([painted(1)] * 3 + [Image.open(io.BytesIO((tmp_path / "cut.jpg").read_bytes()))], "a")
     assert nam.classes == []
 
 
-def test_a_file_that_is_no_picture_is_refused_by_name(nam, tmp_path):
-    (tmp_path / "notes.jpg").write_text("not a picture")
-    with pytest.raises(UnreadablePicture, match=r"notes\.jpg: not a picture"):
+def test_a_file_that_is_no_image_is_refused_by_name(nam, tmp_path):
+    (tmp_path / "notes.jpg").write_text("not an image")
+    with pytest.raises(UnreadableImage, match=r"notes\.jpg: not an image"):
         nam.learn(tmp_path / "notes.jpg", "a")
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         nam.learn(str(tmp_path / "gone.png"), "a")
-    with pytest.raises(UnreadablePicture, match="not a picture but a directory, pipe or device"):
+    with pytest.raises(UnreadableImage, match="not an image but a directory, pipe or device"):
         nam.learn(tmp_path, "a")
 
 
@@ -154,19 +154,19 @@ def test_a_file_that_is_no_picture_is_refused_by_name(nam, tmp_path):
         ([np.zeros((4, 4, 2), np.uint8)], ValueError, "must be uint8"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), ValueError, r"a tensor must be uint8 or float .* got torch.int64"),
         (torch.zeros(3, 4), ValueError, r"got shape \(3, 4\)"),
-        ([torch.zeros(3, 4)], ValueError, r"images\[0\]: a transformed picture must be \(C, H, W\)"),
+        ([torch.zeros(3, 4)], ValueError, r"images\[0\]: a transformed image must be \(C, H, W\)"),
         ([torch.zeros(3, 16, 16), torch.zeros(3, 16, 8)], ValueError, r"images\[1\]: its tensor is \(3, 16, 8\), that of"),
         (Image.new("F", (4, 4)), ValueError, r"images\[0\]: the transform failed .* does not say which value is white"),
     ],
 )  # fmt: skip
-def test_what_is_no_picture_is_refused(nam, images, error, message):
+def test_what_is_no_image_is_refused(nam, images, error, message):
     with pytest.raises(error, match=message):
         nam.learn(images, "a")
     assert nam.classes == []
 
 
-def test_a_transform_that_gives_no_picture_is_named(nam):
-    nam.backbone.transform = lambda picture: torch.zeros(3)
+def test_a_transform_that_gives_no_image_is_named(nam):
+    nam.backbone.transform = lambda image: torch.zeros(3)
     with pytest.raises(
         ValueError, match=re.escape("images[0]: the transform has to give a tensor (C, H, W), it gave (3,)")
     ):

@@ -11,16 +11,16 @@ from fewshot_nam.heads import NAMHead
 
 
 def test_learning_is_writing_features_into_the_head(nam, painted):
-    pictures = [painted(i) for i in range(4)]
-    features = nam.features(pictures)
+    images = [painted(i) for i in range(4)]
+    features = nam.features(images)
     head = NAMHead().write(features[:2], ["a", 7]).write(features[2:3], "a")
-    assert nam.learn(pictures[:2], ["a", 7]).learn(pictures[2], "a") is nam
+    assert nam.learn(images[:2], ["a", 7]).learn(images[2], "a") is nam
     assert nam.classes == ["a", 7]
-    torch.testing.assert_close(nam(pictures), head(features))
-    assert nam.predict(pictures[:2]) == ["a", 7]
+    torch.testing.assert_close(nam(images), head(features))
+    assert nam.predict(images[:2]) == ["a", 7]
 
 
-def test_one_picture_gets_one_answer_and_many_a_list(nam, painted):
+def test_one_image_gets_one_answer_and_many_a_list(nam, painted):
     nam.learn([painted(0), painted(1)], ["a", "b"])
     assert nam.predict(painted(1)) == "b"
     assert nam.predict([painted(1)]) == ["b"]
@@ -31,11 +31,11 @@ def test_one_picture_gets_one_answer_and_many_a_list(nam, painted):
     torch.testing.assert_close(nam(ready.unsqueeze(0)), nam(painted(1)))
 
 
-def test_a_label_stands_for_all_pictures_or_there_is_one_for_each(nam, painted):
-    pictures = [painted(i) for i in range(3)]
-    assert nam.learn(pictures, "all").classes == ["all"]
+def test_a_label_stands_for_all_images_or_there_is_one_for_each(nam, painted):
+    images = [painted(i) for i in range(3)]
+    assert nam.learn(images, "all").classes == ["all"]
     with pytest.raises(ValueError, match="3 features, 2 labels"):
-        nam.learn(pictures, ["a", "b"])
+        nam.learn(images, ["a", "b"])
     with pytest.raises(TypeError, match="a label must be an int or a string"):
         nam.learn("no file is looked for.png", 1.5)
     assert nam.classes == ["all"]
@@ -77,11 +77,11 @@ def test_the_backbone_stays_frozen_whatever_train_says(nam, painted):
 
 
 def test_scoring_one_batch_does_not_depend_on_how_it_is_cut(nam, painted):
-    pictures = [painted(i) for i in range(7)]
-    nam.learn(pictures[:3], [0, 1, 2])
-    whole = nam(pictures)
+    images = [painted(i) for i in range(7)]
+    nam.learn(images[:3], [0, 1, 2])
+    whole = nam(images)
     nam.batch_size = 3
-    torch.testing.assert_close(nam(pictures), whole)
+    torch.testing.assert_close(nam(images), whole)
 
 
 def test_a_model_without_classes_says_so(nam, painted):

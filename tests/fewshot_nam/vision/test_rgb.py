@@ -11,10 +11,10 @@ from fewshot_nam.vision.rgb import RGBTransform, opaque
 SIZE = (5, 3)
 
 
-def _pixels(picture):
-    assert picture.mode == "RGB"
-    assert picture.size == SIZE
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+def _pixels(image):
+    assert image.mode == "RGB"
+    assert image.size == SIZE
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 to_rgb = RGBTransform(_pixels)
@@ -26,7 +26,7 @@ def test_transform_gets_rgb_of_every_mode(mode):
     assert (to_rgb(Image.new("RGB", SIZE, "black").convert(mode)) < 5).all()
 
 
-def test_transparent_pictures_lie_on_white_paper():
+def test_transparent_images_lie_on_white_paper():
     clear = Image.new("RGBA", SIZE, (0, 0, 0, 0))
     half = Image.new("RGBA", SIZE, (0, 0, 0, 128))
     assert (to_rgb(clear) == 255).all()
@@ -35,11 +35,11 @@ def test_transparent_pictures_lie_on_white_paper():
 
 
 def test_transparent_palette_colour_lies_on_white_paper():
-    picture = Image.new("P", SIZE, 0)
-    picture.putpalette([0, 0, 0, 255, 0, 0])
-    picture.putpixel((0, 0), 1)
-    picture.info["transparency"] = 0
-    pixels = to_rgb(picture)
+    image = Image.new("P", SIZE, 0)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.putpixel((0, 0), 1)
+    image.info["transparency"] = 0
+    pixels = to_rgb(image)
     assert pixels[:, 0, 0].tolist() == [255, 0, 0]
     assert (pixels[:, 1:, 1:] == 255).all()
 
@@ -48,28 +48,28 @@ def test_transparent_palette_colour_lies_on_white_paper():
 def test_sixteen_bits_are_scaled_and_not_clipped(order):
     values = np.array([[0, 257, 300, 25700, 65535]] * 3)
     mode = "I;16" if order == "<u2" else "I;16B"
-    picture = Image.frombytes(mode, SIZE, values.astype(order).tobytes())
-    assert to_rgb(picture)[0, 0].tolist() == [0, 1, 1, 100, 255]
-    assert opaque(picture).mode == "L"
+    image = Image.frombytes(mode, SIZE, values.astype(order).tobytes())
+    assert to_rgb(image)[0, 0].tolist() == [0, 1, 1, 100, 255]
+    assert opaque(image).mode == "L"
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_pictures_without_a_known_white_are_refused(mode):
+def test_images_without_a_known_white_are_refused(mode):
     with pytest.raises(ValueError, match=f"mode '{mode}' does not say which value is white"):
         to_rgb(Image.new(mode, SIZE, 300))
 
 
-def test_what_is_not_a_picture_is_refused():
+def test_what_is_not_a_image_is_refused():
     with pytest.raises(TypeError, match=r"expected a PIL.Image.Image, got ndarray"):
         opaque(np.zeros(SIZE))
 
 
 def test_opaque_leaves_its_input_alone():
-    picture = Image.new("RGBA", SIZE, (9, 8, 7, 100))
-    before = picture.tobytes()
-    opaque(picture)
-    assert picture.mode == "RGBA"
-    assert picture.tobytes() == before
+    image = Image.new("RGBA", SIZE, (9, 8, 7, 100))
+    before = image.tobytes()
+    opaque(image)
+    assert image.mode == "RGBA"
+    assert image.tobytes() == before
 
 
 def test_transform_can_be_sent_to_a_worker():

@@ -25,7 +25,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def teach(nam, painted):
-    """What the files of released versions hold: two classes, the first of two pictures, and a threshold by 39 strangers."""
+    """What the files of released versions hold: two classes, the first of two images, and a threshold by 39 strangers."""
     nam.learn([painted(0), painted(1), painted(2)], ["badger", 7, "badger"])
     nam.calibrate([painted(i) for i in range(100, 139)], [painted(0)], target_fpr=0.05, known_labels=["badger"])
     return nam
@@ -55,12 +55,12 @@ def test_a_saved_model_gives_the_same_answers_when_loaded_into_a_fresh_one(attac
     other = attached().load(tmp_path / "a.safetensors")
     assert type(other.head) is type(nam.head)
     assert other.classes == nam.classes
-    pictures = [painted(i) for i in range(20)]
-    assert torch.equal(other(pictures), nam(pictures))
+    images = [painted(i) for i in range(20)]
+    assert torch.equal(other(images), nam(images))
     assert other.head.threshold == nam.head.threshold
-    assert other.predict(pictures, unknown="?") == nam.predict(pictures, unknown="?")
-    assert torch.equal(other.probabilities(pictures), nam.probabilities(pictures))
-    assert torch.equal(other.learn(painted(30), "new")(pictures), nam.learn(painted(30), "new")(pictures))
+    assert other.predict(images, unknown="?") == nam.predict(images, unknown="?")
+    assert torch.equal(other.probabilities(images), nam.probabilities(images))
+    assert torch.equal(other.learn(painted(30), "new")(images), nam.learn(painted(30), "new")(images))
 
 
 def test_a_head_that_cannot_be_made_from_settings_is_asked_for(attached, painted, tmp_path):
@@ -116,7 +116,7 @@ def test_another_backbone_is_refused_with_both_hashes(attached, painted, tmp_pat
 
 def test_another_transform_of_the_same_backbone_is_refused(attached, painted, transform, tmp_path):
     teach(attached(), painted).save(tmp_path / "a.safetensors")
-    other = attached(transform=lambda picture: 2 * transform(picture) - 1)
+    other = attached(transform=lambda image: 2 * transform(image) - 1)
     with pytest.raises(ValueError, match="features come out differently now: check transform"):
         other.load(tmp_path / "a.safetensors")
 

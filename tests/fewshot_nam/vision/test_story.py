@@ -1,4 +1,4 @@
-"""The whole story on real pictures: a deployed model learns classes from photos, refuses strangers, and survives a restart.
+"""The whole story on real images: a deployed model learns classes from photos, refuses strangers, and survives a restart.
 
 Tiny ImageNet's novel classes by MobileNetV2, whose 1,000 classes they are among: good for this walk, no evidence on new classes.
 """
@@ -125,8 +125,8 @@ def test_it_runs_in_onnxruntime_and_takes_there_what_is_learned_later(photos, we
     about = session.get_modelmeta().custom_metadata_map
     classes, threshold = json.loads(about["classes"]), json.loads(about["threshold"])
     asked = [photo for name in names[: WAYS + 2] for photo in photos[name][SHOTS : SHOTS + 2]]
-    pictures = torch.stack([nam.backbone.transform(Image.open(photo).convert("RGB")) for photo in asked])
-    (scores,) = session.run(["scores"], {"pictures": pictures.numpy()})
+    images = torch.stack([nam.backbone.transform(Image.open(photo).convert("RGB")) for photo in asked])
+    (scores,) = session.run(["scores"], {"pictures": images.numpy()})
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(scores), nam(asked), atol=1e-4, rtol=0)
     answers = [classes[row.argmax()] if row.max() >= threshold else "stranger" for row in scores]

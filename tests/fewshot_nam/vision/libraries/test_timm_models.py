@@ -88,7 +88,7 @@ def test_options_that_create_sets_are_refused(option):
 
 def test_size_that_the_model_cannot_take_is_found_at_once():
     with pytest.raises(
-        ValueError, match=r"timm/vit_tiny_patch16_224 does not take the pictures \(3, 96, 96\) of its transform"
+        ValueError, match=r"timm/vit_tiny_patch16_224 does not take the images \(3, 96, 96\) of its transform"
     ):
         _small("vit_tiny_patch16_224", transform_options={"input_size": 96})
     backbone = _small("vit_tiny_patch16_224", transform_options={"input_size": 96}, model_options={"img_size": 96})
@@ -144,8 +144,8 @@ def test_imagenet_weights_tell_classes_apart():
     )
     assert backbone.feature_dim == 1280
     folders = sorted(path for path in (Path(DATA) / "tiny-imagenet" / "novel").iterdir() if path.is_dir())[:5]
-    pictures = [sorted(folder.rglob("*.JPEG") or folder.rglob("*"))[:10] for folder in folders]
-    batch = torch.stack([backbone.transform(Image.open(path)) for paths in pictures for path in paths])
+    images = [sorted(folder.rglob("*.JPEG") or folder.rglob("*"))[:10] for folder in folders]
+    batch = torch.stack([backbone.transform(Image.open(path)) for paths in images for path in paths])
     features = torch.nn.functional.normalize(backbone(batch), dim=-1).reshape(5, 10, -1)
     scores = features[:, 5:] @ features[:, :5].mean(dim=1).T
     accuracy = (scores.argmax(dim=-1) == torch.arange(5)[:, None]).float().mean()
