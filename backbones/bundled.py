@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from backbones.conv4 import Conv4, ink_transform
 from backbones.conv5 import Conv5, photo_transform
+from fewshot_nam.heads import BaseStatistics
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.libraries.common import Library, check_options
 from fewshot_nam.vision.weight_files import fit_weights, read_weights
@@ -72,7 +73,7 @@ def create_bundled(
     check_options(name, "model", model_options, ["width"])
     check_options(name, "transform", transform_options, [])
     network = bundled.network(**model_options)
-    prototypes, classes = None, None
+    base, classes = None, None
     if pretrained is True and bundled.weights is None:
         raise ValueError(
             f"backbone {name} comes without weights: train it with scripts/pretrain_photos.py and give its file, "
@@ -81,28 +82,30 @@ def create_bundled(
     if pretrained is True:
         packaged = resources.files("backbones") / "weights" / str(bundled.weights)
         with resources.as_file(packaged) as path:
-            prototypes, classes = _load(name, network, path)
+            base, classes = _load(name, network, path)
     elif pretrained:
-        prototypes, classes = _load(name, network, pretrained)
+        base, classes = _load(name, network, pretrained)
     return Backbone(
         name,
         network,
         bundled.transform,
         bundled.transform_id,
         model_options=model_options,
-        base_prototypes=prototypes,
+        base_statistics=base,
         base_classes=classes,
     )
 
 
-def _load(name: str, network: nn.Module, path: Path) -> tuple[Tensor | None, list[str] | None]:
+def _load(name: str, network: nn.Module, path: Path) -> tuple[BaseStatistics | None, list[str] | None]:
     state = read_weights(path)
     if not any(key.startswith(_PREFIX) for key in state):
         fit_weights(network, state, path, name)
         return None, None
     prototypes = state.pop("base_prototypes", None)
     fit_weights(network, {key.removeprefix(_PREFIX): tensor for key, tensor in state.items()}, path, name)
-    return prototypes, None if prototypes is None else _base_classes(path)
+    if prototypes is None:
+        return None, None
+    return BaseStatistics.from_prototypes(prototypes), _base_classes(path)
 
 
 def _base_classes(path: Path) -> list[str]:

@@ -71,7 +71,7 @@ class Setting(NamedTuple):
 def settings(data: Path | None) -> Iterator[tuple[str, Setting]]:
     """Yield the sets of pictures by name."""
     conv4 = backbones.create("conv4")
-    prototypes = conv4.base_prototypes
+    prototypes = conv4.base_statistics.prototypes
     mean = None if prototypes is None else prototypes.mean(dim=0)
     yield "digits", Setting(extract(conv4, open_dataset("digits")["novel"]), None, mean, prototypes, 3, 2, 67)
     if data is None:

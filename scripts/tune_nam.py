@@ -66,7 +66,7 @@ def validation_sets(data: Path) -> dict[str, Validation]:
         transform_options=MOBILENET_TRANSFORM,
     )
     objects = open_dataset(f"folder:{data}/tiny-imagenet")
-    base, known = extract(mobilenet, objects["base"]), conv4.base_prototypes
+    base, known = extract(mobilenet, objects["base"]), conv4.base_statistics.prototypes
     if known is None:
         raise SystemExit("the bundled backbone comes without its base prototypes")
     return {

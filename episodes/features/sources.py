@@ -188,7 +188,8 @@ def banks_by_role(
         skipped = banks[role].skipped
         if skipped:
             notes.append(f"{len(skipped)} unreadable images of {part.name} are left out: {', '.join(skipped)}")
-    prototypes: Tensor | None = getattr(backbone, "base_prototypes", None)
+    base = getattr(backbone, "base_statistics", None)
+    prototypes: Tensor | None = None if base is None else base.prototypes
     if prototypes is None or "base" in banks:
         return Sources(banks, images, None, notes)
     notes.append(f"base classes: the {len(prototypes)} that the backbone was trained on")

@@ -222,9 +222,7 @@ def _new(options: argparse.Namespace) -> tuple[NAMModel, dict[str, Any]]:
         transform_options=key_values("--transform-option", options.transform_option),
         device=options.device,
     )
-    prototypes = backbone.base_prototypes
-    base = None if prototypes is None else heads.BaseStatistics.from_prototypes(prototypes)
-    head = heads.create(options.head or "nam", base=base)
+    head = heads.create(options.head or "nam", base=backbone.base_statistics)
     return NAMModel(backbone, head), {"weights": source}
 
 

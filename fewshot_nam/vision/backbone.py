@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fewshot_nam._deprecation import warn_renamed
+from fewshot_nam.heads import BaseStatistics
 from fewshot_nam.vision.digests import features_digest
 
 
@@ -28,20 +30,18 @@ class Backbone(nn.Module):
         transform: PIL image to a tensor ``(C, H, W)`` that the network takes.
         transform_id: text that changes whenever the transform would give other tensors.
         model_options: options the network was built with; they can change features without changing a weight.
-        base_prototypes: ``(n, D)`` mean feature of each class that the weights were trained on.
-        base_classes: names of those n classes, in the same order.
+        base_statistics: statistics of the features of the base classes: those that the weights were trained on.
+        base_classes: the names of the base classes, in the order of the statistics.
+        base_prototypes: deprecated: ``(B, D)``, use ``base_statistics=BaseStatistics.from_prototypes(...)``.
 
     Attributes:
         feature_dim: the number D of features, found by running one blank image through transform and network.
-        base_prototypes: as given, on the same device as the weights, or ``None``.
         base_classes: as given, or ``None``.
 
     Raises:
-        ValueError: the network does not take what the transform gives, does not give ``(B, D)``, or the prototypes do
+        ValueError: the network does not take what the transform gives, does not give ``(B, D)``, or the statistics do
             not match the classes or D.
     """
-
-    base_prototypes: Tensor | None
 
     def __init__(
         self,
@@ -51,18 +51,39 @@ class Backbone(nn.Module):
         transform_id: str,
         *,
         model_options: Mapping[str, Any] | None = None,
-        base_prototypes: Tensor | None = None,
+        base_statistics: BaseStatistics | None = None,
         base_classes: Sequence[str] | None = None,
+        base_prototypes: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.name, self.transform, self.transform_id = name, transform, transform_id
         self.model_options = dict(model_options or {})
         self.network = network.eval().requires_grad_(False)
         self.feature_dim = self._measured_width()
-        self.register_buffer("base_prototypes", base_prototypes, persistent=False)
+        if base_prototypes is not None:
+            if base_statistics is not None:
+                raise TypeError(
+                    "Backbone: base_prototypes is an old word for base_statistics: give base_statistics alone"
+                )
+            warn_renamed("Backbone: base_prototypes=", "base_statistics=BaseStatistics.from_prototypes(...)")
+            base_statistics = BaseStatistics.from_prototypes(base_prototypes)
+        self._base_statistics = base_statistics
         self.base_classes = None if base_classes is None else list(base_classes)
         self._check_base()
         self.train(False)
+
+    @property
+    def base_statistics(self) -> BaseStatistics | None:
+        """Statistics of the features of the base classes, on the device of the weights; ``None`` where they are unknown."""
+        base, weight = self._base_statistics, next(self.network.parameters(), None)
+        return base if base is None or weight is None else base.to(weight.device)
+
+    @property
+    def base_prototypes(self) -> Tensor | None:
+        """Deprecated: ``base_statistics.prototypes``."""
+        warn_renamed("Backbone.base_prototypes", "base_statistics.prototypes")
+        base = self.base_statistics
+        return None if base is None else base.prototypes
 
     @property
     def weights_hash(self) -> str:
@@ -112,11 +133,11 @@ class Backbone(nn.Module):
         return features.shape[1]
 
     def _check_base(self) -> None:
-        prototypes, classes = self.base_prototypes, self.base_classes
-        if prototypes is None and classes is None:
+        base, classes = self.base_statistics, self.base_classes
+        if base is None and classes is None:
             return
         expected = (0 if classes is None else len(classes), self.feature_dim)
-        given = None if prototypes is None else tuple(prototypes.shape)
+        given = None if base is None else tuple(base.prototypes.shape)
         if given != expected:
             raise ValueError(
                 f"backbone {self.name}: {expected[0]} base classes and {expected[1]} features need base prototypes "

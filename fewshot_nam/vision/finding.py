@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fewshot_nam import heads
 from fewshot_nam.heads import BaseStatistics, Head, Label, NAMHead
 from fewshot_nam.heads.validation import as_labels
 from fewshot_nam.vision.backbone import Backbone
@@ -75,9 +76,11 @@ def find_parts(
         raise TypeError(f"attach: model is a module or a name such as 'timm/resnet18', got {type(model).__name__}")
     if isinstance(model, Backbone):
         _refuse("a Backbone", for_modules | {"transform_options": transform_options})
-        head = _head(head, model, base_images)
-        if keep_classes is not False:
-            _keep(head, keep_classes, model.base_prototypes, model.base_classes)
+        base = model.base_statistics
+        if keep_classes is False:
+            return Parts(model, _head(head, model, base_images, base))
+        head = _head(head, model, base_images)  # the base classes are to be known, not to be a cohort
+        _keep(head, keep_classes, None if base is None else base.prototypes, model.base_classes)
         return Parts(model, head)
     _refuse("a module", for_names)
     if classifier is not None and layer is not None:
@@ -144,8 +147,17 @@ def _class_weights(model: nn.Module, found: list[str]) -> Tensor | None:
     return layers[0].weight.detach().flatten(start_dim=1)
 
 
-def _head(head: Head | None, backbone: Backbone, base_images: Images | None) -> Head:
-    """Return the head to use, on the backbone's device: the one given, or a NAM head with the mean of ``base_images``."""
+def _head(
+    head: Head | None, backbone: Backbone, base_images: Images | None, base: BaseStatistics | None = None
+) -> Head:
+    """Return the head to use, on the backbone's device: the one given, or a NAM head.
+
+    Args:
+        head: as given to ``attach``.
+        backbone: gives the features of ``base_images``.
+        base_images: a NAM head subtracts the mean of their features.
+        base: without ``base_images``, what a NAM head knows of base classes.
+    """
     if head is not None and base_images is not None:
         raise ValueError(
             "attach: base_images give a NAMHead its mean; make a head of your own with base= and leave them out"
@@ -155,7 +167,7 @@ def _head(head: Head | None, backbone: Backbone, base_images: Images | None) -> 
             mean = features_of(backbone, base_images).float().mean(dim=0)
         head = NAMHead(base_rows="erased", base=BaseStatistics.from_mean(mean))
     weight = next(backbone.network.parameters(), None)
-    head = NAMHead() if head is None else head
+    head = heads.create("nam", base=base) if head is None else head
     return head if weight is None else head.to(weight.device)
 
 

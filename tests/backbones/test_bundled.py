@@ -22,7 +22,7 @@ def test_conv4_reads_the_file_form_of_the_package(bundled_file, conv4_state):
     expected = Conv4()
     expected.load_state_dict(conv4_state)
     assert torch.equal(_features(backbone), expected.eval()(ink_transform(PICTURE).unsqueeze(0)))
-    assert torch.equal(backbone.base_prototypes, torch.arange(192.0).reshape(3, 64))
+    assert torch.equal(backbone.base_statistics.prototypes, torch.arange(192.0).reshape(3, 64))
     assert backbone.base_classes == ["Latin/a", "Latin/b", "Greek/alpha"]
     assert (backbone.name, backbone.feature_dim) == ("conv4", 64)
 
@@ -33,7 +33,7 @@ def test_conv4_reads_a_plain_state_dict(tmp_path, bundled_file, conv4_state, suf
     (save_file if suffix == ".safetensors" else torch.save)(conv4_state, path)
     backbone = backbones.create("conv4", pretrained=str(path))
     same = backbones.create("conv4", pretrained=bundled_file())
-    assert backbone.base_prototypes is None
+    assert backbone.base_statistics is None
     assert backbone.base_classes is None
     assert torch.equal(_features(backbone), _features(same))
     assert backbone.weights_hash == same.weights_hash
@@ -79,11 +79,11 @@ def test_package_file_gives_prototypes_of_its_own_features():
         pytest.skip("the package's weights are still being trained")
     backbone = backbones.create("conv4")
     assert backbone.feature_dim == 64
-    assert backbone.base_prototypes.shape == (len(backbone.base_classes), 64)
+    assert backbone.base_statistics.prototypes.shape == (len(backbone.base_classes), 64)
     assert len(set(backbone.base_classes)) == len(backbone.base_classes)
     # Mean features of a network that ends in a ReLU: none negative, and no two classes alike.
-    assert (backbone.base_prototypes >= 0).all()
-    assert len(backbone.base_prototypes.unique(dim=0)) == len(backbone.base_classes)
+    assert (backbone.base_statistics.prototypes >= 0).all()
+    assert len(backbone.base_statistics.prototypes.unique(dim=0)) == len(backbone.base_classes)
 
 
 def test_conv5_comes_without_weights_and_says_where_to_get_them():
@@ -129,4 +129,4 @@ def test_backbone_goes_to_the_device(bundled_file):
     device = "cuda" if torch.cuda.is_available() else "meta"
     backbone = backbones.create("conv4", pretrained=bundled_file(), device=device)
     assert {tensor.device.type for tensor in backbone.network.state_dict().values()} == {device}
-    assert backbone.base_prototypes.device.type == device
+    assert backbone.base_statistics.prototypes.device.type == device

@@ -87,8 +87,10 @@ def test_banks_are_those_of_extract_with_what_the_backbone_knows_and_notes(photo
     conv4 = backbones.create("conv4")
     assert torch.equal(sources.banks["novel"].features, extract(conv4, sets["novel"], cache_dir=None).features)
     assert sources.images == sets
-    assert torch.equal(sources.base_prototypes, conv4.base_prototypes)
-    assert sources.notes == [f"base classes: the {len(conv4.base_prototypes)} that the backbone was trained on"]
+    assert torch.equal(sources.base_prototypes, conv4.base_statistics.prototypes)
+    assert sources.notes == [
+        f"base classes: the {len(conv4.base_statistics.prototypes)} that the backbone was trained on"
+    ]
     with_base = banks_by_role(sets_by_role(photos), conv4, cache_dir=tmp_path / "cache")
     assert list(with_base.banks) == ["novel", "base", "validation"]
     assert with_base.base_prototypes is None

@@ -8,7 +8,7 @@ from torch import nn
 
 import backbones
 from fewshot_nam import attach
-from fewshot_nam.heads import CosineHead, NAMHead
+from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead
 from fewshot_nam.vision.saving import weights_digest
 
 # One of each family, as small as it can be made, with random weights: model options and side of the image. In float64, since
@@ -264,6 +264,14 @@ def test_arguments_that_do_not_go_together_are_refused(arguments, message):
         attach(Tokens(), **arguments)
 
 
+def test_the_default_head_knows_the_base_classes_of_the_backbone():
+    backbone = backbones.create("conv4")
+    known = attach("conv4").head.base_statistics
+    assert torch.equal(known.prototypes, backbone.base_statistics.prototypes)
+    plain = backbones.Backbone("plain", nn.Flatten(), backbone.transform, "ink")
+    assert attach(plain).head.base_statistics is None
+
+
 def test_names_and_backbones_take_what_is_theirs(painted):
     nam = attach("conv4", CosineHead(), keep_classes=True)
     assert nam.classes == backbones.create("conv4").base_classes
@@ -354,13 +362,13 @@ def test_classes_of_the_classifier_are_kept_as_rows(tiny, transform, painted, or
     torch.testing.assert_close(nam.head.mean, mean)
     assert nam.head.predict(features) == [nam.classes[i] for i in cosines.argmax(dim=1).tolist()]
     del arguments["base_images"]
-    own = attach(model, CosineHead(mean=mean), keep_classes=True, **arguments)
+    own = attach(model, CosineHead(base=BaseStatistics.from_mean(mean)), keep_classes=True, **arguments)
     torch.testing.assert_close(own.head(features), cosines, atol=1e-5, rtol=1e-4)
 
 
 def test_a_new_class_is_erased_from_the_rows_that_are_kept(tiny, transform, painted, ordinary):
     mean = attach(tiny(), classifier="fc", transform=transform).features(ordinary).mean(dim=0)
-    head = NAMHead(base_rows="erased", plain=0, compete=0, mean=mean)
+    head = NAMHead(base_rows="erased", plain=0, compete=0, base=BaseStatistics.from_mean(mean))
     nam = attach(tiny(), head, classifier="fc", transform=transform, keep_classes=True)
     before = nam(painted(0))
     after = nam.learn(painted(0), "new")(painted(0))
@@ -381,6 +389,12 @@ def test_classes_that_cannot_be_kept_are_refused(tiny, transform, ordinary):
     ):
         attach(tiny(), classifier="fc", keep_classes=True, transform=transform)
     with pytest.raises(ValueError, match="needs NAMHead"):
-        attach(tiny(), NAMHead(mean=torch.ones(12)), classifier="fc", keep_classes=True, transform=transform)
+        attach(
+            tiny(),
+            NAMHead(base=BaseStatistics.from_mean(torch.ones(12))),
+            classifier="fc",
+            keep_classes=True,
+            transform=transform,
+        )
     with pytest.raises(ValueError, match="base_images give a NAMHead its mean"):
         attach(tiny(), CosineHead(), classifier="fc", **given)

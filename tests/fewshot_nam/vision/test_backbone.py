@@ -7,6 +7,7 @@ from PIL import Image
 from torch import nn
 
 from backbones import Backbone
+from fewshot_nam.heads import BaseStatistics
 
 
 def _transform(image):
@@ -115,20 +116,36 @@ def test_weights_hash_takes_options_that_are_classes():
     assert first.weights_hash == _backbone(model_options={"act_layer": nn.ReLU}).weights_hash
 
 
-def test_base_prototypes_follow_the_weights():
-    backbone = _backbone(base_prototypes=torch.ones(2, 5), base_classes=["a", "b"])
+def test_base_statistics_follow_the_weights():
+    base = BaseStatistics.from_features(torch.eye(5)[:4], list("aabb"))
+    backbone = _backbone(base_statistics=base, base_classes=["a", "b"])
     assert backbone.base_classes == ["a", "b"]
-    assert backbone.double().base_prototypes.dtype == torch.float64
-    assert "base_prototypes" not in backbone.state_dict()
-    assert (_backbone().base_prototypes, _backbone().base_classes) == (None, None)
+    assert torch.equal(backbone.base_statistics.prototypes, base.prototypes)
+    assert backbone.base_statistics.counts.tolist() == [2, 2]
+    assert backbone.base_statistics.within_covariance is None
+    assert backbone.to("meta").base_statistics.mean.device.type == "meta"
+    assert not [key for key in backbone.state_dict() if "base" in key]
+    assert (_backbone().base_statistics, _backbone().base_classes) == (None, None)
+
+
+def test_base_prototypes_are_an_old_word_for_base_statistics():
+    with pytest.warns(DeprecationWarning, match="base_prototypes= is deprecated .* use base_statistics="):
+        backbone = _backbone(base_prototypes=torch.ones(2, 5), base_classes=["a", "b"])
+    with pytest.warns(
+        DeprecationWarning, match=r"Backbone\.base_prototypes is deprecated .* use base_statistics\.prototypes"
+    ):
+        assert torch.equal(backbone.base_prototypes, torch.ones(2, 5))
+    with pytest.raises(TypeError, match="give base_statistics alone"):
+        _backbone(base_prototypes=torch.ones(2, 5), base_statistics=backbone.base_statistics)
 
 
 @pytest.mark.parametrize(
     ("prototypes", "classes"), [(torch.ones(2, 4), ["a", "b"]), (torch.ones(3, 5), ["a", "b"]), (None, ["a", "b"])]
 )
-def test_base_prototypes_must_match_classes_and_width(prototypes, classes):
+def test_base_statistics_must_match_classes_and_width(prototypes, classes):
+    base = None if prototypes is None else BaseStatistics.from_prototypes(prototypes)
     with pytest.raises(ValueError, match=r"2 base classes and 5 features need base prototypes \(2, 5\), got"):
-        _backbone(base_prototypes=prototypes, base_classes=classes)
+        _backbone(base_statistics=base, base_classes=classes)
 
 
 def test_backbone_can_be_sent_to_a_worker(images):

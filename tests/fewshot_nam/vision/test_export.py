@@ -12,28 +12,32 @@ from torch import nn
 
 from backbones import Backbone
 from fewshot_nam import NAMModel
-from fewshot_nam.heads import CosineHead, NAMHead, RidgeHead
+from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead, RidgeHead
 from fewshot_nam.vision.export import export_onnx, export_program, memory_of, update_onnx
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[export]'")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install '.[export]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[export]'")
 
-GROUND = torch.rand(13, 12, generator=torch.Generator().manual_seed(0))  # 12 features, as Tiny has
+PROTOTYPES = torch.rand(13, 12, generator=torch.Generator().manual_seed(0))  # 12 features, as Tiny has
+BASE = BaseStatistics.from_prototypes(PROTOTYPES)
 CASES = {
     "nam": (lambda: NAMHead(), {}),
-    "nam over a background": (lambda: NAMHead(background=GROUND), {}),
+    "nam over a background": (lambda: NAMHead(base=BASE), {}),
     "nam with classes that are kept": (
-        lambda: NAMHead(base_rows="erased", mean=GROUND.mean(dim=0)),
+        lambda: NAMHead(base_rows="erased", base=BaseStatistics.from_mean(BASE.mean)),
         {"keep_classes": ["k", "l", "m", "n", "o"]},
     ),
-    "nam with base classes": (lambda: NAMHead(base_rows="joint").write_base(GROUND[:5], ["k", "l", "m", "n", "o"]), {}),
+    "nam with base classes": (
+        lambda: NAMHead(base_rows="joint").write_base(PROTOTYPES[:5], ["k", "l", "m", "n", "o"]),
+        {},
+    ),
     "nam-sequential with a mean, in place": (
-        lambda: NAMHead("sequential", mean=GROUND.mean(dim=0)),
+        lambda: NAMHead("sequential", base=BaseStatistics.from_mean(BASE.mean)),
         {"in_place": True},
     ),
     "cosine at a layer's output": (
-        lambda: CosineHead(7.0, compete=0.5, root=True, background=GROUND),
+        lambda: CosineHead(7.0, compete=0.5, root=True, base=BASE),
         {"layer": "norm", "classifier": None},
     ),
 }
@@ -133,7 +137,7 @@ def test_metadata_hold_what_a_runtime_needs(exported, tmp_path):
     [
         ({"scale": 2.0}, "weights differ"),
         ({"head": NAMHead(compete=0.9)}, "settings differ"),
-        ({"head": NAMHead(mean=torch.ones(6))}, "constants differ"),
+        ({"head": NAMHead(base=BaseStatistics.from_mean(torch.ones(6)))}, "constants differ"),
         ({"head": CosineHead()}, "head, settings, constants differ"),
     ],
     ids=str,
@@ -201,7 +205,9 @@ def test_without_onnx_the_error_says_what_to_install(exported, tmp_path, monkeyp
 
 def test_a_program_takes_any_memory_and_holds_no_features_of_images(exported):
     make, image, _ = exported
-    model = make(NAMHead(background=torch.rand(13, 6, generator=torch.Generator().manual_seed(3))))
+    model = make(
+        NAMHead(base=BaseStatistics.from_prototypes(torch.rand(13, 6, generator=torch.Generator().manual_seed(3))))
+    )
     program = export_program(model)
     assert sum(tensor.numel() for name, tensor in program.state_dict.items() if "support" in name) == 0
     torch.export.save(program, file := io.BytesIO())

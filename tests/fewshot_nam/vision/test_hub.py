@@ -27,7 +27,7 @@ def inks():
 
 @pytest.fixture
 def learned(inks):
-    model = attach("conv4", NAMHead(background=backbones.create("conv4").base_prototypes))
+    model = attach("conv4", NAMHead(base=backbones.create("conv4").base_statistics))
     model.learn(inks[:3], ["a", 7, "7"]).calibrate(inks[3:6], target_fpr=0.5)
     return model
 

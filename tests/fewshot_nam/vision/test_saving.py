@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fewshot_nam.heads import CosineHead, LogisticHead, MahalanobisHead, NAMHead, PLDAHead, RidgeHead
+from fewshot_nam.heads import BaseStatistics, CosineHead, LogisticHead, MahalanobisHead, NAMHead, PLDAHead, RidgeHead
 from fewshot_nam.vision import saving
 
 LABELS = ["badger", 7, "7", -1, "мышь", "", "a\nb", 10**20]
@@ -38,8 +38,8 @@ def background(width=12):
 HEADS = {
     "nam": NAMHead,
     "nam with other settings": lambda: NAMHead("sequential", p_erase=0.5, plain=1.5),
-    "nam over a background": lambda: NAMHead(background=background(), ridge=0.5),
-    "nam, centred": lambda: NAMHead(mean=background()[0]),
+    "nam over a background": lambda: NAMHead(base=BaseStatistics.from_prototypes(background()), ridge=0.5),
+    "nam, centred": lambda: NAMHead(base=BaseStatistics.from_mean(background()[0])),
     "cosine": lambda: CosineHead(3.0, compete=0.5, root=True),
     "cosine with a scale to learn": lambda: CosineHead(3.0, learn_scale=True),
     "ridge": lambda: RidgeHead(0.3),
@@ -64,11 +64,13 @@ def test_a_saved_model_gives_the_same_answers_when_loaded_into_a_fresh_one(attac
 
 
 def test_a_head_that_cannot_be_made_from_settings_is_asked_for(attached, painted, tmp_path):
-    nam = attached(head=PLDAHead(background())).learn([painted(0), painted(1)], ["a", "b"])
+    nam = attached(head=PLDAHead(BaseStatistics.from_prototypes(background()))).learn(
+        [painted(0), painted(1)], ["a", "b"]
+    )
     nam.save(tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"holds a PLDAHead with settings .*: attach with such a head before loading"):
         attached().load(tmp_path / "a.safetensors")
-    other = attached(head=PLDAHead(background() + 1)).load(tmp_path / "a.safetensors")
+    other = attached(head=PLDAHead(BaseStatistics.from_prototypes(background() + 1))).load(tmp_path / "a.safetensors")
     assert torch.equal(other(painted(3)), nam(painted(3)))
 
 
