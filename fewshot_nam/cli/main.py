@@ -1,4 +1,4 @@
-"""What the command ``fewshot-nam`` does; answers go to standard output, progress, notes and errors to standard error."""
+"""The command ``fewshot-nam``: answers go to standard output; progress, notes and errors to standard error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         with keep_freed_memory():
             answer, lines = _COMMANDS[options.command](options)
         print(json.dumps(answer, indent=2) if options.json else "\n".join(lines), flush=True)
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the program that reads our output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -57,12 +57,12 @@ def _learn(options: argparse.Namespace) -> Answer:
         found = images_of_classes(options.images, "with --label LABEL, its images are of that class")
     else:
         found = [(image, options.label) for image in images_in(options.images)]
-    with _alone(path):
+    with _exclusive(path):
         if path.exists():
             given = ("backbone", "head", "model_option", "transform_option")
             wrong = [f"--{name.replace('_', '-')}" for name in given if getattr(options, name)]
             if wrong:
-                raise ValueError(f"{path} is there already, and {', '.join(wrong)} can be set for a new memory only")
+                raise ValueError(f"{path} exists already, and {', '.join(wrong)} can be set for a new memory only")
             model, notes = _open(options)
         else:
             model, notes = _new(options)
@@ -79,7 +79,7 @@ def _predict(options: argparse.Namespace) -> Answer:
     from fewshot_nam.cli.image_arguments import images_in
 
     images = images_in(options.images)
-    model, _ = _open(options)
+    model, _ = _open(options, knows_classes=True)
     if options.unknown and model.head.threshold is None:
         raise ValueError(f"{options.memory} has no threshold to refuse below: run fewshot-nam calibrate first")
     scores = model.head(_features(model, images, options))
@@ -89,6 +89,7 @@ def _predict(options: argparse.Namespace) -> Answer:
         accepted = None if model.head.threshold is None else score >= model.head.threshold
         best = model.classes[row.index(score)]
         label = None if options.unknown and not accepted else best
+        # The key is a name of version 0.1, which programs read.
         answers.append({"picture": str(image), "label": label, "best": best, "score": score, "accepted": accepted})
     lines = [
         f"{one['picture']}\t{'unknown' if one['label'] is None else one['label']}\t{one['score']:.4f}"
@@ -101,7 +102,7 @@ def _forget(options: argparse.Namespace) -> Answer:
     from fewshot_nam.vision.saving import read_head, write_head
 
     path = _writable(options.memory)
-    with _alone(path):
+    with _exclusive(path):
         about, head, probed = read_head(path)
         labels = [_known(label, head.classes) for label in options.labels]
         head.forget(labels)
@@ -117,7 +118,7 @@ def _inspect(options: argparse.Namespace) -> Answer:
     counts = _images_per_class(head)
     try:
         threshold, refusal = head.threshold, None
-    except ValueError as error:  # calibrated, but no class is left, or too few strangers
+    except ValueError as error:  # calibrated, but no class is left, or too few unknown images
         threshold, refusal = None, str(error)
     calibrated = None if head._target_fpr is None else {"target_fpr": head._target_fpr, "strangers": len(head.unknowns)}
     answer = {
@@ -151,15 +152,15 @@ def _calibrate(options: argparse.Namespace) -> Answer:
     path = _writable(options.memory)
     labels = None
     if options.by_class:
-        by_class = images_of_classes(options.strangers, "without --by-class, its images are strangers")
-        strangers, labels = [image for image, _ in by_class], [label for _, label in by_class]
+        by_class = images_of_classes(options.unknown_images, "without --by-class, its images are unknown ones")
+        unknown, labels = [image for image, _ in by_class], [label for _, label in by_class]
     else:
-        strangers = images_in(options.strangers)
+        unknown = images_in(options.unknown_images)
     known = None if options.known is None else images_of_classes([options.known], "--known needs them")
-    with _alone(path):
-        model, notes = _open(options)
+    with _exclusive(path):
+        model, notes = _open(options, knows_classes=True)
         found = model.head.calibrate(
-            _features(model, strangers, options),
+            _features(model, unknown, options),
             None if known is None else _features(model, [image for image, _ in known], options),
             target_fpr=options.target,
             unknown_labels=None if labels is None else [_known(label, model.classes) for label in labels],
@@ -183,7 +184,10 @@ def _export(options: argparse.Namespace) -> Answer:
     from fewshot_nam.vision.export import export_onnx
 
     path = _writable(options.onnx)
-    model, _ = _open(options)
+    _refuse_input(path, options.memory, "the memory")
+    model, notes = _open(options, knows_classes=True)
+    if notes["weights"] not in ("published", "random"):
+        _refuse_input(path, _weights_file(options.memory, notes["weights"]), "the backbone's weights")
     export_onnx(model, path)
     lines = [f"{path}: {_classes(len(model.classes))}, images of {'x'.join(map(str, _input_shape(model)))}"]
     return {"memory": options.memory, "onnx": str(path), "classes": model.classes}, lines
@@ -214,10 +218,10 @@ def _new(options: argparse.Namespace) -> tuple[NAMModel, dict[str, Any]]:
             "--backbone timm/MODEL or torchvision/MODEL",
             file=sys.stderr,
         )
-    source = _source(options.weights) or "published"
+    source = _source(options.weights, options.memory) or "published"
     backbone = create(
         options.backbone or DEFAULT_BACKBONE,
-        _weights(source),
+        _weights(source, options.memory),
         model_options=key_values("--model-option", options.model_option),
         transform_options=key_values("--transform-option", options.transform_option),
         device=options.device,
@@ -226,35 +230,59 @@ def _new(options: argparse.Namespace) -> tuple[NAMModel, dict[str, Any]]:
     return NAMModel(backbone, head), {"weights": source}
 
 
-def _open(options: argparse.Namespace) -> tuple[NAMModel, dict[str, Any]]:
-    """Return the model of a memory's file, and the file's notes."""
+def _open(options: argparse.Namespace, knows_classes: bool = False) -> tuple[NAMModel, dict[str, Any]]:
+    """Return the model of a memory's file, and the file's notes.
+
+    Args:
+        options: of the command line.
+        knows_classes: refuse a memory that knows no class.
+    """
     from fewshot_nam.vision.model import NAMModel
     from fewshot_nam.vision.rebuilding import rebuild
     from fewshot_nam.vision.saving import read_head
 
     about, head, _ = read_head(options.memory)
+    if knows_classes and not head.classes:
+        raise ValueError(f"{options.memory} knows no class: run fewshot-nam learn first")
     notes = dict(about.get("notes") or {})
-    source = _source(options.weights) or notes.get("weights", "published")
-    if source not in ("published", "random") and not Path(source).is_file():
+    source = _source(options.weights, options.memory) or notes.get("weights", "published")
+    weights = _weights(source, options.memory)
+    if isinstance(weights, Path) and not weights.is_file():
         raise ValueError(
-            f"{options.memory} was learned with the weights in {source}, which is not there: pass --weights FILE"
+            f"{options.memory} was learned with the weights in {source}, which does not exist: pass --weights FILE"
         )
-    model = NAMModel(rebuild(about, _weights(source), options.device), head).load(options.memory)
+    model = NAMModel(rebuild(about, weights, options.device), head).load(options.memory)
     return model, notes | {"weights": source}
 
 
-def _source(weights: str | None) -> str | None:
-    """Return where weights come from, as it is noted in the file: the option, a file by its full path."""
-    return weights if weights in (None, "random") else str(Path(weights).expanduser().resolve())
+def _source(weights: str | None, memory: str) -> str | None:
+    """Return where weights come from, as the memory notes it: the option, or a file relative to the memory's directory.
+
+    Relative, so that a memory tells nothing about the machine it was made on, and can be moved together with the weights.
+    """
+    if weights in (None, "random"):
+        return weights
+    path, directory = Path(weights).expanduser().resolve(), Path(memory).resolve().parent
+    try:
+        return Path(os.path.relpath(path, directory)).as_posix()
+    except ValueError:  # on Windows, another drive
+        return path.name
 
 
-def _weights(source: str) -> bool | str:
-    """Return the weights as ``backbones.create`` takes them; random ones come out the same every time."""
-    if source == "random":
-        import torch
+def _weights_file(memory: str, source: str) -> Path:
+    return Path(memory).resolve().parent / source  # memories of the first releases note an absolute path, which stays
 
-        torch.manual_seed(0)
-    return {"published": True, "random": False}.get(source, source)
+
+def _weights(source: str, memory: str) -> bool | Path:
+    """Return the weights as ``create`` takes them; random ones are the same every time."""
+    if source == "published":
+        return True
+    if source != "random":
+        return _weights_file(memory, source)
+    import torch
+
+    torch.manual_seed(0)
+    return False
 
 
 def _features(model: NAMModel, images: list[Path], options: argparse.Namespace) -> Tensor:
@@ -262,7 +290,7 @@ def _features(model: NAMModel, images: list[Path], options: argparse.Namespace) 
     from tqdm import tqdm
 
     parts = []
-    with torch.no_grad(), tqdm(total=len(images), unit="picture", disable=True if options.quiet else None) as bar:
+    with torch.no_grad(), tqdm(total=len(images), unit="image", disable=True if options.quiet else None) as bar:
         for start in range(0, len(images), model.batch_size):
             parts.append(model.features(images[start : start + model.batch_size]))
             bar.update(len(parts[-1]))
@@ -303,9 +331,15 @@ def _writable(given: str) -> Path:
     return path
 
 
+def _refuse_input(output: Path, given: str | Path, meaning: str) -> None:
+    """Raise ``ValueError`` where a file to write is one that is read."""
+    if output.exists() and Path(given).exists() and output.samefile(given):
+        raise ValueError(f"{output} is {meaning}, and would be replaced: choose another name for the output")
+
+
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other command changes this memory: of two that read and then write, one would lose what it learned."""
+def _exclusive(path: Path) -> Iterator[None]:
+    """Wait until no other command changes this memory: of two that read and then write, one would undo the other's change."""
     from filelock import FileLock, Timeout
 
     lock = path.with_name(f".{path.name}.lock")
@@ -316,7 +350,7 @@ def _alone(path: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise OSError(
-            f"{path}: could not be had for {_LOCK_SECONDS} seconds: another command is changing it, or {lock.name} beside it "
+            f"{path}: locked for {_LOCK_SECONDS} seconds: another command is changing it, or {lock.name} beside it "
             "cannot be made"
         ) from None
 

@@ -1,4 +1,4 @@
-"""The options of ``fewshot-nam``. Nothing heavy is imported here, so that ``--help`` answers at once."""
+"""The options of ``fewshot-nam``. Nothing heavy is imported here, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from fewshot_nam.io.yaml_input import load_yaml, shown
 DEFAULT_BACKBONE = "conv4"
 
 _DESCRIPTION = """\
-Teach a vision model classes from a few images each, recognise them, and refuse what it does not know.
+Teach a vision model classes from a few images each, recognise them, and refuse images of unknown classes.
 
-All that was learned is kept in one file, the memory. The backbone that turns images into features is never changed.
+All that is learned is kept in one file, the memory. The backbone that turns images into features is never changed.
 """
 
 _EXAMPLES = """\
@@ -21,8 +21,8 @@ examples:
   fewshot-nam learn photos/ --backbone timm/resnet18 --out shop.safetensors    (a directory of images for each class)
   fewshot-nam learn cup.jpg --label cup --out shop.safetensors                 (adds to a memory that is there)
   fewshot-nam predict what.jpg more/ --memory shop.safetensors
-  fewshot-nam calibrate strangers/ --target 0.05 --memory shop.safetensors
-  fewshot-nam predict what.jpg --unknown --memory shop.safetensors             (refuses strangers)
+  fewshot-nam calibrate others/ --target 0.05 --memory shop.safetensors
+  fewshot-nam predict what.jpg --unknown --memory shop.safetensors             (refuses unknown classes)
   fewshot-nam forget cup --memory shop.safetensors
   fewshot-nam inspect --memory shop.safetensors
   fewshot-nam export shop.onnx --memory shop.safetensors
@@ -46,15 +46,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    learn = _command(commands, "learn", "learn classes from images, in a new memory or in one that is there")
+    learn = _command(commands, "learn", "learn classes from images, in a new memory or in an existing one")
     learn.add_argument(
-        "pictures",
+        "images",
         nargs="+",
         metavar="PATH",
         help="directories that hold a directory of images for each class; with --label, images or directories of them",
     )
     learn.add_argument("--label", metavar="LABEL", help="the class of all these images")
-    _memory(learn, "--out", "--memory", help="the memory's file; classes are added to one that is there")
+    _memory(learn, "--out", "--memory", help="the memory's file; classes are added to an existing one")
     learn.add_argument(
         "--backbone",
         metavar="NAME",
@@ -73,21 +73,25 @@ def parser() -> argparse.ArgumentParser:
     _machine(learn)
 
     predict = _command(commands, "predict", "say which class each image is of")
-    predict.add_argument("pictures", nargs="+", metavar="PATH", help="images, or directories of them")
+    predict.add_argument("images", nargs="+", metavar="PATH", help="images, or directories of them")
     _memory(predict)
-    predict.add_argument("--unknown", action="store_true", help="refuse strangers: needs calibrate first")
+    predict.add_argument(
+        "--unknown", action="store_true", help="refuse images of unknown classes: needs calibrate first"
+    )
     _machine(predict)
 
-    forget = _command(commands, "forget", "forget classes: the memory is then the one that never saw them")
+    forget = _command(commands, "forget", "forget classes: the memory is then the same as one that never learned them")
     forget.add_argument("labels", nargs="+", metavar="LABEL")
     _memory(forget)
 
-    inspect = _command(commands, "inspect", "say what a memory knows and what it belongs to")
+    inspect = _command(commands, "inspect", "show the classes of a memory, and its backbone")
     _memory(inspect)
 
-    calibrate = _command(commands, "calibrate", "set how sure the model must be, from images of strangers")
+    calibrate = _command(
+        commands, "calibrate", "set the score below which images are refused, from images of unknown classes"
+    )
     calibrate.add_argument(
-        "strangers", nargs="+", metavar="PATH", help="images of what is to be refused, or directories of them"
+        "unknown_images", nargs="+", metavar="PATH", help="images that are to be refused, or directories of them"
     )
     _memory(calibrate)
     calibrate.add_argument(
@@ -95,22 +99,22 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=0.01,
         metavar="SHARE",
-        help="at most this share of strangers is accepted; it takes 1 / SHARE - 1 of them (default: %(default)s)",
+        help="at most this share of unknown images is accepted; it takes 1 / SHARE - 1 of them (default: %(default)s)",
     )
     calibrate.add_argument(
         "--by-class",
         action="store_true",
-        help="PATH holds a directory for each class of strangers; the bound then holds for strangers of new classes",
+        help="PATH holds a directory for each unknown class; the bound then holds for images of further unknown classes",
     )
     calibrate.add_argument(
         "--known",
         metavar="DIR",
-        help="other images of known classes, a directory for each: says how many of them are accepted",
+        help="further images of known classes, a directory for each: tells how many of them are accepted",
     )
     _machine(calibrate)
 
     export = _command(commands, "export", "write backbone and memory as one ONNX file, for onnxruntime and others")
-    export.add_argument("onnx", metavar="FILE", help="the ONNX file; one that is there is replaced")
+    export.add_argument("onnx", metavar="FILE", help="the ONNX file; an existing one is replaced")
     _memory(export)
     _machine(export)
     return made

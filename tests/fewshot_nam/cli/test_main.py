@@ -152,13 +152,22 @@ def test_weights_from_a_file_are_found_again_or_asked_for(run, images, tmp_path)
     answer = run("predict", image, "--memory", path, "--json")
     moved = weights.rename(tmp_path / "moved.safetensors")
     error = run("predict", image, "--memory", path, fails=True)
-    assert f"learned with the weights in {weights}, which is not there: pass --weights FILE" in error
+    assert "learned with the weights in weights.safetensors, which does not exist: pass --weights FILE" in error
     assert run("predict", image, "--memory", path, "--weights", moved, "--json") == answer
     assert "this one is timm/test_resnet, weights" in run(
         "predict", image, "--memory", path, "--weights", "random", fails=True
     )
     run("learn", image, "--label", "new", "--memory", path, "--weights", moved)
-    assert run("inspect", "--memory", path, "--json")["notes"] == {"weights": str(moved)}
+    assert run("inspect", "--memory", path, "--json")["notes"] == {"weights": "moved.safetensors"}
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for file in (path, moved):
+        file.rename(elsewhere / file.name)
+    path, moved = elsewhere / path.name, elsewhere / moved.name
+    assert str(tmp_path).encode() not in path.read_bytes()
+    assert run("predict", image, "--memory", path, "--json")["predictions"][0]["label"] == "new"
+    error = run("export", moved, "--memory", path, fails=True)
+    assert f"{moved} is the backbone's weights, and would be replaced: choose another name" in error
 
 
 @pytest.mark.parametrize(
@@ -180,12 +189,15 @@ def test_weights_from_a_file_are_found_again_or_asked_for(run, images, tmp_path)
         (["calibrate", "STRANGERS", "--memory", "MEMORY", "--target", "0.001"], "needs at least 999 samples of unknowns, got 63"),
         (["calibrate", "STRANGERS", "--by-class", "--target", "0.1", "--memory", "MEMORY"], "9 groups of unknowns, got 7"),
         (["calibrate", "PHOTOS", "--by-class", "--target", "0.4", "--memory", "MEMORY"], "'digit 1', 'digit 2' is known"),
+        (["export", "MEMORY", "--memory", "MEMORY"], "is the memory, and would be replaced: choose another name"),
+        (["export", "link.onnx", "--memory", "MEMORY"], "is the memory, and would be replaced: choose another name"),
         (["export", "nowhere/m.onnx", "--memory", "MEMORY"], "the directory of nowhere/m.onnx does not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
 def test_what_is_refused_is_one_line_and_changes_nothing(run, memory, images, monkeypatch, tmp_path, words, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.onnx").symlink_to(memory)
     before = memory.read_bytes()
     places = {"MEMORY": str(memory), "PHOTOS": str(images / "photos"), "STRANGERS": str(images / "strangers")}
     for name, place in places.items():
@@ -193,6 +205,12 @@ def test_what_is_refused_is_one_line_and_changes_nothing(run, memory, images, mo
     assert message in run(*words, fails=True)
     assert memory.read_bytes() == before
     assert not list(tmp_path.glob("*.st"))
+
+
+def test_a_memory_without_classes_says_to_learn(run, memory, images):
+    run("forget", "digit 0", "digit 1", "digit 2", "--memory", memory)
+    for words in (["predict", images / "photos"], ["calibrate", images / "strangers"], ["export", "m.onnx"]):
+        assert "knows no class: run fewshot-nam learn first" in run(*words, "--memory", memory, fails=True)
 
 
 def test_a_broken_image_among_many_is_named_and_nothing_is_learned(run, memory, images, tmp_path):
