@@ -15,9 +15,9 @@ from episodes.data.folders import folder
 from episodes.data.image_dataset import ImageSet
 from episodes.data.omniglot import omniglot
 from fewshot_nam._deprecation import renamed_names
-from fewshot_nam.io.image_io import UnreadablePicture
+from fewshot_nam.io.image_io import UnreadableImage
 
-__all__ = ["ROLES", "ImageSet", "UnreadablePicture", "cifar10", "digits", "folder", "omniglot", "open_dataset"]
+__all__ = ["ROLES", "ImageSet", "UnreadableImage", "cifar10", "digits", "folder", "omniglot", "open_dataset"]
 
 
 def open_dataset(
@@ -53,6 +53,7 @@ __getattr__ = renamed_names(
     __name__,
     {
         "PictureSet": "episodes.data.image_dataset.ImageSet",
+        "UnreadablePicture": "fewshot_nam.io.image_io.UnreadableImage",
         "open_bank": "episodes.features.bank.open_bank",
     },
 )

@@ -9,7 +9,7 @@ import numpy as np
 
 from episodes.data.class_names import ROLES
 from episodes.data.image_dataset import FileImages
-from fewshot_nam.io.image_folders import EXTENSIONS, directories, pictures_by_class
+from fewshot_nam.io.image_folders import EXTENSIONS, directories, images_by_class
 
 __all__ = ["EXTENSIONS", "class_folders", "data_root", "directories", "folder", "folder_by_role"]
 
@@ -68,6 +68,6 @@ def class_folders(name: str, root: Path, classes: list[str]) -> FileImages:
         ValueError: a class directory without images, or a link that leads from one class to another or to ``root`` or above
             it; named.
     """
-    found = pictures_by_class(name, root, classes)
+    found = images_by_class(name, root, classes)
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(files) for files in found.values()])
     return FileImages(name, root, [file for files in found.values() for file in files], labels, classes)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from episodes.data.class_names import Label, check_classes, select_classes
 from fewshot_nam._deprecation import renamed_names, warn_renamed
-from fewshot_nam.io.image_io import UnreadablePicture, leads_nowhere, read_picture
+from fewshot_nam.io.image_io import UnreadableImage, leads_nowhere, read_image
 
 _FILES_READ = 256  # files whose content is part of a fingerprint: enough to tell data sets apart, and soon read
 _BYTES_READ = 1 << 16  # of each of them
@@ -47,7 +47,7 @@ class ImageSet(Protocol):
         ...
 
     def image(self, index: int) -> Image.Image:
-        """Return image ``index`` of 0..n-1, decoded; ``UnreadablePicture`` where that fails."""
+        """Return image ``index`` of 0..n-1, decoded; ``UnreadableImage`` where that fails."""
         ...
 
     def describe(self, index: int) -> str:
@@ -193,13 +193,13 @@ class FileImages:
         """Return image ``index``, decoded and the right way up.
 
         Raises:
-            UnreadablePicture: the file is not an image or is cut short, or a link that leads nowhere; it is named.
+            UnreadableImage: the file is not an image or is cut short, or a link that leads nowhere; it is named.
             OSError: the file is missing or cannot be read.
         """
         try:
-            return read_picture(self.root / self.files[index])
-        except UnreadablePicture as error:
-            raise UnreadablePicture(f"{error}, or skip unreadable images") from error
+            return read_image(self.root / self.files[index])
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{error}, or skip unreadable images") from error
 
     def picture(self, index: int) -> Image.Image:
         """Return image ``index``; deprecated, use ``image``."""

@@ -124,7 +124,7 @@ def extract(
         A bank of ``(n - skipped, D)`` float32 features with the classes of ``dataset``; mapped from its file where it is cached.
 
     Raises:
-        UnreadablePicture: an image that cannot be decoded, or a link that leads nowhere, without ``skip_unreadable``.
+        UnreadableImage: an image that cannot be decoded, or a link that leads nowhere, without ``skip_unreadable``.
         OSError: an image's file is missing or cannot be read, also with ``skip_unreadable``.
         ValueError: no images, or none that can be read and transformed; a transform that fails, without ``skip_unreadable``, or
             whose tensors differ in size; features of another shape, not finite, or all zeros. The message names the image.

@@ -12,11 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from episodes.data.image_dataset import ImageSet, open_image
-from fewshot_nam.io.image_io import UnreadablePicture
-
-
-class TransformFailed(ValueError):
-    """A image for which the backbone's transform raised an error. The message names the image."""
+from fewshot_nam.io.image_io import UnreadableImage
+from fewshot_nam.vision.image_batches import TransformFailed, transformed
 
 
 class ImageBatch(NamedTuple):
@@ -63,33 +60,22 @@ class ImageBatches(Dataset[ImageBatch]):
         try:
             for index in indices:
                 try:
-                    transformed = self._transformed(open_image(self.dataset, index), index)
-                except (UnreadablePicture, TransformFailed):
+                    images[index] = self._transformed(index)
+                except (UnreadableImage, TransformFailed):
                     if not self.skip_unreadable:
                         raise
                     continue
-                images[index] = transformed
                 check_size(self.dataset, index, images[index], next(iter(images.values())).shape)
         except (OSError, ValueError) as error:
             return ImageBatch(None, [], indices, error)
         return ImageBatch(torch.stack(list(images.values())) if images else None, list(images), indices, None)
 
-    def _transformed(self, image: Image.Image, index: int) -> Tensor:
+    def _transformed(self, index: int) -> Tensor:
+        image = open_image(self.dataset, index)
         try:
-            transformed = self.transform(image)
-        except Exception as error:
-            # A lack of memory says nothing about the image, so the image must not be skipped for it.
-            failure = ValueError if isinstance(error, MemoryError) else TransformFailed
-            raise failure(
-                f"extract: the backbone's transform failed on {self.dataset.describe(index)}: "
-                f"{type(error).__name__}: {' '.join(str(error).split())}"
-            ) from error
-        if not isinstance(transformed, Tensor) or transformed.ndim != 3:
-            got = tuple(transformed.shape) if isinstance(transformed, Tensor) else type(transformed).__name__
-            raise ValueError(
-                f"extract: the backbone's transform gave {got} for {self.dataset.describe(index)}, expected a tensor (C, H, W)"
-            )
-        return transformed
+            return transformed(image, self.transform, self.dataset.describe(index))
+        except MemoryError as error:  # of a worker process, which can only send what the receiver catches
+            raise ValueError(f"too little memory for the transform of {self.dataset.describe(index)}") from error
 
 
 def check_size(dataset: ImageSet, index: int, image: Tensor, expected: torch.Size) -> None:

@@ -94,6 +94,3 @@ def _images_below(name: str, root: Path, directory: str, owners: dict[str, str])
 
 def _fail(error: OSError) -> NoReturn:
     raise error  # os.walk would skip a directory that it cannot read
-
-
-pictures_by_class = images_by_class

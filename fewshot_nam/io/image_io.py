@@ -10,6 +10,10 @@ from collections.abc import Callable
 
 from PIL import Image, ImageOps
 
+from fewshot_nam._deprecation import renamed_names
+
+__getattr__ = renamed_names(__name__, {"UnreadablePicture": "UnreadableImage", "read_picture": "read_image"})
+
 
 class UnreadableImage(ValueError):
     """A file that can be read but is no image or only part of one, or a link that leads nowhere. The message names it."""
@@ -71,6 +75,3 @@ def upright(opened: Callable[[], Image.Image], place: str) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # an EXIF block that cannot be read gives no orientation: the image stays as it is stored
         return image
-
-
-UnreadablePicture, read_picture = UnreadableImage, read_image

@@ -131,11 +131,11 @@ def transformed(image: Image.Image, transform: Callable[[Image.Image], Tensor], 
         raise
     except Exception as error:  # transforms are of every library, or the user's
         raise TransformFailed(
-            f"{place}: the transform failed ({type(error).__name__}: {' '.join(str(error).split())})"
+            f"the transform failed on {place}: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
     if not isinstance(tensor, Tensor) or tensor.dim() != 3:
         got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ValueError(f"{place}: the transform has to give a tensor (C, H, W), it gave {got}")
+        raise ValueError(f"the transform gave {got} for {place}, expected a tensor (C, H, W)")
     return tensor
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from episodes.data.datasets import UnreadablePicture, digits, folder, omniglot, open_dataset
+from episodes.data.datasets import UnreadableImage, digits, folder, omniglot, open_dataset
 from episodes.data.image_dataset import FileImages, open_image
 from episodes.features.bank import FeatureBank, open_bank
 
@@ -120,7 +120,7 @@ def test_folder_keeps_names_of_images_that_are_no_files_for_reading_to_name_them
     images = folder(tree).subset(["cat"])
     assert images.files == ["cat/deep/er/a.bmp", "cat/odd.png"]
     with pytest.raises(
-        UnreadablePicture, match=f"{path}: not an? (?:image|picture)|{path}: a link that leads nowhere"
+        UnreadableImage, match=f"{path}: not an? (?:image|picture)|{path}: a link that leads nowhere"
     ) as caught:
         images.image(1)
     assert "\n" not in str(caught.value)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 import episodes.features.cache as feature_cache_module
-from episodes.data.datasets import UnreadablePicture, folder
+from episodes.data.datasets import UnreadableImage, folder
 from episodes.data.image_dataset import ArrayImages
 from episodes.features.bank import FeatureBank
 from episodes.features.extraction import cache_key, extract
@@ -313,7 +313,7 @@ def break_files(dataset, *indices):
 def test_an_unreadable_image_is_named_in_one_line(tmp_path, workers):
     dataset = image_files(tmp_path / "set")
     break_files(dataset, 9)
-    with pytest.raises(UnreadablePicture, match=f"{dataset.describe(9)}: not an? (?:image|picture)") as caught:
+    with pytest.raises(UnreadableImage, match=f"{dataset.describe(9)}: not an? (?:image|picture)") as caught:
         extract(Backbone(), dataset, batch_size=5, workers=workers, cache_dir=None)
     assert "\n" not in str(caught.value)
 
@@ -342,7 +342,7 @@ def test_a_cache_made_with_skipping_does_not_hide_the_image_from_a_run_without(t
     dataset = folder(tmp_path / "set")
     with pytest.warns(UserWarning, match="left out 1"):
         extract(Backbone(), dataset, batch_size=5, skip_unreadable=True, cache_dir=tmp_path)
-    with pytest.raises(UnreadablePicture, match=dataset.describe(9)):
+    with pytest.raises(UnreadableImage, match=dataset.describe(9)):
         extract(Backbone(), dataset, batch_size=5, cache_dir=tmp_path)
 
 
@@ -354,7 +354,7 @@ def test_skipped_images_survive_an_interruption(tmp_path, then_skip):
     with pytest.raises(KeyboardInterrupt):
         extract(Backbone(fail_at=3), dataset, batch_size=5, skip_unreadable=True, cache_dir=tmp_path)
     if not then_skip:
-        with pytest.raises(UnreadablePicture, match=dataset.describe(6)):
+        with pytest.raises(UnreadableImage, match=dataset.describe(6)):
             extract(Backbone(), dataset, batch_size=5, cache_dir=tmp_path)
         return
     backbone = Backbone()
@@ -388,7 +388,7 @@ def test_a_link_that_leads_nowhere_is_named_or_left_out_and_listed(tmp_path):
     path.unlink()
     path.symlink_to(tmp_path / "nowhere.png")
     dataset = folder(tmp_path / "set")
-    with pytest.raises(UnreadablePicture, match=f"{path}: a link that leads nowhere"):
+    with pytest.raises(UnreadableImage, match=f"{path}: a link that leads nowhere"):
         extract(Backbone(), dataset, cache_dir=tmp_path)
     for _ in range(2):
         with pytest.warns(UserWarning, match=f"left out 1 unreadable images of set, the first is {path}"):

@@ -156,7 +156,7 @@ def test_a_file_that_is_no_image_is_refused_by_name(nam, tmp_path):
         (torch.zeros(3, 4), ValueError, r"got shape \(3, 4\)"),
         ([torch.zeros(3, 4)], ValueError, r"images\[0\]: a transformed image must be \(C, H, W\)"),
         ([torch.zeros(3, 16, 16), torch.zeros(3, 16, 8)], ValueError, r"images\[1\]: its tensor is \(3, 16, 8\), that of"),
-        (Image.new("F", (4, 4)), ValueError, r"images\[0\]: the transform failed .* does not say which value is white"),
+        (Image.new("F", (4, 4)), ValueError, r"the transform failed on images\[0\]: .* does not say which value is white"),
     ],
 )  # fmt: skip
 def test_what_is_no_image_is_refused(nam, images, error, message):
@@ -168,7 +168,7 @@ def test_what_is_no_image_is_refused(nam, images, error, message):
 def test_a_transform_that_gives_no_image_is_named(nam):
     nam.backbone.transform = lambda image: torch.zeros(3)
     with pytest.raises(
-        ValueError, match=re.escape("images[0]: the transform has to give a tensor (C, H, W), it gave (3,)")
+        ValueError, match=re.escape("the transform gave (3,) for images[0], expected a tensor (C, H, W)")
     ):
         nam.learn(Image.new("RGB", (4, 4)), "a")
 
