@@ -1,20 +1,19 @@
-"""Extraction against the backbone's forward alone: pictures a second from files to features, and what the options buy.
+"""Extraction against the backbone's forward pass alone: images a second, from files to features.
 
     python scripts/benchmarks/extraction.py
 
-"forward" runs the backbone over the same pictures, transformed beforehand and held in memory, in the same batches; "share" is what
-a run reaches of it. Freed memory is kept, as in extraction; "forward, memory given back" is what a program gets that does not see
-to it (``fewshot_nam.keep_freed_memory``). "decode" opens and transforms the pictures and does nothing else: a run can reach no
-more than the slower of the two, and without overlap no more than "decode, then forward"; on a machine without an idle core they
-come to the same. Pictures are made on the spot (photographs' size, JPEG; characters' size, PNG); with FEWSHOT_DATA set, Tiny
-ImageNet's are taken as well. First extraction must give the forward's features bit for bit, with and without workers; bfloat16's
-are compared with float32's. All runs take turns and report medians in wall-clock time. Weights are random. The backbone "waiting"
-only waits, as a processor does for a GPU: its share says how much of the decoding is hidden, also where no core is idle.
+"forward" runs the backbone over the same images, transformed beforehand and kept in memory, in the same batches; "share" is what a
+run reaches of its speed. Freed memory is kept, as in extraction; "forward, memory given back" is without that
+(``fewshot_nam.keep_freed_memory``). "decode" only opens and transforms the images. A run cannot be faster than the slower of the
+two, and without overlap no faster than "decode, then forward"; on a machine without an idle core the two limits are the same.
+Images are made for the benchmark (photographs' size as JPEG, characters' size as PNG); where FEWSHOT_DATA is set, Tiny ImageNet's
+are taken as well. First, extraction must give the features of the forward pass bit for bit, with and without workers; bfloat16's
+are compared with float32's. All runs take turns; medians of wall-clock time. Weights are random. The backbone "waiting" only waits,
+as a processor waits for a GPU: its share says how much of the decoding is hidden, even where no core is idle.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarking import save, surroundings, table, take_turns
+from benchmarking import Row, check_same, options_of, print_surroundings, save, surroundings, table, take_turns
 from PIL import Image
 from torch import Tensor, nn
 
@@ -48,21 +47,21 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 class Waiting(nn.Module):
-    """Waits 10 ms for each picture, and gives the means of its channels."""
+    """Waits 10 ms for each image, and gives the means of its channels."""
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Return ``(B, 3)`` of ``(B, 3, H, W)``."""
-        time.sleep(0.01 * len(pictures))
-        return pictures.mean(dim=(2, 3))
+        time.sleep(0.01 * len(images))
+        return images.mean(dim=(2, 3))
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What goes through what: ``pictures`` of a source through a backbone, ``batch`` at a time."""
+    """``images`` of a source through a backbone, ``batch`` at a time."""
 
     backbone: str
     source: str
-    pictures: int
+    images: int
     batch: int
 
 
@@ -77,63 +76,60 @@ SHORT = [Problem("conv4", "made, 105 x 105 PNG", 24, 8), Problem("conv5", "made,
 
 
 def made(source: str, count: int, root: Path) -> FileImages:
-    """Return ``count`` smooth noisy pictures as the source has them, in files below ``root``."""
+    """Return ``count`` smooth noisy images in the format of the source, in files below ``root``."""
     side, kind = (105, "png") if "PNG" in source else (256, "jpg")
     generator = np.random.default_rng(0)
     (root / "class").mkdir(parents=True)
     for number in range(count):
         coarse = Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8))
-        picture = coarse.resize((side, side), Image.Resampling.BICUBIC)
-        (picture.convert("L") if kind == "png" else picture).save(root / "class" / f"{number}.{kind}")
+        image = coarse.resize((side, side), Image.Resampling.BICUBIC)
+        (image.convert("L") if kind == "png" else image).save(root / "class" / f"{number}.{kind}")
     return folder(root)
 
 
-def pictures(problem: Problem, root: Path) -> FileImages | None:
-    """Return a problem's pictures; None where they are not here."""
+def images_of(problem: Problem, root: Path) -> FileImages | None:
+    """Return a problem's images; ``None`` where they are missing."""
     if problem.source != "Tiny ImageNet":
-        return made(problem.source, problem.pictures, root)
+        return made(problem.source, problem.images, root)
     place = Path(os.environ.get("FEWSHOT_DATA", ""), "tiny-imagenet", "novel")
     if "FEWSHOT_DATA" not in os.environ or not place.is_dir():
         return None
-    whole, some = folder(place), slice(problem.pictures)
+    whole, some = folder(place), slice(problem.images)
     return FileImages("tiny-imagenet", place, whole.files[some], whole.labels[some], whole.classes)
 
 
-def same_features(backbone: Backbone, dataset: FileImages, batches: list[Tensor], size: int) -> str:
-    """Return a line that says that extraction gives the forward's features; leave the script where it does not."""
+def check_features(backbone: Backbone, dataset: FileImages, batches: list[Tensor], size: int) -> str:
+    """Exit where extraction does not give the features of the forward pass; return a line on how near bfloat16's are."""
     with torch.inference_mode():
         expected = torch.cat([backbone(batch) for batch in batches])
+    farthest = 0.0
     for name, options in RUNS.items():
         found = extract(backbone, dataset, batch_size=size, cache_dir=None, progress=False, **options).features
         if "precision" in options:
-            worst = 1 - torch.cosine_similarity(found, expected).min().item()
-            limit, exact = 1e-2, False
-        elif "channels_last" in options:
-            worst, limit, exact = ((found - expected).abs().max() / expected.abs().max()).item(), 1e-4, False
+            difference, limit = 1 - torch.cosine_similarity(found, expected).min().item(), 1e-2
+            farthest = max(farthest, difference)
         else:
-            worst, limit, exact = (found - expected).abs().max().item(), 0.0, True
-        if not worst <= limit:
-            raise SystemExit(f"not the same work: {name} is {worst:.1e} away from the forward: nothing timed")
-        if not exact and "bfloat16, channels" in name:
-            line = f"extraction gives the forward's bits; bfloat16's are within a cosine of 1 - {max(worst, 0):.0e}"
-    return line
+            difference = ((found - expected).abs().max() / expected.abs().max()).item()
+            limit = 1e-4 if "channels_last" in options else 0.0
+        check_same(f"features of {name!r} and of the forward pass", difference, limit)
+    return f"extraction gives the bits of the forward pass; bfloat16's are within a cosine of 1 - {farthest:.0e}"
 
 
-def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
-    """Print and return one row a run."""
+def measure(problem: Problem, repeats: int) -> list[Row]:
+    """Time the runs of a problem, print a table, and return its rows."""
     torch.manual_seed(0)
     if problem.backbone == "waiting":
         backbone = Backbone("waiting", Waiting(), photo_transform, "photographs")
     else:
         backbone = backbones.create(problem.backbone, pretrained=False)
     with tempfile.TemporaryDirectory() as root:
-        dataset = pictures(problem, Path(root))
+        dataset = images_of(problem, Path(root))
         if dataset is None:
-            print(f"\n{problem.backbone}, {problem.source}: left out, FEWSHOT_DATA does not lead there")
+            print(f"\n{problem.backbone}, {problem.source}: left out, it is not below FEWSHOT_DATA")
             return []
         made_batches = ImageBatches(dataset, backbone.transform, problem.batch, False)
         batches = [batch for i in range(len(made_batches)) if (batch := made_batches[i].images) is not None]
-        said = same_features(backbone, dataset, batches, problem.batch)
+        said = check_features(backbone, dataset, batches, problem.batch)
 
         @torch.inference_mode()
         def forward() -> None:
@@ -162,10 +158,10 @@ def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
             "decode, then forward": keep_freed_memory()(in_turn),
         }
         found = take_turns(runs | {name: extraction(options) for name, options in RUNS.items()}, repeats)
-    rows: list[dict[str, Any]] = [
+    rows: list[Row] = [
         {
             "run": name,
-            "pictures/s": len(dataset) / timing.median,
+            "images/s": timing.rate(len(dataset)),
             "ms each": 1e3 * timing.median / len(dataset),
             "spread": timing.spread(1e-3 * len(dataset)),
             "share": found["forward"].median / timing.median,
@@ -173,25 +169,21 @@ def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
         for name, timing in found.items()
     ]
     shape = " x ".join(map(str, batches[0].shape[1:]))
-    print(f"\n{problem.backbone} ({shape}), {problem.source}: {len(dataset)} pictures in batches of {problem.batch}")
+    print(f"\n{problem.backbone} ({shape}), {problem.source}: {len(dataset)} images in batches of {problem.batch}")
     print(f"{said}\n{table(rows)}", flush=True)
     return [{"backbone": problem.backbone, "source": problem.source, **row} for row in rows]
 
 
 def main() -> None:
     """Check, measure, print tables, and write JSON if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__, "few images, one repeat", repeats=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--short", action="store_true", help="few pictures, one repeat")
-    parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     about = surroundings(options.threads)
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print_surroundings(about)
     repeats = 1 if options.short else options.repeats
     rows = [row for problem in (SHORT if options.short else PROBLEMS) for row in measure(problem, repeats)]
-    if options.json:
-        save(options.json, about, vars(options), rows)
+    save(options.json, about, vars(options), rows)
 
 
 if __name__ == "__main__":

@@ -2,32 +2,30 @@
 
     pip install ".[plot]" && python scripts/benchmarks/growth.py
 
-One variable at a time is doubled from a common base point, the others stay. A slope of 1 is a cost that grows in proportion, 0 one
-that does not grow; it is fitted over the upper half of the sizes, where fixed costs weigh less. Three jobs: ``evaluate``
-(closed episodes, from drawing them to intervals; 1 head), a head's ``write`` of one class, and its scores of a batch of
-queries. First, scores of whole batches must be those of single queries, and ``evaluate`` must not depend on its batch size. The
-sizes of a job take turns; medians, one thread. Beside the figures, ``growth.png`` shows the curves where matplotlib is installed.
+One variable at a time is doubled from a common starting point. A slope of 1 is a cost that grows in proportion, a slope of 0 one
+that does not grow; it is fitted over the upper half of the sizes, where fixed costs count less. Three jobs: ``evaluate`` (closed
+episodes, from drawing them to intervals; 1 head), a head's ``write`` of one class, and its scores of a batch of queries. First,
+scores of a batch must be those of single queries, and ``evaluate`` must not depend on its batch size. The sizes of a job take
+turns; medians, one thread. Where matplotlib is installed, ``growth.png`` beside the figures shows the curves.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from benchmarking import save, surroundings, table, take_turns
+from benchmarking import Row, check_same, options_of, print_surroundings, save, surroundings, table, take_turns
 
 from episodes import FeatureBank, evaluate
 from fewshot_nam.heads import Head, create
 
 HEADS = ("nam", "cosine")
 Sizes = dict[str, int]
-# The base point and the sizes of each variable, by job.
+# The starting point and the sizes of each variable, by job.
 EVALUATE: tuple[Sizes, dict[str, list[int]]] = (
     {"images": 100, "classes": 50, "ways": 5, "shots": 1, "queries": 15, "dimensions": 128, "episodes": 1000},
     {
@@ -66,14 +64,14 @@ def evaluation(head: str, sizes: Sizes) -> Callable[[], object]:
     """Return an evaluation of these sizes."""
     classes, each = sizes["classes"], sizes["images"]
     labels = torch.arange(classes).repeat_interleave(each)
-    # Where every answer is right no temperature is best, and the search for it takes as long as it likes.
+    # Where every answer is right there is no best temperature, and the search for it takes any number of steps.
     bank = FeatureBank(features(classes, each, sizes["dimensions"], noise=4.0), labels)
     chosen = {name: sizes[name] for name in ("ways", "shots", "queries", "episodes")}
     return lambda: evaluate(bank, [head], "closed", **chosen)  # type: ignore[arg-type]
 
 
 def filled(head: str, sizes: Sizes) -> Head:
-    """Return a head that has learned ``classes`` classes from ``shots`` pictures each, and answered once."""
+    """Return a head that has learned ``classes`` classes from ``shots`` images each, and answered once."""
     rows = features(sizes["classes"], sizes["shots"], sizes["dimensions"])
     made = create(head).write(rows, torch.arange(sizes["classes"]).repeat_interleave(sizes["shots"]))
     made(rows[:1])
@@ -81,7 +79,7 @@ def filled(head: str, sizes: Sizes) -> Head:
 
 
 def writing(head: str, sizes: Sizes) -> Callable[[], object]:
-    """Return: learn one more class, answer one query (heads derive what they need then), and forget it."""
+    """Return: learn one more class, answer one query (which is when heads derive what they need), and forget it."""
     made, more = filled(head, sizes), features(1, sizes["shots"], sizes["dimensions"])
 
     def run() -> None:
@@ -105,19 +103,17 @@ JOBS: dict[str, tuple[Callable[[str, Sizes], Callable[[], object]], tuple[Sizes,
 }
 
 
-def same_numbers() -> str:
-    """Return a line that says what agrees; leave the script where it does not."""
+def check_numbers() -> None:
+    """Exit where ``evaluate`` or scores depend on the size of a batch."""
     bank = FeatureBank(features(12, 20, 32), torch.arange(12).repeat_interleave(20))
     queries = features(3, 5, 32)
     for head in HEADS:
         whole, parts = (evaluate(bank, [head], "closed", episodes=20, batch_size=size).results for size in (20, 7))
-        if abs(whole[head]["accuracy"]["mean"] - parts[head]["accuracy"]["mean"]) > 1e-9:
-            raise SystemExit(f"not the same work: evaluate of {head} depends on its batch size: nothing timed")
+        difference = abs(whole[head]["accuracy"]["mean"] - parts[head]["accuracy"]["mean"])
+        check_same(f"evaluations of {head} with two batch sizes", difference, 1e-9)
         made = filled(head, {"classes": 5, "shots": 3, "dimensions": 32})
-        worst = (made(queries) - torch.cat([made(query[None]) for query in queries])).abs().max().item()
-        if not worst <= 1e-4:
-            raise SystemExit(f"not the same work: scores of {head} differ by {worst:.1e} one at a time: nothing timed")
-    return "evaluate does not depend on its batch size, nor scores on theirs"
+        difference = (made(queries) - torch.cat([made(query[None]) for query in queries])).abs().max().item()
+        check_same(f"scores of {head} for a batch and for one query at a time", difference, 1e-4)
 
 
 def slope(sizes: list[int], seconds: list[float]) -> float:
@@ -129,7 +125,7 @@ def slope(sizes: list[int], seconds: list[float]) -> float:
     return across / sum((a - middle_x) ** 2 for a in x)
 
 
-def measure(job: str, head: str, repeats: int, most: int) -> list[dict[str, Any]]:
+def measure(job: str, head: str, repeats: int, most: int) -> list[Row]:
     """Return one row a variable."""
     make, (base, variables) = JOBS[job]
     rows = []
@@ -138,13 +134,13 @@ def measure(job: str, head: str, repeats: int, most: int) -> list[dict[str, Any]
         runs = {str(size): make(head, base | {variable: size}) for size in sizes}
         found = take_turns(runs, repeats, time.process_time)
         seconds = [max(found[str(size)].median, 1e-9) for size in sizes]
-        row: dict[str, Any] = {"job": job, "head": head, "variable": variable, "slope": slope(sizes, seconds)}
+        row: Row = {"job": job, "head": head, "variable": variable, "slope": slope(sizes, seconds)}
         rows.append({**row, "sizes": sizes, "ms": [1e3 * each for each in seconds]})
     return rows
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the curves: a panel a job, a line a variable, over how many times the base size."""
+def draw(rows: list[Row], path: Path) -> None:
+    """Draw the curves: one panel a job, one line a variable, over the multiple of the first size."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -158,7 +154,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 style = "-o" if row["head"] == HEADS[0] else "--s"
                 label = f"{row['head']}, {row['variable']}: {row['slope']:.2f}"
                 panel.loglog(times, row["ms"], style, markersize=3, linewidth=1, label=label)
-        panel.set(title=job, xlabel="times the base size", ylabel="ms, processor time")
+        panel.set(title=job, xlabel="times the first size", ylabel="ms, processor time")
         panel.legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
@@ -167,14 +163,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Check, measure, print a table; write JSON and the figure if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--short", action="store_true", help="two sizes of each variable, one repeat, one head")
-    parser.add_argument("--json", type=Path, help="write the result here, and the figure beside it")
-    options = parser.parse_args()
+    options = options_of(
+        __doc__, "two sizes of each variable, few episodes, one repeat, one head", repeats=5
+    ).parse_args()
     about = surroundings(1)
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
-    print(same_numbers() + "\n")
+    print_surroundings(about)
+    check_numbers()
+    print("neither evaluate nor scores depend on the size of a batch\n")
     most, repeats, heads = (2, 1, HEADS[:1]) if options.short else (99, options.repeats, HEADS)
     rows = [row for job in JOBS for head in heads for row in measure(job, head, repeats, most)]
     for row in rows:
@@ -183,8 +178,8 @@ def main() -> None:
     for line, row in zip(shown, rows, strict=True):
         line["size: ms"] = ", ".join(f"{size}: {ms:.3g}" for size, ms in zip(row["sizes"], row["ms"], strict=True))
     print(table(shown))
+    save(options.json, about, vars(options), rows)
     if options.json:
-        save(options.json, about, vars(options), rows)
         if importlib.util.find_spec("matplotlib") is None:
             print('no figure: it needs matplotlib: pip install ".[plot]"')
         else:

@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/heads.py
 
-"episodes/s": ``score_episodes`` of 5-way 5-shot episodes with 75 queries, features given. "write": one more class of 5 pictures
+"episodes/s": ``score_episodes`` of 5-way 5-shot episodes with 75 queries, features given. "write": one more class of 5 images
 and the first answer after it, in a head that knows 100; "1 query" and "256 queries": answers of that head. 50 base classes are
 known. First, ``score_episodes`` must give what ``write`` and a call give, episode by episode. Heads take turns; medians of
 processor time on one thread.
@@ -10,17 +10,14 @@ processor time on one thread.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
-from benchmarking import save, surroundings, table, take_turns
+from benchmarking import Row, check_same, options_of, print_surroundings, save, surroundings, table, take_turns
 from torch import Tensor
 
-from fewshot_nam.heads import Head, available, create
+from fewshot_nam.heads import BaseStatistics, Head, available, create
 
 WAYS, SHOTS, QUERIES, BASE = 5, 5, 75, 50
 SLOW = {"logistic": 100}  # fitted by iteration: so many times fewer episodes
@@ -37,21 +34,20 @@ def drawn(episodes: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def build(name: str, width: int) -> Head:
     """Return a head that knows ``BASE`` base classes."""
-    background = 1 + torch.randn(BASE, width, generator=torch.Generator().manual_seed(1))
-    return create(name, background.mean(dim=0), background).eval()
+    prototypes = 1 + torch.randn(BASE, width, generator=torch.Generator().manual_seed(1))
+    return create(name, BaseStatistics.from_prototypes(prototypes)).eval()
 
 
-def same_scores(name: str, width: int) -> None:
-    """Leave the script where a head scores episodes at once otherwise than one by one."""
+def check_scores(name: str, width: int) -> None:
+    """Exit where the scores of episodes at once are not those of a head that learns each of them."""
     support, query = drawn(3, width, seed=2)
     together = build(name, width).score_episodes(support, query)
     for episode in range(len(support)):
         head = build(name, width)
         head.write(support[episode].flatten(0, 1), torch.arange(WAYS).repeat_interleave(SHOTS))
         alone = head(query[episode])
-        worst = ((together[episode] - alone).abs().max() / alone.abs().max()).item()
-        if not worst <= 1e-3:
-            raise SystemExit(f"not the same work: {name} scores episodes at once and alone {worst:.1e} apart")
+        difference = ((together[episode] - alone).abs().max() / alone.abs().max()).item()
+        check_same(f"scores of {name} for episodes at once and alone", difference, 1e-3)
 
 
 def jobs(name: str, width: int, episodes: int) -> dict[str, Callable[[], object]]:
@@ -78,39 +74,36 @@ def jobs(name: str, width: int, episodes: int) -> dict[str, Callable[[], object]
 
 def main() -> None:
     """Check, measure, print a table, and write JSON if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__, "few and narrow episodes, one repeat", repeats=5)
     parser.add_argument("--width", type=int, default=640)
     parser.add_argument("--episodes", type=int, default=500)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--short", action="store_true", help="few and narrow episodes, one repeat")
-    parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     width, episodes, repeats = (32, 10, 1) if options.short else (options.width, options.episodes, options.repeats)
     about = surroundings(1)
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print_surroundings(about)
     names = list(available())
     for name in names:
-        same_scores(name, min(width, 64))
-    print(f"{len(names)} heads score episodes at once as one by one")
+        check_scores(name, min(width, 64))
+    print(f"{len(names)} heads give the same scores for episodes at once and one by one")
     runs = {(name, job): run for name in names for job, run in jobs(name, width, episodes).items()}
     found = take_turns({f"{name} {job}": run for (name, job), run in runs.items()}, repeats, time.process_time)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for name in names:
         done = max(1, episodes // SLOW.get(name, 1))
-        all_of_them = found[f"{name} episodes"]
+        timing = found[f"{name} episodes"]
         rows.append(
             {
                 "head": name,
-                "episodes/s": done / all_of_them.median,
-                "spread": f"{done / all_of_them.most:,.0f}-{done / all_of_them.least:,.0f}",
-                "write, ms": 500 * found[f"{name} write"].median,  # writing and forgetting: about half is either
+                "episodes/s": timing.rate(done),
+                "spread": timing.rates(done),
+                "write, ms": 500
+                * found[f"{name} write"].median,  # half of writing and forgetting, which take about the same
                 "1 query, ms": 1e3 * found[f"{name} one"].median,
                 "256 queries, ms": 1e3 * found[f"{name} many"].median,
             }
         )
     print(f"\n{WAYS}-way {SHOTS}-shot, {QUERIES} queries, width {width}, median of {repeats}\n{table(rows)}")
-    if options.json:
-        save(options.json, about, vars(options), rows)
+    save(options.json, about, vars(options), rows)
 
 
 if __name__ == "__main__":

@@ -2,25 +2,23 @@
 
     python scripts/benchmarks/peak_memory.py
 
-Each job runs in a process of its own (Linux), after a small one of its kind, so that libraries' buffers do not count; "inputs"
-are the features or pictures that the job is given. First the measure must see a known allocation. The memory networks are
-measured by the part ``memory``.
+Each job runs in a process of its own (Linux), after a small job of the same kind, so that buffers of libraries do not count.
+"inputs" are the features or images that the job is given. First, an allocation of known size must be measured right. The memory
+networks are measured by the part ``memory``.
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from benchmarking import save, surroundings, table
+from benchmarking import Row, options_of, print_surroundings, save, surroundings, table
 
 import backbones
 from episodes import FeatureBank, evaluate, extract
@@ -37,7 +35,7 @@ def bank(classes: int, each: int, width: int) -> FeatureBank:
 
 
 def allocation(size: int) -> tuple[Callable[[], object], int]:
-    """Return the making of ``size`` MiB, which the measure must see."""
+    """Return an allocation of ``size`` MiB, whose peak is known."""
     return lambda: torch.ones(size * MIB // 4), 0
 
 
@@ -48,15 +46,15 @@ def evaluation(classes: int, each: int, width: int, episodes: int) -> tuple[Call
 
 
 def extraction(count: int, side: int) -> tuple[Callable[[], object], int]:
-    """Return conv4 over ``count`` pictures, without a cache."""
+    """Return conv4 over ``count`` images, without a cache."""
     pixels = np.random.default_rng(0).integers(0, 256, (count, side, side), dtype=np.uint8)
-    pictures = ArrayImages("noise", pixels, np.zeros(count, dtype=np.int64), ["a"])
+    images = ArrayImages("noise", pixels, np.zeros(count, dtype=np.int64), ["a"])
     backbone = backbones.create("conv4")
-    return lambda: extract(backbone, pictures, cache_dir=None, progress=False), pixels.nbytes
+    return lambda: extract(backbone, images, cache_dir=None, progress=False), pixels.nbytes
 
 
 def writing(classes: int, width: int) -> tuple[Callable[[], object], int]:
-    """Return a NAM head that learns ``classes`` classes of 5 pictures and answers 256 queries."""
+    """Return a NAM head that learns ``classes`` classes of 5 images and answers 256 queries."""
     made = bank(classes, 5, width)
 
     def run() -> object:
@@ -71,8 +69,8 @@ JOBS: dict[str, tuple[Callable[..., tuple[Callable[[], object], int]], tuple[int
     "evaluate 1,000 episodes, 100 x 600 x 640": (evaluation, (100, 600, 640, 1000), (10, 30, 640, 64)),
     "evaluate 10,000 episodes, the same": (evaluation, (100, 600, 640, 10_000), (10, 30, 640, 64)),
     "evaluate 1,000 episodes, 100 x 100 x 64": (evaluation, (100, 100, 64, 1000), (10, 30, 64, 64)),
-    "extract 2,000 pictures, conv4": (extraction, (2000, 28), (64, 28)),
-    "extract 16,000 pictures, conv4": (extraction, (16_000, 28), (64, 28)),
+    "extract 2,000 images, conv4": (extraction, (2000, 28), (64, 28)),
+    "extract 16,000 images, conv4": (extraction, (16_000, 28), (64, 28)),
     "nam learns 200 classes x 5 x 640": (writing, (200, 640), (5, 640)),
     "nam learns 800 classes x 5 x 640": (writing, (800, 640), (5, 640)),
 }
@@ -80,7 +78,7 @@ SHORT = ["allocate 64 MiB", "nam learns 200 classes x 5 x 640"]
 
 
 def resident(field: str) -> int:
-    """Return bytes of this process: ``VmRSS`` now, ``VmHWM`` at most so far."""
+    """Return the resident bytes of this process: ``VmRSS`` now, ``VmHWM`` at most so far."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
@@ -92,7 +90,7 @@ def measured(name: str) -> dict[str, int]:
     make(*small)[0]()
     job, inputs = make(*sizes)
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the small job freed would hide growth
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is reset
     before = resident("VmRSS")
     job()
     return {"inputs": inputs, "peak": resident("VmHWM") - before}
@@ -100,9 +98,7 @@ def measured(name: str) -> dict[str, int]:
 
 def main() -> None:
     """Measure each job in a process of its own, print a table, and write JSON if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="two jobs")
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser = options_of(__doc__, "two jobs")
     parser.add_argument("--job", choices=JOBS, help="measure one, in this process, and print JSON")
     options = parser.parse_args()
     if not Path("/proc/self/clear_refs").exists():
@@ -112,17 +108,16 @@ def main() -> None:
         print(json.dumps(measured(options.job)))
         return
     about = surroundings(1)
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
-    rows: list[dict[str, Any]] = []
+    print_surroundings(about)
+    rows: list[Row] = []
     for name in SHORT if options.short else JOBS:
         done = subprocess.run([sys.executable, __file__, "--job", name], stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
         if name == "allocate 64 MiB" and not 63 <= found["peak"] / MIB <= 72:
-            raise SystemExit(f"64 MiB are measured as {found['peak'] / MIB:.1f}: nothing else measured")
+            raise SystemExit(f"64 MiB are measured as {found['peak'] / MIB:.1f}: nothing else is measured")
         rows.append({"job": name, "inputs, MiB": found["inputs"] / MIB, "peak above them, MiB": found["peak"] / MIB})
     print("\n" + table(rows))
-    if options.json:
-        save(options.json, about, vars(options), rows)
+    save(options.json, about, vars(options), rows)
 
 
 if __name__ == "__main__":

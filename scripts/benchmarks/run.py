@@ -1,11 +1,11 @@
-"""All benchmarks, or some parts: each a script beside this one, run by itself, its figures kept in a directory.
+"""All benchmarks, or some parts: each part is a script beside this one, and its figures are kept in a directory.
 
     python scripts/benchmarks/run.py [part ...]
     python scripts/benchmarks/run.py --short
 
 Every part first checks that the ways that it compares give the same numbers, and times nothing where they do not. ``--short``
-takes small sizes and one repeat and writes nothing: it says whether everything runs and agrees, never how fast. The exit code is
-1 where a part failed. A part whose libraries are not installed is left out, and named; asked for by its name, it failed.
+takes small sizes and one repeat and writes nothing: it shows that everything runs and agrees, not how fast it is. The exit code is
+1 where a part failed. A part whose libraries are not installed is skipped with a message; where it was named, that is a failure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ OUT = HERE.parent.parent / "results" / "benchmarks"
 
 @dataclass(frozen=True)
 class Part:
-    """A script, its arguments for ``--short``, and the library and the extra of ours that it needs."""
+    """A benchmark.
+
+    Attributes:
+        script: its file, beside this one.
+        short: its arguments for ``--short``.
+        library: that it needs.
+        extra: of our package, which brings the library.
+    """
 
     script: str
     short: str = "--short"
@@ -33,15 +40,10 @@ class Part:
 
 
 PARTS = {
-    "episodes": Part(
-        "episode_speed.py",
-        "--shots 1 --episodes 200 --peer-episodes 100 --repeats 1 --threads 1",
-        "easyfsl",
-        "benchmark",
-    ),
+    "episodes": Part("episode_speed.py", library="easyfsl", extra="benchmark"),
     "heads": Part("heads.py"),
     "memory": Part("memory.py", "--quick --threads 1 --lengths 64"),
-    "attach": Part("attach.py", "--batch 2 --classes 5 --repeats 1", "timm", "vision"),
+    "attach": Part("attach.py", library="timm", extra="vision"),
     "extraction": Part("extraction.py"),
     "startup": Part("startup.py"),
     "peak": Part("peak_memory.py"),
@@ -50,18 +52,16 @@ PARTS = {
 
 
 def run(name: str, short: bool, out: Path) -> bool:
-    """Run a part, showing what it prints; keep that and its figures unless ``short``. Return whether it went well."""
+    """Run a part and print its output; unless ``short``, keep that and the figures in ``out``. Return whether it succeeded."""
     part = PARTS[name]
-    own = [] if not short else part.short.split()
-    keep = [] if short else ["--json", str(out / f"{name}.json")]
-    done = subprocess.Popen(
-        [sys.executable, str(HERE / part.script), *own, *keep], stdout=subprocess.PIPE, text=True, encoding="utf-8"
-    )
+    arguments = part.short.split() if short else ["--json", str(out / f"{name}.json")]
+    command = [sys.executable, str(HERE / part.script), *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     lines = []
-    for line in done.stdout or ():
+    for line in process.stdout or ():
         print(line, end="", flush=True)
         lines.append(line.rstrip())
-    if done.wait() != 0:
+    if process.wait() != 0:
         return False
     if not short:
         command = f"python scripts/benchmarks/run.py {name}"
@@ -71,11 +71,15 @@ def run(name: str, short: bool, out: Path) -> bool:
 
 
 def main() -> int:
-    """Run the parts asked for, and return the exit code."""
+    """Run the parts that were named, or all, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all without any")
-    parser.add_argument("--short", action="store_true", help="whether it runs and agrees, not how fast; keeps nothing")
-    parser.add_argument("--out", type=Path, default=OUT, help="where figures are kept (default: results/benchmarks)")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument(
+        "--short", action="store_true", help="only check that everything runs and agrees; writes nothing"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=OUT, help="the directory of the figures (default: results/benchmarks)"
+    )
     options = parser.parse_args()
     if unknown := [name for name in options.parts if name not in PARTS]:
         parser.error(f"no part {unknown[0]!r}: there are {', '.join(PARTS)}")
@@ -88,7 +92,7 @@ def main() -> int:
     for name in options.parts or PARTS:
         library, extra = PARTS[name].library, PARTS[name].extra
         if importlib.util.find_spec(library) is None:
-            print(f'\n== {name}: left out, it needs {library}: pip install ".[{extra}]"', flush=True)
+            print(f'\n== {name}: skipped, it needs {library}: pip install ".[{extra}]"', flush=True)
             if options.parts:
                 failed.append(name)
             continue

@@ -1,14 +1,13 @@
-"""How long it takes to begin: ``--help``, and the default run with its features cached, against importing torch and no more.
+"""How long it takes to start: ``--help``, and the default run with its features cached, against importing torch and no more.
 
     python scripts/benchmarks/startup.py
 
 Fresh processes take turns. "x torch" compares medians of processor time with ``python -c "import torch"``; what a run imports
-besides torch is listed from ``-X importtime``. First the default run must print the same measures from the cache as without it.
+besides torch is listed from ``-X importtime``. First, the default run must print the same measures with cached features as without.
 """
 
 from __future__ import annotations
 
-import argparse
 import collections
 import os
 import re
@@ -18,9 +17,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-from benchmarking import save, surroundings, table
+from benchmarking import Row, options_of, print_surroundings, save, surroundings, table
 
 EVALUATE = str(Path(__file__).resolve().parent.parent / "episode_eval.py")
 RUNS = {
@@ -44,14 +42,14 @@ def spent(arguments: list[str]) -> tuple[float, float]:
 
 
 def printed(*more: str) -> str:
-    """Return what the short default run prints, less the time it took."""
+    """Return what the short default run prints, without the time it took."""
     command = [sys.executable, *RUNS["default run, 10 episodes"], *more]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return "\n".join(line for line in lines if not line.startswith("  time:"))
 
 
 def imported() -> dict[str, float]:
-    """Return milliseconds that the default run's imports take, by package, the slowest first."""
+    """Return the milliseconds that imports of the default run take, by package, the slowest first."""
     command = [sys.executable, "-X", "importtime", *RUNS["default run, 10 episodes"]]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     found: dict[str, float] = collections.defaultdict(float)
@@ -62,27 +60,25 @@ def imported() -> dict[str, float]:
 
 def main() -> None:
     """Check, measure, print a table, and write JSON if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--short", action="store_true", help="one repeat, and none of the default run")
-    parser.add_argument("--json", type=Path, help="write the result here")
-    options = parser.parse_args()
+    options = options_of(__doc__, "one repeat, and the default run is not timed", repeats=5).parse_args()
     repeats = 1 if options.short else options.repeats
     runs = {name: run for name, run in RUNS.items() if not options.short or "default" not in name}
     about = surroundings(1)
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print_surroundings(about)
     with tempfile.TemporaryDirectory() as cache:
         os.environ["FEWSHOT_NAM_CACHE"] = cache
         if printed() != printed():  # the first fills the cache
-            raise SystemExit("not the same work: the default run prints other measures from the cache than without")
-        print("the default run from the cache prints what it prints without")
+            raise SystemExit(
+                "not the same work: the default run prints other measures with cached features than without"
+            )
+        print("the default run prints the same with cached features as without")
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
         for _ in range(repeats):
             for name, arguments in runs.items():
                 seconds[name].append(spent(arguments))
         packages = {} if options.short else imported()
     torch = statistics.median(cpu for _, cpu in seconds["import torch"])
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for name, each in seconds.items():
         walls, cpus = sorted(wall for wall, _ in each), sorted(cpu for _, cpu in each)
         rows.append(
@@ -98,8 +94,7 @@ def main() -> None:
     if packages:
         slowest = ", ".join(f"{name} {ms:.0f}" for name, ms in list(packages.items())[:8])
         print(f"\nimports of the default run, ms each package: {slowest}")
-    if options.json:
-        save(options.json, about, vars(options), [*rows, {"imports, ms": packages}])
+    save(options.json, about, vars(options), [*rows, {"imports, ms": packages}])
 
 
 if __name__ == "__main__":

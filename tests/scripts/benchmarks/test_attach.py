@@ -32,11 +32,11 @@ def test_every_row_is_printed_and_written(script, monkeypatch, capsys, tmp_path)
         assert row["head / forward"] == row["seconds"]["head"] / row["seconds"]["forward"]
         assert row["learn / forward of one"] == row["seconds"]["learn"] / row["seconds"]["forward of one"]
         assert line.split()[0] == str(row["classes"])
-        assert line.split()[3] == f"{row['head / forward']:.4f}"
+        assert f"{row['head / forward']:.3g}" in line.split()
 
 
 def test_nothing_is_timed_where_a_model_is_not_its_parts(script, monkeypatch):
-    nam = script.knowing("test_resnet", 3, 0)
+    nam = script.model_with("test_resnet", 3, 0)
     monkeypatch.setattr(nam, "features", lambda images: nam.backbone(images) + 1)
     with pytest.raises(SystemExit, match="not the same work"):
         script.measure(nam, torch.rand(2, 3, 160, 160), 1)

@@ -157,7 +157,7 @@ def test_the_entry_keeps_figures_and_fails_where_a_part_does(part, tmp_path, mon
     said = capfd.readouterr()
     assert "-- good: done" in said.out
     assert "-- bad: failed" in said.out
-    assert 'none: left out, it needs no_such_lib: pip install ".[benchmark]"' in said.out
+    assert 'none: skipped, it needs no_such_lib: pip install ".[benchmark]"' in said.out
     assert "not the same work" in said.err
     assert said.err.endswith("failed: bad\n")
     assert sorted(path.name for path in out.iterdir()) == ["good.json", "good.md"]
@@ -194,7 +194,7 @@ def test_scores_that_differ_are_not_timed(part, monkeypatch, name):
     from fewshot_nam.heads import CosineHead
 
     script, right = part(name), CosineHead.forward
-    check = script.same_numbers if name == "growth" else lambda: script.same_scores("cosine", 16)
+    check = script.check_numbers if name == "growth" else lambda: script.check_scores("cosine", 16)
     check()
     monkeypatch.setattr(CosineHead, "forward", lambda head, x: right(head, x) + 0.01 * (len(x) > 1))
     with pytest.raises(SystemExit, match="not the same work"):
@@ -207,6 +207,6 @@ def test_features_that_differ_are_not_timed(part, monkeypatch, tmp_path):
     backbone = script.backbones.create("conv4", pretrained=False)
     dataset = script.made(problem.source, 4, tmp_path)
     batches = [script.ImageBatches(dataset, backbone.transform, 4, False)[0].images]
-    assert "gives the forward's bits" in script.same_features(backbone, dataset, batches, 4)
-    with pytest.raises(SystemExit, match="not the same work: extract is"):
-        script.same_features(backbone, dataset, [batches[0] * 1.001], 4)
+    assert "gives the bits of the forward pass" in script.check_features(backbone, dataset, batches, 4)
+    with pytest.raises(SystemExit, match="not the same work: features of 'extract'"):
+        script.check_features(backbone, dataset, [batches[0] * 1.001], 4)
