@@ -16,7 +16,7 @@ from backbones.conv4 import Conv4, ink_transform
 from backbones.conv5 import Conv5, photo_transform
 from fewshot_nam.heads import BaseStatistics
 from fewshot_nam.vision.backbone import Backbone
-from fewshot_nam.vision.libraries.common import Library, check_options
+from fewshot_nam.vision.libraries.common import GIVE_FILE, Library, check_options
 from fewshot_nam.vision.weight_files import fit_weights, read_weights
 
 _PREFIX = "model."
@@ -76,8 +76,7 @@ def create_bundled(
     base, classes = None, None
     if pretrained is True and bundled.weights is None:
         raise ValueError(
-            f"backbone {name} comes without weights: train it with scripts/pretrain_photos.py and give its file, "
-            "pretrained=<file> or --weights FILE"
+            f"backbone {name} comes without weights: train it with scripts/pretrain_photos.py, and {GIVE_FILE}"
         )
     if pretrained is True:
         packaged = resources.files("backbones") / "weights" / str(bundled.weights)

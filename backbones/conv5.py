@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fewshot_nam.vision.rgb import opaque
+from fewshot_nam.vision.rgb import check_aspect, opaque
 
 
 class Conv5(nn.Module):
@@ -54,6 +54,7 @@ def standardize(levels: Tensor) -> Tensor:
 def square(image: Image.Image) -> Image.Image:
     """Return ``image`` as 64x64 RGB: its short side scaled to 64, its middle cut out."""
     rgb = opaque(image).convert("RGB")
+    check_aspect(rgb)
     side = Conv5.image_size
     scale = side / min(rgb.size)
     width, height = (max(side, round(length * scale)) for length in rgb.size)

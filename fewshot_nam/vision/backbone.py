@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ class Backbone(nn.Module):
 
     Attributes:
         feature_dim: the number D of features, found by running one blank image through transform and network.
+        value_range: the values that the transform gives a black and a white image; ``None`` where it gives both the same.
         base_classes: as given, or ``None``.
 
     Raises:
@@ -60,6 +62,7 @@ class Backbone(nn.Module):
         self.model_options = dict(model_options or {})
         self.network = network.eval().requires_grad_(False)
         self.feature_dim = self._measured_width()
+        self.value_range = self._measured_range()
         if base_prototypes is not None:
             if base_statistics is not None:
                 raise TypeError(
@@ -131,6 +134,11 @@ class Backbone(nn.Module):
         if not isinstance(features, Tensor) or features.ndim != 2:
             raise ValueError(f"backbone {self.name}: the network has to give features (B, D), one image gives {shape}")
         return features.shape[1]
+
+    def _measured_range(self) -> tuple[float, float] | None:
+        ends = torch.stack([self.transform(Image.new("RGB", (256, 256), shade)) for shade in ("black", "white")])
+        low, high = float(ends.min()), float(ends.max())
+        return (low, high) if math.isfinite(high - low) and low < high else None
 
     def _check_base(self) -> None:
         base, classes = self.base_statistics, self.base_classes

@@ -30,11 +30,13 @@ import fewshot_nam
 from fewshot_nam.heads import CosineHead, Head, NAMHead
 from fewshot_nam.heads.base_classes import Ground
 from fewshot_nam.heads.nam.head import Learned
+from fewshot_nam.heads.registry import exportable, specs
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.vision.digests import tensors_digest, weights_digest
 from fewshot_nam.vision.layers import LayerFeatures, find_layer
 from fewshot_nam.vision.libraries.common import LibraryNotInstalled
 from fewshot_nam.vision.model import NAMModel
+from fewshot_nam.vision.rgb import without_addresses
 from fewshot_nam.vision.saving import settings
 
 if TYPE_CHECKING:
@@ -56,9 +58,10 @@ def memory_of(model: NAMModel) -> dict[str, Tensor]:
         ValueError: no class is known yet, or a head that cannot be exported.
     """
     head = model.head
-    if type(head) not in (NAMHead, CosineHead):
+    if not exportable(head):
+        names = sorted({entry.build.__name__ for entry in specs() if entry.exports})
         raise ValueError(
-            f"export: a {type(head).__name__} cannot be exported: attach with NAMHead or CosineHead, whose scores are products"
+            f"export: a {type(head).__name__} cannot be exported: attach with {' or '.join(names)}, whose scores are products"
         )
     if not head.classes:
         raise ValueError("export: the model knows no class yet: call learn(images, labels) first")
@@ -176,6 +179,7 @@ def update_onnx(path: str | os.PathLike[str], model: NAMModel) -> None:
         )
     try:
         own, other = json.loads(metadata["graph"]), json.loads(present["graph"])
+        other["transform"] = without_addresses(other["transform"])  # files of the first releases have them
         names = [key for key in own if key != "made_by" and own[key] != other[key]]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: its metadata cannot be read ({error!r})") from error

@@ -21,7 +21,7 @@ from fewshot_nam.vision.image_batches import Images, features_of
 from fewshot_nam.vision.layers import LayerFeatures, Pool, find_layer
 from fewshot_nam.vision.libraries.common import Library, class_name
 from fewshot_nam.vision.libraries.registry import LIBRARIES, library_of
-from fewshot_nam.vision.rgb import RGBTransform
+from fewshot_nam.vision.rgb import RGBTransform, without_addresses
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -203,7 +203,7 @@ def _preparation(
         # torchvision's weights make their transform; Compose has a list of that name.
         made = getattr(transform, "transforms", None)
         own = made() if callable(made) else transform
-        return _Preparation(name, RGBTransform(own), repr(own))
+        return _Preparation(name, RGBTransform(own), without_addresses(repr(own)))
     if library is None:
         raise ValueError(f"attach: how images are prepared for {name} is not known: pass transform=")
     found = library.find_transform(model, options)

@@ -69,9 +69,28 @@ def features_of(backbone: Backbone, images: Images, batch_size: int = 32) -> Ten
         OSError, UnreadableImage, ValueError, TypeError: an image that cannot be read or used; the message names it.
     """
     if isinstance(images, Tensor) and images.is_floating_point() and images.dim() == 4 and len(images):
+        _check_range(images, backbone)
         return _run(backbone, images)
     items, _ = as_images(images)
+    for item in items:
+        if isinstance(item, Tensor) and item.is_floating_point():
+            _check_range(item, backbone)
     return torch.cat([_run(backbone, batch) for batch in batches(items, backbone.transform, batch_size)])
+
+
+def _check_range(images: Tensor, backbone: Backbone) -> None:
+    """Raise ``ValueError`` for a float tensor of values that the transform cannot give, such as pixels from 0 to 255."""
+    if backbone.value_range is None or not images.numel() or torch.compiler.is_compiling():
+        return
+    low, high = (float(end) for end in images.detach().aminmax())
+    least, most = backbone.value_range
+    slack = 0.5 * (most - least)  # resizing may overshoot
+    if low < least - slack or high > most + slack:
+        raise ValueError(
+            f"images: a float tensor is taken to be transformed already, but its values from {low:.3g} to {high:.3g} cannot "
+            f"come from this model's transform, which gives {least:.3g} to {most:.3g}: pass uint8 pixels, or apply "
+            "model.backbone.transform"
+        )
 
 
 def _run(backbone: Backbone, batch: Tensor) -> Tensor:

@@ -112,6 +112,7 @@ class NAMModel(HubMethods, nn.Module):
         Raises:
             OSError, ValueError, TypeError: images as in ``learn``, or no class is known yet.
         """
+        self._check_knows_classes()
         return self.head(self.features(images))
 
     def predict(self, images: Images, unknown: Label | None = None) -> Label | list[Label]:
@@ -127,6 +128,7 @@ class NAMModel(HubMethods, nn.Module):
         Raises:
             OSError, ValueError, TypeError: as calling the model, or ``unknown`` given before ``calibrate``.
         """
+        self._check_knows_classes()
         items, single = as_images(images)
         with torch.no_grad():
             features = self.features(images if isinstance(images, Tensor) and not single else items)
@@ -138,6 +140,7 @@ class NAMModel(HubMethods, nn.Module):
         Raises:
             OSError, ValueError, TypeError: as calling the model, or ``calibrate`` was not given ``known_labels``.
         """
+        self._check_knows_classes()
         return self.head.probabilities(self.features(images))
 
     @renamed_parameter("strangers", "unknown")
@@ -149,6 +152,8 @@ class NAMModel(HubMethods, nn.Module):
         target_fpr: float = 0.01,
         unknown_labels: Label | Iterable[Label] | Tensor | None = None,
         known_labels: Label | Iterable[Label] | Tensor | None = None,
+        groups: Label | Iterable[Label] | Tensor | None = None,
+        confidence: float | None = None,
     ) -> Calibration:
         """Set the threshold below which ``predict(..., unknown=)`` refuses; return what it rests on. See ``Head.calibrate``.
 
@@ -159,6 +164,8 @@ class NAMModel(HubMethods, nn.Module):
                 many classes with labels.
             unknown_labels: the classes of ``unknown``, for a bound that holds for unknown images of new classes.
             known_labels: the classes of ``known``: fits the temperature of ``probabilities`` as well.
+            groups: images of ``unknown`` that are alike, such as the frames of a burst, share a label here: they count as one.
+            confidence: the share of calibrations that is to keep ``target_fpr``; ``None`` keeps it on average.
 
         Raises:
             OSError, ValueError, TypeError: images as in ``learn``, or input that ``Head.calibrate`` refuses. Nothing changes then.
@@ -174,11 +181,18 @@ class NAMModel(HubMethods, nn.Module):
             >>> model.predict([black, noise[0]], unknown="?")
             ['black', '?']
         """
+        self._check_knows_classes()
         with torch.no_grad():
             refused = self.features(unknown)
             accepted = None if known is None else self.features(known)
         return self.head.calibrate(
-            refused, accepted, target_fpr=target_fpr, unknown_labels=unknown_labels, known_labels=known_labels
+            refused,
+            accepted,
+            target_fpr=target_fpr,
+            unknown_labels=unknown_labels,
+            known_labels=known_labels,
+            groups=groups,
+            confidence=confidence,
         )
 
     # Files.
@@ -205,6 +219,10 @@ class NAMModel(HubMethods, nn.Module):
         """
         self._set_head(load_head(path, self.head, self.backbone))
         return self
+
+    def _check_knows_classes(self) -> None:
+        if not self.classes:
+            raise ValueError("the model knows no class yet: call learn(images, labels) first")
 
     def _set_head(self, head: Head) -> None:
         if self._in_place and isinstance(self.backbone.network, LayerFeatures):

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
+MAX_ASPECT = 250
+"""The largest ratio of an image's sides. A file of 200 bytes can hold 30000x1 pixels, which take gigabytes once the short side is
+resized to 224."""
+
+
+def check_aspect(image: Image.Image) -> None:
+    """Raise ``ValueError`` for an image that would be too large once its short side is resized."""
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ValueError(
+            f"an image of {image.width}x{image.height} pixels is too narrow to resize: its sides may differ by a factor of "
+            f"{MAX_ASPECT}: crop it"
+        )
 
 
 def opaque(image: Image.Image) -> Image.Image:
@@ -35,6 +49,16 @@ def opaque(image: Image.Image) -> Image.Image:
     return image
 
 
+def without_addresses(text: str) -> str:
+    """Return the ``repr`` of a transform without addresses in memory, which differ from one process to the next.
+
+    Example:
+        >>> without_addresses("<function crop at 0x7f3c5e0>")
+        '<function crop>'
+    """
+    return re.sub(r" at 0x[0-9A-Fa-f]+", "", text)
+
+
 class RGBTransform:
     """A library's transform, which gets an opaque RGB image whatever the mode of its input.
 
@@ -49,4 +73,6 @@ class RGBTransform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return ``image`` as a tensor ``(3, H, W)`` float."""
-        return self.transform(opaque(image).convert("RGB"))
+        rgb = opaque(image).convert("RGB")
+        check_aspect(rgb)
+        return self.transform(rgb)

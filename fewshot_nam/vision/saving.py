@@ -33,6 +33,7 @@ from fewshot_nam.vision.digests import tensors_digest, text_digest, weights_dige
 
 FORMAT, VERSION = "fewshot-nam model", 1
 _HEAD, _PROBE = "head.", "probe"
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool)
 # Features of one image differ by less between devices and releases of libraries (TF32 and bfloat16 included), and by more
 # between transforms: a crop, a normalisation or a padding that is another.
 _SAME = 0.02
@@ -60,7 +61,7 @@ def write_head(path: str | os.PathLike[str], head: Head, about: Mapping[str, Any
     """Write a head with what is known of its backbone: ``about`` and ``probed`` as ``read_head`` gives them.
 
     Raises:
-        OSError: the directory is missing or cannot be written.
+        OSError: the directory is missing or cannot be written, or the disk is full.
     """
     tensors = {_HEAD + key: value for key, value in head.state_dict().items()} | {_PROBE: probed}
     # Copies, since safetensors refuses tensors that share memory, which parts of a model may do.
@@ -75,7 +76,10 @@ def write_head(path: str | os.PathLike[str], head: Head, about: Mapping[str, Any
     text = json.dumps(about, default=_named)
     metadata = {"format": FORMAT, "version": str(VERSION), "about": text, "about_sha256": text_digest(text)}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written ({error}): the old file is as it was") from error
 
 
 def load_head(path: str | os.PathLike[str], present: Head, backbone: Backbone) -> Head:
@@ -173,11 +177,26 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         fits = (
             isinstance(about["settings"], dict) and {"weights", "backbone", "head"} <= set(about) and _PROBE in tensors
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: its description cannot be read ({error!r})") from error
     if not whole or not fits:
         raise ValueError(f"{path} is damaged: its contents are not those that were written")
+    _check_tensors(path, tensors)
     return about, tensors
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ``ValueError`` for tensors that no head has saved, before anything is allocated by what they say."""
+    for key, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(f"{path} is damaged: {key} is of {tensor.dtype}, which no head holds")
+    targets, support = tensors.get(_HEAD + "targets"), tensors.get(_HEAD + "support")
+    if targets is None or support is None:
+        return  # a head that stores something else checks it itself
+    if targets.dtype != torch.long or targets.dim() != 1 or len(targets) != len(support):
+        raise ValueError(f"{path} is damaged: its targets do not fit its support features")
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(targets):
+        raise ValueError(f"{path} is damaged: a target is no number of a class")
 
 
 def _like(path: Path, about: dict[str, Any], present: Head) -> Head:

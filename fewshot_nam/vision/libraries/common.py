@@ -19,7 +19,11 @@ from fewshot_nam.vision.backbone import Backbone
 
 
 class LibraryNotInstalled(ImportError, ValueError):
-    """A backbone's library is not installed; the message says how to install it."""
+    """A package that a backbone or a file format needs is not installed; the message says how to install it."""
+
+
+GIVE_FILE = "give a file of weights (pretrained= of backbones.create, weights= of attach, --weights of the commands)"
+"""How to mend it where weights are missing, for errors; whichever of the three the user has called."""
 
 
 class FoundTransform(NamedTuple):
@@ -144,8 +148,8 @@ def build(
             check_options(name, "model", [found[1]], _option_names(builder))
         if downloads and _is_network(error):
             raise ValueError(
-                f"backbone {name}: its weights could not be downloaded ({type(error).__name__}): get the file on a "
-                "machine that can, and pass pretrained=<file>"
+                f"backbone {name}: its weights could not be downloaded ({type(error).__name__}): download them on a "
+                f"machine with a network, and {GIVE_FILE}"
             ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"backbone {name} cannot be built with model options {dict(options)}: {reason}") from error

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.libraries.common import (
+    GIVE_FILE,
     FoundTransform,
     Library,
     build,
@@ -75,9 +76,7 @@ def create_timm(
     if reserved:
         raise ValueError(f"backbone {name}: model option {reserved[0]!r} is set by backbones.create itself")
     if pretrained is True and not timm.models.is_model_pretrained(model):
-        raise ValueError(
-            f"backbone {name}: timm has no weights for it: pass pretrained=<file>, or False for random ones"
-        )
+        raise ValueError(f"backbone {name}: timm has no weights for it: {GIVE_FILE}, or False for random ones")
     builder = functools.partial(timm.create_model, model)
     featureless = functools.partial(builder, num_classes=0, pretrained=pretrained is True)
     network = build(name, featureless, model_options, downloads=pretrained is True)

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -151,6 +152,20 @@ def test_another_model_is_not_put_into_a_file(exported, tmp_path, changed, messa
     assert path.read_bytes() == content
 
 
+def test_a_file_is_updated_after_a_restart_where_the_transform_is_a_function(attached, painted, tmp_path):
+    def shrink(image):
+        return torch.full((3, 16, 16), image.getpixel((0, 0))[0] / 255)
+
+    path = tmp_path / "m.onnx"
+    export_onnx(attached(transform=shrink).learn(painted(0), "a"), path)
+    again = types.FunctionType(shrink.__code__, shrink.__globals__, "shrink")  # at another address
+    again.__qualname__ = shrink.__qualname__
+    model = attached(transform=again).learn([painted(0), painted(1)], ["a", "b"])
+    update_onnx(path, model)
+    assert json.loads(metadata(path)["classes"]) == ["a", "b"]
+    assert " at 0x" not in metadata(path)["transform"]
+
+
 def test_a_file_that_is_none_of_ours_or_damaged_is_refused_and_left(exported, tmp_path):
     make, _, content = exported
     model, path = make(), tmp_path / "m.onnx"
@@ -179,7 +194,7 @@ def test_what_cannot_be_exported_is_refused_by_name(exported, attached, nam, pai
     make, image, _ = exported
     with pytest.raises(ValueError, match="knows no class yet"):
         export_onnx(nam, tmp_path / "m.onnx")
-    with pytest.raises(ValueError, match="a RidgeHead cannot be exported: attach with NAMHead or CosineHead"):
+    with pytest.raises(ValueError, match="a RidgeHead cannot be exported: attach with CosineHead or NAMHead"):
         export_onnx(attached(head=RidgeHead()).learn(painted(0), "a"), tmp_path / "m.onnx")
     half = make()
     half.backbone.network.bfloat16()

@@ -50,19 +50,19 @@ def test_forgetting_leaves_the_model_that_never_saw_the_class(nam, attached, pai
         nam.forget("b")
 
 
-def test_strangers_are_refused_after_calibration(nam, painted):
+def test_unknown_classes_are_refused_after_calibration(nam, painted):
     nam.learn([painted(0), painted(1)], ["a", "b"])
     with pytest.raises(ValueError, match="needs a threshold"):
-        nam.predict(painted(0), unknown="stranger")
-    known = [painted(0), painted(1), painted(0, (40, 48))]
+        nam.predict(painted(0), unknown="?")
+    known = [painted(0, (40, 48)), painted(1, (40, 48)), painted(0, (60, 72))]
     found = nam.calibrate([painted(i) for i in range(100, 160)], known, target_fpr=0.05, known_labels=["a", "b", "a"])
     assert found.bound <= 0.05
-    assert found.strangers == 60
+    assert found.unknowns == 60
     assert nam.head.threshold == pytest.approx(found.threshold)
-    answers = nam.predict([painted(i) for i in range(200, 300)], unknown="stranger")
-    assert answers.count("stranger") >= 85  # 95 expected: the bound plus four standard deviations
+    answers = nam.predict([painted(i) for i in range(200, 300)], unknown="?")
+    assert answers.count("?") >= 85  # 95 expected: the bound plus four standard deviations
     nam.head.threshold = -1000
-    assert nam.predict(painted(0), unknown="stranger") == "a"
+    assert nam.predict(painted(0), unknown="?") == "a"
     torch.testing.assert_close(nam.probabilities(known).sum(dim=-1), torch.ones(3))
 
 
@@ -110,3 +110,21 @@ def test_threads_do_not_get_into_each_others_way(attached, painted):
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(serve, (nam, model, nam, model)))
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_float_images_that_were_never_transformed_are_refused(nam, painted, many):
+    nam.learn(painted(0), "a")
+    pixels = torch.full((1, 3, 16, 16), 255.0)
+    pixels[0, 0] = 0
+    images = pixels if many else [painted(1), pixels[0]]
+    with pytest.raises(ValueError, match="from 0 to 255 cannot come from this model's transform, which gives 0 to 1"):
+        nam.predict(images)
+    assert nam.predict(pixels / 255) == ["a"]
+
+
+def test_calibration_takes_groups_and_a_confidence(nam, painted):
+    nam.learn(painted(0), "a")
+    images = [painted(i) for i in range(100, 130)]
+    assert nam.calibrate(images, target_fpr=0.1, groups=[i // 3 for i in range(30)]).groups == 10
+    assert nam.calibrate(images, target_fpr=0.1, confidence=0.95).bound_95 <= 0.1

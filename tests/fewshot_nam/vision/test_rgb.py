@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from backbones.conv4 import ink_transform
-from fewshot_nam.vision.rgb import RGBTransform, opaque
+from fewshot_nam.vision.rgb import RGBTransform, opaque, without_addresses
 
 SIZE = (5, 3)
 
@@ -75,3 +75,18 @@ def test_opaque_leaves_its_input_alone():
 def test_transform_can_be_sent_to_a_worker():
     copied = pickle.loads(pickle.dumps(RGBTransform(ink_transform)))
     assert torch.equal(copied(Image.new("L", SIZE, 51)), torch.full((1, 28, 28), 0.8))
+
+
+def test_an_image_that_would_be_huge_once_resized_is_refused():
+    transform = RGBTransform(lambda image: image.size)
+    assert transform(Image.new("L", (250, 1))) == (250, 1)
+    for size in ((30_000, 1), (1, 251)):
+        with pytest.raises(
+            ValueError, match=f"an image of {size[0]}x{size[1]} pixels is too narrow .* factor of 250: crop it"
+        ):
+            transform(Image.new("L", size))
+
+
+def test_addresses_are_no_part_of_what_a_transform_is_called():
+    assert without_addresses(repr(ink_transform)) == "<function ink_transform>"
+    assert without_addresses("Resize(224)") == "Resize(224)"

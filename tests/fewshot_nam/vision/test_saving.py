@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fewshot_nam.heads import BaseStatistics, CosineHead, LogisticHead, MahalanobisHead, NAMHead, PLDAHead, RidgeHead
@@ -190,6 +190,39 @@ def test_files_that_are_something_else_are_refused(attached, painted, tmp_path):
         nam.load(tmp_path / "gone.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("forged", "message"),
+    [
+        ({"head.targets": torch.tensor([0, 2**29])}, "a target is no number of a class"),
+        ({"head.targets": torch.tensor([0, -1])}, "a target is no number of a class"),
+        ({"head.targets": torch.tensor([0.0, 1.0])}, "its targets do not fit its support features"),
+        ({"head.targets": torch.tensor([0])}, "its targets do not fit its support features"),
+        ({"head.support": torch.ones(2, 12).to(torch.float8_e4m3fn)}, "head.support is of torch.float8_e4m3fn"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_forged_file_with_right_digests_is_refused_before_it_costs_memory(
+    attached, painted, tmp_path, forged, message
+):
+    source, target = tmp_path / "a.safetensors", tmp_path / "forged.safetensors"
+    attached().learn([painted(0), painted(1)], ["a", "b"]).save(source)
+    tensors = load_file(source) | forged
+    contents = saving.tensors_digest(tensors[key] for key in sorted(tensors))
+    rewritten(source, target, contents=contents)
+    with safe_open(target, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, target, metadata)
+    refused(attached(), target, f"forged.safetensors is damaged: {message}")
+
+
+def test_a_description_nested_deeply_is_refused_in_one_line(attached, painted, tmp_path):
+    source, target = tmp_path / "a.safetensors", tmp_path / "deep.safetensors"
+    attached().learn(painted(0), "a").save(source)
+    deep = "[" * 100_000
+    save_file(load_file(source), target, {"format": saving.FORMAT, "version": "1", "about": deep})
+    refused(attached(), target, "its description cannot be read")
+
+
 def test_a_setting_that_changed_in_the_file_is_refused(attached, painted, tmp_path):
     source = tmp_path / "a.safetensors"
     teach(attached(), painted).save(source)
@@ -205,6 +238,21 @@ def test_saving_where_there_is_no_directory_says_so(nam, tmp_path):
 
 
 # --- crashes and company
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_the_old_file(nam, painted, tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    nam.learn(painted(0), "a").save(path)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(saving, "save_file", full)
+    with pytest.raises(OSError, match=r"cannot be written .*No space left on device.*: the old file is as it was"):
+        nam.save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def killed_at(stage, nam, path):
