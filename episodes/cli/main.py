@@ -63,7 +63,6 @@ def run(options: argparse.Namespace) -> Report | None:
     import torch
 
     from episodes.evaluation.evaluation import EvaluationSettings, as_device, evaluate, usable_heads
-    from fewshot_nam.heads import BaseStatistics
 
     if options.threads is not None:
         if options.threads < 1:
@@ -80,14 +79,14 @@ def run(options: argparse.Namespace) -> Report | None:
         device=as_device(options.device),
     )
     sources = _sources(options)
-    banks, prototypes, notes = sources.banks, sources.base_prototypes, list(sources.notes)
+    banks, known, notes = sources.banks, sources.base_statistics, list(sources.notes)
     if processes()[0] > 0:
         return None
-    heads, without = usable_heads(options.heads or DEFAULT_HEADS, has_base=prototypes is not None or "base" in banks)
+    heads, without = usable_heads(options.heads or DEFAULT_HEADS, has_base=known is not None or "base" in banks)
     if without and options.heads:
         raise ValueError(f"the head {without[0]!r} needs base classes: give them with --base or --split")
     notes += [f"{name} is left out: it needs base classes (--base or --split)" for name in without]
-    if "nam" in heads and prototypes is None and "base" not in banks:
+    if "nam" in heads and known is None and "base" not in banks:
         notes.append("nam has no base classes here: with some (--base or --split) it raises fewer false alarms")
     extracted = time.perf_counter()
     collected = None
@@ -102,7 +101,7 @@ def run(options: argparse.Namespace) -> Report | None:
         base=banks.get("base"),
         base_queries=banks.get("base_queries"),
         validation=banks.get("validation"),
-        base_statistics=None if prototypes is None else BaseStatistics.from_prototypes(prototypes),
+        base_statistics=known,
         episodes_file=options.episodes_file,
         progress=not options.quiet and sys.stderr.isatty(),
         callback=collected,
@@ -212,6 +211,7 @@ def _sources(options: argparse.Namespace) -> Sources:
     from episodes.features.sources import ROLES, banks_by_role, sets_by_role
     from episodes.sampling.sampler import check_enough
 
+    unused = {"closed": ("validation", "base_queries"), "open": ("base_queries",)}.get(options.protocol, ())
     sets = sets_by_role(
         options.dataset,
         data_dir=options.data_dir,
@@ -221,7 +221,7 @@ def _sources(options: argparse.Namespace) -> Sources:
         base=options.base,
         base_queries=options.base_queries,
         validation=options.validation,
-        roles=[role for role in ROLES if role != "validation" or options.protocol != "closed"],
+        roles=[role for role in ROLES if role not in unused],
     )
     if options.episodes_file is None or not Path(options.episodes_file).exists():
         # Before the extraction, which may take hours, and not after it.

@@ -1,8 +1,8 @@
-"""CIFAR-10: the 10,000 test images, 32x32 in colour, 1,000 of each of ten classes.
+"""CIFAR-10 and CIFAR-100: 32x32 images in colour. Of CIFAR-10 the 10,000 test images, of CIFAR-100 all 60,000.
 
-Two forms are read. One is the published binary version: in ``test_batch.bin`` each record is a label byte and 32 rows of 32 bytes
-of red, then of green, then of blue. The other is a directory of images for each class. The published Python version is pickled,
-and this toolkit unpickles nothing.
+The published binary versions are read: a record is a label byte (CIFAR-100: one for the superclass, then one for the class) and
+32 rows of 32 bytes of red, then of green, then of blue. CIFAR-10 may also be a directory of images for each class. The published
+Python versions are pickled, and this toolkit unpickles nothing.
 
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
 """
@@ -12,16 +12,20 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from episodes.data.folders import data_root, folder
 from episodes.data.image_dataset import ArrayImages, FileImages, ImageSet
+from episodes.data.published_splits import class_split
+
+_Images = TypeVar("_Images", ArrayImages, FileImages)
 
 _CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 _SIDE = 32
-_RECORD = 1 + 3 * _SIDE * _SIDE
 _EACH = 1000
+_BINARY_100, _EACH_100 = "cifar-100-binary", 600
 _BINARY, _PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"
 
 
@@ -43,10 +47,12 @@ def cifar10(data_dir: str | os.PathLike[str] | None = None) -> ImageSet:
     for place in (top, top / "cifar10"):
         batch = place / _BINARY / "test_batch.bin"
         if batch.is_file():
-            return _checked(_binary(batch), batch)
+            return _checked(
+                ArrayImages("cifar10", *_binary("cifar10", batch, 1, len(_CLASSES)), _CLASSES), batch, _EACH
+            )
     for place in (top, top / "cifar10"):
         if (place / "test" / _CLASSES[0]).is_dir():
-            return _checked(_folder(place / "test"), place / "test")
+            return _checked(_folder(place / "test"), place / "test", _EACH)
     pickled = next((place / _PYTHON for place in (top, top / "cifar10") if (place / _PYTHON).is_dir()), None)
     advice = (
         f"{pickled} is the Python version, which is pickled and never opened: unpack the binary version beside it"
@@ -60,23 +66,58 @@ def cifar10(data_dir: str | os.PathLike[str] | None = None) -> ImageSet:
     )
 
 
-def _binary(path: Path) -> ArrayImages:
-    content = np.fromfile(path, dtype=np.uint8)
-    if not len(content) or len(content) % _RECORD:
+def cifar100(data_dir: str | os.PathLike[str] | None = None) -> ArrayImages:
+    """Return the 60,000 images of CIFAR-100, training images before test images: classes "apple" to "worm".
+
+    Args:
+        data_dir: a directory that contains ``cifar-100-binary`` with ``train.bin`` and ``test.bin``, or contains a directory
+            ``cifar100`` that does. Default: the environment's ``FEWSHOT_DATA``, else ``data`` in the working directory.
+
+    Raises:
+        ValueError: it is not found, is cut short, or has other labels.
+    """
+    found = find_cifar100(data_dir)
+    if found is None:
+        top = data_root(data_dir)
         raise ValueError(
-            f"cifar10: {path} has {len(content)} bytes, expected {10 * _EACH} records of {_RECORD}: it is cut short or "
-            "another file; unpack it again"
+            f"cifar100: looked for {_BINARY_100}/train.bin and test.bin in {top} and {top / 'cifar100'}, and did not find both; "
+            "name the directory that holds them (data_dir=, --data-dir); CIFAR-100 is not downloaded for you: unpack the published "
+            "binary version there"
         )
-    records = content.reshape(-1, _RECORD)
-    labels = records[:, 0].astype(np.int64)
-    if labels.max() >= len(_CLASSES):
-        row = int((labels >= len(_CLASSES)).argmax())
+    return found
+
+
+def find_cifar100(data_dir: str | os.PathLike[str] | None = None) -> ArrayImages | None:
+    """Return CIFAR-100 as ``cifar100`` does, or ``None`` where there is none."""
+    top = data_root(data_dir)
+    for place in (top / _BINARY_100, top / "cifar100" / _BINARY_100):
+        files = [place / "train.bin", place / "test.bin"]
+        if all(file.is_file() for file in files):
+            classes = sorted(name for names in class_split("cifar-fs").classes.values() for name in names)
+            pixels, labels = zip(*(_binary("cifar100", file, 2, len(classes)) for file in files), strict=True)
+            images = ArrayImages("cifar100", np.concatenate(pixels), np.concatenate(labels), classes)
+            return _checked(images, place, _EACH_100)
+    return None
+
+
+def _binary(name: str, path: Path, label_bytes: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixels ``(n, 32, 32, 3)`` and labels ``(n,)`` of a binary file; the last label byte of a record counts."""
+    content, record = np.fromfile(path, dtype=np.uint8), label_bytes + 3 * _SIDE * _SIDE
+    if not len(content) or len(content) % record:
         raise ValueError(
-            f"cifar10: {path} has label {labels[row]} in record {row}, expected 0 to 9: it is damaged or of another data "
-            "set; unpack it again"
+            f"{name}: {path} has {len(content)} bytes, expected records of {record}: it is cut short or another file; unpack it "
+            "again"
         )
-    pixels = records[:, 1:].reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
-    return ArrayImages("cifar10", np.ascontiguousarray(pixels), labels, _CLASSES)
+    records = content.reshape(-1, record)
+    labels = records[:, label_bytes - 1].astype(np.int64)
+    if labels.max() >= classes:
+        row = int((labels >= classes).argmax())
+        raise ValueError(
+            f"{name}: {path} has label {labels[row]} in record {row}, expected 0 to {classes - 1}: it is damaged or of another "
+            "data set; unpack it again"
+        )
+    pixels = records[:, label_bytes:].reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(pixels), labels
 
 
 def _folder(path: Path) -> FileImages:
@@ -88,12 +129,13 @@ def _folder(path: Path) -> FileImages:
     return found
 
 
-def _checked(images: ArrayImages | FileImages, where: Path) -> ImageSet:
-    counts = np.bincount(images.labels, minlength=len(_CLASSES)).tolist()
-    if counts != [_EACH] * len(_CLASSES):
+def _checked(images: _Images, where: Path, each: int) -> _Images:
+    """Return ``images``; warn where a class has another number of images than ``each``."""
+    counts = np.bincount(images.labels, minlength=len(images.classes)).tolist()
+    if counts != [each] * len(images.classes):
         warnings.warn(
-            f"cifar10: {where} has {len(images)} images, {min(counts)} to {max(counts)} a class; the whole set has "
-            f"{_EACH} a class, so figures are not comparable with published ones",
+            f"{images.name}: {where} has {len(images)} images, {min(counts)} to {max(counts)} a class; the whole set has "
+            f"{each} a class, so figures are not comparable with published ones",
             stacklevel=3,
         )
     return images

@@ -32,21 +32,7 @@ def omniglot(data_dir: str | os.PathLike[str] | None = None, download: bool = Fa
         ValueError: it is not there, has too few alphabets, or has a character without drawings.
         OSError: the download failed.
     """
-    top = data_root(data_dir)
-    root = _find(top)
-    if root is None and download:
-        _download(top)
-        root = _find(top)
-    if root is None:
-        advice = (
-            "what was downloaded is incomplete: remove its .zip files there and try again"
-            if download
-            else "name the directory that holds it, or download it there with --download (download=True)"
-        )
-        raise ValueError(
-            f"omniglot: looked for images_background and images_evaluation in {top} and {top / 'omniglot-py'}, "
-            f"and did not find both; {advice}"
-        )
+    root = find_omniglot(data_dir, download)
     background = directories(root / "images_background")
     if len(background) <= _VAL_ALPHABETS:
         raise ValueError(
@@ -67,6 +53,26 @@ def omniglot(data_dir: str | os.PathLike[str] | None = None, download: bool = Fa
             stacklevel=2,
         )
     return sets
+
+
+def find_omniglot(data_dir: str | os.PathLike[str] | None = None, download: bool = False) -> Path:
+    """Return the directory that contains ``images_background`` and ``images_evaluation``; see ``omniglot``."""
+    top = data_root(data_dir)
+    root = _find(top)
+    if root is None and download:
+        _download(top)
+        root = _find(top)
+    if root is None:
+        advice = (
+            "what was downloaded is incomplete: remove its .zip files there and try again"
+            if download
+            else "name the directory that holds it, or download it there with --download (download=True)"
+        )
+        raise ValueError(
+            f"omniglot: looked for images_background and images_evaluation in {top} and {top / 'omniglot-py'}, "
+            f"and did not find both; {advice}"
+        )
+    return root
 
 
 def _find(top: Path) -> Path | None:

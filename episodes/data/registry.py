@@ -154,6 +154,25 @@ register(
     options=("data_dir", "download"),
 )
 register("cifar10", "episodes.data.cifar:cifar10", "the test images, 10 classes", options=("data_dir",))
+register("cifar100", "episodes.data.cifar:cifar100", "all images, 100 classes", options=("data_dir",))
+register("cifar-fs", "episodes.data.benchmarks:cifar_fs", "64/16/20 classes of CIFAR-100", options=("data_dir",))
+register("fc100", "episodes.data.benchmarks:fc100", "60/20/20 classes of CIFAR-100", options=("data_dir",))
+register("mini-imagenet", "episodes.data.benchmarks:mini_imagenet", "64/16/20 classes", options=("data_dir",))
+register("tiered-imagenet", "episodes.data.benchmarks:tiered_imagenet", "351/97/160 classes", options=("data_dir",))
+register("cub", "episodes.data.benchmarks:cub", "birds, 140/30/30 classes", options=("data_dir",))
+register(
+    "omniglot-fscil",
+    "episodes.data.omniglot_fscil:omniglot_fscil",
+    "1,200 base and 423 novel characters of the incremental protocol",
+    options=("data_dir", "download"),
+)
+register(
+    "torchvision",
+    "episodes.data.torchvision_sets:torchvision_dataset",
+    "flowers102, aircraft, eurosat, dtd, food101 or pets",
+    argument="name",
+    options=("data_dir", "download"),
+)
 register("folder", "episodes.data.folders:folder_by_role", "a directory of images for each class", argument="path")
 register(
     "features",

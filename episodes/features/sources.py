@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from episodes.data import registry
 from episodes.data.datasets import open_dataset
@@ -27,6 +26,7 @@ from episodes.data.image_dataset import ImageSet
 from episodes.data.splits import Split, apply_split
 from episodes.features.bank import FeatureBank, open_bank
 from episodes.features.extraction import Backbone, extract
+from fewshot_nam.heads import BaseStatistics
 
 ROLES = ("novel", "base", "base_queries", "validation")
 
@@ -42,14 +42,14 @@ class Sources:
     Attributes:
         banks: a bank for each role that is there, keys from ``ROLES``.
         images: the images that features were extracted from, by role; a role whose features were given has none.
-        base_prototypes: ``(B, D)`` on the CPU, what the backbone knows of the classes it was trained on; ``None`` where it knows
-            none, where no backbone was used, or where ``banks`` has base classes, which take precedence.
+        base_statistics: what the backbone brings of the classes it was trained on, on the CPU; ``None`` where it brings nothing,
+            where no backbone was used, or where ``banks`` has base classes, which take precedence.
         notes: what a report should say about the data, one sentence each.
     """
 
     banks: dict[str, FeatureBank]
     images: dict[str, ImageSet] = field(default_factory=dict)
-    base_prototypes: Tensor | None = None
+    base_statistics: BaseStatistics | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -69,13 +69,14 @@ def sets_by_role(
 
     Args:
         dataset: a name of ``episodes.data.registry`` (``"omniglot"``, ``"folder:photos"``, ``"features:bank.safetensors"``), or a
-            set of images or a bank. Its ``base`` and ``val`` parts, if it has some, become the roles base and validation.
+            set of images or a bank. If it has parts ``base``, ``base_queries`` and ``val``, these get the roles base, base_queries
+            and validation.
         data_dir: where the files of data sets are; see ``open_dataset``.
         download: whether ``dataset`` may be downloaded.
         split: divides ``dataset`` into base, validation and novel classes; see ``split_classes``.
         seed: which of the splits by counts or fractions.
         base: the base classes, in place of those of ``dataset``; as ``dataset``. Of a data set with parts it is the base part.
-        base_queries: other images of the base classes; likewise.
+        base_queries: other images of the base classes; likewise. Few data sets have such a part of their own.
         validation: the validation classes; likewise, of a data set with parts the ``val`` part.
         roles: which roles to return, where they are there.
 
@@ -104,9 +105,11 @@ def sets_by_role(
             continue
         if given is not None:
             other = _parts(given, data_dir, download=False)
-            chosen[role] = other.get(_PARTS[role], other["novel"])
-        elif role != "base_queries" and _PARTS[role] in parts:
-            chosen[role] = parts[_PARTS[role]]
+            chosen[role] = other.get(role, other.get(_PARTS[role], other["novel"]))
+        else:
+            part = role if role == "base_queries" else _PARTS[role]
+            if part in parts:
+                chosen[role] = parts[part]
     return chosen
 
 
@@ -188,12 +191,11 @@ def banks_by_role(
         skipped = banks[role].skipped
         if skipped:
             notes.append(f"{len(skipped)} unreadable images of {part.name} are left out: {', '.join(skipped)}")
-    base = getattr(backbone, "base_statistics", None)
-    prototypes: Tensor | None = None if base is None else base.prototypes
-    if prototypes is None or "base" in banks:
+    base: BaseStatistics | None = getattr(backbone, "base_statistics", None)
+    if base is None or "base" in banks:
         return Sources(banks, images, None, notes)
-    notes.append(f"base classes: the {len(prototypes)} that the backbone was trained on")
-    return Sources(banks, images, prototypes.cpu(), notes)
+    notes.append(f"base classes: the {len(base)} that the backbone was trained on")
+    return Sources(banks, images, base.to("cpu"), notes)
 
 
 def _parts(data: str | Data, data_dir: str | os.PathLike[str] | None, download: bool) -> dict[str, Data]:

@@ -78,7 +78,7 @@ def test_the_binary_version_goes_before_copies(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content[:-1], "has 9218 bytes, expected 10000 records of 3073: it is cut short"),
+        (lambda content: content[:-1], "has 9218 bytes, expected records of 3073: it is cut short"),
         (lambda content: b"", "has 0 bytes"),
         (lambda content: content[:3073] + b"\x0a" + content[3074:], "has label 10 in record 1, expected 0 to 9"),
     ],
@@ -129,7 +129,7 @@ def test_the_command_takes_base_classes_of_another_data_set(tmp_path, capsys):
         assert main([*far, *small, "--json", str(tmp_path / "out.json")]) == 0
     config = json.loads((tmp_path / "out.json").read_text())["config"]
     assert (config["bank"]["dataset"], config["base"]["dataset"]) == ("cifar10", "photos")
-    assert "background=12" in config["heads"]["nam"]
+    assert "base=12" in config["heads"]["nam"]
 
 
 def test_real_cifar10_has_its_published_size(data_dir):

@@ -87,13 +87,13 @@ def test_banks_are_those_of_extract_with_what_the_backbone_knows_and_notes(photo
     conv4 = backbones.create("conv4")
     assert torch.equal(sources.banks["novel"].features, extract(conv4, sets["novel"], cache_dir=None).features)
     assert sources.images == sets
-    assert torch.equal(sources.base_prototypes, conv4.base_statistics.prototypes)
+    assert torch.equal(sources.base_statistics.prototypes, conv4.base_statistics.prototypes)
     assert sources.notes == [
         f"base classes: the {len(conv4.base_statistics.prototypes)} that the backbone was trained on"
     ]
     with_base = banks_by_role(sets_by_role(photos), conv4, cache_dir=tmp_path / "cache")
     assert list(with_base.banks) == ["novel", "base", "validation"]
-    assert with_base.base_prototypes is None
+    assert with_base.base_statistics is None
     assert with_base.notes == []
 
 
@@ -108,7 +108,7 @@ def test_features_that_are_given_need_no_backbone_and_refuse_its_options(saved, 
     monkeypatch.setattr(backbones, "create", lambda *_, **__: pytest.fail("a backbone was made"))
     sources = banks_by_role(saved)
     assert (len(sources.banks["novel"]), sources.images, sources.notes) == (4, {}, [])
-    assert sources.base_prototypes is None
+    assert sources.base_statistics is None
     with pytest.raises(ValueError, match="weights: the features are given, so no backbone is used"):
         banks_by_role(saved, weights="random")
     with pytest.raises(ValueError, match="transform options: the features are given"):
