@@ -1,5 +1,6 @@
 """Sphinx builds the documentation from this: ``sphinx-build -W docs build/docs``. Nothing is fetched, now or when it is read."""
 
+import inspect
 import os
 import sys
 import zlib
@@ -124,15 +125,21 @@ intersphinx_mapping = {
 }
 
 
+def mathml(tex: str, block: bool) -> str:
+    """Return an equation as MathML, which browsers draw by themselves: no script, no font from elsewhere."""
+    named = "as_block" in inspect.signature(tex2mathml).parameters  # docutils 0.22 and later
+    return tex2mathml(tex, **({"as_block": block} if named else {"inline": not block}))
+
+
 def setup(app):
-    """Have equations written as MathML, which browsers draw by themselves: no script, no font from elsewhere."""
+    """Have equations written as MathML."""
 
     def inline(translator, node):
-        translator.body.append(tex2mathml(node.astext(), True))
+        translator.body.append(mathml(node.astext(), block=False))
         raise nodes.SkipNode
 
     def display(translator, node):
-        translator.body.append(f'<div class="math">{tex2mathml(node.astext(), False)}</div>')
+        translator.body.append(f'<div class="math">{mathml(node.astext(), block=True)}</div>')
         raise nodes.SkipNode
 
     app.add_html_math_renderer("mathml", (inline, None), (display, None))
