@@ -1,7 +1,7 @@
-"""Sit Omniglot's own one-shot exam: ``python scripts/lake_runs.py DATA [--json FILE]``, a table on stdout.
+"""Evaluate on Omniglot's published one-shot task: ``python scripts/lake_runs.py DATA [--json FILE]``, a table on stdout.
 
-The 20 runs of Lake, Salakhutdinov and Tenenbaum (2015), 20-way and 1-shot within one alphabet, 400 trials, with every head over
-the bundled backbone. DATA holds omniglot-py. Nothing is drawn by chance: the runs are fixed files.
+The 20 runs of Lake, Salakhutdinov and Tenenbaum (2015), 20-way and 1-shot within one alphabet, 400 trials, with every head on the
+bundled backbone. DATA holds omniglot-py. Nothing is random: the runs are fixed files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import argparse
 from pathlib import Path
 
 import backbones
-from episodes import Report, evaluate, extract, open_dataset
+from episodes import EvaluationSettings, Report, evaluate, extract
+from episodes.features.sources import banks_by_role, sets_by_role
+from episodes.reporting.formatting import markdown_table, percent, verdict
 from episodes.sampling.omniglot_runs import omniglot_runs
 
 HEADS = [
@@ -27,53 +29,40 @@ HEADS = [
     "mahalanobis",
     "plda",
 ]
-LEGEND = """# Omniglot's own one-shot exam
+LEGEND = """# Omniglot's published one-shot task
 
 Made by `python scripts/lake_runs.py DATA --json results/omniglot_lake_runs.json > results/omniglot_lake_runs.md`.
 
 The {runs} fixed runs of Lake, Salakhutdinov and Tenenbaum (2015): {ways} characters of one evaluation alphabet, one drawing of
 each to learn and one, by another hand, to recognise; {trials} trials in all. Backbone `conv4`, trained on {base} characters of 25
-background alphabets; the heads that use base classes know these. Percent, with 95% intervals over the runs; differences to
+background alphabets; heads that use base classes use these. Percent, with 95% intervals over the runs; differences to
 `cosine` on the same runs, * where the interval excludes 0. One trial is {trial:g} points.
 """
 
 
 def measured(data: Path) -> Report:
-    """Return the report over the runs: accuracy, with a calibration error whose temperature is of validation characters."""
+    """Return the report over the runs: accuracy, and the calibration error at a temperature from validation characters."""
     backbone = backbones.create("conv4")
     drawings, runs = omniglot_runs(data)
-    background = open_dataset("omniglot", data)
-    banks = {role: extract(backbone, background[role]) for role in ("base", "val")}
-    return evaluate(
-        extract(backbone, drawings),
-        HEADS,
-        "closed",
-        ways=runs.classes.shape[1],
-        shots=1,
-        queries=1,
-        episodes=runs,
-        base=banks["base"],
-        validation=banks["val"],
-    )
+    others = banks_by_role(sets_by_role("omniglot", data_dir=data, roles=["base", "validation"]), backbone).banks
+    settings = EvaluationSettings("closed", ways=runs.classes.shape[1], shots=1, queries=1)
+    return evaluate(extract(backbone, drawings), HEADS, settings, episodes=runs, **others)
 
 
 def table(report: Report) -> list[str]:
-    """Return the lines of the table: a row a head, the lowest error first."""
+    """Return the lines of the table: a row for each head, the lowest error first."""
     trials = report.config["episodes"] * report.config["ways"]
-    lines = ["| head | error | wrong | minus cosine |", "|---|---|---|---|"]
-    found = {head: measures["accuracy"] for head, measures in report.results.items()}
-    for head, accuracy in sorted(found.items(), key=lambda item: -item[1]["mean"]):
-        error, ci95 = 100 * (1 - accuracy["mean"]), 100 * accuracy["ci95"]
+    rows = [["head", "error", "wrong", "minus cosine"]]
+    for head, found in sorted(report.results.items(), key=lambda item: -item[1]["accuracy"]["mean"]):
+        accuracy = found["accuracy"]
+        error = {"mean": 1 - accuracy["mean"], "ci95": accuracy["ci95"]}
         difference = ""
         if head != "cosine":
-            paired = report.paired[f"{head}-cosine"]["accuracy"]
-            mark = "*" if abs(paired["mean"]) > paired["ci95"] else ""
-            points = round(-100 * paired["mean"], 2) + 0.0  # adding 0 takes the sign off -0.0
-            difference = f"{points:+.2f} ± {100 * paired['ci95']:.2f}{mark}"
-        lines.append(
-            f"| {head} | {error:.2f} ± {ci95:.2f} | {round(error * trials / 100)} of {trials} | {difference} |"
-        )
-    return lines
+            gain = report.paired[f"{head}-cosine"]["accuracy"]
+            mark = "" if verdict("accuracy", gain) == "even" else "*"
+            difference = percent({**gain, "mean": 0.0 - gain["mean"]}, digits=2, signed=True) + mark
+        rows.append([head, percent(error, digits=2), f"{round(error['mean'] * trials)} of {trials}", difference])
+    return markdown_table(rows)
 
 
 def main() -> None:
@@ -84,16 +73,8 @@ def main() -> None:
     options = parser.parse_args()
     report = measured(options.data)
     config = report.config
-    trials = config["episodes"] * config["ways"]
-    print(
-        LEGEND.format(
-            runs=config["episodes"],
-            ways=config["ways"],
-            trials=trials,
-            base=config["base"]["classes"],
-            trial=100 / trials,
-        )
-    )
+    trials, base = config["episodes"] * config["ways"], config["base"]["classes"]
+    print(LEGEND.format(runs=config["episodes"], ways=config["ways"], trials=trials, base=base, trial=100 / trials))
     print("\n".join(table(report)))
     if options.json:
         report.save_json(options.json)
