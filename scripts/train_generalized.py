@@ -4,7 +4,7 @@
 
 trains the base rows by plain cross-entropy, then every generator of novel rows (averaging, attention, the gates of a NAM, both) in
 episodes over base classes, for 1 and 5 shots; tests them beside cosine classifiers and the untrained ``nam`` on the same 600
-episodes; and writes OUT.json and OUT.md. A run that is stopped goes on from its last whole epoch.
+episodes; and writes OUT.json and OUT.md. A run that was stopped resumes after its last complete epoch.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from episodes.data.datasets import open_dataset
-from episodes.data.splits import apply_split
 from episodes.evaluation.generalized import Contender, NovelAndBase, compare
 from episodes.features.bank import FeatureBank
-from episodes.features.extraction import extract
 from episodes.features.holdout import hold_out
+from episodes.features.sources import banks_by_role, sets_by_role
+from episodes.reporting.formatting import heading, markdown_table, percent, verdict
 from episodes.training.generators import GeneratorRecipe, GeneratorTraining, train_class_weights
+from fewshot_nam.cli.options import key_values
 from fewshot_nam.heads import GeneratorHead, create
 from fewshot_nam.heads.generator import Ingredient, Order
+from fewshot_nam.heads.registry import spec
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.memory.primitives import unit
 
@@ -54,7 +55,6 @@ COLUMNS = (
     *("joint_accuracy", "base_accuracy:alone", "novel_accuracy:alone", "base_accuracy", "novel_accuracy"),
     *("novel_to_base", "base_to_novel", "harmonic_mean", "harmonic_mean:frozen", "ausuc"),
 )
-LOWER = ("novel_to_base", "base_to_novel")
 DIFFERENCES = [  # what is bought, what it is held against
     ("training the rows", "cosine, trained rows", "cosine"),
     ("episodes", "averaging", "cosine, trained rows"),
@@ -79,7 +79,7 @@ AGAINST_COSINES = tuple(f"-{name}" for name in COSINES)
 
 
 class Banks(NamedTuple):
-    """Features: to train on, and classes and base pictures that nothing here is trained on."""
+    """Features to train on, and of classes and base images that nothing here is trained on."""
 
     base: FeatureBank
     validation: NovelAndBase
@@ -87,29 +87,30 @@ class Banks(NamedTuple):
 
 
 def banks_of(options: argparse.Namespace) -> Banks:
-    """Return the features that the options ask for; base queries are split in halves for validation and test."""
-    import backbones
-
-    backbone = backbones.create(
-        options.backbone,
-        pretrained=True if options.weights is None else options.weights,
-        model_options=_key_values(options.model_option),
-        transform_options=_key_values(options.transform_option),
+    """Return the features that the options name; base queries are split in halves for validation and test."""
+    sets = sets_by_role(
+        options.dataset,
+        data_dir=options.data_dir,
+        split=options.split,
+        seed=options.seed,
+        base_queries=options.base_queries,
     )
-    parts = open_dataset(options.dataset, options.data_dir)
-    if options.split is not None:
-        parts = apply_split(parts["novel"], options.split, options.seed)
-    missing = [role for role in ("base", "val", "novel") if role not in parts]
+    missing = [part for part, role in (("base", "base"), ("val", "validation"), ("novel", "novel")) if role not in sets]
     if missing:
         raise SystemExit(f"error: {options.dataset} has no {missing[0]} classes: give --split, say 6/2/2")
-    banks = {role: extract(backbone, part, progress=True) for role, part in parts.items()}
-    base, queries = banks["base"], None
-    if options.base_queries is not None:
-        queries = extract(backbone, open_dataset(options.base_queries, options.data_dir)["novel"], progress=True)
-    else:
+    banks = banks_by_role(
+        sets,
+        options.backbone,
+        weights=options.weights,
+        model_options=key_values("--model-option", options.model_option),
+        transform_options=key_values("--transform-option", options.transform_option),
+        progress=True,
+    ).banks
+    base, queries = banks["base"], banks.get("base_queries")
+    if queries is None:
         base, queries = hold_out(base, share=0.25, seed=options.seed)
     tested, validated = hold_out(queries, share=0.5, seed=options.seed)
-    return Banks(base, NovelAndBase(banks["val"], validated), NovelAndBase(banks["novel"], tested))
+    return Banks(base, NovelAndBase(banks["validation"], validated), NovelAndBase(banks["novel"], tested))
 
 
 def base_rows(base: FeatureBank, recipe: GeneratorRecipe, path: Path) -> Tensor:
@@ -143,71 +144,80 @@ def trained(name: str, rows: Tensor, banks: Banks, recipe: GeneratorRecipe, chec
 
 
 def contenders(banks: Banks, rows: Tensor, trainings: dict[str, GeneratorTraining]) -> dict[str, Contender]:
-    """Return all heads to compare, each with its base rows."""
-    means, mean, power_means = banks.base.class_means(), banks.base.mean(), banks.base.class_means(power_norm=True)
-    found = {}
-    for name, (kind, settings) in UNTRAINED.items():  # as evaluate does it
-        # Base classes that share the label space are no strangers, so nam is not told that they are.
-        head = create(kind, mean, None if kind == "nam" else power_means, **settings)
-        found[name] = Contender(head, power_means if head.rooted else means)
+    """Return all heads to compare, each with its base class weights."""
+    base, found = banks.base.base_statistics(), {}
+    for name, (kind, settings) in UNTRAINED.items():
+        # As in evaluate: base classes are answers here, so a head that can do without them gets no cohort of them.
+        head = create(kind, None if spec(kind).needs == "nothing" else base, **settings)
+        found[name] = Contender(head, base.power_means if head.rooted else base.prototypes)
     found["cosine, trained rows"] = Contender(create("cosine"), rows)
     for name, run in trainings.items():
-        head = run.best_head()
-        found[name] = Contender(head, head.rows)
+        best = run.best_head()
+        found[name] = Contender(best, best.rows)
     return found
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Return the report to read."""
+    """Return the report as Markdown."""
     lines = [f"# {report['title']}", "", f"`{report['command']}`", "", *report["notes"]]
+    head = ["", *map(_heading, COLUMNS)]
     for shots, found in report["shots"].items():
-        head = [f"{name} {'↓' if name in LOWER else '↑'}" for name in COLUMNS]
-        lines += ["", f"## {shots}-shot", "", f"| | {' | '.join(head)} |", "|---" * (len(COLUMNS) + 1) + "|"]
-        for name, row in found["results"].items():
-            lines.append(f"| {name} | {' | '.join(_cell(row[measure]) for measure in COLUMNS)} |")
+        results, pairs = found["results"], found["paired"]
+        lines += ["", f"## {shots}-shot", ""]
+        lines += markdown_table([head, *([name, *(percent(row[m]) for m in COLUMNS)] for name, row in results.items())])
         lines += [
             "",
             "What each part buys: differences on the same episodes, percentage points; * where the interval excludes 0.",
             "",
         ]
-        lines += [f"| | {' | '.join(head)} |", "|---" * (len(COLUMNS) + 1) + "|"]
-        for what, ours, theirs in DIFFERENCES:
-            row = found["paired"].get(f"{ours}-{theirs}")
-            if row is not None:
-                cells = " | ".join(_cell(row[measure], signed=True) for measure in COLUMNS)
-                lines.append(f"| {what}: {ours} - {theirs} | {cells} |")
-        best = max(COSINES, key=lambda name: found["results"][name]["ausuc"]["mean"])
-        for name in [name for name in found["results"] if name not in COSINES]:
-            row = found["paired"][f"{name}-{best}"]
-            cells = " | ".join(_cell(row[measure], signed=True) for measure in COLUMNS)
-            lines.append(f"| against the cosine of best ausuc: {name} - {best} | {cells} |")
-        lines += ["", *_verdicts(found["paired"]), "", *_openness(found["chosen"])]
+        best = max(COSINES, key=lambda name: results[name]["ausuc"]["mean"])
+        compared = [(f"{what}: {ours} - {theirs}", f"{ours}-{theirs}") for what, ours, theirs in DIFFERENCES]
+        compared += [
+            (f"against the cosine of best ausuc: {name} - {best}", f"{name}-{best}")
+            for name in results
+            if name not in COSINES
+        ]
+        rows = [
+            [label, *(_difference(m, pairs[pair][m]) for m in COLUMNS)] for label, pair in compared if pair in pairs
+        ]
+        lines += [*markdown_table([head, *rows]), "", *_verdicts(pairs), "", *_openness(found["chosen"])]
     return "\n".join(lines) + "\n"
+
+
+def _heading(measure: str) -> str:
+    """Return a measure with its arrow; one among one kind of classes has the arrow of the measure itself."""
+    return heading(measure.removesuffix(":alone")).replace(measure.removesuffix(":alone"), measure)
+
+
+def _difference(measure: str, value: dict[str, float]) -> str:
+    return percent(value, signed=True) + ("" if verdict(measure, value) == "even" else " *")
 
 
 def _verdicts(pairs: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     """Return a line for each use of the gates: which measures they make better, worse, or leave within the interval."""
     lines = []
     for ours, theirs in GATES_AGAINST:
-        verdicts: dict[str, list[str]] = {"better": [], "worse": [], "no different": []}
+        verdicts: dict[str, list[str]] = {"better": [], "worse": [], "even": []}
         for measure, value in pairs.get(f"{ours}-{theirs}", {}).items():
             if measure in COLUMNS:
-                gain = -value["mean"] if measure in LOWER else value["mean"]
-                kind = "no different" if abs(gain) <= value["ci95"] else "better" if gain > 0 else "worse"
-                verdicts[kind].append(measure)
-        said = "; ".join(f"{kind}: {', '.join(measures)}" for kind, measures in verdicts.items() if measures)
+                verdicts[verdict(measure, value)].append(measure)
+        said = "; ".join(
+            f"{kind.replace('even', 'no different')}: {', '.join(measures)}"
+            for kind, measures in verdicts.items()
+            if measures
+        )
         if said:
             lines.append(f"- {ours} beside {theirs}: {said}.")
     return lines
 
 
 def _openness(chosen: dict[str, dict[str, float]]) -> list[str]:
-    """Return lines on how far open the trained gates are."""
+    """Return lines on the mean of the trained gates."""
     lines = []
     for name, line in chosen.items():
         means = [f"{gate} {line[gate]:.2f}" for gate in ("p_write", "p_erase") if gate in line]
         if means:
-            lines.append(f"- {name}: mean over novel pictures {', '.join(means)}; epoch {line['epoch']:.0f}.")
+            lines.append(f"- {name}: mean over novel images {', '.join(means)}; epoch {line['epoch']:.0f}.")
     return lines
 
 
@@ -218,19 +228,6 @@ def chosen_epoch(run: GeneratorTraining, novel: Tensor) -> dict[str, float]:
     return {**run.best, **{name: gate(keys).mean().item() for name, gate in gates.items() if gate is not None}}
 
 
-def _cell(value: dict[str, float], signed: bool = False) -> str:
-    mean, half = 100 * value["mean"], 100 * value["ci95"]
-    if not signed:
-        return f"{mean:.1f} ± {half:.1f}"
-    return f"{mean:+.1f} ± {half:.1f}{' *' if abs(mean) > half else ''}"
-
-
-def _key_values(pairs: list[str] | None) -> dict[str, Any]:
-    import yaml
-
-    return {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs or [])}
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command line; every number of the recipe but the shots is an option."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -238,10 +235,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", help="where omniglot is")
     parser.add_argument("--split", metavar="B/V/N", help="of a data set that is not split: base, validation and novel")
     parser.add_argument(
-        "--base-queries", metavar="SPEC", help="other pictures of the base classes; else a quarter is held out"
+        "--base-queries", metavar="SPEC", help="other images of the base classes (default: a quarter is held out)"
     )
     parser.add_argument("--backbone", default="conv4", metavar="NAME", help="default %(default)s")
-    parser.add_argument("--weights", metavar="FILE", help="a weights file; otherwise the backbone's own")
+    parser.add_argument("--weights", metavar="FILE", help="a weights file (default: the backbone's own)")
     parser.add_argument("--model-option", nargs="+", metavar="KEY=VALUE")
     parser.add_argument("--transform-option", nargs="+", metavar="KEY=VALUE")
     parser.add_argument("--all-shots", nargs="+", type=int, default=[1, 5], metavar="K", help="default 1 5")
@@ -284,14 +281,14 @@ def main(arguments: list[str] | None = None) -> None:
     report["notes"] = [
         *(f"- {note}" for note in options.note),
         *(
-            f"- {role}: {bank['classes']} classes, {bank['pictures']:,} pictures."
+            f"- {role}: {bank['classes']} classes, {bank['pictures']:,} images."
             for role, bank in report["banks"].items()
         ),
         f"- Training: {options.epochs} epochs of {options.steps} steps of {options.batch} episodes; the epoch is chosen by joint",
         f"  accuracy in {options.validation_episodes} episodes of validation classes.",
         f"- Test: {options.episodes} episodes (seed 0) of {options.test_ways} novel classes, {options.validation_queries} queries",
         "  of each and as many of base classes in all; percent, 95% intervals over episodes.",
-        "- `:alone`: base (novel) queries told among base (novel) classes only. `:frozen`: the novel bias is chosen on validation",
+        "- `:alone`: base (novel) queries classified among base (novel) classes. `:frozen`: novel bias chosen on validation",
         "  classes. Everywhere else the scores are taken as they are.",
     ]
     for shots, recipe in recipes.items():
