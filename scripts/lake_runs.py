@@ -46,7 +46,8 @@ def measured(data: Path) -> Report:
     drawings, runs = omniglot_runs(data)
     others = banks_by_role(sets_by_role("omniglot", data_dir=data, roles=["base", "validation"]), backbone).banks
     settings = EvaluationSettings("closed", ways=runs.classes.shape[1], shots=1, queries=1)
-    return evaluate(extract(backbone, drawings), HEADS, settings, episodes=runs, **others)
+    base, validation = others["base"], others["validation"]
+    return evaluate(extract(backbone, drawings), HEADS, settings, episodes=runs, base=base, validation=validation)
 
 
 def table(report: Report) -> list[str]:
