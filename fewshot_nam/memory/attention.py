@@ -27,7 +27,7 @@ from fewshot_nam.memory.primitives import Gate, unit
 from fewshot_nam.memory.scan.scan import BACKENDS, memory_scan, memory_step
 from fewshot_nam.memory.short_convolution import ShortConvolution, check_conv_size
 from fewshot_nam.memory.torch_modes import full_precision
-from fewshot_nam.memory.validation import check_alike, check_mask, check_tensor
+from fewshot_nam.memory.validation import check_alike, check_mask, check_max_erase, check_tensor
 
 Scale = float | Literal["1/S", "1/sqrt(S)"] | None
 """A factor of the outputs: None (1), a number, or one over the number of tokens ``S`` in the memory or over its root."""
@@ -336,7 +336,7 @@ class NAMAttention(nn.Module):
             projected: queries, keys and values ``(..., 3 E)``.
             x: the tokens ``(..., E)``, of which the gates are.
         """
-        heads = projected.unflatten(-1, (3, self.num_heads, -1))
+        heads = torch.unflatten(projected, -1, (3, self.num_heads, -1))
         working = _working_dtype(heads)
         # Vectors are normalised in float32; the products may be in half precision, which is fast on a GPU.
         q, k = unit(heads[..., :2, :, :].to(working)).to(heads.dtype).unbind(-3)
@@ -402,16 +402,6 @@ def _scaled(outputs: Tensor, scale: Scale, tokens: Tensor) -> Tensor:
 
 def _working_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
-
-
-def check_max_erase(where: str, max_erase: object) -> None:
-    """Raise unless ``max_erase`` is a number above 0 and at most 2.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if not isinstance(max_erase, (int, float)) or not 0 < max_erase <= 2:
-        raise ValueError(f"{where}: max_erase must be above 0 and at most 2, got {max_erase!r}")
 
 
 def _check_scale(where: str, scale: object) -> None:

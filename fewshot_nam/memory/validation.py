@@ -63,3 +63,13 @@ def check_mask(where: str, name: str, value: object, shape: Sequence[int]) -> No
         raise TypeError(f"{where}: {name} must be a boolean tensor, got {kind}")
     if tuple(value.shape) != tuple(shape):
         raise ValueError(f"{where}: {name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
+
+
+def check_max_erase(where: str, max_erase: object) -> None:
+    """Raise unless ``max_erase`` is a number above 0 and at most 2.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(max_erase, (int, float)) or not 0 < max_erase <= 2:
+        raise ValueError(f"{where}: max_erase must be above 0 and at most 2, got {max_erase!r}")

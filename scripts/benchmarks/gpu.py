@@ -127,7 +127,7 @@ def _parity_of_memory(place: Place) -> list[Row]:
             5e-3,  # its kernels may multiply in TF32
         )
     networks: dict[str, Callable[[], nn.Module]] = {
-        "LSAM, 2 layers, bidirectional": lambda: LSAM(64, 64, 2, 4, batch_first=True, bidirectional=True),
+        "LSAM, 2 layers, bidirectional": lambda: LSAM(64, 64, 2, num_heads=4, batch_first=True, bidirectional=True),
         "NAMTransformerEncoderLayer, erase": lambda: NAMTransformerEncoderLayer(
             64, 4, 64, 0.0, batch_first=True, erase=True, gates=True
         ),

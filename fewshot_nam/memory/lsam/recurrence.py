@@ -63,10 +63,10 @@ class Ragged(NamedTuple):
         device = packed.data.device
         return cls(alive.to(device), alive.flatten().nonzero().squeeze(1).to(device), mirror.flatten().to(device))
 
-    def stop(self, gates: Tensor, heads: int) -> Tensor:
+    def stop(self, gates: Tensor, heads: int, num_gates: int = 2) -> Tensor:
         """Set the probabilities at padding to 0, so that nothing is written there and each sequence keeps its last memory."""
         per_head = torch.arange(gates.shape[-1] // heads, device=gates.device)
-        probabilities = (per_head >= len(per_head) - 2).repeat(heads)
+        probabilities = (per_head >= len(per_head) - num_gates).repeat(heads)
         return gates.masked_fill(~self.alive[:, None, :, None] & probabilities, -math.inf)
 
     def last(self, hiddens: Tensor) -> Tensor:
@@ -82,23 +82,29 @@ def backwards(x: Tensor, ragged: Ragged | None) -> Tensor:
     return torch.unflatten(x.flatten(0, 1).index_select(0, ragged.mirror), 0, ragged.alive.shape)
 
 
-def step(gates: Tensor, memory: Tensor, value_activation: ValueActivation = None) -> tuple[Tensor, Tensor]:
-    """Return ``h = p_r M' unit(q)`` and ``M' = WR(M, unit(k), v, p_w, p_w)``: one step of LSAM, differentiable by torch.
+def step(
+    gates: Tensor, memory: Tensor, value_activation: ValueActivation = None, max_erase: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Return ``h = p_r M' unit(q)`` and ``M' = WR(M, unit(k), v, p_w, p_e)``: one step of LSAM, differentiable by torch.
 
     Args:
-        gates: ``(..., H, 3 e + 2)``: for each head ``[q | k | v | p_r | p_w]``, the probabilities before their sigmoid.
+        gates: ``(..., H, 3 e + 2)``: for each head ``[q | k | v | p_r | p_w]``, the probabilities before their sigmoid; then
+            ``p_e = p_w``. Or ``(..., H, 3 e + 3)`` with a ``p_e`` of its own, ``max_erase`` times its sigmoid.
         memory: ``(..., H, e, e)``.
         value_activation: ``"tanh"`` or None, applied to ``v``.
+        max_erase: the largest ``p_e``.
 
     Returns:
         The hidden state ``(..., H, e)`` and the new memory ``(..., H, e, e)``.
     """
     width = memory.shape[-1]
-    query, key, value, probabilities = torch.split(gates, [width, width, width, 2], dim=-1)
-    p_read, p_write = probabilities.sigmoid().unbind(-1)
+    num_gates = gates.shape[-1] - 3 * width
+    query, key, value, probabilities = torch.split(gates, [width, width, width, num_gates], dim=-1)
+    p_read, p_write, *separate = probabilities.sigmoid().unbind(-1)
+    p_erase = max_erase * separate[0] if separate else p_write
     if value_activation == "tanh":
         value = value.tanh()
-    memory = write(memory, unit(key), value, p_write, p_write)
+    memory = write(memory, unit(key), value, p_write, p_erase)
     return read(memory, unit(query), p_read), memory
 
 
@@ -109,40 +115,50 @@ def recurrence(
     memory: Tensor,
     value_activation: ValueActivation = None,
     backward: Backward = "hand",
+    max_erase: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Return all hidden states of LSAM and its last memory: ``step`` at each ``t`` with ``gates_t + W h_(t-1)``.
 
     All four tensors have one dtype, float32 or float64, and one device. ``torch.func`` transforms and ``torch.export`` always use
-    the simple loop, which has one graph node for each operation of each step.
+    the simple loop, which has one graph node for each operation of each step, and so do separate erase gates.
 
     Args:
-        gates: ``(T, R, B, H (3 e + 2))``, ``T`` at least 1: the contributions of the inputs, each head as in ``step``.
+        gates: ``(T, R, B, H (3 e + 2))``, or ``H (3 e + 3)`` with separate erase gates, ``T`` at least 1: the contributions of
+            the inputs, each head as in ``step``.
         weight: ``(R, H (3 e + 2), H e)``, the recurrent weight ``W``, with rows in the order of ``gates``.
         hidden: ``(R, B, H e)``, the first hidden state.
         memory: ``(R, B, H, e, e)``, the first memory, values by keys.
         value_activation: ``"tanh"`` or None, applied to ``v``.
         backward: ``"hand"``, fast, without second derivatives, or ``"autograd"``, with all derivatives.
+        max_erase: the largest separate erase gate.
 
     Returns:
         Hidden states ``(T, R, B, H e)`` and the last memory ``(R, B, H, e, e)``.
     """
     # Low precision is only for the projections: the recurrence would feed rounding errors back.
     with full_precision(gates.device):
-        if backward == "hand" and not needs_plain_autograd():
+        tied = gates.shape[-1] == memory.shape[2] * (3 * memory.shape[-1] + 2)
+        if backward == "hand" and tied and not needs_plain_autograd():
             hiddens, last, *_ = _forward(gates, weight, hidden, memory, value_activation == "tanh")
             return hiddens, last
-        return _plain_loop(gates, weight, hidden, memory, value_activation)
+        return _plain_loop(gates, weight, hidden, memory, value_activation, max_erase)
 
 
 def _plain_loop(
-    gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, value_activation: ValueActivation
+    gates: Tensor,
+    weight: Tensor,
+    hidden: Tensor,
+    memory: Tensor,
+    value_activation: ValueActivation,
+    max_erase: float,
 ) -> tuple[Tensor, Tensor]:
     hiddens = []
     transposed = weight.mT
     # unbind: the gradient of gates[t] would be a tensor of all T steps, for each step.
     for now in gates.unbind(0):
         total = torch.baddbmm(now, hidden, transposed)
-        read_out, memory = step(torch.unflatten(total, -1, (memory.shape[-3], -1)), memory, value_activation)
+        by_head = torch.unflatten(total, -1, (memory.shape[-3], -1))
+        read_out, memory = step(by_head, memory, value_activation, max_erase)
         hidden = read_out.flatten(-2)
         hiddens.append(hidden)
     return torch.stack(hiddens), memory

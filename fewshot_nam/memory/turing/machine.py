@@ -50,12 +50,12 @@ _SHORTEST_TAPE = 32  # the fixed length in the published code
 
 
 class NAMTuringMachine(nn.Module):
-    """A NAM Turing Machine: ``(B, T, input_size)`` to ``(B, T, input_size)``, batch first.
+    """A NAM Turing Machine: ``(B, T, input_size)`` to ``(B, T, input_size)``.
 
     Heads do not keep unit length: blending of actions shrinks them, and the result of JUMP is signed and of any length. With
     ``head_norm="none"`` a head longer than ``sqrt(2)`` erases more than there is, and tapes can grow without bound. ``"access"``
-    (of the default preset) bounds what is written and read, but not the heads: within some thousand steps they can shrink until
-    every read is 0, or grow until all is NaN, without an error. ``"state"`` keeps them at length 1: use it for long sequences.
+    (of preset ``"neurips2023"``) bounds what is written and read, but not the heads: within some thousand steps they can shrink
+    until every read is 0, or grow until all is NaN, without an error. ``"state"``, the default, keeps them at length 1.
 
     Args:
         input_size: width of inputs and outputs.
@@ -65,7 +65,8 @@ class NAMTuringMachine(nn.Module):
         tape_length: ``L``, cells of a tape; no parameter depends on it. Tapes are circular, so that outputs depend on ``L`` once
             heads wrap around. Default None is ``max(32, T)``, chosen when a call starts without a state: then results depend on
             how far a batch is padded and on how a sequence is split. Pass a length if you pad or resume sequences.
-        preset: ``"paper"``, ``"iclr2022"`` or ``"neurips2023"``; the next six arguments override it. See ``TuringPreset``.
+        preset: ``"paper"``, ``"iclr2022"`` or ``"neurips2023"``; default: ``"neurips2023"`` with ``head_norm="state"``. The next
+            six arguments override it. See ``TuringPreset``.
         controller: a name, or a module with the interface of ``torch.nn.GRU(batch_first=True)`` and ``hidden_size`` output
             features. A module that reads later tokens must have an attribute ``bidirectional = True``.
         actions: names and your own transitions, see ``Action``. The parameters of a transition that is a module are trained too.
@@ -76,6 +77,8 @@ class NAMTuringMachine(nn.Module):
         backend: ``"loop"`` computes the equations step by step; ``"scan"`` computes all head positions first (in closed form
             without JUMP and your own transitions) and then each value tape as one ``memory_scan``; ``"auto"`` uses the compiled
             kernel on a CPU and without your own transitions, else the scan. Only ``"loop"`` has second derivatives.
+        batch_first: whether inputs and outputs are ``(B, T, input_size)``, the default, or ``(T, B, input_size)``. States, masks
+            and traces begin with ``B`` in both cases.
         device: where the parameters are.
         dtype: dtype of the parameters.
 
@@ -102,7 +105,7 @@ class NAMTuringMachine(nn.Module):
         hidden_size: int | None = None,
         tape_length: int | None = None,
         *,
-        preset: str = "neurips2023",
+        preset: str | None = None,
         controller: str | nn.Module | None = None,
         actions: Sequence[str | Action] | None = None,
         erase: str | None = None,
@@ -110,6 +113,7 @@ class NAMTuringMachine(nn.Module):
         head_norm: str | None = None,
         order: str | None = None,
         backend: str = "auto",
+        batch_first: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -143,6 +147,7 @@ class NAMTuringMachine(nn.Module):
         self.head_norm = flags.head_norm
         self.order = flags.order
         self.backend = backend
+        self.batch_first = batch_first
 
         self.actions = resolve_actions(flags.actions)
         self.has_keys = any(getattr(action, "needs_keys", False) for action in self.actions)
@@ -212,7 +217,7 @@ class NAMTuringMachine(nn.Module):
         """Return the outputs and the state after the last step.
 
         Args:
-            x: ``(B, T, input_size)``, at least one step.
+            x: ``(B, T, input_size)``, or ``(T, B, input_size)`` without ``batch_first``; at least one step.
             state: the result of an earlier call, or ``initial_state``; default: the initial state. Tapes keep their length: for a
                 machine without ``tape_length`` two halves differ from the whole, since the first half chooses shorter tapes. Half
                 precision is converted to float32. With a bidirectional controller the state has only tapes and heads.
@@ -221,14 +226,15 @@ class NAMTuringMachine(nn.Module):
             return_trace: whether to return a trace of heads, gates and tapes too. This always uses the loop.
 
         Returns:
-            outputs ``(B, T, input_size)`` in the dtype of the projections of ``x``, the state, and the trace if ``return_trace``.
+            outputs in the layout of ``x`` and the dtype of its projections, the state, and the trace if ``return_trace``.
 
         Raises:
             ValueError: a shape or device does not fit the machine.
             TypeError: a dtype does not.
         """
         where = "NAMTuringMachine"
-        check_tensor(where, "x", x, ("B", "T", self.input_size))
+        check_tensor(where, "x", x, (*("BT" if self.batch_first else "TB"), self.input_size))
+        x = x if self.batch_first else x.transpose(0, 1)
         batch, steps, _ = x.shape
         if steps < 1:
             raise ValueError(f"{where}: x must have at least one step, got shape {tuple(x.shape)}")
@@ -256,6 +262,7 @@ class NAMTuringMachine(nn.Module):
         outputs = self.out_proj(reads.flatten(-2).to(kind))
         if mask is not None:
             outputs = outputs.masked_fill(~mask.unsqueeze(-1), 0.0)
+        outputs = outputs if self.batch_first else outputs.transpose(0, 1)
         state = state._replace(controller=controller_state)
         return (outputs, state, trace_of(states, controls)) if return_trace else (outputs, state)
 
@@ -294,7 +301,7 @@ class NAMTuringMachine(nn.Module):
         return (
             f"{self.input_size}, num_tapes={self.num_tapes}, tape_width={self.tape_width}{length}, actions=({actions}), "
             f"erase={self.erase!r}, key_erase={self.key_erase!r}, head_norm={self.head_norm!r}, order={self.order!r}, "
-            f"backend={self.backend!r}"
+            f"backend={self.backend!r}, batch_first={self.batch_first}"
         )
 
     def _controls(

@@ -1,4 +1,4 @@
-"""The three published versions of the NAM Turing Machine, as flags.
+"""The three published versions of the NAM Turing Machine, as flags, and the default of this library.
 
 Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422), its ICLR-2023 submission, and the authors' code of 2022 and of
 2023, which differ from the text and from each other.
@@ -54,20 +54,24 @@ PRESETS: dict[str, TuringPreset] = {
 }
 """``paper`` follows the text, ``iclr2022`` the code behind its tables, ``neurips2023`` the authors' latest code."""
 
+DEFAULT = replace(PRESETS["neurips2023"], head_norm="state")
+"""``neurips2023`` with heads of unit length: with its own ``"access"`` heads shrink until every read is 0 in long sequences."""
 
-def resolve_preset(preset: str, **overrides: Any) -> TuringPreset:
+
+def resolve_preset(preset: str | None, **overrides: Any) -> TuringPreset:
     """Return the preset of that name, with every override that is not None.
 
     Args:
-        preset: a name out of ``PRESETS``.
+        preset: a name from ``PRESETS``, or None for ``DEFAULT``.
         overrides: fields of ``TuringPreset``; None keeps the value of the preset.
 
     Raises:
         ValueError: the preset or the value of a flag is unknown.
     """
-    if preset not in PRESETS:
+    if preset is not None and preset not in PRESETS:
         raise ValueError(f"NAMTuringMachine: unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
-    flags = replace(PRESETS[preset], **{name: value for name, value in overrides.items() if value is not None})
+    chosen = DEFAULT if preset is None else PRESETS[preset]
+    flags = replace(chosen, **{name: value for name, value in overrides.items() if value is not None})
     for name, choices in CHOICES.items():
         value = getattr(flags, name)
         if value not in choices:

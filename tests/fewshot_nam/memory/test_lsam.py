@@ -25,7 +25,8 @@ def normal(seed: int, *shape: int, dtype: torch.dtype = F64) -> Tensor:
 
 def network(seed: int, *sizes: int, kind=LSAM, **options) -> LSAM:
     """Return a network whose random parameters do not depend on what ran before."""
-    module = kind(*sizes, **{"dtype": F64, **options})
+    names = ("input_size", "hidden_size", "num_layers", "num_heads", "bias")
+    module = kind(**dict(zip(names, sizes, strict=False)), **{"dtype": F64, **options})
     with torch.no_grad():
         for number, parameter in enumerate(module.parameters()):
             parameter.copy_(0.5 * normal(seed + number, *parameter.shape))
@@ -118,7 +119,7 @@ def test_the_hand_written_backward_equals_autograd_at_any_size(
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_cell_step_by_step_is_the_layer(activation, bias):
     net = network(2, 3, 10, 1, 2, bias, value_activation=activation)
-    cell = LSAMCell(3, 10, 2, bias, value_activation=activation, dtype=F64)
+    cell = LSAMCell(3, 10, bias, num_heads=2, value_activation=activation, dtype=F64)
     cell.load_state_dict({name.removesuffix("_l0"): value for name, value in net.state_dict().items()})
     x = normal(3, 7, 4, 3)
     output, (h_n, m_n) = net(x)
@@ -393,7 +394,7 @@ def test_compile_takes_the_whole_network_as_one_graph_with_gradients():
 
 
 def test_the_meta_device_gives_shapes():
-    net = LSAM(3, 6, 2, 2, bidirectional=True, device="meta")
+    net = LSAM(3, 6, 2, num_heads=2, bidirectional=True, device="meta")
     output, (h_n, m_n) = net(torch.zeros(5, 4, 3, device="meta"))
     assert (output.shape, h_n.shape, m_n.shape) == ((5, 4, 12), (4, 4, 6), (4, 4, 2, 3, 3))
     output.sum().backward()
@@ -453,9 +454,9 @@ def test_state_dict_round_trip_and_names():
 
 def test_the_repr_shows_what_is_not_the_default():
     assert repr(LSAM(3, 6)) == "LSAM(3, 6)"
-    net = LSAM(3, 6, 2, 3, dropout=0.1, batch_first=True, value_activation="tanh")
+    net = LSAM(3, 6, 2, num_heads=3, dropout=0.1, batch_first=True, value_activation="tanh")
     assert repr(net) == "LSAM(3, 6, num_layers=2, num_heads=3, batch_first=True, dropout=0.1, value_activation='tanh')"
-    assert repr(LSAMCell(3, 6, 2, bias=False)) == "LSAMCell(3, 6, num_heads=2, bias=False)"
+    assert repr(LSAMCell(3, 6, num_heads=2, bias=False)) == "LSAMCell(3, 6, num_heads=2, bias=False)"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from fewshot_nam.memory.turing.heads import HeadContext, Jump, Shift, head_posit
 from fewshot_nam.memory.turing.key_tape import write_key
 from fewshot_nam.memory.turing.machine import NAMTuringMachine, TuringState
 from fewshot_nam.memory.turing.plot import draw_heads
-from fewshot_nam.memory.turing.presets import PRESETS
+from fewshot_nam.memory.turing.presets import DEFAULT, PRESETS
 
 pytestmark = pytest.mark.usefixtures("either")
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -123,6 +124,31 @@ def test_each_preset_is_its_equations(version, jump, backend):
         torch.testing.assert_close(one, other, **EXACT)
 
 
+def test_a_default_machine_still_reads_after_thousands_of_steps():
+    """With the heads of neurips2023 reads were below 1e-12 after about a thousand tokens (Z6)."""
+    torch.manual_seed(0)
+    built = NAMTuringMachine(32, tape_length=64)
+    x = normal(0, 1, 2000, 32, dtype=torch.float32)
+    with torch.no_grad():
+        outputs, state = built(x)
+    for head in (state.read_head, state.write_head):
+        torch.testing.assert_close(head.norm(dim=-1), torch.ones(1, 4), rtol=1e-4, atol=1e-4)
+    moves = outputs - built.out_proj.bias
+    assert moves[:, -100:].abs().max() > 0.1 * moves[:, :100].abs().max()
+
+
+@pytest.mark.parametrize("backend", ["loop", "auto"])
+def test_a_machine_without_batch_first_is_the_same_in_another_layout(backend):
+    first, second = machine(backend=backend), machine(backend=backend, batch_first=False)
+    second.load_state_dict(first.state_dict())
+    x, mask = normal(1, B, T, D), torch.rand(B, T, generator=torch.Generator().manual_seed(0)) < 0.6
+    expected, found = first(x, mask=mask), second(x.transpose(0, 1), mask=mask)
+    torch.testing.assert_close(found[0].transpose(0, 1), expected[0], rtol=0, atol=0)
+    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"x must have shape \(T, B, 7\), got"):
+        second(x[0])
+
+
 @settings(max_examples=40)
 @given(
     st.sampled_from(["lstm", "bilstm", "bigru", "mlp"]),
@@ -165,6 +191,9 @@ def test_presets_are_the_table():
         "iclr2022": ("bigru", "tied", "position", "none", "write_first"),
         "neurips2023": ("lstm", "separate", "key", "access", "write_first"),
     }
+    assert replace(PRESETS["neurips2023"], head_norm="state") == DEFAULT
+    assert machine().head_norm == "state"
+    assert machine(preset="neurips2023").head_norm == "access"
     built = machine(preset="paper", order="write_first")
     assert (built.order, built.erase, built.key_erase, built.head_norm) == ("write_first", "tied", "position", "none")
 
