@@ -292,7 +292,8 @@ class NAMAttention(nn.Module):
         """Return the settings, as printed with the module."""
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, erase={self.erase}, gates={self.gates}, "
-            f"scale={self.scale}, max_erase={self.max_erase}, backend={self.backend}, batch_first={self.batch_first}"
+            f"scale={self.scale}, backend={self.backend}, batch_first={self.batch_first}"
+            + (f", max_erase={self.max_erase}" if self.max_erase != 1 else "")
         )
 
     def _batch_first(self, where: str, x: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
