@@ -129,6 +129,7 @@ def test_scripts_are_no_package_and_import_no_other_script():
                 "LSAM",
                 "LSAMCell",
                 "NAMAttention",
+                "NAMLanguageModel",
                 "NAMTransformerEncoder",
                 "NAMTransformerEncoderLayer",
                 "NAMTuringMachine",
