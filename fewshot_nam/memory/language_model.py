@@ -1,8 +1,8 @@
 """A causal language model of NAM-Transformer layers, which generates at a constant cost per token.
 
 Tokens are embedded, pass pre-norm layers of causal NAM attention (``transformer``), and are scored by the transposed embedding or
-by an output layer of its own. There are no positions: the order of tokens comes from the erase, the short convolution and the causal
-memory. The state for generation is one memory for each head and layer, whatever the number of tokens.
+by an output layer. There are no positions: the model knows the order of tokens from the erase, the short convolution and the causal
+memory. The state for generation is one memory for each head and layer, for any number of tokens.
 
 Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422), section on the NAM-Transformer; the arrangement is that of GPT-2
 (Radford et al., 2019).
