@@ -20,6 +20,9 @@ from fewshot_nam._moved_modules import MOVED_MODULES
 REMOVED_IN = "0.2"
 """The version that removes what is deprecated in this one."""
 
+# Modules whose inner functions "call" wrap a function that takes old words: of several wrappers, none is the caller to blame.
+_WRAPPERS = ("fewshot_nam._deprecation", "fewshot_nam.heads.base_statistics")
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -33,6 +36,9 @@ def warn_renamed(old: str, new: str, version: str = REMOVED_IN, *, stacklevel: i
         version: the version that removes ``old``.
         stacklevel: as in ``warnings.warn``: 2 blames the caller of the function that calls this one.
     """
+    frame = sys._getframe(stacklevel)
+    while frame.f_back is not None and frame.f_globals.get("__name__") in _WRAPPERS and frame.f_code.co_name == "call":
+        stacklevel, frame = stacklevel + 1, frame.f_back
     warnings.warn(
         f"{old} is deprecated and will be removed in {version}: use {new}",
         DeprecationWarning,
@@ -47,6 +53,8 @@ def renamed_parameter(old: str, new: str, version: str = REMOVED_IN) -> Callable
         old: the old keyword.
         new: the parameter that takes its value.
         version: the version that removes ``old``.
+
+    The decorated function lists all its old keywords in ``renamed``, for what has to read settings that were saved under them.
 
     Raises:
         TypeError: when the decorated function is called with both.
@@ -73,6 +81,7 @@ def renamed_parameter(old: str, new: str, version: str = REMOVED_IN) -> Callable
                 kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
 
+        vars(call)["renamed"] = {**getattr(function, "renamed", {}), old: new}
         return call
 
     return decorate

@@ -52,7 +52,7 @@ MOVED_MODULES = {
     "fewshot_nam.files.atomic": "fewshot_nam.io.atomic",
     "fewshot_nam.files.folders": "fewshot_nam.io.image_folders",
     "fewshot_nam.files.pictures": "fewshot_nam.io.image_io",
-    "fewshot_nam.heads.background": "fewshot_nam.heads.base_classes",
+    "fewshot_nam.heads.background": "fewshot_nam.heads.score_norm",
     "fewshot_nam.heads.calibrated": "fewshot_nam.heads.calibration",
     "fewshot_nam.memory.kernels": "fewshot_nam.memory.native.kernels",
     "fewshot_nam.memory.lsam_recurrence": "fewshot_nam.memory.lsam.recurrence",

@@ -1,7 +1,7 @@
-"""A head behind easyfsl's interface for few-shot classifiers, so that easyfsl's evaluation loops run it.
+"""A head with easyfsl's interface for few-shot classifiers, so that easyfsl's evaluation loops can run it.
 
-easyfsl (1.5.0) calls ``process_support_set(images, labels)``, and then the classifier on the query images. It never asks of what
-class the classifier is, so this one does without easyfsl.
+easyfsl (1.5.0) calls ``process_support_set(images, labels)`` and then the classifier on the query images. It does not check the
+class of the classifier, so this one needs no easyfsl.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ __all__ = ["EasyFSLClassifier"]
 
 
 class EasyFSLClassifier(nn.Module):
-    """A backbone and one of our heads as what easyfsl calls a few-shot classifier.
+    """A backbone and a head as a few-shot classifier of easyfsl.
 
     Args:
         head: a name from ``fewshot_nam.heads.available()``, or a head that knows no class yet.
-        backbone: images to features ``(n, D)``; ``None`` where the images are features already.
+        backbone: images to features ``(n, D)``; ``None`` where the images given are features already.
 
     Raises:
         ValueError: an unknown head, one that needs base classes, or one that has learned classes.
@@ -42,11 +42,11 @@ class EasyFSLClassifier(nn.Module):
         self.backbone = nn.Identity() if backbone is None else backbone
 
     def process_support_set(self, support_images: Tensor, support_labels: Tensor) -> None:
-        """Learn a support set in place of the one before.
+        """Learn a support set, which replaces the one before.
 
         Args:
-            support_images: ``(n, ...)``, whatever the backbone takes.
-            support_labels: ``(n,)`` ints from 0 to C - 1, every one of them there, in any order.
+            support_images: ``(n, ...)``, as the backbone takes them.
+            support_labels: ``(n,)`` ints from 0 to C - 1, each at least once, in any order.
 
         Raises:
             ValueError: other labels (easyfsl gives NaN then), features that are not ``(n, D)``, or those that heads refuse.

@@ -1,6 +1,6 @@
 """Heads as scikit-learn classifiers: ``NAMClassifier`` and ``CosineClassifier``, for pipelines, searches and cross-validation.
 
-They follow scikit-learn's conventions for classifiers, its own checks included. Everything is computed in float64. Nothing is
+They follow scikit-learn's conventions for classifiers and pass its estimator checks. Everything is computed in float64. Nothing is
 random: the same rows give the same numbers.
 
 >>> classifier = NAMClassifier().fit([[1.0, 0.1], [0.1, 1.0]], ["cat", "dog"])
@@ -20,6 +20,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
+from fewshot_nam._deprecation import renamed_parameter, warn_renamed
 from fewshot_nam.heads.base import Head
 from fewshot_nam.heads.base_statistics import BaseStatistics, accepts_old_base_words
 from fewshot_nam.heads.cosine import CosineHead
@@ -45,12 +46,27 @@ class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _new_head(self) -> Head:
         raise NotImplementedError
 
+    def set_params(self: ClassifierT, **params: Any) -> ClassifierT:
+        """Set parameters by name, as every scikit-learn estimator; return the classifier.
+
+        The names of version 0.1 still work, with a warning.
+
+        Raises:
+            ValueError: there is no such parameter.
+        """
+        renamed = type(self).__init__.renamed  # type: ignore[attr-defined]
+        for old in renamed.keys() & params.keys():
+            warn_renamed(f"{type(self).__name__}: {old}", renamed[old])
+            params[renamed[old]] = params.pop(old)
+        super().set_params(**params)
+        return self
+
     def fit(self: ClassifierT, X: Any, y: Any) -> ClassifierT:
         """Learn these classes and no others; return the classifier.
 
         Args:
             X: ``(n, D)`` finite numbers, no row of zeros.
-            y: ``(n,)`` labels: ints, strings, or whatever else scikit-learn takes for classes.
+            y: ``(n,)`` labels: ints, strings, or what else scikit-learn accepts as classes.
 
         Raises:
             ValueError: anything else, or a setting outside its range.
@@ -60,16 +76,16 @@ class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def partial_fit(self: ClassifierT, X: Any, y: Any, classes: Any = None) -> ClassifierT:
         """Learn more rows, of known classes or of new ones; return the classifier.
 
-        What follows is the same as after one ``fit`` on all rows in their order.
+        The classifier is then the same as after one ``fit`` on all rows in their order.
 
         Args:
             X: ``(n, D)`` as in ``fit``.
-            y: ``(n,)`` labels. New ones may come at any time.
-            classes: labels that have a place in ``classes_`` from now on; they need not be in ``y``, nor those of ``y`` in
-                them. A class without rows has probability 0 and the lowest float64 for a score, and is never predicted.
+            y: ``(n,)`` labels. They may be new at any call.
+            classes: labels to add to ``classes_``, besides those of ``y``. A class without rows has probability 0 and the lowest
+                float64 as its score, and is never predicted.
 
         Raises:
-            ValueError: as ``fit``. What was learned before stays.
+            ValueError: as ``fit``. What was learned before is kept.
         """
         return self._write(X, y, classes, anew=not hasattr(self, "head_"))
 
@@ -85,15 +101,15 @@ class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> Floats:
         """Return ``softmax(scores / probability_temperature)``, ``(n, len(classes_))``.
 
-        The temperature is no more than a plausible number: for probabilities that hold, wrap the classifier in scikit-learn's
-        ``CalibratedClassifierCV``. They say nothing about strangers, see ``score_samples``.
+        The default temperature is not fitted to your data: for calibrated probabilities, wrap the classifier in scikit-learn's
+        ``CalibratedClassifierCV``. Probabilities say nothing about unknowns, see ``score_samples``.
         """
         scores, columns = self._scores(X)
         shares = torch.softmax(torch.from_numpy(scores / self.probability_temperature), dim=1).numpy()
         return self._spread(shares, columns, 0.0)
 
     def score_samples(self, X: Any) -> Floats:
-        """Return the largest class score of each row, ``(n,)``: what ``threshold`` is compared with."""
+        """Return the largest class score of each row, ``(n,)``; ``predict`` compares it with ``threshold``."""
         best: Floats = self._scores(X)[0].max(axis=1)
         return best
 
@@ -111,7 +127,7 @@ class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if threshold is None:
             raise ValueError(
                 f"{type(self).__name__}: unknown={self.unknown!r} needs a threshold to refuse below: give one, or call "
-                "head_.calibrate(strangers)"
+                "head_.calibrate(unknown)"
             )
         return np.where(scores.max(axis=1) >= threshold, answers, np.asarray(self.unknown))
 
@@ -168,12 +184,12 @@ class NAMClassifier(_HeadClassifier):
     In block mode every row is a key, and is kept; ``keys="prototypes"`` writes one key a class.
 
     Args:
-        mode, keys, reading, p_write, p_erase, ridge, plain, level, compete, temperature, familiar: as in ``NAMHead``. In
-            sequential mode the order of rows matters.
+        mode, keys, reading, p_write, p_erase, ridge, prototype_weight, norm_exponent, log_partition_penalty, temperature,
+            cohort_weight: as in ``NAMHead``. In sequential mode the order of rows matters.
         base: what is known of base classes (``fewshot_nam.heads.BaseStatistics``); ``None`` for nothing.
-        probability_temperature: what scores are divided by in ``predict_proba``, above 0.
-        unknown: what ``predict`` answers for rows that score below the threshold, a label that is no class; ``None`` never refuses.
-        threshold: compared with ``score_samples``; ``None`` for that of ``head_``, which ``head_.calibrate`` sets.
+        probability_temperature: divisor of the scores in ``predict_proba``, above 0.
+        unknown: the answer of ``predict`` for rows that score below the threshold, which is no class; ``None`` never refuses.
+        threshold: smallest accepted score; ``None`` for that of ``head_``, which ``head_.calibrate`` sets.
 
     Attributes:
         classes_: ``(C,)`` labels, sorted.
@@ -182,6 +198,10 @@ class NAMClassifier(_HeadClassifier):
         feature_names_in_: ``(D,)`` names, where ``X`` had names.
     """
 
+    @renamed_parameter("plain", "prototype_weight")
+    @renamed_parameter("level", "norm_exponent")
+    @renamed_parameter("compete", "log_partition_penalty")
+    @renamed_parameter("familiar", "cohort_weight")
     @accepts_old_base_words
     def __init__(
         self,
@@ -192,12 +212,12 @@ class NAMClassifier(_HeadClassifier):
         p_write: float = 1.0,
         p_erase: float = 1.0,
         ridge: float = 0.2,
-        plain: float | None = None,
-        level: float = 0.3,
-        compete: float | None = None,
+        prototype_weight: float | None = None,
+        norm_exponent: float = 0.3,
+        log_partition_penalty: float | None = None,
         temperature: float = 0.1,
         base: BaseStatistics | None = None,
-        familiar: float = 0.4,
+        cohort_weight: float = 0.4,
         probability_temperature: float = 0.2,
         unknown: Label | None = None,
         threshold: float | None = None,
@@ -208,12 +228,12 @@ class NAMClassifier(_HeadClassifier):
         self.p_write = p_write
         self.p_erase = p_erase
         self.ridge = ridge
-        self.plain = plain
-        self.level = level
-        self.compete = compete
+        self.prototype_weight = prototype_weight
+        self.norm_exponent = norm_exponent
+        self.log_partition_penalty = log_partition_penalty
         self.temperature = temperature
         self.base = base
-        self.familiar = familiar
+        self.cohort_weight = cohort_weight
         self.probability_temperature = probability_temperature
         self.unknown = unknown
         self.threshold = threshold
@@ -226,12 +246,12 @@ class NAMClassifier(_HeadClassifier):
             p_write=self.p_write,
             p_erase=self.p_erase,
             ridge=self.ridge,
-            plain=self.plain,
-            level=self.level,
-            compete=self.compete,
+            prototype_weight=self.prototype_weight,
+            norm_exponent=self.norm_exponent,
+            log_partition_penalty=self.log_partition_penalty,
             temperature=self.temperature,
             base=self.base,
-            familiar=self.familiar,
+            cohort_weight=self.cohort_weight,
         )
 
 
@@ -239,7 +259,7 @@ class CosineClassifier(_HeadClassifier):
     """The cosine head (``fewshot_nam.heads.CosineHead``) as a scikit-learn classifier.
 
     Args:
-        compete, temperature, root: as in ``CosineHead``.
+        log_partition_penalty, temperature, power_norm: as in ``CosineHead``.
         base: what is known of base classes: their mean is subtracted from every row first; ``None`` subtracts nothing.
         probability_temperature, unknown, threshold: as in ``NAMClassifier``.
 
@@ -247,21 +267,23 @@ class CosineClassifier(_HeadClassifier):
         classes_, head_, n_features_in_, feature_names_in_: as in ``NAMClassifier``.
     """
 
+    @renamed_parameter("compete", "log_partition_penalty")
+    @renamed_parameter("root", "power_norm")
     @accepts_old_base_words
     def __init__(
         self,
         *,
-        compete: float = 0.0,
+        log_partition_penalty: float = 0.0,
         temperature: float = 0.1,
-        root: bool = False,
+        power_norm: bool = False,
         base: BaseStatistics | None = None,
         probability_temperature: float = 0.05,
         unknown: Label | None = None,
         threshold: float | None = None,
     ) -> None:
-        self.compete = compete
+        self.log_partition_penalty = log_partition_penalty
         self.temperature = temperature
-        self.root = root
+        self.power_norm = power_norm
         self.base = base
         self.probability_temperature = probability_temperature
         self.unknown = unknown
@@ -269,9 +291,9 @@ class CosineClassifier(_HeadClassifier):
 
     def _new_head(self) -> CosineHead:
         return CosineHead(
-            compete=self.compete,
+            log_partition_penalty=self.log_partition_penalty,
             temperature=self.temperature,
-            root=self.root,
+            power_norm=self.power_norm,
             base=self.base,
         )
 

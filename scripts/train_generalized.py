@@ -49,7 +49,7 @@ COSINES = ("cosine", "cosine-centred", "cosine-root", "cosine-root-centred")
 UNTRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in COSINES},
     "nam": ("nam", {}),
-    "nam, rows erased": ("nam", {"base_rows": "erased"}),
+    "nam, rows erased": ("nam", {"base_write": "erased"}),
 }
 COLUMNS = (
     *("joint_accuracy", "base_accuracy:alone", "novel_accuracy:alone", "base_accuracy", "novel_accuracy"),
@@ -133,7 +133,7 @@ def trained(name: str, rows: Tensor, banks: Banks, recipe: GeneratorRecipe, chec
     ingredients, order, rows_train = GENERATORS[name]
     torch.manual_seed(recipe.seed)
     head = GeneratorHead(rows if rows_train else unit(banks.base.class_means()), ingredients, order=order)
-    head.rows.requires_grad_(rows_train)
+    head.base_weights.requires_grad_(rows_train)
     run = GeneratorTraining(head, banks.base, *banks.validation, recipe, checkpoint)
     while run.epoch < recipe.epochs:
         what = f"{name}, {recipe.shots} shots, epoch {run.epoch + 1}/{recipe.epochs}"
@@ -149,11 +149,11 @@ def contenders(banks: Banks, rows: Tensor, trainings: dict[str, GeneratorTrainin
     for name, (kind, settings) in UNTRAINED.items():
         # As in evaluate: base classes are answers here, so a head that can do without them gets no cohort of them.
         head = create(kind, None if spec(kind).needs == "nothing" else base, **settings)
-        found[name] = Contender(head, base.power_means if head.rooted else base.prototypes)
+        found[name] = Contender(head, base.power_means if head.power_normalised else base.prototypes)
     found["cosine, trained rows"] = Contender(create("cosine"), rows)
     for name, run in trainings.items():
         best = run.best_head()
-        found[name] = Contender(best, best.rows)
+        found[name] = Contender(best, best.base_weights)
     return found
 
 

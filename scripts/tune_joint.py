@@ -18,7 +18,7 @@ from episodes import FeatureBank, evaluate
 from episodes.features.sources import banks_by_role, sets_by_role
 from episodes.reporting.formatting import markdown_table
 from fewshot_nam.heads import Head, NAMHead, create
-from fewshot_nam.heads.nam import joint_write as joint
+from fewshot_nam.heads.nam import base_attention
 
 COSINES = ["cosine", "cosine-centred", "cosine-root", "cosine-root-centred"]
 
@@ -38,25 +38,25 @@ def validation_sets(data: Path, conv5: Path | None) -> Iterator[tuple[str, dict[
 
 
 def variants() -> Iterator[tuple[str, Head, dict[str, float]]]:
-    """Yield a name, a head, and the constants of ``fewshot_nam.heads.nam.joint_write`` to change for it."""
+    """Yield a name, a head, and the constants of ``fewshot_nam.heads.nam.base_attention`` to change for it."""
     yield "nam", NAMHead(), {}
-    yield "nam, base rows erased", NAMHead(base_rows="erased"), {}
-    yield "nam, no prototype memory", NAMHead(plain=0.0), {}
+    yield "nam, base rows erased", NAMHead(base_write="erased"), {}
+    yield "nam, no prototype memory", NAMHead(prototype_weight=0.0), {}
     yield "nam, no joint write", NAMHead(p_write=0.0, p_erase=0.0, ridge=1e6), {}
-    yield "nam, no base-class attention", NAMHead(), {"BORROW": 0.0}
-    yield "nam, novel scale 1", NAMHead(), {"LIFT": 1.0}
-    for plain in (0.5, 2.0, 3.0):
-        yield f"nam, plain {plain:g}", NAMHead(plain=plain), {}
+    yield "nam, no base-class attention", NAMHead(), {"ATTENTION_WEIGHT": 0.0}
+    yield "nam, novel scale 1", NAMHead(), {"NOVEL_SCALE": 1.0}
+    for weight in (0.5, 2.0, 3.0):
+        yield f"nam, prototype weight {weight:g}", NAMHead(prototype_weight=weight), {}
     for ridge in (0.1, 0.5, 1.0):
         yield f"nam, ridge {ridge:g}", NAMHead(ridge=ridge), {}
     for name, values in (
-        ("CENTRE", (0.0, 0.5, 1.0)),
-        ("BORROW", (0.15, 0.5)),
+        ("CENTRING", (0.0, 0.5, 1.0)),
+        ("ATTENTION_WEIGHT", (0.15, 0.5)),
         ("SHARPNESS", (15.0, 60.0)),
-        ("LIFT", (1.15, 1.5)),
+        ("NOVEL_SCALE", (1.15, 1.5)),
     ):
         for value in values:
-            yield f"nam, {name.lower()} {value:g}", NAMHead(), {name: value}
+            yield f"nam, {name.lower().replace('_', ' ')} {value:g}", NAMHead(), {name: value}
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def main() -> None:
             changed = [(dict[str, float](), {name: create(name, known) for name in COSINES})]
             changed += [(constants, {name: head}) for name, head, constants in variants()]
             for constants, heads in changed:
-                with patch.dict(vars(joint), constants):
+                with patch.dict(vars(base_attention), constants):
                     report = evaluate(
                         banks["validation"],
                         heads,

@@ -30,11 +30,15 @@ from fewshot_nam.heads import BaseStatistics, CosineHead, Head, NAMHead, create
 
 GRID = {
     "ridge": [0.1, 0.2, 0.5, 1.0],
-    "plain": [0.0, 1.0, 2.0, 3.0, 4.0],
-    "level": [0.0, 0.3, 0.5],
-    "compete": [0.0, 0.3, 0.4, 0.5],
+    "prototype_weight": [0.0, 1.0, 2.0, 3.0, 4.0],
+    "norm_exponent": [0.0, 0.3, 0.5],
+    "log_partition_penalty": [0.0, 0.3, 0.4, 0.5],
 }
-BASE_GRID = {"plain": [2.0, 3.0, 4.0], "familiar": [0.2, 0.4, 0.6], "compete": [0.0, 0.2, 0.4]}
+BASE_GRID = {
+    "prototype_weight": [2.0, 3.0, 4.0],
+    "cohort_weight": [0.2, 0.4, 0.6],
+    "log_partition_penalty": [0.0, 0.2, 0.4],
+}
 COSINES = ["cosine", "cosine-centred", "cosine-root", "cosine-root-centred"]
 HIGHER, LOWER = ("accuracy", "auroc"), ("class_fpr@95tpr", "open_fpr@95tpr")
 
@@ -76,10 +80,12 @@ def candidates(_: BaseStatistics) -> dict[str, Head]:
     """Return the heads to compare without base classes: cosine, cosine with a log-partition penalty, and NAM on the grid."""
     heads: dict[str, Head] = {"cosine": CosineHead()}
     for share in (0.3, 0.5):
-        heads[f"cosine, compete {share}"] = CosineHead(compete=share, temperature=0.1)
+        heads[f"cosine, log_partition_penalty {share}"] = CosineHead(log_partition_penalty=share, temperature=0.1)
     for values in itertools.product(*GRID.values()):
         settings = dict(zip(GRID, values, strict=True))
-        if settings["plain"] or not settings["level"]:  # without the prototype memory its norm exponent does nothing
+        if (
+            settings["prototype_weight"] or not settings["norm_exponent"]
+        ):  # without the prototype memory its norm exponent does nothing
             heads[", ".join(f"{name} {value}" for name, value in settings.items())] = NAMHead(**settings)  # type: ignore[arg-type]
     return heads
 
@@ -89,10 +95,10 @@ def with_base_classes(base: BaseStatistics) -> dict[str, Head]:
     names = [*COSINES, "plda", "mahalanobis", "protonet", "ridge", "nearest", "nam"]
     heads = {name: create(name, base) for name in names}
     heads["nam, no base classes"] = NAMHead()
-    heads["nam, no cohort score"] = NAMHead(base=base, familiar=0.0)
-    heads["nam, no log-partition penalty"] = NAMHead(base=base, compete=0.0)
+    heads["nam, no cohort score"] = NAMHead(base=base, cohort_weight=0.0)
+    heads["nam, no log-partition penalty"] = NAMHead(base=base, log_partition_penalty=0.0)
     heads["nam, no joint write"] = NAMHead(base=base, p_write=0.0)
-    heads["nam, no prototype memory"] = NAMHead(base=base, plain=0.0)
+    heads["nam, no prototype memory"] = NAMHead(base=base, prototype_weight=0.0)
     for values in itertools.product(*BASE_GRID.values()):
         settings = dict(zip(BASE_GRID, values, strict=True))
         name = ", ".join(f"{key} {value}" for key, value in settings.items())

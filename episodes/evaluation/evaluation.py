@@ -299,7 +299,7 @@ def _base_prototypes(heads: Mapping[str, Head], banks: _Banks) -> dict[str, Tens
     if banks.base is None or banks.base_queries is None:
         return None
     means, power_means = banks.base.class_means(), banks.base.class_means(power_norm=True)
-    return {name: power_means if head.rooted else means for name, head in heads.items()}
+    return {name: power_means if head.power_normalised else means for name, head in heads.items()}
 
 
 def _sampler(bank: FeatureBank, base_queries: FeatureBank | None, settings: EvaluationSettings) -> EpisodeSampler:

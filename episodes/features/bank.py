@@ -20,7 +20,7 @@ from episodes.data.class_names import Label, check_classes, nearest, select_clas
 from episodes.features.bank_files import NotABank, read_bank_file, write_bank_file
 from fewshot_nam._deprecation import renamed_parameter
 from fewshot_nam.heads.base_statistics import BaseStatistics
-from fewshot_nam.heads.power_norm import signed_root
+from fewshot_nam.heads.power_norm import power_normalise
 
 _CHUNK_ELEMENTS = 1 << 22  # numbers processed at once: all of them might not fit in memory
 _SMALLEST = 1e-12  # a row whose features are all smaller counts as zero, since it cannot be brought to length 1
@@ -160,7 +160,7 @@ class FeatureBank:
         sums = torch.zeros(self.num_classes, self.feature_dim, dtype=torch.float64)
         for start, chunk in self._chunks():
             items = chunk.cpu().double()
-            sums.index_add_(0, self.labels[start : start + len(chunk)], signed_root(items) if power_norm else items)
+            sums.index_add_(0, self.labels[start : start + len(chunk)], power_normalise(items) if power_norm else items)
         means = sums / self.counts[:, None]
         return (means * means.abs() if power_norm else means).float()
 

@@ -144,9 +144,9 @@ class GeneratorTraining:
         recipe: GeneratorRecipe,
         checkpoint: Path | None = None,
     ) -> None:
-        if len(head.rows) != base.num_classes or base_queries.classes != base.classes:
+        if len(head.base_weights) != base.num_classes or base_queries.classes != base.classes:
             raise ValueError(
-                f"GeneratorTraining: the head has weights of {len(head.rows)} classes, base has {base.num_classes}, base_queries "
+                f"GeneratorTraining: the head has weights of {len(head.base_weights)} classes, base has {base.num_classes}, base_queries "
                 f"{base_queries.num_classes}: all three must be the same classes in the same order"
             )
         if recipe.ways + recipe.other_queries > base.num_classes:
@@ -215,7 +215,7 @@ class GeneratorTraining:
         """Return the mean of every generalized measure over the validation episodes (the same ones each time)."""
         self.head.eval()
         assert self._validation.base is not None
-        rows, device = {"head": self.head.rows.detach()}, torch.device("cpu")
+        rows, device = {"head": self.head.base_weights.detach()}, torch.device("cpu")
         scorer = Scorer(self._validation.bank, {"head": self.head}, device, self._validation.base, rows)
         found: dict[str, list[Tensor]] = {}
         for batch in self._validation.batches(self.recipe.validation_episodes, _VALIDATED_AT_A_TIME):
@@ -233,7 +233,7 @@ class GeneratorTraining:
         """Return scores ``(E, Q, B + N)`` and their targets ``(E, Q)``: novel queries first, then base queries."""
         ways = episodes.classes.shape[1]
         query = torch.cat([episodes.query.flatten(1), episodes.unknown.flatten(1)], dim=1)
-        novel = len(self.head.rows) + torch.arange(ways).repeat_interleave(episodes.query.shape[2])
+        novel = len(self.head.base_weights) + torch.arange(ways).repeat_interleave(episodes.query.shape[2])
         targets = torch.cat([novel.expand(len(episodes), -1), episodes.unknown_classes], dim=1)
         scores = self.head.training_scores(
             self._features[episodes.support], self._features[query], hidden=episodes.classes
@@ -242,7 +242,7 @@ class GeneratorTraining:
 
     def _identity(self) -> dict[str, Any]:
         head = {name: getattr(self.head, name) for name in ("ingredients", "order", "gate_width")}
-        head["rows_train"] = self.head.rows.requires_grad
+        head["rows_train"] = self.head.base_weights.requires_grad
         return {"recipe": asdict(self.recipe), "head": head, "base": self.base.fingerprint}
 
     def _save(self, path: Path) -> None:

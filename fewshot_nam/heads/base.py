@@ -1,7 +1,7 @@
-"""The contract of every few-shot head: write classes, forget them, score features; one picture at a time or by episodes.
+"""The contract of every few-shot head: write classes, forget them, score features; one image at a time or by episodes.
 
 A head keeps what it was given (support features, prototypes of base classes) as buffers and derives the rest from it. So a
-class can be added or forgotten at any moment and in any order, and the head is the one that would have been built afresh.
+class can be added or forgotten at any time, and the head is the same as a new one that was given what is left.
 
 Legend: ``E`` episodes, ``N`` ways, ``K`` shots, ``Q`` queries, ``D`` features, ``n`` support features, ``B`` base classes,
 ``C = B + N`` columns of scores, base classes first.
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from fewshot_nam._deprecation import renamed_attribute
 from fewshot_nam.heads.calibration import CalibratedHead
 from fewshot_nam.heads.power_norm import Transform
 from fewshot_nam.heads.state import appended
@@ -24,7 +25,7 @@ from fewshot_nam.heads.validation import Label, as_labels, check_type, checked_v
 HeadT = TypeVar("HeadT", bound="Head")
 
 
-_MANY = 1 << 20  # numbers in a one-hot matrix, with which it is not multiplied any more
+_LARGEST_ONE_HOT = 1 << 20  # numbers in a one-hot matrix; a larger one is slower to multiply with than sums by index
 
 
 class Support(NamedTuple):
@@ -48,24 +49,24 @@ class Support(NamedTuple):
         return (self.targets.unsqueeze(-1) == columns).to(self.features.dtype)
 
     def class_means(self, features: Tensor) -> Tensor:
-        """Return ``(E, N, D)``, the mean over each written class of ``features`` ``(E, n, D)``, rows as ``self.features``."""
+        """Return ``(E, N, D)``, the mean over each written class of ``features`` ``(E, n, D)``, ordered as ``self.features``."""
         novel = self.columns - len(self.base)
         if features.shape[1] == novel:  # one shot each, in the order of the columns
             return features
-        if len(self.targets) * novel > _MANY:
+        if len(self.targets) * novel > _LARGEST_ONE_HOT:
             counts = torch.bincount(self.targets, minlength=self.columns)[len(self.base) :]
             return self.class_sums(features) / counts.to(features).unsqueeze(-1)
         members = self.one_hot()[:, len(self.base) :]
         return (members / members.sum(dim=0)).mT @ features
 
     def class_sums(self, features: Tensor) -> Tensor:
-        """Return ``(E, N, D)``, the sum over each written class of ``features`` ``(E, n, D)``, rows as ``self.features``."""
+        """Return ``(E, N, D)``, the sum over each written class of ``features`` ``(E, n, D)``, ordered as ``self.features``."""
         sums = features.new_zeros(len(features), self.columns - len(self.base), features.shape[-1])
         return sums.index_add(1, self.targets - len(self.base), features)
 
-    def with_base(self, base_rows: Tensor, rows: Tensor) -> Tensor:
-        """Return ``(E, C, D)``: ``base_rows`` ``(B, D)``, the same in every episode, above ``rows`` ``(E, N, D)``."""
-        return torch.cat([base_rows.expand(len(rows), -1, -1), rows], dim=1) if len(base_rows) else rows
+    def with_base(self, base: Tensor, novel: Tensor) -> Tensor:
+        """Return ``(E, C, D)``: ``base`` ``(B, D)``, the same in every episode, then ``novel`` ``(E, N, D)``."""
+        return torch.cat([base.expand(len(novel), -1, -1), novel], dim=1) if len(base) else novel
 
 
 class Read(NamedTuple):
@@ -157,9 +158,11 @@ class Head(CalibratedHead):
         return None
 
     @property
-    def rooted(self) -> bool:
-        """Whether features are rooted, so that base prototypes had better be power means: their roots are means of roots."""
+    def power_normalised(self) -> bool:
+        """Whether features are power-normalised, so that power means are better base prototypes than means."""
         return False
+
+    rooted = renamed_attribute("rooted", "power_normalised")
 
     # Learning and forgetting.
 
@@ -171,10 +174,19 @@ class Head(CalibratedHead):
             features: ``(n, D)``, or ``(D,)`` for one.
             labels: ``n`` ints or strings; a single one is the class of all features.
 
+        Returns:
+            The head itself.
+
         Raises:
             ValueError: NaN, infinite or zero features, another width than before, no features, not as many labels as
                 features, or a label of a base class (its prototype is fixed: forget it first).
-            TypeError: a label is neither an int nor a string.
+            TypeError: a label is neither an int nor a string, or features are not floats.
+
+        Example:
+            >>> from fewshot_nam.heads import create
+            >>> head = create("cosine").write(torch.eye(4)[:2], ["cat", "dog"])
+            >>> head.write(torch.eye(4)[2], "cow").classes
+            ['cat', 'dog', 'cow']
         """
         features = self._checked_features(features, "features")
         names = as_labels(labels, len(features))
@@ -195,7 +207,7 @@ class Head(CalibratedHead):
 
     @torch.inference_mode(False)  # a buffer made in inference mode could not be loaded into later
     def write_base(self: HeadT, prototypes: Tensor, labels: Iterable[Label] | Tensor) -> HeadT:
-        """Take over classes that are known beforehand by one prototype each, such as base classes; return the head.
+        """Add classes that are known by one prototype each, such as base classes, to the label space; return the head.
 
         Args:
             prototypes: ``(B, D)``, mean features (not of unit length, not centred).
@@ -228,6 +240,11 @@ class Head(CalibratedHead):
 
         Raises:
             ValueError: a label was never written; nothing is forgotten then.
+
+        Example:
+            >>> from fewshot_nam.heads import create
+            >>> create("cosine").write(torch.eye(4)[:2], ["cat", "dog"]).forget("cat").classes
+            ['dog']
         """
         names = set(as_labels(labels, None))
         unknown = [name for name in names if name not in self.classes]
@@ -270,13 +287,20 @@ class Head(CalibratedHead):
 
         Args:
             features: ``(n, D)``, or ``(D,)`` for one.
-            unknown: what to answer where the largest score is below ``threshold``; ``None`` never refuses.
+            unknown: the answer where the largest score is below ``threshold``; ``None`` never refuses.
 
         Returns:
             A list of ``n`` labels; for ``(D,)`` one label.
 
         Raises:
             ValueError: as calling the head, more than two dimensions, or ``unknown`` given while ``threshold`` is not set.
+
+        Example:
+            >>> from fewshot_nam.heads import create
+            >>> head = create("cosine").write(torch.eye(4)[:2], ["cat", "dog"])
+            >>> head.threshold = 0.8
+            >>> head.predict(torch.tensor([[1.0, 0.1, 0.0, 0.0], [1.0, 0.1, 2.0, 0.0]]), unknown="neither")
+            ['cat', 'neither']
         """
         check_type(features, "features")
         if features.dim() > 2:
@@ -308,7 +332,7 @@ class Head(CalibratedHead):
             support: ``(E, N, K, D)``.
             query: ``(E, Q, D)``.
             base: ``(B, D)``, prototypes of base classes that share the label space; ``None`` for none.
-            check: look for NaN, infinite and zero features; leave out only for features that were checked before.
+            check: refuse NaN, infinite and zero features; ``False`` only for features that were checked before.
 
         Raises:
             ValueError: shapes that do not fit, an empty support set, or NaN, infinite or zero features.
@@ -359,15 +383,15 @@ class Head(CalibratedHead):
         return functools.reduce(torch.promote_types, written, torch.float32)
 
     def extra_repr(self) -> str:
-        """Say how many classes are known."""
+        """Return how many classes are known."""
         return f"classes={len(self.classes)}, feature_dim={self.feature_dim}, centred={bool(self.mean.numel())}"
 
 
-def compete(scores: Tensor, share: float, temperature: float) -> Tensor:
-    """Return ``s - share * T * log sum_c exp(s_c / T)``: scores ``(..., C)`` from which classes that compete take something.
+def with_log_partition_penalty(scores: Tensor, share: float, temperature: float) -> Tensor:
+    """Return ``s - share * T * log sum_c exp(s_c / T)`` for scores ``s`` ``(..., C)``.
 
-    The same number is taken off all classes of a query, so their order and their softmax stay as they are. Share 0 leaves
-    the scores, share 1 makes them log-probabilities times the temperature ``T``.
+    The same number is subtracted for all classes of a query, so their order and their softmax do not change. Share 0 leaves
+    the scores as they are, share 1 makes them log-probabilities times the temperature ``T``.
     """
     if not share:
         return scores

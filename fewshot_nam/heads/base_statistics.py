@@ -1,7 +1,7 @@
 """What a head may know of base classes: ``BaseStatistics``, the classes' mean features and what they have in common.
 
 Base classes are classes with many images, such as those that the backbone was trained on. They serve a head in two ways: their
-mean is subtracted from features, and their prototypes are the cohort of score normalisation (``fewshot_nam.heads.base_classes``).
+mean is subtracted from features, and their prototypes are the cohort of score normalisation (``fewshot_nam.heads.score_norm``).
 
 Legend: ``B`` base classes, ``D`` features, ``n`` images.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fewshot_nam._deprecation import warn_renamed
-from fewshot_nam.heads.power_norm import signed_root
+from fewshot_nam.heads.power_norm import power_normalise
 from fewshot_nam.heads.validation import as_labels, checked_vectors
 
 _CHUNK_ELEMENTS = 1 << 22  # numbers converted to float64 at a time
@@ -114,7 +114,7 @@ class BaseStatistics:
         for some, its in zip(torch.split(features.detach(), rows), torch.split(targets, rows), strict=True):
             exact = some.cpu().double()
             sums[0].index_add_(0, its, exact)
-            sums[1].index_add_(0, its, signed_root(exact))
+            sums[1].index_add_(0, its, power_normalise(exact))
         counts = torch.bincount(targets)
         means, roots = sums / counts.unsqueeze(-1)
         base = cls(

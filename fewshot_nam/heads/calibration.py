@@ -162,7 +162,7 @@ class CalibratedHead(HeadState):
             >>> head = create("cosine").write(torch.eye(8)[:2], ["cat", "dog"])
             >>> found = head.calibrate(torch.rand(99, 8, generator=generator), target_fpr=0.05)
             >>> found.unknowns, found.bound, round(found.bound_95, 3)
-            (99, 0.05, 0.089)
+            (99, 0.05, 0.09)
             >>> head.predict(torch.ones(8), unknown="something else")
             'something else'
         """

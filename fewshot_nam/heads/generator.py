@@ -1,50 +1,52 @@
-"""A learned classifier of base and novel classes: base rows that are trained, and a trained way to make novel rows.
+"""A trained classifier of base and novel classes: it trains the weights of base classes, and how those of novel classes are made.
 
 Sources: Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (2018), for the cosine classifier, the
-averaging and the attention over base rows; Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422) for the gates. With ``f_n``
-the unit support features of a class, ``*`` elementwise and learned vectors ``a`` and ``b`` (both 1 at first)::
+averaging and the attention over base classes; Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422) for the gates. With
+``f_n`` the unit support features of a class, ``w_c`` the weights of base class ``c``, ``*`` elementwise and learned vectors ``a``
+and ``b`` (both 1 at first)::
 
-    novel row = a * mean_n p_w(f_n) f_n + b * mean_n Att(f_n)      Att(f) = sum_c softmax_c(g cos(Q f, key_c)) row_c / |row_c|
-    base rows = WR(base rows / their lengths, f_n, 0, 0, p_e(f_n)) for every n
-    score     = s cos(feature, row)
+    novel weights = a * mean_n p_w(f_n) f_n + b * mean_n Att(f_n)      Att(f) = sum_c softmax_c(g cos(Q f, key_c)) w_c / |w_c|
+    base weights  = WR(w_c / |w_c|, f_n, 0, 0, p_e(f_n)) for every n
+    score         = s cos(feature, weights)
 
 Every ingredient can be left out; ``episodes.training.generators`` trains the rest.
 
 Departures from the authors' few-shot code: write and erase gate are two networks (theirs computes both with one), each episode
-erases base rows for itself (theirs averages over a batch of episodes), the gated features of a class are averaged and not summed
-(so that 1 and 5 shots weigh alike against attention), ``a`` is there with and without attention, and there is no bias (one number
-added to all scores changes none of the answers).
+erases base weights for itself (theirs averages over a batch of episodes), the gated features of a class are averaged and not summed
+(so that 1 and 5 shots count alike against attention), ``a`` is used with and without attention, and there is no bias (one number
+added to all scores changes no answer).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from fewshot_nam._deprecation import renamed_attribute, renamed_parameter
 from fewshot_nam.heads.base import Head, Support
 from fewshot_nam.heads.validation import checked_vectors
 from fewshot_nam.memory.primitives import unit
 
 Ingredient = Literal["attention", "write", "erase"]
 Order = Literal["sequential", "parallel"]
-_SMALLEST_SQUARE = 1e-6  # of a base row's length after erasing: what is left of a shorter one is rounding
+_SMALLEST_SQUARE = 1e-6  # of the length of base weights after erasing: shorter ones are only rounding errors
 
 
-class Rows(NamedTuple):
-    """Rows of base and novel classes.
+class ClassWeights(NamedTuple):
+    """Weights of base and novel classes.
 
-    Base rows after erasing are ``(base + updates^T keys) * lengths``, never written out: that would take ``(E, B, D)``.
+    Base weights after erasing are ``(base + updates^T keys) * lengths``. They are never formed, which would take ``(E, B, D)``.
 
     Attributes:
         base: ``(B, D)``, of length 1.
         novel: ``(E, N, D)``, of length 1.
         keys: ``(E, n, D)``, unit support features; ``None`` where nothing is erased, as the two below.
-        updates: ``(E, n, B)``, what each of them adds to each base row.
-        lengths: ``(E, B)``, one over the length of each base row after that.
+        updates: ``(E, n, B)``, what each key adds to the weights of each base class.
+        lengths: ``(E, B)``, one over the length of the weights of each base class after that.
     """
 
     base: Tensor
@@ -59,7 +61,7 @@ class Gate(nn.Module):
 
     Args:
         features: ``D``.
-        width: of the layer between; the paper's is ``D``.
+        width: of the hidden layer; the paper's is ``D``.
     """
 
     def __init__(self, features: int, width: int) -> None:
@@ -71,63 +73,70 @@ class Gate(nn.Module):
         return torch.sigmoid(self.layers(features)).squeeze(-1)
 
 
-class Recall(nn.Module):
-    """Attention over base classes: what a feature makes of the rows of classes that are like it.
+class BaseAttention(nn.Module):
+    """Attention of features over base classes: the mean of the weights of base classes that are like a feature.
 
     Args:
-        rows: ``B``, how many base classes.
+        classes: ``B``, how many base classes.
         features: ``D``.
     """
 
-    def __init__(self, rows: int, features: int) -> None:
+    def __init__(self, classes: int, features: int) -> None:
         super().__init__()
-        self.ask = nn.Linear(features, features)
+        self.query = nn.Linear(features, features)
         with torch.no_grad():
-            self.ask.weight.copy_(torch.eye(features) + 0.001 * torch.randn(features, features))
-            self.ask.bias.zero_()
-        self.keys = nn.Parameter(torch.randn(rows, features) * math.sqrt(2 / features))
+            self.query.weight.copy_(torch.eye(features) + 0.001 * torch.randn(features, features))
+            self.query.bias.zero_()
+        self.keys = nn.Parameter(torch.randn(classes, features) * math.sqrt(2 / features))
         self.sharpness = nn.Parameter(torch.tensor(10.0))
 
-    def forward(self, features: Tensor, rows: Tensor, hidden: Tensor | None) -> Tensor:
-        """Return ``(E, n, D)`` for features ``(E, n, D)`` over rows ``(B, D)``, blind to those in ``hidden`` ``(E, B)`` bool."""
-        likeness = self.sharpness * (unit(self.ask(features)) @ unit(self.keys).mT)
+    def forward(self, features: Tensor, weights: Tensor, hidden: Tensor | None) -> Tensor:
+        """Return ``(E, n, D)`` for features ``(E, n, D)`` over class weights ``(B, D)``, without those in ``hidden`` ``(E, B)``."""
+        scores = self.sharpness * (unit(self.query(features)) @ unit(self.keys).mT)
         if hidden is not None:
-            likeness = likeness.masked_fill(hidden.unsqueeze(1), -math.inf)
-        return likeness.softmax(dim=-1) @ unit(rows)
+            scores = scores.masked_fill(hidden.unsqueeze(1), -math.inf)
+        return scores.softmax(dim=-1) @ unit(weights)
 
 
 class GeneratorHead(Head):
-    """A cosine classifier over trained base rows and rows generated for novel classes.
+    """A cosine classifier over trained weights of base classes and generated weights of novel classes.
 
-    ``head.write_base(head.rows.detach(), names)`` makes the trained rows classes that it answers with; attention reads ``rows``
-    whether they are or not. Train it with ``episodes.training.generators``: untrained and without ingredients it is a cosine
-    classifier.
+    ``head.write_base(head.base_weights.detach(), names)`` adds the base classes to the label space; attention reads
+    ``base_weights`` in either case. Train it with ``episodes.training.generators``: untrained and without ingredients it is
+    a cosine classifier.
 
     Args:
-        rows: ``(B, D)``, one for each base class, say the class means; trained further.
-        ingredients: which of ``"attention"`` (over base rows), ``"write"`` and ``"erase"`` (the gates of a NAM) it has. None of
-            them is feature averaging, the first Gidaris and Komodakis' classifier, the last two the paper's NAM.
-        order: how several features erase. ``"sequential"``: one after another, the literal ``WR``. ``"parallel"``, as in the
-            authors' code: each from the rows as they were, so that ``k`` features that are alike erase ``k`` times.
-        gate_width: of the layer inside each gate, at least 1. The paper's is ``D``.
+        base_weights: ``(B, D)``, one row for each base class, such as the class means; they are trained further.
+        ingredients: which of ``"attention"`` (over base classes), ``"write"`` and ``"erase"`` (the gates of a NAM) it has. None
+            of them is feature averaging, the first Gidaris and Komodakis' classifier, the last two the paper's NAM.
+        order: how several features erase. ``"sequential"``: one after another, the paper's ``WR``. ``"parallel"``, as in the
+            authors' code: each from the earlier weights, so that ``k`` features that are alike erase ``k`` times.
+        gate_width: of the hidden layer of each gate, at least 1. The paper's is ``D``.
 
     Raises:
-        ValueError: rows that are not ``(B, D)`` or NaN, infinite or zero, an unknown ingredient or order, or no width.
+        ValueError: base weights that are not ``(B, D)`` or NaN, infinite or zero, an unknown ingredient or order, or no width.
 
     Shapes are those of ``fewshot_nam.heads.base``. Initial weights come from torch's generator: ``torch.manual_seed``.
+
+    Example:
+        >>> head = GeneratorHead(torch.eye(4)[:2], ingredients=()).write(torch.eye(4)[2:], ["cat", "dog"])
+        >>> head.predict(torch.tensor([0.0, 0.0, 0.1, 1.0]))
+        'dog'
     """
 
+    @renamed_parameter("rows", "base_weights")
     def __init__(
         self,
-        rows: Tensor,
+        base_weights: Tensor,
         ingredients: Sequence[Ingredient] = ("write", "erase"),
         *,
         order: Order = "sequential",
         gate_width: int = 64,
     ) -> None:
         super().__init__()
-        if checked_vectors(rows, "rows").dim() != 2 or not len(rows):
-            raise ValueError(f"GeneratorHead: rows must be (B, D) with B at least 1, got shape {tuple(rows.shape)}")
+        if checked_vectors(base_weights, "base_weights").dim() != 2 or not len(base_weights):
+            shape = tuple(base_weights.shape)
+            raise ValueError(f"GeneratorHead: base_weights must be (B, D) with B at least 1, got shape {shape}")
         known = get_args(Ingredient)
         for name in ingredients:
             if name not in known:
@@ -136,72 +145,74 @@ class GeneratorHead(Head):
             raise ValueError(f"GeneratorHead: order must be one of {', '.join(get_args(Order))}, got {order!r}")
         if gate_width < 1:
             raise ValueError(f"GeneratorHead: gate_width must be at least 1, got {gate_width}")
-        count, width = rows.shape
+        count, width = base_weights.shape
         self.ingredients = tuple(name for name in known if name in ingredients)
         self.order, self.gate_width = order, gate_width
-        self.rows = nn.Parameter(rows.detach().float().clone())
+        self.base_weights = nn.Parameter(base_weights.detach().float().clone())
         self.scale = nn.Parameter(torch.tensor(10.0))
-        self.average = nn.Parameter(torch.ones(width))
+        self.mean_scale = nn.Parameter(torch.ones(width))
         has = self.ingredients.__contains__
-        self.recall = Recall(count, width) if has("attention") else None
-        self.recalled = nn.Parameter(torch.ones(width)) if has("attention") else None
+        self.attention = BaseAttention(count, width) if has("attention") else None
+        self.attention_scale = nn.Parameter(torch.ones(width)) if has("attention") else None
         self.write_gate = Gate(width, gate_width) if has("write") else None
         self.erase_gate = Gate(width, gate_width) if has("erase") else None
+
+    rows = renamed_attribute("rows", "base_weights")
 
     @property
     def feature_dim(self) -> int:
         """Width of the features."""
-        return self.rows.shape[-1]
+        return self.base_weights.shape[-1]
 
     def _fixed_width(self) -> int:
-        return self.rows.shape[-1]
+        return self.base_weights.shape[-1]
 
     def _centred(self, features: Tensor) -> Tensor:
-        return features.to(self.rows.dtype)  # there is no mean; all is reckoned with in the dtype of the weights
+        return features.to(self.base_weights.dtype)  # there is no mean; the dtype of the weights is used throughout
 
     def training_scores(self, support: Tensor, query: Tensor, hidden: Tensor) -> Tensor:
-        """Return the scores of episodes whose novel classes are base classes in disguise.
+        """Return the scores of episodes in which base classes take the part of novel ones.
 
         Args:
-            support: ``(E, N, K, D)``, of base classes that play novel ones.
+            support: ``(E, N, K, D)``, of base classes that take the part of novel ones.
             query: ``(E, Q, D)``.
-            hidden: ``(E, N)`` long, which rows those are: neither attention nor any score sees them.
+            hidden: ``(E, N)`` long, which base classes those are: attention and scores leave their base weights out.
 
         Returns:
-            ``(E, Q, B + N)``; the columns of hidden rows are ``-inf``.
+            ``(E, Q, B + N)``; the columns of hidden base classes are ``-inf``.
         """
         episodes, ways, shots, width = support.shape
-        base = len(self.rows)
+        base = len(self.base_weights)
         targets = base + torch.arange(ways, device=support.device).repeat_interleave(shots)
         features = support.reshape(episodes, ways * shots, width)
         unseen = torch.zeros(episodes, base, dtype=torch.bool, device=support.device).scatter_(1, hidden, True)
-        rows = self._generated(Support(features, targets, self.rows, base + ways), unseen)
-        silent = torch.cat([unseen, unseen.new_zeros(episodes, ways)], dim=1)
-        return self._score(rows, query).masked_fill(silent.unsqueeze(1), -math.inf)
+        weights = self._generated(Support(features, targets, self.base_weights, base + ways), unseen)
+        left_out = torch.cat([unseen, unseen.new_zeros(episodes, ways)], dim=1)
+        return self._score(weights, query).masked_fill(left_out.unsqueeze(1), -math.inf)
 
-    def _learn(self, support: Support) -> Rows:
+    def _learn(self, support: Support) -> ClassWeights:
         return self._generated(support, None)
 
-    def _generated(self, support: Support, hidden: Tensor | None) -> Rows:
-        """Return base and novel rows; attention is blind to ``hidden`` ``(E, B)`` bool."""
+    def _generated(self, support: Support, hidden: Tensor | None) -> ClassWeights:
+        """Return the weights of base and novel classes; attention leaves out ``hidden`` ``(E, B)`` bool."""
         keys, base = unit(support.features), unit(support.base)
         written = keys if self.write_gate is None else self.write_gate(keys).unsqueeze(-1) * keys
-        novel = self.average * support.class_means(written)
-        if self.recall is not None and self.recalled is not None:
-            novel = novel + self.recalled * support.class_means(self.recall(keys, self.rows, hidden))
+        novel = self.mean_scale * support.class_means(written)
+        if self.attention is not None and self.attention_scale is not None:
+            novel = novel + self.attention_scale * support.class_means(self.attention(keys, self.base_weights, hidden))
         if self.erase_gate is None or not len(base):
-            return Rows(base, unit(novel))
+            return ClassWeights(base, unit(novel))
         p_erase, shared = self.erase_gate(keys).unsqueeze(-1), keys @ base.mT
         products = keys @ keys.mT
         updates = -p_erase * shared
         if self.order == "sequential":
-            # As in write_sequence: what a key erases, the keys before it have changed.
+            # As in write_sequence: the keys before a key have changed what it erases.
             earlier = p_erase * products.tril(diagonal=-1)
             updates = torch.linalg.solve_triangular(earlier, updates, upper=False, unitriangular=True)
         squares = 1 + (updates * (2 * shared + products @ updates)).sum(dim=1)
-        return Rows(base, unit(novel), keys, updates, squares.clamp_min(_SMALLEST_SQUARE).rsqrt())
+        return ClassWeights(base, unit(novel), keys, updates, squares.clamp_min(_SMALLEST_SQUARE).rsqrt())
 
-    def _score(self, learned: Rows, query: Tensor) -> Tensor:
+    def _score(self, learned: ClassWeights, query: Tensor) -> Tensor:
         """Return scaled cosines ``(E, Q, C)``."""
         directions = unit(query)
         scores = directions @ learned.novel.mT
@@ -213,8 +224,22 @@ class GeneratorHead(Head):
         return self.scale * scores
 
     def extra_repr(self) -> str:
-        """Say what it is made of."""
-        made = (
-            f"ingredients={self.ingredients}, order={self.order}, gate_width={self.gate_width}, rows={len(self.rows)}"
-        )
-        return f"{made}, {super().extra_repr()}"
+        """Return the ingredients."""
+        made = f"ingredients={self.ingredients}, order={self.order}, gate_width={self.gate_width}"
+        return f"{made}, base_weights={len(self.base_weights)}, {super().extra_repr()}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for old, new in _OLD_KEYS.items():
+            for key in [key for key in state_dict if key.removeprefix(prefix).startswith(old)]:
+                state_dict[prefix + new + key.removeprefix(prefix + old)] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+# How the first files of version 0.1 name the parameters.
+_OLD_KEYS = {
+    "rows": "base_weights",
+    "average": "mean_scale",
+    "recalled": "attention_scale",
+    "recall.ask.": "attention.query.",
+    "recall.": "attention.",
+}

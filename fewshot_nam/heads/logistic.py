@@ -20,7 +20,7 @@ from fewshot_nam.memory.primitives import unit
 class LogisticHead(Head):
     """Scores are the logits of scikit-learn's multinomial ``LogisticRegression``; two classes share the logit as ``-l/2, l/2``.
 
-    Every episode is a fit of its own on the CPU, a few milliseconds each: the one head that loops over episodes. A base class
+    Every episode is a separate fit on the CPU and takes a few milliseconds: this head loops over episodes. A base class
     takes part with its prototype as one feature.
 
     Args:
@@ -29,6 +29,10 @@ class LogisticHead(Head):
 
     Raises:
         ValueError: ``inverse_penalty`` is not above 0; when scoring, fewer than two classes.
+
+    Example:
+        >>> LogisticHead().write(torch.eye(2), ["cat", "dog"]).predict(torch.tensor([1.0, 3.0]))
+        'dog'
     """
 
     @accepts_old_base_words
@@ -44,12 +48,14 @@ class LogisticHead(Head):
 
         if support.columns < 2:
             raise ValueError("LogisticHead needs at least two classes to tell apart")
-        rows = support.with_base(unit(support.base), unit(support.features))
-        targets = torch.cat([torch.arange(len(support.base), device=rows.device), support.targets]).cpu().numpy()
+        all_features = support.with_base(unit(support.base), unit(support.features))
+        targets = (
+            torch.cat([torch.arange(len(support.base), device=all_features.device), support.targets]).cpu().numpy()
+        )
         weights, intercepts = [], []
-        for features in rows.detach().cpu().numpy():
+        for features in all_features.detach().cpu().numpy():
             model = LogisticRegression(C=self.inverse_penalty, max_iter=1000)
-            with warnings.catch_warnings():  # a feature a class is not unusual here
+            with warnings.catch_warnings():  # one feature a class is usual here
                 warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
                 model.fit(features, targets)
             coefficients, offsets = model.coef_, model.intercept_
@@ -58,7 +64,9 @@ class LogisticHead(Head):
                 offsets = np.concatenate([-offsets, offsets]) / 2
             weights.append(coefficients)
             intercepts.append(offsets)
-        return torch.from_numpy(np.stack(weights)).to(rows), torch.from_numpy(np.stack(intercepts)).to(rows)
+        return torch.from_numpy(np.stack(weights)).to(all_features), torch.from_numpy(np.stack(intercepts)).to(
+            all_features
+        )
 
     def _score(self, learned: tuple[Tensor, Tensor], query: Tensor) -> Tensor:
         """Return logits ``(E, Q, C)``."""
@@ -66,5 +74,5 @@ class LogisticHead(Head):
         return unit(query) @ weights.mT + intercepts.unsqueeze(-2)
 
     def extra_repr(self) -> str:
-        """Say how strong the penalty is."""
+        """Return how strong the penalty is."""
         return f"inverse_penalty={self.inverse_penalty}, {super().extra_repr()}"

@@ -25,7 +25,7 @@ class MahalanobisHead(Head):
     """Scores ``-(x - m)^T A^-1 (x - m)`` over unit features, with ``m`` the class mean and ``A = I + S / ridge``.
 
     With one shot of every class ``S`` is 0 and this is the Euclidean distance between unit features, cosine's ranking. A base
-    class has its prototype for a mean, and tells nothing about ``S``.
+    class has its prototype for a mean, and takes no part in ``S``.
 
     Args:
         covariance: ``"pooled"``: ``S`` is the scatter of all support about its class means, divided by ``n - N``.
@@ -36,6 +36,10 @@ class MahalanobisHead(Head):
 
     Raises:
         ValueError: an unknown covariance, or a ridge that is not above 0.
+
+    Example:
+        >>> MahalanobisHead().write(torch.eye(2), ["cat", "dog"]).predict(torch.tensor([1.0, 3.0]))
+        'dog'
     """
 
     @accepts_old_base_words
@@ -52,17 +56,17 @@ class MahalanobisHead(Head):
 
     def _learn(self, support: Support) -> tuple[Tensor, Tensor]:
         """Return means ``(E, C, D)``, and ``P`` ``(E, n, D)`` with ``A^-1 = I - P^T P``, or precisions ``(E, C, D)``."""
-        rows = unit(support.features)
-        written = support.class_means(rows)
+        features = unit(support.features)
+        written = support.class_means(features)
         means = support.with_base(unit(support.base), written)
-        apart = rows - support.one_hot()[:, len(support.base) :] @ written
+        apart = features - support.one_hot()[:, len(support.base) :] @ written
         if self.covariance == "diagonal":
             variances = support.class_means(apart.square())
             return means, 1 / (1 + support.with_base(torch.zeros_like(support.base), variances) / self.ridge)
-        freedom = max(rows.shape[1] - written.shape[1], 1)  # no freedom, no scatter: one shot each
+        freedom = max(features.shape[1] - written.shape[1], 1)  # no freedom, no scatter: one shot each
         apart = apart / math.sqrt(self.ridge * freedom)
-        # Woodbury's identity: the support has few rows, so this is n x n where A is D x D.
-        inner = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device) + apart @ apart.mT
+        # Woodbury's identity: the support has few features, so this is n x n where A is D x D.
+        inner = torch.eye(features.shape[1], dtype=features.dtype, device=features.device) + apart @ apart.mT
         return means, torch.linalg.solve_triangular(torch.linalg.cholesky(inner), apart, upper=False)
 
     def _score(self, learned: tuple[Tensor, Tensor], query: Tensor) -> Tensor:
@@ -75,7 +79,7 @@ class MahalanobisHead(Head):
         return _distances(query @ other.mT, means @ other.mT) - _distances(query, means)
 
     def extra_repr(self) -> str:
-        """Say which covariance it is and how far it is shrunk."""
+        """Return which covariance it is and how far it is shrunk."""
         return f"covariance={self.covariance}, ridge={self.ridge}, {super().extra_repr()}"
 
 

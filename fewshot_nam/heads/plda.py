@@ -5,9 +5,9 @@ Sources: Ioffe, "Probabilistic Linear Discriminant Analysis" (2006; the two-cova
 that are known exactly, this is minus half of it, plus a constant); Friedman, "Regularized Discriminant Analysis" (1989; a
 covariance shrunk towards a multiple of the identity).
 
-The model: a class has a mean ``m ~ N(m0, B)``, its pictures are ``x ~ N(m, W)``. ``m0`` and ``B`` are mean and shrunk covariance of
-the background prototypes. Those tell nothing about ``W``, and adding the scatter of few shots to it cost more than it gained on
-validation classes, so ``W`` is isotropic.
+The model: a class has a mean ``m ~ N(m0, B)``, its images are ``x ~ N(m, W)``. ``m0`` and ``B`` are mean and shrunk covariance of
+the base prototypes. These say nothing about ``W``. To add the scatter of few shots to it cost more than it gained on validation
+classes, so ``W`` is isotropic.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import math
 import torch
 from torch import Tensor
 
+from fewshot_nam._deprecation import renamed_attribute, renamed_parameter
 from fewshot_nam.heads.base import Head, Support
 from fewshot_nam.heads.base_statistics import BaseStatistics, accepts_old_base_words
-from fewshot_nam.heads.power_norm import signed_root
+from fewshot_nam.heads.power_norm import power_normalise
 from fewshot_nam.memory.primitives import unit
 
 
@@ -30,9 +31,9 @@ class PLDAHead(Head):
 
     Args:
         base: power means of at least two classes that are in no episode.
-        within: variance of a picture about its class mean, ``W``, as a multiple of the mean eigenvalue of ``B``; above 0.
+        within: variance of an image about its class mean, ``W``, as a multiple of the mean eigenvalue of ``B``; above 0.
         shrinkage: share of ``B`` that is replaced by the identity times its mean eigenvalue, above 0 and at most 1.
-        root: take the signed square root of every feature before anything else.
+        power_norm: power-normalise every feature before anything else (the signed square root).
 
     Raises:
         ValueError: fewer than two base classes, or base classes that are all alike, a number outside its range.
@@ -42,6 +43,7 @@ class PLDAHead(Head):
     axes: Tensor
     between: Tensor
 
+    @renamed_parameter("root", "power_norm")
     @accepts_old_base_words
     def __init__(
         self,
@@ -49,7 +51,7 @@ class PLDAHead(Head):
         *,
         within: float = 1.0,
         shrinkage: float = 0.3,
-        root: bool = True,
+        power_norm: bool = True,
     ) -> None:
         super().__init__()
         if not 0 < within < math.inf:
@@ -59,20 +61,22 @@ class PLDAHead(Head):
         if base is None or len(base) < 2:
             known = 0 if base is None else len(base)
             raise ValueError(f"PLDAHead: needs base, the statistics of at least 2 base classes, got {known}")
-        self.within, self.shrinkage, self.root = within, shrinkage, root
-        rows = self._directions(base.power_means)
-        centre = rows.mean(dim=0)
-        # In float64: a direction that the background does not have must not become a tiny one that it has.
-        _, lengths, axes = torch.linalg.svd((rows - centre).double(), full_matrices=False)
-        variances = lengths.square() / (len(rows) - 1)
-        average = float(variances.sum()) / rows.shape[1]
+        self.within, self.shrinkage, self.power_norm = within, shrinkage, power_norm
+        directions = self._directions(base.power_means)
+        centre = directions.mean(dim=0)
+        # In float64: rounding must not give base classes a small variance in a direction in which they have none.
+        _, lengths, axes = torch.linalg.svd((directions - centre).double(), full_matrices=False)
+        variances = lengths.square() / (len(directions) - 1)
+        average = float(variances.sum()) / directions.shape[1]
         if average <= 1e-12:
             raise ValueError("base: its classes all have the same direction, so nothing tells classes apart")
         shared = variances.new_tensor([shrinkage * average])
         self.register_buffer("centre", centre)
-        self.register_buffer("axes", axes.to(rows).contiguous())
+        self.register_buffer("axes", axes.to(directions).contiguous())
         # The last is the variance in every direction off the axes.
-        self.register_buffer("between", torch.cat([variances * (1 - shrinkage) + shared, shared]).to(rows))
+        self.register_buffer("between", torch.cat([variances * (1 - shrinkage) + shared, shared]).to(directions))
+
+    root = renamed_attribute("root", "power_norm")
 
     @property
     def feature_dim(self) -> int:
@@ -80,10 +84,10 @@ class PLDAHead(Head):
         return len(self.centre)
 
     def _directions(self, features: Tensor) -> Tensor:
-        return unit(signed_root(features) if self.root else features)
+        return unit(power_normalise(features) if self.power_norm else features)
 
-    def _placed(self, features: Tensor) -> Tensor:
-        """Return what the model is about: directions of features ``(..., D)``, relative to the centre."""
+    def _coordinates(self, features: Tensor) -> Tensor:
+        """Return the model's coordinates: directions of features ``(..., D)``, relative to the centre."""
         if features.shape[-1] != self.feature_dim:
             raise ValueError(
                 f"features must have width {self.feature_dim} as the base classes, got {features.shape[-1]}"
@@ -92,7 +96,9 @@ class PLDAHead(Head):
 
     def _learn(self, support: Support) -> tuple[Tensor, Tensor, Tensor]:
         """Return what the log-ratio is made of: linear ``(E, C, D)``, constant ``(E, C)`` and square ``(C, r + 1)`` parts."""
-        means = support.with_base(self._placed(support.base), support.class_means(self._placed(support.features)))
+        means = support.with_base(
+            self._coordinates(support.base), support.class_means(self._coordinates(support.features))
+        )
         shots = support.one_hot().sum(dim=0).unsqueeze(-1)
         shots[: len(support.base)] = torch.inf
         axes, between = self.axes.to(means), self.between.to(means)
@@ -110,16 +116,16 @@ class PLDAHead(Head):
     def _score(self, learned: tuple[Tensor, Tensor, Tensor], query: Tensor) -> Tensor:
         """Return log-ratios ``(E, Q, C)``, in nats a dimension."""
         linear, constant, square = learned
-        query = self._placed(query)
+        query = self._coordinates(query)
         ratios = query @ linear.mT + constant.unsqueeze(-2) + self._squares(query) @ square.mT
         return ratios / self.feature_dim
 
-    def _squares(self, placed: Tensor) -> Tensor:
+    def _squares(self, coordinates: Tensor) -> Tensor:
         """Return the squared coordinates of ``(..., D)`` along the axes, and their sum off the axes, ``(..., r + 1)``."""
-        along = (placed @ self.axes.to(placed).mT).square()
-        total = placed.square().sum(dim=-1, keepdim=True)
+        along = (coordinates @ self.axes.to(coordinates).mT).square()
+        total = coordinates.square().sum(dim=-1, keepdim=True)
         return torch.cat([along, total - along.sum(dim=-1, keepdim=True)], dim=-1)
 
     def extra_repr(self) -> str:
-        """Say how the model is set."""
-        return f"within={self.within}, shrinkage={self.shrinkage}, root={self.root}, {super().extra_repr()}"
+        """Return the settings."""
+        return f"within={self.within}, shrinkage={self.shrinkage}, power_norm={self.power_norm}, {super().extra_repr()}"

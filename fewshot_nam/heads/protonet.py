@@ -11,7 +11,16 @@ from fewshot_nam.heads.base import Head, Support
 
 
 class ProtoNetHead(Head, gather_free=True):
-    """Scores ``-|x - prototype|^2``, a prototype being the mean of its class's features, whose lengths count."""
+    """Scores ``-|x - prototype|^2``, a prototype being the mean of its class's features. Lengths matter.
+
+    Args:
+        base: its mean is subtracted from every feature first; ``None`` subtracts nothing.
+
+    Example:
+        >>> import torch
+        >>> ProtoNetHead().write(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), ["cat", "dog"])(torch.tensor([1.0, 2.0]))
+        tensor([-4., -2.])
+    """
 
     def _learn(self, support: Support) -> Tensor:
         """Return the prototypes ``(E, C, D)``."""

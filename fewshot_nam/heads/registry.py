@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fewshot_nam._deprecation import warn_renamed
 from fewshot_nam.heads.base import Head
-from fewshot_nam.heads.base_classes import NEAREST
 from fewshot_nam.heads.base_statistics import BaseStatistics, base_from_old_words
 from fewshot_nam.heads.cosine import CosineHead
 from fewshot_nam.heads.logistic import LogisticHead
@@ -25,6 +24,7 @@ from fewshot_nam.heads.nearest import NearestHead
 from fewshot_nam.heads.plda import PLDAHead
 from fewshot_nam.heads.protonet import ProtoNetHead
 from fewshot_nam.heads.ridge import RidgeHead
+from fewshot_nam.heads.score_norm import COHORT_SIZE
 
 Needs = Literal["nothing", "mean", "prototypes"]
 
@@ -182,7 +182,7 @@ for _entry in (
         "Neural Attention Memory: a joint write and a prototype memory; uses base classes where known",
         {"mode": "block"},
         uses_base=True,
-        least_base=NEAREST,
+        least_base=COHORT_SIZE,
         exports=True,
     ),
     HeadSpec(
@@ -208,12 +208,12 @@ for _entry in (
         uses_base=True,
         exports=True,
     ),
-    HeadSpec("cosine-root", CosineHead, "cosine of power-normalised features", {"root": True}, exports=True),
+    HeadSpec("cosine-root", CosineHead, "cosine of power-normalised features", {"power_norm": True}, exports=True),
     HeadSpec(
         "cosine-root-centred",
         CosineHead,
         "cosine of power-normalised features, centred by their mean over base classes",
-        {"root": True},
+        {"power_norm": True},
         needs="prototypes",
         uses_base=True,
         exports=True,
@@ -222,7 +222,7 @@ for _entry in (
         "cosine-msp",
         CosineHead,
         "cosine, accepted by its largest softmax probability",
-        {"compete": 1.0, "temperature": 1.0},
+        {"log_partition_penalty": 1.0, "temperature": 1.0},
         exports=True,
     ),
     HeadSpec("protonet", ProtoNetHead, "Euclidean distance to the class prototypes"),

@@ -1,7 +1,8 @@
 """Ridge regression onto one-hot classes, in closed form.
 
 Sources: Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (2019), equations 4 to 6; the intercept is
-that of scikit-learn's ``Ridge``, which this equals. A block-mode NAM written into an empty memory is the same without it.
+that of scikit-learn's ``Ridge``, which gives the same scores. A block-mode NAM that is written into an
+empty memory is this without intercept.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ class RidgeHead(Head):
 
     Raises:
         ValueError: the ridge is not above 0.
+
+    Example:
+        >>> RidgeHead(0.1).write(torch.eye(2), ["cat", "dog"]).predict(torch.tensor([1.0, 3.0]))
+        'dog'
     """
 
     @accepts_old_base_words
@@ -38,14 +43,14 @@ class RidgeHead(Head):
 
     def _learn(self, support: Support) -> tuple[Tensor, Tensor]:
         """Return weights ``(E, C, D)`` and intercepts ``(E, C)``."""
-        rows = support.with_base(unit(support.base), unit(support.features))
-        values = torch.eye(support.columns, dtype=rows.dtype, device=rows.device)
+        features = support.with_base(unit(support.base), unit(support.features))
+        values = torch.eye(support.columns, dtype=features.dtype, device=features.device)
         values = torch.cat([values[: len(support.base)], support.one_hot()])
-        middle, share = rows.mean(dim=1, keepdim=True), values.mean(dim=0)
-        empty = rows.new_zeros(len(rows), support.columns, rows.shape[-1])
-        targets = (values - share).expand(len(rows), -1, -1)
-        weights = write_block(empty, rows - middle, targets, ridge=self.ridge)
-        return weights, share - (middle @ weights.mT).squeeze(1)
+        mean, share = features.mean(dim=1, keepdim=True), values.mean(dim=0)
+        empty = features.new_zeros(len(features), support.columns, features.shape[-1])
+        targets = (values - share).expand(len(features), -1, -1)
+        weights = write_block(empty, features - mean, targets, ridge=self.ridge)
+        return weights, share - (mean @ weights.mT).squeeze(1)
 
     def _score(self, learned: tuple[Tensor, Tensor], query: Tensor) -> Tensor:
         """Return regressed class indicators ``(E, Q, C)``."""
@@ -53,5 +58,5 @@ class RidgeHead(Head):
         return unit(query) @ weights.mT + intercepts.unsqueeze(-2)
 
     def extra_repr(self) -> str:
-        """Say how strong the penalty is."""
+        """Return how strong the penalty is."""
         return f"ridge={self.ridge}, {super().extra_repr()}"

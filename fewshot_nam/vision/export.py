@@ -28,16 +28,16 @@ from torch import Tensor, nn
 
 import fewshot_nam
 from fewshot_nam.heads import CosineHead, Head, NAMHead
-from fewshot_nam.heads.base_classes import Ground
 from fewshot_nam.heads.nam.head import Learned
 from fewshot_nam.heads.registry import exportable, specs
+from fewshot_nam.heads.score_norm import Cohort
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.vision.digests import tensors_digest, weights_digest
 from fewshot_nam.vision.layers import LayerFeatures, find_layer
 from fewshot_nam.vision.libraries.common import LibraryNotInstalled
 from fewshot_nam.vision.model import NAMModel
 from fewshot_nam.vision.rgb import without_addresses
-from fewshot_nam.vision.saving import settings
+from fewshot_nam.vision.saving import current_settings, settings
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -51,8 +51,9 @@ def memory_of(model: NAMModel) -> dict[str, Tensor]:
     """Return what a model has learned as the graph takes it: float32, one row a class in the order of ``model.classes``.
 
     Returns:
-        ``memory`` ``(classes, D)``. For a NAM head with a background or with base classes also ``plain``, alike, and ``centre``
-        ``(D,)``; with a background further ``familiar`` ``(classes,)`` and ``rows`` ``(background, D)``.
+        ``memory`` ``(classes, D)``. For a NAM head that knows base classes also ``plain``, alike, the prototype memory, and
+        ``centre`` ``(D,)``; where they are the cohort of score normalisation further ``familiar`` ``(classes,)``, the cohort scores
+        of the classes, and ``rows`` ``(base classes, D)``. These names are those of the initializers in files of every version.
 
     Raises:
         ValueError: no class is known yet, or a head that cannot be exported.
@@ -70,10 +71,10 @@ def memory_of(model: NAMModel) -> dict[str, Tensor]:
     if isinstance(learned, Tensor):
         return {"memory": learned[0].detach().float()}
     found = {"memory": learned.memory[0]}
-    if learned.plain is not None and learned.ground is not None:
-        found |= {"plain": learned.plain[0], "centre": learned.ground.centre}
-        if learned.familiar is not None:
-            found |= {"familiar": learned.familiar[0, 0], "rows": learned.ground.rows}
+    if learned.prototypes is not None and learned.cohort is not None:
+        found |= {"plain": learned.prototypes[0], "centre": learned.cohort.centre}
+        if learned.cohort_scores is not None:
+            found |= {"familiar": learned.cohort_scores[0, 0], "rows": learned.cohort.prototypes}
     return {name: tensor.detach().float() for name, tensor in found.items()}
 
 
@@ -180,6 +181,7 @@ def update_onnx(path: str | os.PathLike[str], model: NAMModel) -> None:
     try:
         own, other = json.loads(metadata["graph"]), json.loads(present["graph"])
         other["transform"] = without_addresses(other["transform"])  # files of the first releases have them
+        other["settings"] = current_settings(type(model.head), other["settings"])
         names = [key for key in own if key != "made_by" and own[key] != other[key]]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: its metadata cannot be read ({error!r})") from error
@@ -214,10 +216,10 @@ class _Graph(nn.Module):
             return one["memory"]
         if "plain" not in one:
             return Learned(one["memory"])
-        familiar = one["familiar"].unsqueeze(-2) if "familiar" in one else None
-        # Rows are for familiarity alone.
-        ground = Ground(memory["centre"], memory.get("rows", memory["centre"].unsqueeze(0)))
-        return Learned(one["memory"], one["plain"], familiar, ground, self.weight)
+        cohort_scores = one["familiar"].unsqueeze(-2) if "familiar" in one else None
+        # The prototypes of the cohort are for cohort scores alone.
+        cohort = Cohort(memory["centre"], memory.get("rows", memory["centre"].unsqueeze(0)))
+        return Learned(one["memory"], one["plain"], cohort_scores, cohort, self.weight)
 
 
 class _WholeRun(nn.Module):

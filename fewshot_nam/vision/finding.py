@@ -104,9 +104,9 @@ def find_parts(
                 "attach: keep_classes needs base_images, a hundred ordinary images, or a head with a mean: without their mean "
                 "every image is more like a new class than like a class of the classifier"
             )
-        if getattr(head, "base_rows", None) == "joint":
+        if getattr(head, "base_write", None) == "joint":
             raise ValueError(
-                "attach: keep_classes needs NAMHead(base_rows='erased'): the weights of a classifier are no mean features"
+                "attach: keep_classes needs NAMHead(base_write='erased'): the weights of a classifier are no mean features"
             )
         _keep(head, keep_classes, None if class_weights is None else class_weights + head.mean.to(class_weights), None)
     if in_place:
@@ -165,7 +165,7 @@ def _head(
     if head is None and base_images is not None:
         with torch.no_grad():
             mean = features_of(backbone, base_images).float().mean(dim=0)
-        head = NAMHead(base_rows="erased", base=BaseStatistics.from_mean(mean))
+        head = NAMHead(base_write="erased", base=BaseStatistics.from_mean(mean))
     weight = next(backbone.network.parameters(), None)
     head = heads.create("nam", base=base) if head is None else head
     return head if weight is None else head.to(weight.device)

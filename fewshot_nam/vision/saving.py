@@ -150,6 +150,12 @@ def settings(head: Head) -> dict[str, Any]:
     return plain | {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
 
 
+def current_settings(kind: type[Head], saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings in a file by the names they have now."""
+    renamed = getattr(kind.__init__, "renamed", {})
+    return {renamed.get(name, name): value for name, value in saved.items()}
+
+
 def _named(value: object) -> str:
     """Return how an option of a model that JSON cannot hold, such as a class of layers, is written down."""
     return str(getattr(value, "__name__", value))
@@ -202,13 +208,13 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def _like(path: Path, about: dict[str, Any], present: Head) -> Head:
     """Return a head of the class and settings in the file, to be filled with its state."""
     kind, wanted = about["head"], about["settings"]
-    if type(present).__name__ == kind and settings(present) == wanted:
+    if type(present).__name__ == kind and settings(present) == current_settings(type(present), wanted):
         return copy.deepcopy(present)
     try:
         known: type[Head] = getattr(heads, kind) if kind in heads.__all__ else type(present)
         if known.__name__ != kind or not issubclass(known, Head):
             raise TypeError(f"{kind} is no head of this package")
-        return known(**wanted)
+        return known(**current_settings(known, wanted))
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{path} holds a {kind} with settings {wanted}: attach with such a head before loading ({error})"

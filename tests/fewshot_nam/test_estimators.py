@@ -27,9 +27,9 @@ CLASSIFIERS = [NAMClassifier, CosineClassifier]
 SETTINGS = [
     NAMClassifier(),
     NAMClassifier("sequential"),
-    NAMClassifier("parallel", keys="shots", reading="raw", compete=0.5),
+    NAMClassifier("parallel", keys="shots", reading="raw", log_partition_penalty=0.5),
     CosineClassifier(),
-    CosineClassifier(compete=1.0, temperature=1.0, root=True),
+    CosineClassifier(log_partition_penalty=1.0, temperature=1.0, power_norm=True),
 ]
 # The one check that heads cannot pass, since its rows, cut down to whole numbers, hold a row of zeros.
 FAILING = {"check_estimators_dtypes": "a row of zeros has no direction, and no head takes one: refused with an error"}
@@ -84,11 +84,25 @@ MEAN = BaseStatistics.from_mean(torch.full((7,), 0.1, dtype=torch.float64))
     [
         (NAMClassifier, NAMHead, {}),
         (NAMClassifier, NAMHead, {"mode": "sequential", "p_erase": 0.5}),
-        (NAMClassifier, NAMHead, {"keys": "prototypes", "ridge": 1.0, "plain": 1.0, "level": 0.5, "compete": 0.1}),
+        (
+            NAMClassifier,
+            NAMHead,
+            {
+                "keys": "prototypes",
+                "ridge": 1.0,
+                "prototype_weight": 1.0,
+                "norm_exponent": 0.5,
+                "log_partition_penalty": 0.1,
+            },
+        ),
         (NAMClassifier, NAMHead, {"base": MEAN, "p_write": 0.7, "reading": "raw", "temperature": 0.3}),
-        (NAMClassifier, NAMHead, {"base": base(12), "familiar": 0.9}),
+        (NAMClassifier, NAMHead, {"base": base(12), "cohort_weight": 0.9}),
         (CosineClassifier, CosineHead, {}),
-        (CosineClassifier, CosineHead, {"compete": 0.5, "temperature": 0.2, "root": True, "base": MEAN}),
+        (
+            CosineClassifier,
+            CosineHead,
+            {"log_partition_penalty": 0.5, "temperature": 0.2, "power_norm": True, "base": MEAN},
+        ),
         (CosineClassifier, CosineHead, {"base": base(3)}),
     ],
 )
@@ -118,7 +132,7 @@ def test_settings_are_those_of_the_head_with_its_defaults(classifier, head):
     for name in (
         "scale",
         "learn_scale",
-        "base_rows",
+        "base_write",
     ):  # what probability_temperature does, training, classes known beforehand
         theirs.pop(name, None)
     assert ours == theirs
@@ -277,7 +291,7 @@ def test_without_a_threshold_of_its_own_it_takes_the_calibrated_one(classifier):
         ({"unknown": "x"}, [1, 2], "must be of the kind of the labels"),
         ({"probability_temperature": 0.0}, [1, 2], "probability_temperature must be above 0, got 0.0"),
         ({"temperature": -1.0}, [1, 2], "temperature must be above 0"),
-        ({"compete": 2.0}, [1, 2], "compete must be from 0 to 1"),
+        ({"log_partition_penalty": 2.0}, [1, 2], "log_partition_penalty must be from 0 to 1"),
         ({"mean": [[1.0, 2.0]]}, [1, 2], r"mean must be \(D,\)"),
         ({"mean": [1.0, 2.0, 3.0]}, [1, 2], "width 3"),
         ({}, [0.5, 1.5], "continuous"),
@@ -351,7 +365,7 @@ def test_it_works_inside_scikit_learns_tools_on_digits(classifier):
     scores = cross_val_score(pipeline, rows, labels, cv=3)
     assert scores.min() > 0.7
     name = classifier.__name__.lower()
-    search = GridSearchCV(pipeline, {f"{name}__compete": [0.0, 0.9], f"{name}__temperature": [0.1]}, cv=2)
+    search = GridSearchCV(pipeline, {f"{name}__log_partition_penalty": [0.0, 0.9], f"{name}__temperature": [0.1]}, cv=2)
     assert search.fit(rows, labels).best_score_ > 0.7
     assert search.best_estimator_.predict(rows[:3]).shape == (3,)
     crossed = cross_val_predict(classifier(), rows, labels, cv=3, method="decision_function")

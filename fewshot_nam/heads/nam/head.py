@@ -1,21 +1,23 @@
 """The NAM head: a Neural Attention Memory whose keys are support features and whose values are one-hot classes.
 
-Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422): a class is taught by the single write
-``W <- WR(W, y/|x|, x/|x|, 1, 1)``, after which ``W x = y``. Written so, one after another with keys that are not
-orthogonal, each write spoils the ones before: that is ``mode="sequential"``. ``mode="block"``, the default, writes all pairs
-jointly. Base classes are rows that exist already; novel keys are erased from them (``base_rows="erased"``), which is what keeps
-novel pictures from being called base classes.
+Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422): a class is learned by the single write
+``W <- WR(W, y/|x|, x/|x|, 1, 1)``, after which ``W x = y``. With keys that are not orthogonal, each of several such writes spoils
+the ones before: that is ``mode="sequential"``. ``mode="block"``, the default, writes all pairs jointly
+(``fewshot_nam.heads.nam.joint_write``). Base classes in the label space are class weights that exist already; novel keys are
+erased from them (``base_write="erased"``), which keeps novel images from being called base classes.
 
-Four things are ours. In block mode a second memory, written without erase, is read along with the first: what erasing gains
-in telling classes apart it loses in telling known from unknown, and the plain memory (a cosine classifier) gives that back.
-Classes compete when they are read: a share of the softmax normaliser is taken off, which changes no ranking within a
-query, but lets a query that several classes claim be claimed less by each. And where a background of other classes is known, the
-plain memory works on features that are settled against it, and what is familiar from it, be it a key or a query, counts for less.
-Base classes in the label space are written jointly with the novel ones, and lend to their prototypes
-(``fewshot_nam.heads.nam.joint_write``).
+This implementation adds:
 
-Departures from the authors' few-shot code: erasing is per episode (theirs averages it over a batch of episodes), and the
-write and the erase probability are separate.
+- A prototype memory. In block mode a second memory, written without erasing (``p_erase = 0``), is read beside the first. Erasing
+  tells classes apart better but known from unknown images worse; the prototype memory, a cosine classifier, makes up for that.
+- A log-partition penalty: a share of the log of the softmax normaliser is subtracted from all scores of a query. It leaves their
+  order, and lowers the scores of queries that several classes claim.
+- Score normalisation. Where base classes are known, the prototype memory compares features that are power-normalised and centred
+  by them, and cohort scores of class and query are subtracted (``fewshot_nam.heads.score_norm``).
+- Joint write and base-class attention for base classes in the label space (``fewshot_nam.heads.nam.base_attention``).
+
+Departures from the authors' few-shot code: erasing is per episode (theirs averages it over a batch of episodes), and write and
+erase probability are separate.
 """
 
 from __future__ import annotations
@@ -26,45 +28,46 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fewshot_nam._deprecation import renamed_attribute
-from fewshot_nam.heads.base import Head, Products, Read, Support, compete
-from fewshot_nam.heads.base_classes import Ground, ground_of
+from fewshot_nam._deprecation import renamed_attribute, renamed_parameter
+from fewshot_nam.heads.base import Head, Products, Read, Support, with_log_partition_penalty
 from fewshot_nam.heads.base_statistics import BaseStatistics, StoredBaseStatistics, accepts_old_base_words
-from fewshot_nam.heads.nam import joint_write as joined
+from fewshot_nam.heads.nam import base_attention
+from fewshot_nam.heads.nam.joint_write import write_classes, write_onto
 from fewshot_nam.heads.power_norm import Transform
+from fewshot_nam.heads.score_norm import Cohort, cohort_of
 from fewshot_nam.memory.primitives import unit, write_block, write_sequence
 
 Mode = Literal["block", "sequential", "parallel"]
 Keys = Literal["shots", "prototypes"]
 Reading = Literal["unit", "raw"]
-BaseRows = Literal["joint", "erased"]
+BaseWrite = Literal["joint", "erased"]
 
 
 class Learned(NamedTuple):
     """What a NAM head reads.
 
     Attributes:
-        memory: ``(E, C, D)``, read with features as they are. Without a background the plain memory is in it.
-        plain: ``(E, C, D)``, the plain memory for settled features; ``None`` where nothing settles them or it has no weight.
-        familiar: ``(E, 1, C)``, how familiar each class's key in the plain memory is; ``None`` where there is no background.
-        ground: what settles features, as ``plain``.
-        weight: of the plain memory.
+        memory: ``(E, C, D)``, read with features as they are. It includes the prototype memory where both are read alike.
+        prototypes: ``(E, C, D)``, the prototype memory for normalised features; ``None`` where it is in ``memory`` or has weight 0.
+        cohort_scores: ``(E, 1, C)`` of the prototypes; ``None`` where no score normalisation is used.
+        cohort: the base classes that features are normalised by; ``None`` as ``prototypes``.
+        weight: of the prototype memory.
     """
 
     memory: Tensor
-    plain: Tensor | None = None
-    familiar: Tensor | None = None
-    ground: Ground | None = None
+    prototypes: Tensor | None = None
+    cohort_scores: Tensor | None = None
+    cohort: Cohort | None = None
     weight: float = 0.0
 
 
 class NAMHead(Head, gather_free=True):
-    """A memory ``W`` of shape ``(C, D)``, one row a class; the scores of a query ``x`` are what it reads.
+    """A memory ``W`` of shape ``(C, D)``, one row of weights for each class; the scores of a query ``x`` are what it reads.
 
     Args:
-        mode: how pairs are written. ``"block"``: jointly, in no order (``write_block``). ``"sequential"``: the literal rule,
-            one after another in the order given. ``"parallel"``: every pair erases against the same earlier memory (the
-            base rows).
+        mode: how pairs of key and value are written. ``"block"``: jointly, in no order (``write_block``). ``"sequential"``:
+            the paper's rule, one after another in the order given. ``"parallel"``: every pair erases against the same earlier
+            memory (the weights of base classes).
         keys: ``"shots"``: every support feature is a key. ``"prototypes"``: one key a class, its mean feature.
             ``None``: shots in block mode, prototypes otherwise.
         reading: what lengths do. ``"raw"``, the paper's convention: the value is ``y/|x|`` and the query keeps its length,
@@ -73,29 +76,39 @@ class NAMHead(Head, gather_free=True):
         p_write: write probability, 0 to 1.
         p_erase: erase probability, 0 to 1.
         ridge: damping of a joint write, at least 0: block mode only. 0 reads every key back exactly, as long as keys are
-            independent; larger values forgive support features that are alike.
-        base_rows: how base classes take part (``write_base``). ``"erased"``: their prototypes are rows, and novel keys are erased
-            from them, as in the paper. ``"joint"``, in block mode with unit reading and a ridge: they are written jointly with the
-            novel pairs, and the plain memory compares settled features
-            (``fewshot_nam.heads.nam.joint_write``); for prototypes that are mean features,
-            best power means, and not for the weights of a classifier. ``None``: joint where it can be.
-        plain: weight, at least 0, of the second memory, written without erase: one prototype a class, the mean of its unit
-            features. ``None``: 3 in block mode (1 beside joint base rows), 0 otherwise.
-        level: how far the plain memory makes up for classes whose shots differ, 0 to 1. A prototype of length ``l`` is
-            written at length ``l ** -level``: at 0 all have length 1, at 1 every class reads 1 on average over its own shots.
-        compete: share of the softmax normaliser that is taken off the scores, 0 (plain reads) to 1 (log-probabilities times
-            the temperature). ``None``: in block mode 0.4, or 0.2 with a background; 0 otherwise.
+            linearly independent; larger values suit support features that are alike.
+        base_write: how base classes of the label space (``write_base``) are written. ``"erased"``: their prototypes are class
+            weights, and novel keys are erased from them, as in the paper. ``"joint"``, in block mode with unit reading and a
+            ridge: jointly with the novel pairs, with base-class attention in the prototype memory; for prototypes that are mean
+            features, best power means, and not for the weights of a classifier. ``None``: joint where possible.
+        prototype_weight: weight, at least 0, of the prototype memory: one prototype a class, the mean of its unit features.
+            ``None``: 3 in block mode (1 with base classes written jointly), 0 otherwise.
+        norm_exponent: how far the prototype memory makes up for classes whose shots differ, 0 to 1. A prototype of length ``l``
+            is written at length ``l ** -norm_exponent``: at 0 all have length 1, at 1 every class reads 1 on average over
+            its own shots.
+        log_partition_penalty: share of the log of the softmax normaliser that is subtracted from the scores, 0 (plain reads) to 1
+            (log-probabilities times the temperature). ``None``: in block mode 0.4, or 0.2 with ``base``; 0 otherwise.
         temperature: of that softmax, above 0.
         base: what is known of base classes, such as those that the backbone was trained on; ``None`` for nothing. With
-            prototypes, the plain memory compares settled features (``fewshot_nam.heads.base_classes``); joint base rows take
-            their place. With only a mean, that is subtracted from every feature first.
-        familiar: share of a key's and of a query's familiarity that is taken off what the plain memory reads; needs base
-            prototypes.
+            prototypes, they are the cohort of score normalisation, except for base classes written jointly, which take their
+            place. With only a mean, that is subtracted from every feature first.
+        cohort_weight: share of the cohort scores of class and query that is subtracted from what the prototype memory reads, at
+            least 0; needs ``base`` with prototypes.
 
     Raises:
-        ValueError: an unknown mode, a number outside its range, or joint base rows where they cannot be.
+        ValueError: an unknown mode, a number outside its range, or a joint write of base classes where it is not possible.
+
+    Example:
+        >>> head = NAMHead().write(torch.tensor([[3.0, 0.1], [0.2, 1.0]]), ["cat", "dog"])
+        >>> head.predict(torch.tensor([[5.0, 1.0], [0.5, 0.6]]))
+        ['cat', 'dog']
     """
 
+    @renamed_parameter("plain", "prototype_weight")
+    @renamed_parameter("level", "norm_exponent")
+    @renamed_parameter("compete", "log_partition_penalty")
+    @renamed_parameter("familiar", "cohort_weight")
+    @renamed_parameter("base_rows", "base_write")
     @accepts_old_base_words
     def __init__(
         self,
@@ -106,13 +119,13 @@ class NAMHead(Head, gather_free=True):
         p_write: float = 1.0,
         p_erase: float = 1.0,
         ridge: float = 0.2,
-        base_rows: BaseRows | None = None,
-        plain: float | None = None,
-        level: float = 0.3,
-        compete: float | None = None,
+        base_write: BaseWrite | None = None,
+        prototype_weight: float | None = None,
+        norm_exponent: float = 0.3,
+        log_partition_penalty: float | None = None,
         temperature: float = 0.1,
         base: BaseStatistics | None = None,
-        familiar: float = 0.4,
+        cohort_weight: float = 0.4,
     ) -> None:
         only_mean = base is not None and not len(base)
         super().__init__(base if only_mean else None)
@@ -122,54 +135,71 @@ class NAMHead(Head, gather_free=True):
         block = mode == "block"
         keys = keys or ("shots" if block else "prototypes")
         reading = reading or ("raw" if mode == "sequential" else "unit")
-        plain = 0.0 if plain is None and not block else plain
-        # Left open in block mode, since a state that is loaded may bring a background.
-        compete = 0.0 if compete is None and not block else compete
+        prototype_weight = 0.0 if prototype_weight is None and not block else prototype_weight
+        # Left open in block mode, since a state that is loaded may bring base classes.
+        log_partition_penalty = 0.0 if log_partition_penalty is None and not block else log_partition_penalty
         for name, value, allowed in (
             ("mode", mode, ("block", "sequential", "parallel")),
             ("keys", keys, ("shots", "prototypes")),
             ("reading", reading, ("unit", "raw")),
-            ("base_rows", base_rows or "erased", ("erased", "joint")),
+            ("base_write", base_write or "erased", ("erased", "joint")),
         ):
             if value not in allowed:
                 raise ValueError(f"NAMHead: {name} must be one of {', '.join(allowed)}, got {value!r}")
-        for name, share in (("p_write", p_write), ("p_erase", p_erase), ("level", level), ("compete", compete or 0.0)):
+        for name, share in (
+            ("p_write", p_write),
+            ("p_erase", p_erase),
+            ("norm_exponent", norm_exponent),
+            ("log_partition_penalty", log_partition_penalty or 0.0),
+        ):
             if not 0 <= share <= 1:
                 raise ValueError(f"NAMHead: {name} must be from 0 to 1, got {share}")
-        for name, weight in (("ridge", ridge), ("plain", plain or 0.0), ("familiar", familiar)):
+        for name, weight in (
+            ("ridge", ridge),
+            ("prototype_weight", prototype_weight or 0.0),
+            ("cohort_weight", cohort_weight),
+        ):
             if not 0 <= weight < math.inf:
                 raise ValueError(f"NAMHead: {name} must be at least 0, got {weight}")
         if not 0 < temperature < math.inf:
             raise ValueError(f"NAMHead: temperature must be above 0, got {temperature}")
-        can_join = block and reading == "unit" and ridge > 0
-        if base_rows == "joint" and not can_join:
-            raise ValueError("NAMHead: base_rows='joint' takes mode='block', reading='unit' and a ridge above 0")
+        can_be_joint = block and reading == "unit" and ridge > 0
+        if base_write == "joint" and not can_be_joint:
+            raise ValueError("NAMHead: base_write='joint' takes mode='block', reading='unit' and a ridge above 0")
         self.mode, self.keys, self.reading = mode, keys, reading
-        self.base_rows: BaseRows = base_rows or ("joint" if can_join else "erased")
+        self.base_write: BaseWrite = base_write or ("joint" if can_be_joint else "erased")
         self.p_write, self.p_erase, self.ridge = p_write, p_erase, ridge
-        self.level, self.temperature, self.familiar = level, temperature, familiar
-        self._plain, self._compete = plain, compete
+        self.norm_exponent, self.temperature, self.cohort_weight = norm_exponent, temperature, cohort_weight
+        self._prototype_weight, self._log_partition_penalty = prototype_weight, log_partition_penalty
+
+    background = renamed_attribute("background", "stored_base")
+    plain = renamed_attribute("plain", "prototype_weight")
+    level = renamed_attribute("level", "norm_exponent")
+    compete = renamed_attribute("compete", "log_partition_penalty")
+    familiar = renamed_attribute("familiar", "cohort_weight")
+    base_rows = renamed_attribute("base_rows", "base_write")
 
     @property
-    def rooted(self) -> bool:
-        """Whether base prototypes had better be power means."""
-        return self.base_rows == "joint"
+    def power_normalised(self) -> bool:
+        """Whether power means are better base prototypes for ``write_base`` than means."""
+        return self.base_write == "joint"
 
     @property
-    def plain(self) -> float:
-        """Weight of the plain memory."""
-        return self._plain_over(len(self.base))
+    def prototype_weight(self) -> float:
+        """Weight of the prototype memory."""
+        return self._weight_with(len(self.base))
 
-    def _plain_over(self, base_classes: int) -> float:
-        if self._plain is not None:
-            return self._plain
-        return 1.0 if base_classes and self.base_rows == "joint" else 3.0
+    def _weight_with(self, base_classes: int) -> float:
+        """Return the weight of the prototype memory with so many base classes in the label space."""
+        if self._prototype_weight is not None:
+            return self._prototype_weight
+        return 1.0 if base_classes and self.base_write == "joint" else 3.0
 
     @property
-    def compete(self) -> float:
-        """Share of the softmax normaliser that is taken off the scores."""
-        if self._compete is not None:
-            return self._compete
+    def log_partition_penalty(self) -> float:
+        """Share of the log of the softmax normaliser that is subtracted from the scores."""
+        if self._log_partition_penalty is not None:
+            return self._log_partition_penalty
         return 0.2 if len(self.stored_base) else 0.4
 
     @property
@@ -177,18 +207,16 @@ class NAMHead(Head, gather_free=True):
         """What the head knows of base classes; ``None`` for nothing."""
         return BaseStatistics.from_mean(self.mean) if self.mean.numel() else self.stored_base.value
 
-    background = renamed_attribute("background", "stored_base")
-
     def _fixed_width(self) -> int:
         return super()._fixed_width() or len(self.stored_base.mean)
 
-    def _ground(self, dtype: torch.dtype) -> Ground | None:
-        """Return what follows from the base prototypes; ``None`` where there are none."""
-        return ground_of(self.stored_base.power_means.to(dtype)) if len(self.stored_base) else None
+    def _cohort(self, dtype: torch.dtype) -> Cohort | None:
+        """Return the base classes as a cohort; ``None`` where there are none."""
+        return cohort_of(self.stored_base.power_means.to(dtype)) if len(self.stored_base) else None
 
     @property
     def memory(self) -> Tensor:
-        """The memory ``W`` as it stands, ``(C, D)``: rows as in ``classes``; without a background, the plain memory added.
+        """The memory ``W``, ``(C, D)``, in the order of ``classes``; without base classes the prototype memory is added to it.
 
         Raises:
             ValueError: no class is known yet.
@@ -200,39 +228,40 @@ class NAMHead(Head, gather_free=True):
 
     def _learn(self, support: Support) -> Learned:
         """Return the memories."""
-        directions, base = unit(support.features), self._base(support)
-        joint = len(base) > 0 and self.base_rows == "joint"
+        directions, base = unit(support.features), self._base_weights(support)
+        joint = len(base) > 0 and self.base_write == "joint"
         memory = self._memory(support, directions)
-        weight = self._plain_over(len(base))
+        weight = self._weight_with(len(base))
         if not weight:
             return Learned(memory)
         if joint:
-            ground = ground_of(support.base, joined.CENTRE)
-            means = support.class_means(ground.settle(support.features))
-            novel = joined.LIFT * self._levelled(joined.lend(means, ground.rows))
-            return Learned(memory, support.with_base(ground.rows, novel), None, ground, weight)
-        background = self._ground(memory.dtype)
-        if background is None:
-            # Reading is linear, so two memories that are read together with the same query are one: their sum.
-            plain = self._levelled(support.class_means(directions))
-            return Learned(memory + weight * support.with_base(base, plain))
-        plain = self._levelled(support.class_means(background.settle(support.features)))
-        plain = support.with_base(background.settle(support.base), plain)
-        return Learned(memory, plain, background.familiarity(unit(plain)).unsqueeze(-2), background, weight)
+            cohort = cohort_of(support.base, base_attention.CENTRING)
+            means = support.class_means(cohort.normalise(support.features))
+            novel = base_attention.with_base_attention(means, cohort.prototypes)
+            novel = base_attention.NOVEL_SCALE * self._scaled(novel)
+            return Learned(memory, support.with_base(cohort.prototypes, novel), None, cohort, weight)
+        known = self._cohort(memory.dtype)
+        if known is None:
+            # Reading is linear, so two memories that are read with the same query are one: their sum.
+            prototypes = self._scaled(support.class_means(directions))
+            return Learned(memory + weight * support.with_base(base, prototypes))
+        prototypes = self._scaled(support.class_means(known.normalise(support.features)))
+        prototypes = support.with_base(known.normalise(support.base), prototypes)
+        return Learned(memory, prototypes, known.scores(unit(prototypes)).unsqueeze(-2), known, weight)
 
-    def _base(self, support: Support) -> Tensor:
-        """Return the rows ``(B, D)`` of base classes."""
+    def _base_weights(self, support: Support) -> Tensor:
+        """Return the class weights ``(B, D)`` of base classes."""
         base = unit(support.base)
         if self.reading == "raw":
             base = base / torch.linalg.vector_norm(support.base, dim=-1, keepdim=True)
         return base
 
     def _memory(self, support: Support, directions: Tensor) -> Tensor:
-        """Return the memory ``(E, C, D)`` without the plain one; ``directions`` are the unit features."""
-        base = self._base(support)
+        """Return the memory ``(E, C, D)`` without the prototype memory; ``directions`` are the unit features."""
+        base = self._base_weights(support)
         simple = self.mode == "block" and self.keys == "shots" and self.reading == "unit" and self.ridge > 0
         if simple and not len(base) and directions.shape[1] > directions.shape[2]:
-            return joined.write_classes(directions, support.class_sums(directions), self.p_write, self.ridge)
+            return write_classes(directions, support.class_sums(directions), self.p_write, self.ridge)
         features, values = support.features, support.one_hot()
         if self.keys == "prototypes":
             # Unit reading compares directions, so a prototype is then the mean direction, as in a cosine classifier.
@@ -244,8 +273,8 @@ class NAMHead(Head, gather_free=True):
             # A class whose shots cancel out has a prototype of length 0: its key is 0 too, so nothing is written.
             lengths = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
             values = values / lengths.clamp_min(torch.finfo(features.dtype).tiny)
-        if len(base) and self.base_rows == "joint":
-            return joined.write_onto(base, keys, values, self.p_write, self.p_erase, self.ridge)
+        if len(base) and self.base_write == "joint":
+            return write_onto(base, keys, values, self.p_write, self.p_erase, self.ridge)
         memory = support.with_base(base, keys.new_zeros(len(keys), support.columns - len(base), keys.shape[-1]))
         if self.mode == "block":
             p_erase = self.p_erase if len(base) else 0.0  # an empty memory has nothing to erase
@@ -254,77 +283,82 @@ class NAMHead(Head, gather_free=True):
             return write_sequence(memory, keys, values, self.p_write, self.p_erase)
         return memory + (self.p_write * values - self.p_erase * (keys @ memory.mT)).mT @ keys
 
-    def _levelled(self, means: Tensor) -> Tensor:
-        """Return mean directions ``(E, N, D)`` at lengths evened out by ``level``."""
+    def _scaled(self, means: Tensor) -> Tensor:
+        """Return mean directions ``(E, N, D)`` of length ``l`` at length ``l ** -norm_exponent``."""
         lengths = torch.linalg.vector_norm(means, dim=-1, keepdim=True).clamp_min(1e-6)
-        return means * lengths ** -(1 + self.level)
+        return means * lengths ** -(1 + self.norm_exponent)
 
     def _score(self, learned: Learned, query: Tensor) -> Tensor:
-        """Return what the memories hold for the queries, ``(E, Q, C)``."""
-        if learned.ground is None or learned.plain is None:
+        """Return what the memories read for the queries, ``(E, Q, C)``."""
+        if learned.cohort is None or learned.prototypes is None:
             return super()._score(learned, query)
         products, lengths = query @ learned.memory.mT, torch.linalg.vector_norm(query, dim=-1, keepdim=True)
-        settled = learned.ground.settle(query)
-        familiarity = None if learned.familiar is None else learned.ground.familiarity(settled)
-        return self._read_both(learned, products, lengths, settled @ learned.plain.mT, familiarity)
+        normalised = learned.cohort.normalise(query)
+        cohort_scores = None if learned.cohort_scores is None else learned.cohort.scores(normalised)
+        return self._read_both(learned, products, lengths, normalised @ learned.prototypes.mT, cohort_scores)
 
     def _read_both(
-        self, learned: Learned, products: Tensor, lengths: Tensor, plain: Tensor, familiarity: Tensor | None
+        self, learned: Learned, products: Tensor, lengths: Tensor, cosines: Tensor, cohort_scores: Tensor | None
     ) -> Tensor:
-        """Return scores ``(E, Q, C)`` from the products of features and of settled features with the memories' rows.
+        """Return scores ``(E, Q, C)`` from the products of queries with both memories.
 
         Args:
-            learned: weight and, if it counts, the familiarity of classes.
-            products: ``(E, Q, C)`` of features with the memory.
-            lengths: ``(E, Q, 1)`` of the features.
-            plain: ``(E, Q, C)`` of settled features with the plain memory.
-            familiarity: ``(E, Q)`` of the queries, where it counts.
+            learned: weight of the prototype memory, and the cohort scores of classes where they are used.
+            products: ``(E, Q, C)`` of queries with the memory.
+            lengths: ``(E, Q, 1)`` of the queries.
+            cosines: ``(E, Q, C)`` of normalised queries with the prototype memory.
+            cohort_scores: ``(E, Q)`` of the queries, where they are used.
         """
-        if learned.familiar is not None and familiarity is not None:
-            plain = plain - self.familiar * (learned.familiar + familiarity.unsqueeze(-1))
-        return compete(self._held(products, lengths) + learned.weight * plain, self.compete, self.temperature)
+        if learned.cohort_scores is not None and cohort_scores is not None:
+            cosines = cosines - self.cohort_weight * (learned.cohort_scores + cohort_scores.unsqueeze(-1))
+        scores = self._read_memory(products, lengths) + learned.weight * cosines
+        return with_log_partition_penalty(scores, self.log_partition_penalty, self.temperature)
 
     def _reads(self, learned: Learned) -> list[Read]:
         """Return the reads of the memory and, where there are base classes, of the prototype memory."""
         memory = Read(learned.memory, self._transform)
-        if learned.ground is None or learned.plain is None:
+        if learned.cohort is None or learned.prototypes is None:
             return [memory]
-        return [memory, Read(learned.plain, Transform(power=True, centre=learned.ground.centre))]
+        return [memory, Read(learned.prototypes, Transform(power=True, centre=learned.cohort.centre))]
 
     def _image_terms(self, features: Tensor) -> Tensor | None:
-        """Return the cohort scores ``(n,)`` of features, where they count."""
-        ground = self._ground(features.dtype) if self._plain_over(0) else None
-        return None if ground is None else ground.familiarity(ground.settle(features))
+        """Return the cohort scores ``(n,)`` of features, where they are used."""
+        cohort = self._cohort(features.dtype) if self._weight_with(0) else None
+        return None if cohort is None else cohort.scores(cohort.normalise(features))
 
     def _scores_of_reads(self, learned: Learned, reads: list[Products], terms: Tensor | None) -> Tensor:
-        """Return what the memories hold for the queries, ``(E, Q, C)``."""
+        """Return what the memories read for the queries, ``(E, Q, C)``."""
         (products, lengths), *others = reads
         if not others:
             return self._scores_from(learned, products, lengths)
-        plain, settled_lengths = others[0]
-        plain = plain / settled_lengths.clamp_min(torch.finfo(settled_lengths.dtype).tiny)
-        return self._read_both(learned, products, lengths, plain, terms)
+        cosines, normalised_lengths = others[0]
+        cosines = cosines / normalised_lengths.clamp_min(torch.finfo(normalised_lengths.dtype).tiny)
+        return self._read_both(learned, products, lengths, cosines, terms)
 
     def _class_weights(self, learned: Learned) -> Tensor:
         return learned.memory
 
     def _scores_from(self, learned: Learned, products: Tensor, lengths: Tensor) -> Tensor:
-        return compete(self._held(products, lengths), self.compete, self.temperature)
+        scores = self._read_memory(products, lengths)
+        return with_log_partition_penalty(scores, self.log_partition_penalty, self.temperature)
 
-    def _held(self, products: Tensor, lengths: Tensor) -> Tensor:
-        """Return what a memory holds for queries, from their products with it."""
+    def _read_memory(self, products: Tensor, lengths: Tensor) -> Tensor:
+        """Return what the memory reads for queries, from their products with it."""
         return products / lengths.clamp_min(torch.finfo(lengths.dtype).tiny) if self.reading == "unit" else products
 
     def extra_repr(self) -> str:
-        """Say how the memory is written and read."""
+        """Return how the memory is written and read."""
+        how = f"mode={self.mode}, keys={self.keys}, reading={self.reading}, base_write={self.base_write}"
         gates = f"p_write={self.p_write}, p_erase={self.p_erase}, ridge={self.ridge}"
-        reads = f"plain={self.plain}, level={self.level}, compete={self.compete}, temperature={self.temperature}"
-        backed = f"base={len(self.stored_base)}, familiar={self.familiar}"
-        how = f"mode={self.mode}, keys={self.keys}, reading={self.reading}, base_rows={self.base_rows}"
-        return f"{how}, {gates}, {reads}, {backed}, {super().extra_repr()}"
+        reads = (
+            f"prototype_weight={self.prototype_weight}, norm_exponent={self.norm_exponent}, "
+            f"log_partition_penalty={self.log_partition_penalty}, temperature={self.temperature}"
+        )
+        known = f"base={len(self.stored_base)}, cohort_weight={self.cohort_weight}"
+        return f"{how}, {gates}, {reads}, {known}, {super().extra_repr()}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # Early files hold the prototypes alone, as "background.prototypes".
+        # The first files of version 0.1 hold only prototypes, as "background.prototypes".
         old = state_dict.pop(prefix + "background.prototypes", None)
         if old is not None:
             stored = StoredBaseStatistics(BaseStatistics.from_prototypes(old) if len(old) else None)

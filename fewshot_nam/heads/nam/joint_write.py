@@ -1,11 +1,7 @@
-"""Base classes in the label space: written jointly with novel ones, and lent to them.
+"""The joint write: all pairs of key and value are written at once, in closed form, and none spoils another.
 
-A novel class is known from a few pictures and a base class from many, so its prototype is noisier, and queries lie farther from it.
-Two things make up for that. Novel keys are written onto the memory of the base classes as recursive least squares would, so that
-the outcome is the memory in which all pairs were written at once, and each key reads as little as can be for any other class. And
-in the plain memory, a novel prototype borrows from the base prototypes that it is like: what the base memory reads for it, with a
-softmax over cosines, as in the weight generator of Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting"
-(2018), section 3.2, here without training.
+Both functions give the memory of ``write_block`` (``fewshot_nam.memory``). ``write_onto`` adds novel pairs to base classes that
+were written before, as recursive least squares does. ``write_classes`` is for many keys.
 """
 
 from __future__ import annotations
@@ -13,28 +9,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewshot_nam.memory.primitives import unit, write_block
-
-CENTRE = 0.7
-"""Share of the mean base prototype that is taken off features before they are compared."""
-
-BORROW = 0.3
-"""Weight of what a novel prototype borrows, its own being 1."""
-
-SHARPNESS = 30.0
-"""What cosines are multiplied by before the softmax over base classes."""
-
-LIFT = 1.3
-"""Length of a novel prototype, that of a base prototype being 1."""
+from fewshot_nam.memory.primitives import write_block
 
 
 def write_onto(base: Tensor, keys: Tensor, values: Tensor, p_write: float, p_erase: float, ridge: float) -> Tensor:
-    """Return the memory ``(E, C, D)`` in which base classes stand, and ``n`` more pairs are written.
+    """Return the memory ``(E, C, D)`` with base classes and ``n`` more pairs written; base classes are written first.
 
-    With gates of 1 it is the memory that ``write_block`` gives for all pairs at once.
+    With ``p_write`` and ``p_erase`` of 1 it is the memory that ``write_block`` gives for all pairs at once.
 
     Args:
-        base: ``(B, D)``, one unit key a base class, which is written with 1 in its own row.
+        base: ``(B, D)``, one unit key for each base class, written with the value 1 for that class.
         keys: ``(E, n, D)``.
         values: ``(E, n, C)``, base columns first.
         p_write: write probability of the n pairs.
@@ -42,17 +26,19 @@ def write_onto(base: Tensor, keys: Tensor, values: Tensor, p_write: float, p_era
         ridge: damping, above 0.
     """
     identity = torch.eye(len(base), dtype=base.dtype, device=base.device)
-    answers = write_block(torch.zeros_like(base), base, identity, 1.0, 0.0, ridge)
-    memory = torch.cat([answers, answers.new_zeros(values.shape[-1] - len(base), answers.shape[-1])])
-    # What is left of a key once the base keys have explained what they can of it.
-    left = keys - (keys @ base.mT) @ answers
-    damped = keys @ left.mT + ridge * torch.eye(keys.shape[-2], dtype=keys.dtype, device=keys.device)
+    weights = write_block(torch.zeros_like(base), base, identity, 1.0, 0.0, ridge)
+    memory = torch.cat([weights, weights.new_zeros(values.shape[-1] - len(base), weights.shape[-1])])
+    # What remains of a key after the part that the base keys explain.
+    residual = keys - (keys @ base.mT) @ weights
+    damped = keys @ residual.mT + ridge * torch.eye(keys.shape[-2], dtype=keys.dtype, device=keys.device)
     updates = p_write * values - p_erase * (keys @ memory.mT)
-    return memory + updates.mT @ torch.linalg.solve(damped, left)
+    return memory + updates.mT @ torch.linalg.solve(damped, residual)
 
 
 def write_classes(keys: Tensor, sums: Tensor, p_write: float, ridge: float) -> Tensor:
-    """Return the memory ``(E, C, D)`` that ``write_block`` writes into an empty one with one-hot values, without these.
+    """Return the memory ``(E, C, D)`` that ``write_block`` writes into an empty one with one-hot values.
+
+    It solves a ``D x D`` system in place of an ``n x n`` one, which is faster for more keys than dimensions.
 
     Args:
         keys: ``(E, n, D)``.
@@ -62,8 +48,3 @@ def write_classes(keys: Tensor, sums: Tensor, p_write: float, ridge: float) -> T
     """
     spread = keys.mT @ keys + ridge * torch.eye(keys.shape[-1], dtype=keys.dtype, device=keys.device)
     return p_write * torch.cholesky_solve(sums.mT, torch.linalg.cholesky(spread)).mT
-
-
-def lend(means: Tensor, base: Tensor) -> Tensor:
-    """Return novel prototypes ``(E, N, D)`` with what they borrow from unit base prototypes ``(B, D)``."""
-    return means + BORROW * torch.softmax(SHARPNESS * (unit(means) @ base.mT), dim=-1) @ base

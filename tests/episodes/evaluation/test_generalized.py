@@ -47,14 +47,14 @@ def test_with_the_same_weights_it_finds_what_evaluate_finds():
 def test_accuracies_are_those_of_a_plain_loop():
     torch.manual_seed(0)
     head = GeneratorHead(BASE.class_means() + 0.1 * torch.rand(7, D), ("write",), gate_width=4)
-    results, _ = compare({"ours": Contender(head, head.rows)}, TEST, VALIDATION, **SETTINGS)
+    results, _ = compare({"ours": Contender(head, head.base_weights)}, TEST, VALIDATION, **SETTINGS)
     sampler = EpisodeSampler(TEST.novel, 4, 2, 5, open_ways=0, base=TEST.base, seed=4)
     right: dict[str, list[float]] = {"novel_accuracy:alone": [], "base_accuracy:alone": [], "joint_accuracy": []}
     for e in range(40):
         episode = sampler.sample(e, e + 1)
-        learned = GeneratorHead(head.rows.detach(), head.ingredients, gate_width=4)
+        learned = GeneratorHead(head.base_weights.detach(), head.ingredients, gate_width=4)
         learned.load_state_dict(head.state_dict())
-        learned.write_base(head.rows.detach(), [f"base{i}" for i in range(7)])
+        learned.write_base(head.base_weights.detach(), [f"base{i}" for i in range(7)])
         learned.write(TEST.novel.features[episode.support[0]].flatten(0, 1), torch.arange(4).repeat_interleave(2))
         novel = learned(TEST.novel.features[episode.query[0].flatten()])
         base = learned(TEST.base.features[episode.base_query[0]])

@@ -128,7 +128,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tmp_path, ingredient
 
 def test_rows_that_are_fixed_stay(tmp_path):
     run = training(tmp_path / "run.pt", ingredients=("erase",))
-    run.head.rows.requires_grad_(False)
+    run.head.base_weights.requires_grad_(False)
     before = {name: weight.clone() for name, weight in run.head.named_parameters()}
     run.run_epoch()
     changed = {name for name, weight in run.head.named_parameters() if not torch.equal(weight, before[name])}

@@ -183,10 +183,13 @@ OLD = {
     "NAMHead, background=": (lambda: NAMHead(background=PROTOTYPES), lambda b, m: NAMHead(base=b)),
     "NAMHead, mean=": (lambda: NAMHead(mean=MEAN), lambda b, m: NAMHead(base=m)),
     "CosineHead, background=": (
-        lambda: CosineHead(root=True, background=PROTOTYPES),
-        lambda b, m: CosineHead(root=True, base=b),
+        lambda: CosineHead(power_norm=True, background=PROTOTYPES),
+        lambda b, m: CosineHead(power_norm=True, base=b),
     ),
-    "CosineHead, mean=": (lambda: CosineHead(root=True, mean=MEAN), lambda b, m: CosineHead(root=True, base=m)),
+    "CosineHead, mean=": (
+        lambda: CosineHead(power_norm=True, mean=MEAN),
+        lambda b, m: CosineHead(power_norm=True, base=m),
+    ),
     "PLDAHead, positional": (lambda: PLDAHead(PROTOTYPES, within=0.5), lambda b, m: PLDAHead(b, within=0.5)),
     "RidgeHead, mean=": (lambda: RidgeHead(2.0, mean=MEAN), lambda b, m: RidgeHead(2.0, base=m)),
     "NearestHead, positional": (lambda: NearestHead(MEAN), lambda b, m: NearestHead(m)),

@@ -119,7 +119,7 @@ def base(count: int = 6, seed: int = 6, dtype: torch.dtype = torch.float64) -> B
     return BaseStatistics.from_prototypes(prototypes(count, seed).to(dtype))
 
 
-def test_rooted_cosine_is_the_cosine_of_signed_square_roots():
+def test_power_normalised_cosine_is_the_cosine_of_signed_square_roots():
     rows, query = rows_and_query()
     rows, query = rows - 0.3, query - 0.3  # both signs
     roots = [np.sign(x.numpy()) * np.sqrt(np.abs(x.numpy())) for x in (rows, query)]
@@ -127,11 +127,11 @@ def test_rooted_cosine_is_the_cosine_of_signed_square_roots():
     torch.testing.assert_close(create("cosine-root").write(rows, LABELS)(query), plain(torch.from_numpy(roots[1])))
 
 
-@pytest.mark.parametrize("root", [False, True])
-def test_the_base_mean_is_subtracted_after_the_root(root):
+@pytest.mark.parametrize("power_norm", [False, True])
+def test_the_base_mean_is_subtracted_after_power_normalisation(power_norm):
     rows, query = rows_and_query()
-    head = CosineHead(root=root, base=base()).write_base(prototypes(2, 7), ["x", "y"]).write(rows, LABELS)
-    mapped = [x.sqrt() if root else x for x in (prototypes(), prototypes(2, 7), rows, query)]
+    head = CosineHead(power_norm=power_norm, base=base()).write_base(prototypes(2, 7), ["x", "y"]).write(rows, LABELS)
+    mapped = [x.sqrt() if power_norm else x for x in (prototypes(), prototypes(2, 7), rows, query)]
     plain = (
         CosineHead(base=BaseStatistics.from_mean(mapped[0].mean(0)))
         .write_base(mapped[1], ["x", "y"])
@@ -140,8 +140,8 @@ def test_the_base_mean_is_subtracted_after_the_root(root):
     torch.testing.assert_close(head(query), plain(mapped[3]))
 
 
-@pytest.mark.parametrize("build", [lambda: CosineHead(root=True), lambda: PLDAHead(base())])
-def test_features_that_are_zero_in_places_have_finite_gradients_through_the_root(build):
+@pytest.mark.parametrize("build", [lambda: CosineHead(power_norm=True), lambda: PLDAHead(base())])
+def test_features_that_are_zero_in_places_have_finite_gradients_through_power_normalisation(build):
     rows, query = rows_and_query()
     query[:, ::2] = 0
     query.requires_grad_()
@@ -239,8 +239,8 @@ def test_plda_saves_what_follows_from_its_base_classes(tmp_path):
     assert torch.equal(other(query), head(query))
 
 
-def test_plda_tells_strangers_apart_better_than_cosine_where_classes_differ_in_some_directions():
-    # Features from the model itself: classes differ along 5 of 40 directions, pictures scatter alike along all of them.
+def test_plda_tells_unknowns_apart_better_than_cosine_where_classes_differ_in_some_directions():
+    # Features from the model itself: classes differ along 5 of 40 directions, images scatter alike along all of them.
     generator = torch.Generator().manual_seed(3)
 
     def normal(*shape):
@@ -249,11 +249,11 @@ def test_plda_tells_strangers_apart_better_than_cosine_where_classes_differ_in_s
     spread = torch.cat([torch.full((5,), 3.0), torch.full((35,), 0.3)])
     classes = 20 + spread * normal(200 + 10, 40)
     known = BaseStatistics.from_prototypes(classes[10:])
-    head, cosine = PLDAHead(known, root=False), CosineHead(base=known)
-    pictures = classes[:10, None] + normal(10, 51, 40)
+    head, cosine = PLDAHead(known, power_norm=False), CosineHead(base=known)
+    images = classes[:10, None] + normal(10, 51, 40)
     found = {}
     for name, one in (("plda", head), ("cosine", cosine)):
-        best = one.write(pictures[:5, 0], range(5))(pictures[:, 1:]).amax(-1)
+        best = one.write(images[:5, 0], range(5))(images[:, 1:]).amax(-1)
         found[name] = (best[:5].reshape(-1, 1) > best[5:].reshape(1, -1)).float().mean().item()
     assert found["plda"] > found["cosine"] + 0.05
 
@@ -298,7 +298,7 @@ def episodes_of(head: Head, shots: int) -> torch.Tensor:
 @pytest.mark.parametrize("shots", [1, 3])
 @pytest.mark.parametrize(
     "build",
-    [lambda: PLDAHead(base(dtype=torch.float32)), lambda: CosineHead(root=True, base=base(dtype=torch.float32))],
+    [lambda: PLDAHead(base(dtype=torch.float32)), lambda: CosineHead(power_norm=True, base=base(dtype=torch.float32))],
     ids=["plda", "cosine-root-centred"],
 )
 def test_heads_with_base_statistics_score_many_episodes_as_one_at_a_time(build, shots):

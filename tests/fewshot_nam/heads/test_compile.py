@@ -9,11 +9,13 @@ from fewshot_nam import NAMModel
 from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead
 
 HEADS = {
-    "nam": lambda ground: NAMHead(),
-    "nam, exact": lambda ground: NAMHead(ridge=0.0),
-    "nam over a background": lambda ground: NAMHead(base=BaseStatistics.from_prototypes(ground)),
-    "nam-sequential": lambda ground: NAMHead("sequential"),
-    "cosine": lambda ground: CosineHead(compete=0.5, root=True, base=BaseStatistics.from_mean(ground.mean(dim=0))),
+    "nam": lambda known: NAMHead(),
+    "nam, exact": lambda known: NAMHead(ridge=0.0),
+    "nam with base classes": lambda known: NAMHead(base=BaseStatistics.from_prototypes(known)),
+    "nam-sequential": lambda known: NAMHead("sequential"),
+    "cosine": lambda known: CosineHead(
+        log_partition_penalty=0.5, power_norm=True, base=BaseStatistics.from_mean(known.mean(dim=0))
+    ),
 }
 
 
@@ -54,12 +56,10 @@ def test_a_compiled_head_refuses_features_that_cannot_be_used():
 
 def test_a_compiled_model_is_one_graph():
     network = nn.Sequential(nn.Conv2d(3, 7, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    pictures = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    model = NAMModel(Backbone("small", network, lambda _: pictures[0], "same"), NAMHead()).learn(
-        pictures[:2], ["a", "b"]
-    )
+    images = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    model = NAMModel(Backbone("small", network, lambda _: images[0], "same"), NAMHead()).learn(images[:2], ["a", "b"])
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        torch.testing.assert_close(compiled(pictures), model(pictures))
-        model.learn(pictures[2:], ["c", "a"])
-        torch.testing.assert_close(compiled(pictures), model(pictures))
+        torch.testing.assert_close(compiled(images), model(images))
+        model.learn(images[2:], ["c", "a"])
+        torch.testing.assert_close(compiled(images), model(images))

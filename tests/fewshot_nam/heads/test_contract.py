@@ -404,7 +404,8 @@ def test_base_statistics_that_are_loaded_bring_their_defaults():
     backed.write(features(1, 3), ["a", "b", "c"])
     bare.load_state_dict(backed.state_dict())
     torch.testing.assert_close(bare(features(2, 4)), backed(features(2, 4)))
-    assert (bare.compete, create("nam").compete, create("nam", compete=0.0).compete) == (0.2, 0.4, 0.0)
+    assert (bare.log_partition_penalty, create("nam").log_partition_penalty) == (0.2, 0.4)
+    assert create("nam", log_partition_penalty=0.0).log_partition_penalty == 0.0
 
 
 @pytest.mark.parametrize("spoil", ["unknowns", "stored_base.power_means"])
@@ -459,5 +460,5 @@ def test_a_head_that_refuses_a_state_stays_as_it_was(name):
 def test_means_over_many_classes_are_those_over_few(monkeypatch):
     support = Support(features(3, 11).unsqueeze(0), torch.tensor([2, 3, 4, 2, 3, 4, 4, 2, 4, 3, 2]), features(4, 2), 5)
     few = support.class_means(support.features)
-    monkeypatch.setattr("fewshot_nam.heads.base._MANY", 0)
+    monkeypatch.setattr("fewshot_nam.heads.base._LARGEST_ONE_HOT", 0)
     torch.testing.assert_close(support.class_means(support.features), few)

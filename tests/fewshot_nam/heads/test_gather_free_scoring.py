@@ -35,8 +35,8 @@ def every_head(bank: torch.Tensor) -> dict[str, Head]:
     heads = {name: create(name, None if name.startswith("nam") else base) for name in available()}
     heads["another mean"] = CosineHead(base=BaseStatistics.from_mean(features(6, bank.shape[1])))
     heads["nam over base classes"] = NAMHead(base=base)
-    heads["sequential over base classes"] = NAMHead("sequential", plain=1.0, familiar=0.0, base=base)
-    heads["over base classes that do not count"] = NAMHead(base=base, plain=0.0)
+    heads["sequential over base classes"] = NAMHead("sequential", prototype_weight=1.0, cohort_weight=0.0, base=base)
+    heads["over base classes that do not count"] = NAMHead(base=base, prototype_weight=0.0)
     return heads
 
 

@@ -368,7 +368,9 @@ def test_classes_of_the_classifier_are_kept_as_rows(tiny, transform, painted, or
 
 def test_a_new_class_is_erased_from_the_rows_that_are_kept(tiny, transform, painted, ordinary):
     mean = attach(tiny(), classifier="fc", transform=transform).features(ordinary).mean(dim=0)
-    head = NAMHead(base_rows="erased", plain=0, compete=0, base=BaseStatistics.from_mean(mean))
+    head = NAMHead(
+        base_write="erased", prototype_weight=0, log_partition_penalty=0, base=BaseStatistics.from_mean(mean)
+    )
     nam = attach(tiny(), head, classifier="fc", transform=transform, keep_classes=True)
     before = nam(painted(0))
     after = nam.learn(painted(0), "new")(painted(0))

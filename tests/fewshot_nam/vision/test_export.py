@@ -26,11 +26,11 @@ CASES = {
     "nam": (lambda: NAMHead(), {}),
     "nam over a background": (lambda: NAMHead(base=BASE), {}),
     "nam with classes that are kept": (
-        lambda: NAMHead(base_rows="erased", base=BaseStatistics.from_mean(BASE.mean)),
+        lambda: NAMHead(base_write="erased", base=BaseStatistics.from_mean(BASE.mean)),
         {"keep_classes": ["k", "l", "m", "n", "o"]},
     ),
     "nam with base classes": (
-        lambda: NAMHead(base_rows="joint").write_base(PROTOTYPES[:5], ["k", "l", "m", "n", "o"]),
+        lambda: NAMHead(base_write="joint").write_base(PROTOTYPES[:5], ["k", "l", "m", "n", "o"]),
         {},
     ),
     "nam-sequential with a mean, in place": (
@@ -38,7 +38,7 @@ CASES = {
         {"in_place": True},
     ),
     "cosine at a layer's output": (
-        lambda: CosineHead(7.0, compete=0.5, root=True, base=BASE),
+        lambda: CosineHead(7.0, log_partition_penalty=0.5, power_norm=True, base=BASE),
         {"layer": "norm", "classifier": None},
     ),
 }
@@ -137,7 +137,7 @@ def test_metadata_hold_what_a_runtime_needs(exported, tmp_path):
     ("changed", "message"),
     [
         ({"scale": 2.0}, "weights differ"),
-        ({"head": NAMHead(compete=0.9)}, "settings differ"),
+        ({"head": NAMHead(log_partition_penalty=0.9)}, "settings differ"),
         ({"head": NAMHead(base=BaseStatistics.from_mean(torch.ones(6)))}, "constants differ"),
         ({"head": CosineHead()}, "head, settings, constants differ"),
     ],

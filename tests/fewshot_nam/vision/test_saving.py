@@ -37,10 +37,10 @@ def background(width=12):
 
 HEADS = {
     "nam": NAMHead,
-    "nam with other settings": lambda: NAMHead("sequential", p_erase=0.5, plain=1.5),
+    "nam with other settings": lambda: NAMHead("sequential", p_erase=0.5, prototype_weight=1.5),
     "nam over a background": lambda: NAMHead(base=BaseStatistics.from_prototypes(background()), ridge=0.5),
     "nam, centred": lambda: NAMHead(base=BaseStatistics.from_mean(background()[0])),
-    "cosine": lambda: CosineHead(3.0, compete=0.5, root=True),
+    "cosine": lambda: CosineHead(3.0, log_partition_penalty=0.5, power_norm=True),
     "cosine with a scale to learn": lambda: CosineHead(3.0, learn_scale=True),
     "ridge": lambda: RidgeHead(0.3),
     "logistic": LogisticHead,

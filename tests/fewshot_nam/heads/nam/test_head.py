@@ -1,4 +1,4 @@
-"""The NAM head: the literal rule against a plain loop of writes, the joint write, and the erasing of base rows."""
+"""The NAM head: the paper's rule against a loop of writes, the joint write, and erasing from base classes."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead
 from fewshot_nam.memory import read, unit, write, write_block
 
 seeds = st.integers(0, 2**31)
-ALONE = {"plain": 0.0, "compete": 0.0}  # the block memory without the plain one, and read without competition
+ALONE = {"prototype_weight": 0.0, "log_partition_penalty": 0.0}  # the joint write alone
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -76,7 +76,7 @@ def test_block_mode_without_ridge_reads_every_shot_back(seed, with_base):
 
 
 @given(seeds)
-def test_novel_keys_are_erased_from_base_rows_and_nothing_else_is(seed):
+def test_novel_keys_are_erased_from_base_weights_and_nothing_else_is(seed):
     base, novel = normal(seed, 3, 8), normal(seed + 1, 2, 8)
     head = NAMHead("block", ridge=0.0, **ALONE).write_base(base, ["x", "y", "z"])
     before = head.memory
@@ -89,7 +89,7 @@ def test_novel_keys_are_erased_from_base_rows_and_nothing_else_is(seed):
 
 
 @given(seeds)
-def test_parallel_mode_erases_every_key_against_the_same_base_rows(seed):
+def test_parallel_mode_erases_every_key_against_the_same_base_weights(seed):
     base, novel = normal(seed, 3, 8), normal(seed + 1, 2, 8)
     head = NAMHead("parallel", p_write=0.9, p_erase=0.4).write_base(base, ["x", "y", "z"]).write(novel, ["a", "b"])
     rows, keys = unit(base), unit(novel)
@@ -113,10 +113,10 @@ def test_a_growing_ridge_turns_block_mode_into_outer_products(seed):
 
 
 @given(seeds, st.booleans())
-def test_the_plain_memory_adds_a_cosine_read(seed, with_base):
+def test_the_prototype_memory_adds_a_cosine_read(seed, with_base):
     rows, labels, query, base = normal(seed, 6, 8), ["a", "b", "c"] * 2, normal(seed + 1, 5, 8), normal(seed + 2, 2, 8)
-    alone = NAMHead(**ALONE, base_rows="erased")
-    both = NAMHead(plain=0.7, level=0.0, compete=0.0, base_rows="erased")
+    alone = NAMHead(**ALONE, base_write="erased")
+    both = NAMHead(prototype_weight=0.7, norm_exponent=0.0, log_partition_penalty=0.0, base_write="erased")
     cosine = CosineHead()
     for head in (alone, both, cosine):
         if with_base:
@@ -126,24 +126,29 @@ def test_the_plain_memory_adds_a_cosine_read(seed, with_base):
 
 
 @given(seeds, st.floats(0, 1))
-def test_level_makes_classes_read_alike_over_their_own_shots(seed, level):
+def test_the_norm_exponent_makes_classes_read_alike_over_their_own_shots(seed, exponent):
     rows, labels = normal(seed, 9, 8) + 1, ["a", "b", "c"] * 3
-    both, alone = (NAMHead(plain=p, level=level, compete=0.0).write(rows, labels)(rows) for p in (1.0, 0.0))
+    both, alone = (
+        NAMHead(prototype_weight=p, norm_exponent=exponent, log_partition_penalty=0.0).write(rows, labels)(rows)
+        for p in (1.0, 0.0)
+    )
     for column, name in enumerate("abc"):
         own = [i for i, label in enumerate(labels) if label == name]
         length = unit(rows[own]).mean(0).norm()
-        torch.testing.assert_close((both - alone)[own, column].mean(), length ** (1 - level), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close((both - alone)[own, column].mean(), length ** (1 - exponent), rtol=1e-9, atol=1e-9)
 
 
 @given(seeds, st.floats(0, 1), st.floats(0.02, 2))
-def test_competing_keeps_ranks_and_probabilities_and_ends_at_log_probabilities(seed, share, temperature):
+def test_the_log_partition_penalty_keeps_ranks_and_probabilities_and_ends_at_log_probabilities(
+    seed, share, temperature
+):
     rows, labels, query = normal(seed, 6, 8), ["a", "b", "c"] * 2, normal(seed + 1, 5, 8)
-    settings = {"compete": share, "temperature": temperature}
-    for plain, competing in (
-        (NAMHead(compete=0.0), NAMHead(**settings)),
+    settings = {"log_partition_penalty": share, "temperature": temperature}
+    for usual, penalised in (
+        (NAMHead(log_partition_penalty=0.0), NAMHead(**settings)),
         (CosineHead(), CosineHead(**settings)),
     ):
-        scores, changed = plain.write(rows, labels)(query), competing.write(rows, labels)(query)
+        scores, changed = usual.write(rows, labels)(query), penalised.write(rows, labels)(query)
         torch.testing.assert_close(changed.softmax(-1), scores.softmax(-1), rtol=1e-9, atol=1e-9)
         expected = (1 - share) * scores + share * temperature * (scores / temperature).log_softmax(-1)
         torch.testing.assert_close(changed, expected, rtol=1e-8, atol=1e-8)
@@ -165,9 +170,9 @@ def test_centring_equals_centring_by_hand(mode):
         ({"p_erase": 1.5}, "p_erase must be from 0 to 1, got 1.5"),
         ({"p_write": float("nan")}, "p_write must be from 0 to 1"),
         ({"ridge": -0.1}, "ridge must be at least 0"),
-        ({"plain": -1.0}, "plain must be at least 0"),
-        ({"compete": 1.1}, "compete must be from 0 to 1"),
-        ({"level": -0.1}, "level must be from 0 to 1"),
+        ({"prototype_weight": -1.0}, "prototype_weight must be at least 0"),
+        ({"log_partition_penalty": 1.1}, "log_partition_penalty must be from 0 to 1"),
+        ({"norm_exponent": -0.1}, "norm_exponent must be from 0 to 1"),
         ({"temperature": 0.0}, "temperature must be above 0"),
     ],
 )
@@ -183,7 +188,7 @@ def test_repeated_features_without_ridge_are_refused_with_advice():
 
 
 @given(seeds, st.integers(1, 9), st.floats(0.01, 3))
-def test_joint_base_rows_are_written_as_if_all_pairs_came_at_once(seed, base_classes, ridge):
+def test_base_classes_written_jointly_are_written_as_if_all_pairs_came_at_once(seed, base_classes, ridge):
     base, rows, labels = normal(seed, base_classes, 8), normal(seed + 1, 6, 8), ["a", "b", "c"] * 2
     names = [f"base {i}" for i in range(base_classes)]
     head = NAMHead(**ALONE | {"ridge": ridge}).write_base(base, names).write(rows, labels)
@@ -194,28 +199,28 @@ def test_joint_base_rows_are_written_as_if_all_pairs_came_at_once(seed, base_cla
     torch.testing.assert_close(head.memory, at_once, rtol=1e-7, atol=1e-9)
 
 
-def test_beside_joint_base_rows_the_plain_memory_compares_settled_features_and_lends_to_novel_classes():
+def test_with_base_classes_written_jointly_the_prototype_memory_uses_base_class_attention():
     base, rows, query = (normal(seed, 12 if seed == 1 else 4, 8).abs() for seed in (1, 2, 3))
     head = (
-        NAMHead(plain=2.0, compete=0.0, level=0.0, ridge=1e6)
+        NAMHead(prototype_weight=2.0, log_partition_penalty=0.0, norm_exponent=0.0, ridge=1e6)
         .write_base(base, list(range(12)))
         .write(rows, list("abcd"))
     )
     centre = 0.7 * base.sqrt().mean(0)
-    settled = [unit(features.sqrt() - centre) for features in (base, rows, query)]
-    lent = torch.softmax(30 * settled[1] @ settled[0].T, dim=-1) @ settled[0]
-    novel = 1.3 * unit(settled[1] + 0.3 * lent)
-    expected = 2 * settled[2] @ torch.cat([settled[0], novel]).T
+    normalised = [unit(features.sqrt() - centre) for features in (base, rows, query)]
+    attended = torch.softmax(30 * normalised[1] @ normalised[0].T, dim=-1) @ normalised[0]
+    novel = 1.3 * unit(normalised[1] + 0.3 * attended)
+    expected = 2 * normalised[2] @ torch.cat([normalised[0], novel]).T
     torch.testing.assert_close(
         head(query), expected, rtol=1e-4, atol=1e-4
     )  # the ridge leaves the other memory next to nothing
 
 
 @pytest.mark.parametrize("settings", [{"mode": "sequential"}, {"reading": "raw"}, {"ridge": 0.0}])
-def test_joint_base_rows_are_refused_where_they_cannot_be(settings):
-    with pytest.raises(ValueError, match="base_rows='joint' takes mode='block'"):
-        NAMHead(base_rows="joint", **settings)
-    assert NAMHead(**settings).base_rows == "erased"
+def test_a_joint_write_of_base_classes_is_refused_where_it_is_not_possible(settings):
+    with pytest.raises(ValueError, match="base_write='joint' takes mode='block'"):
+        NAMHead(base_write="joint", **settings)
+    assert NAMHead(**settings).base_write == "erased"
 
 
 @given(seeds, st.floats(0.01, 3), st.floats(0, 1))
