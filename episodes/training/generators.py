@@ -117,7 +117,7 @@ class GeneratorTraining:
     """A training run (stage 2). It can be stopped at any time and resumed from its last whole epoch, with the same result.
 
     Args:
-        head: the head to train, in place; its class weights (``rows``) are of the classes of ``base``, in order. Parameters that
+        head: the head to train, in place; its ``base_weights`` are of the classes of ``base``, in order. Parameters that
             ``requires_grad_(False)`` has frozen, say the class weights, stay as they are.
         base: features to train on.
         validation: features of other classes, for choosing the epoch.
@@ -146,7 +146,8 @@ class GeneratorTraining:
     ) -> None:
         if len(head.base_weights) != base.num_classes or base_queries.classes != base.classes:
             raise ValueError(
-                f"GeneratorTraining: the head has weights of {len(head.base_weights)} classes, base has {base.num_classes}, base_queries "
+                f"GeneratorTraining: the head has weights of {len(head.base_weights)} classes, base has {base.num_classes}, and "
+                f"base_queries "
                 f"{base_queries.num_classes}: all three must be the same classes in the same order"
             )
         if recipe.ways + recipe.other_queries > base.num_classes:

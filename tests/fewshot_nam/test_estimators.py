@@ -398,3 +398,16 @@ def test_the_default_temperature_is_plausible_on_digits(classifier):
         for factor in (0.2, 1.0, 5.0)
     }
     assert losses[1.0] == min(losses.values())
+
+
+def test_old_names_of_parameters_still_work():
+    with pytest.warns(DeprecationWarning, match="NAMClassifier: plain= is deprecated"):
+        classifier = NAMClassifier(plain=2.0)
+    assert classifier.get_params()["prototype_weight"] == 2.0
+    with pytest.warns(DeprecationWarning, match="NAMClassifier: level is deprecated .* use norm_exponent"):
+        assert classifier.set_params(level=0.5).norm_exponent == 0.5
+    with pytest.raises(ValueError, match="Invalid parameter 'levle'"):
+        classifier.set_params(levle=0.5)
+    with pytest.warns(DeprecationWarning, match="CosineClassifier: mean= is deprecated .* use base="):
+        centred = CosineClassifier(mean=[0.1] * 7)
+    assert centred.base.mean.tolist() == [0.1] * 7

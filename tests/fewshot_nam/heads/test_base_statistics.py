@@ -225,3 +225,34 @@ def test_old_words_that_say_two_things_are_refused(build):
         build(mean=MEAN, base=base)
     with pytest.raises(TypeError, match=r"create: .* give base alone"):
         create("nam", base, mean=MEAN)
+
+
+@pytest.mark.parametrize(
+    ("build", "old", "new"),
+    [
+        (NAMHead, {"plain": 1.5}, {"prototype_weight": 1.5}),
+        (NAMHead, {"level": 0.5}, {"norm_exponent": 0.5}),
+        (NAMHead, {"compete": 0.1}, {"log_partition_penalty": 0.1}),
+        (NAMHead, {"familiar": 0.7}, {"cohort_weight": 0.7}),
+        (NAMHead, {"base_rows": "erased"}, {"base_write": "erased"}),
+        (CosineHead, {"compete": 0.1}, {"log_partition_penalty": 0.1}),
+        (CosineHead, {"root": True}, {"power_norm": True}),
+    ],
+)
+def test_old_names_of_settings_still_work_as_keywords_and_attributes(build, old, new):
+    (name,), (successor,) = old, new
+    with pytest.warns(
+        DeprecationWarning, match=f"{build.__name__}: {name}= is deprecated .* use {successor}="
+    ) as caught:
+        head = build(**old)
+    assert [one.filename for one in caught] == [__file__]
+    assert repr(head) == repr(build(**new))
+    with pytest.warns(DeprecationWarning, match=f"{build.__name__}.{name} is deprecated .* use {successor}"):
+        assert getattr(head, name) == getattr(head, successor) == new[successor]
+
+
+def test_several_old_words_at_once_give_a_warning_each():
+    with pytest.warns(DeprecationWarning, match="is deprecated") as caught:
+        head = NAMHead(plain=1.5, compete=0.1, background=PROTOTYPES)
+    assert [one.filename for one in caught] == [__file__] * 3
+    assert (head.prototype_weight, head.log_partition_penalty, len(head.base_statistics)) == (1.5, 0.1, 12)
