@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from backbones.conv4 import Conv4, ink_transform
 from backbones.conv5 import Conv5, photo_transform
 from fewshot_nam.heads import BaseStatistics
+from fewshot_nam.io.atomic import replacing
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.libraries.common import GIVE_FILE, Library, check_options
 from fewshot_nam.vision.weight_files import fit_weights, read_weights
@@ -93,6 +96,31 @@ def create_bundled(
         base_statistics=base,
         base_classes=classes,
     )
+
+
+def save_weights(path: str | os.PathLike[str], network: nn.Module, prototypes: Tensor, card: Mapping[str, Any]) -> None:
+    """Write the weights of a network, with what heads may know of the classes it was trained on, whole or not at all.
+
+    Args:
+        path: a ``.safetensors`` file, which ``backbones.create(name, path)`` reads; its directory is made if it does not exist.
+        network: a ``Conv4`` or ``Conv5``, on any device.
+        prototypes: ``(B, D)``, the mean feature of each class of the training.
+        card: what can be told of the training, to be kept as JSON; ``"base_classes"`` are the names of the B classes.
+
+    Raises:
+        ValueError: not as many class names as prototypes.
+        OSError: the file cannot be written.
+    """
+    if len(card.get("base_classes", ())) != len(prototypes):
+        raise ValueError(
+            f"save_weights: {len(prototypes)} prototypes need as many names in card['base_classes'], "
+            f"got {len(card.get('base_classes', ()))}"
+        )
+    tensors = {_PREFIX + name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+    tensors["base_prototypes"] = prototypes.cpu().contiguous()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as unfinished:
+        save_file(tensors, unfinished, metadata={"card": json.dumps(card)})
 
 
 def _load(name: str, network: nn.Module, path: Path) -> tuple[BaseStatistics | None, list[str] | None]:

@@ -1,16 +1,15 @@
-"""Train the bundled backbone: Conv4 on Omniglot's background alphabets, by cosine softmax over characters and their turns.
+"""Train the bundled backbone: Conv4 on Omniglot's background alphabets, by cosine softmax over characters in four quarter turns.
 
     python scripts/pretrain_backbone.py --data-dir DIR
 
 writes the weights with their base prototypes (safetensors) and a card that says how they were trained and what they score. The
-last five background alphabets are kept for validation. A run that is stopped goes on from its last whole epoch; ``torchrun
---nproc-per-node N scripts/pretrain_backbone.py ...`` shares every batch out among N processes.
+last five background alphabets are for validation. A run that was stopped resumes after its last complete epoch; ``torchrun
+--nproc-per-node N scripts/pretrain_backbone.py ...`` divides every batch among N processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
+from backbones.bundled import save_weights
 from backbones.conv4 import Conv4, ink_transform
 from backbones.pretraining.omniglot_augment import InkExamples, InkRecipe
 from backbones.pretraining.training import Pretraining, train
@@ -30,28 +29,27 @@ from episodes.evaluation.evaluation import evaluate
 from episodes.features.bank import FeatureBank
 from fewshot_nam.distributed import joined
 from fewshot_nam.heap import keep_freed_memory
-from fewshot_nam.io.atomic import replacing
 
 OUT = Path(__file__).resolve().parent.parent / "backbones" / "weights" / "conv4_omniglot.safetensors"
 SETTINGS = [(5, 1), (5, 5), (20, 1), (20, 5)]
 PUBLISHED = {(5, 1): 98.8, (5, 5): 99.7, (20, 1): 96.0, (20, 5): 98.9}  # Prototypical Networks, table 1
 
 
-def training_pictures(pictures: ImageSet) -> tuple[Tensor, Tensor]:
-    """Return pictures ``(n, 56, 56)`` uint8, ink 255 on paper 0, and labels ``(n,)``: twice the side of Conv4's input."""
+def training_images(images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Return images ``(n, 56, 56)`` uint8, ink 255 on paper 0, twice the side of Conv4's input, and labels ``(n,)``."""
     size = (2 * Conv4.image_size, 2 * Conv4.image_size)
-    grey = (pictures.image(i).convert("L").resize(size, Image.Resampling.BILINEAR) for i in range(len(pictures)))
-    paper = np.stack([np.asarray(picture) for picture in grey])
-    return torch.from_numpy(255 - paper), torch.from_numpy(pictures.labels)
+    grey = (images.image(i).convert("L").resize(size, Image.Resampling.BILINEAR) for i in range(len(images)))
+    paper = np.stack([np.asarray(image) for image in grey])
+    return torch.from_numpy(255 - paper), torch.from_numpy(images.labels)
 
 
 @torch.inference_mode()
-def features(model: Conv4, inputs: Tensor, pictures: ImageSet) -> FeatureBank:
-    """Return the bank of ``inputs`` ``(n, 1, 28, 28)``, the pictures as Conv4 wants them."""
+def features(model: Conv4, inputs: Tensor, images: ImageSet) -> FeatureBank:
+    """Return the bank of ``inputs`` ``(n, 1, 28, 28)``, the images as Conv4 takes them."""
     model.eval()
     device = next(model.parameters()).device
     rows = torch.cat([model(batch.to(device)) for batch in torch.split(inputs, 512)])
-    return FeatureBank(rows.cpu(), pictures.labels, pictures.classes)
+    return FeatureBank(rows.cpu(), images.labels, images.classes)
 
 
 def accuracy(bank: FeatureBank, ways: int, shots: int, episodes: int) -> tuple[float, float]:
@@ -70,7 +68,7 @@ def card_text(
         "",
         "Written by `python scripts/pretrain_backbone.py --data-dir DIR`.",
         "",
-        "- Input: a 28x28 grey picture, dark ink on light paper (`backbones.conv4.ink_transform`).",
+        "- Input: a 28x28 grey image, dark ink on light paper (`backbones.conv4.ink_transform`).",
         "- Output: 64 features, none of them negative.",
         f"- Base classes: {counts['base'][0]} characters ({counts['base'][1]:,} drawings) of Omniglot's background alphabets",
         "  (Lake et al., 2015; MIT licence), all but the last five by name.",
@@ -98,8 +96,8 @@ def card_text(
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command line; every number of the recipe is an option."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True, help="where Omniglot is, or goes with --download")
-    parser.add_argument("--download", action="store_true", help="fetch Omniglot if it is not there")
+    parser.add_argument("--data-dir", type=Path, required=True, help="where Omniglot is, or where --download puts it")
+    parser.add_argument("--download", action="store_true", help="download Omniglot if it is not there")
     parser.add_argument("--out", type=Path, default=OUT, help="the weights file; the card goes beside it")
     parser.add_argument(
         "--checkpoint", type=Path, default=Path("checkpoints/conv4.pt"), help="written after every epoch"
@@ -123,14 +121,14 @@ def main() -> None:
 
 
 def pretrain(options: argparse.Namespace, process: int) -> None:
-    """Do all of it, or the share in the training of a ``process`` other than the first."""
+    """Train, evaluate and write; a ``process`` other than the first only takes part in the training."""
     recipe = InkRecipe(
         **{field.name: getattr(options, field.name) for field in fields(InkRecipe) if field.name != "zoom"}
     )
     data = open_dataset("omniglot", options.data_dir, options.download)
     torch.manual_seed(recipe.seed)
     model = Conv4()
-    examples = InkExamples(*training_pictures(data["base"]), recipe)
+    examples = InkExamples(*training_images(data["base"]), recipe)
     run = Pretraining(model, examples, recipe, options.checkpoint, options.device)
     inputs = {
         role: torch.stack([ink_transform(part.image(i)) for i in range(len(part))]) for role, part in data.items()
@@ -152,11 +150,7 @@ def pretrain(options: argparse.Namespace, process: int) -> None:
         for role in ("val", "novel")
     }
     card = {"recipe": asdict(recipe), "scores": scores, "base_classes": data["base"].classes}
-    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in model.cpu().state_dict().items()}
-    tensors["base_prototypes"] = banks["base"].class_means()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(options.out) as unfinished:
-        save_file(tensors, unfinished, metadata={"card": json.dumps(card)})
+    save_weights(options.out, model, banks["base"].class_means(), card)
     counts = {role: (len(part.classes), len(part)) for role, part in data.items()}
     options.out.with_suffix(".md").write_text(card_text(recipe, scores, counts))
     print(f"wrote {options.out} and its card")

@@ -2,24 +2,23 @@
 
     python scripts/pretrain_photos.py DIR --out conv5.safetensors
 
-DIR holds the directories "base" and, if there are validation classes, "val", each with a directory of pictures for every class.
-Only base classes are trained on; validation classes say how training goes. The file has the weights and the base classes' mean
-features, and ``episode_eval.py --backbone conv5 --weights conv5.safetensors`` uses it. A run that is stopped goes on from its last
-whole epoch; ``torchrun --nproc-per-node N scripts/pretrain_photos.py ...`` shares every batch out among N processes.
+DIR holds the directories "base" and, if there are validation classes, "val", each with a directory of images for every class.
+Only base classes are trained on; validation classes show how training goes. The file has the weights and the base classes' mean
+features, and ``episode_eval.py --backbone conv5 --weights conv5.safetensors`` uses it. A run that was stopped resumes after its
+last complete epoch; ``torchrun --nproc-per-node N scripts/pretrain_photos.py ...`` divides every batch among N processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from backbones.bundled import save_weights
 from backbones.conv5 import Conv5, square, standardize
 from backbones.pretraining.photo_augment import PhotoExamples, PhotoRecipe
 from backbones.pretraining.training import Pretraining, train
@@ -29,23 +28,22 @@ from episodes.evaluation.evaluation import evaluate
 from episodes.features.bank import FeatureBank
 from fewshot_nam.distributed import joined
 from fewshot_nam.heap import keep_freed_memory
-from fewshot_nam.io.atomic import replacing
 
 
-def pixels(pictures: ImageSet) -> Tensor:
-    """Return all pictures ``(n, 3, 64, 64)`` uint8."""
-    stack = np.stack([np.asarray(square(pictures.image(i))) for i in range(len(pictures))])
+def pixels(images: ImageSet) -> Tensor:
+    """Return all images ``(n, 3, 64, 64)`` uint8."""
+    stack = np.stack([np.asarray(square(images.image(i))) for i in range(len(images))])
     return torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous()
 
 
 @torch.inference_mode()
-def features(model: Conv5, levels: Tensor, pictures: ImageSet) -> FeatureBank:
+def features(model: Conv5, levels: Tensor, images: ImageSet) -> FeatureBank:
     """Return the bank of ``levels`` ``(n, 3, 64, 64)`` uint8."""
     model.eval()
     device = next(model.parameters()).device
     batches = (standardize(batch.to(device).float().div_(255)) for batch in torch.split(levels, 256))
     rows = torch.cat([model(batch.contiguous(memory_format=torch.channels_last)) for batch in batches])
-    return FeatureBank(rows.cpu(), pictures.labels, pictures.classes)
+    return FeatureBank(rows.cpu(), images.labels, images.classes)
 
 
 def accuracy(bank: FeatureBank, shots: int, episodes: int) -> tuple[float, float]:
@@ -82,7 +80,7 @@ def main() -> None:
 
 
 def pretrain(options: argparse.Namespace, process: int) -> None:
-    """Do all of it, or the share in the training of a ``process`` other than the first."""
+    """Train, evaluate and write; a ``process`` other than the first only takes part in the training."""
     recipe = PhotoRecipe(**{field.name: getattr(options, field.name) for field in fields(PhotoRecipe)})
     try:
         data = {
@@ -112,17 +110,13 @@ def pretrain(options: argparse.Namespace, process: int) -> None:
     if process > 0:
         return
     bank = features(model, levels["base"], data["base"])
-    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in model.cpu().state_dict().items()}
-    tensors["base_prototypes"] = bank.class_means()
     card = {
         "recipe": asdict(recipe),
         "width": options.width,
         "base_classes": data["base"].classes,
         "validation": scores,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(options.out) as unfinished:
-        save_file(tensors, unfinished, metadata={"card": json.dumps(card)})
+    save_weights(options.out, model, bank.class_means(), card)
     print(f"wrote {options.out}")
 
 

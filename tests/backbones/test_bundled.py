@@ -7,6 +7,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import backbones
+from backbones.bundled import save_weights
 from backbones.conv4 import Conv4, ink_transform
 from backbones.conv5 import Conv5, photo_transform
 
@@ -130,3 +131,15 @@ def test_backbone_goes_to_the_device(bundled_file):
     backbone = backbones.create("conv4", pretrained=bundled_file(), device=device)
     assert {tensor.device.type for tensor in backbone.network.state_dict().values()} == {device}
     assert backbone.base_statistics.prototypes.device.type == device
+
+
+def test_saved_weights_give_the_same_backbone(tmp_path):
+    torch.manual_seed(0)
+    network, prototypes = Conv4(), torch.rand(2, 64) + 0.1
+    save_weights(tmp_path / "new" / "own.safetensors", network, prototypes, {"base_classes": ["a", "b"], "recipe": {}})
+    backbone = backbones.create("conv4", tmp_path / "new" / "own.safetensors")
+    assert torch.equal(_features(backbone), network.eval()(ink_transform(PICTURE).unsqueeze(0)))
+    assert torch.equal(backbone.base_statistics.prototypes, prototypes)
+    assert backbone.base_classes == ["a", "b"]
+    with pytest.raises(ValueError, match="2 prototypes need as many names"):
+        save_weights(tmp_path / "other.safetensors", network, prototypes, {"base_classes": ["a"]})
