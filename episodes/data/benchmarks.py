@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from episodes.data.cifar import find_cifar100
+from episodes.data.cifar import cifar100, find_cifar100
 from episodes.data.folders import data_root, directories
 from episodes.data.image_dataset import ArrayImages, FileImages
 from episodes.data.published_splits import class_split
@@ -99,9 +99,9 @@ def fc100(data_dir: str | os.PathLike[str] | None = None) -> dict[str, ArrayImag
 def _of_cifar100(
     name: str, data_dir: str | os.PathLike[str] | None, names: tuple[str, ...]
 ) -> dict[str, ArrayImages] | dict[str, FileImages]:
-    whole = find_cifar100(data_dir)
-    if whole is None:
+    if find_cifar100(data_dir) is None:
         return _by_role(name, data_dir, names)
+    whole = cifar100(data_dir)
     parts = {role: whole.subset(classes) for role, classes in class_split(name).classes.items()}
     for role, part in parts.items():
         part.name = f"{name}/{role}"

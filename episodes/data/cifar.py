@@ -76,27 +76,35 @@ def cifar100(data_dir: str | os.PathLike[str] | None = None) -> ArrayImages:
     Raises:
         ValueError: it is not found, is cut short, or has other labels.
     """
-    found = find_cifar100(data_dir)
-    if found is None:
+    parts = read_cifar100(data_dir)
+    pixels, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("pixels", "labels"))
+    return _checked(ArrayImages("cifar100", pixels, labels, parts[0].classes), data_root(data_dir), _EACH_100)
+
+
+def read_cifar100(data_dir: str | os.PathLike[str] | None = None) -> tuple[ArrayImages, ArrayImages]:
+    """Return the training and the test images of CIFAR-100, in the order of its files; see ``cifar100``."""
+    place = find_cifar100(data_dir)
+    if place is None:
         top = data_root(data_dir)
         raise ValueError(
             f"cifar100: looked for {_BINARY_100}/train.bin and test.bin in {top} and {top / 'cifar100'}, and did not find both; "
             "name the directory that holds them (data_dir=, --data-dir); CIFAR-100 is not downloaded for you: unpack the published "
             "binary version there"
         )
-    return found
+    classes = sorted(name for names in class_split("cifar-fs").classes.values() for name in names)
+    train, test = (
+        ArrayImages(f"cifar100/{part}", *_binary("cifar100", place / f"{part}.bin", 2, len(classes)), classes)
+        for part in ("train", "test")
+    )
+    return train, test
 
 
-def find_cifar100(data_dir: str | os.PathLike[str] | None = None) -> ArrayImages | None:
-    """Return CIFAR-100 as ``cifar100`` does, or ``None`` where there is none."""
+def find_cifar100(data_dir: str | os.PathLike[str] | None = None) -> Path | None:
+    """Return the directory of CIFAR-100's binary version, or ``None`` where there is none."""
     top = data_root(data_dir)
     for place in (top / _BINARY_100, top / "cifar100" / _BINARY_100):
-        files = [place / "train.bin", place / "test.bin"]
-        if all(file.is_file() for file in files):
-            classes = sorted(name for names in class_split("cifar-fs").classes.values() for name in names)
-            pixels, labels = zip(*(_binary("cifar100", file, 2, len(classes)) for file in files), strict=True)
-            images = ArrayImages("cifar100", np.concatenate(pixels), np.concatenate(labels), classes)
-            return _checked(images, place, _EACH_100)
+        if (place / "train.bin").is_file() and (place / "test.bin").is_file():
+            return place
     return None
 
 

@@ -1,7 +1,7 @@
 """Omniglot as a few-shot class-incremental benchmark: 1,200 base characters, then nine sessions of 47 new ones.
 
 Which five drawings of a character are its support, and which six are its queries in each session, is fixed: the list
-``class_splits/omniglot-fscil.txt`` beside this file says it, and explains its format.
+``session_lists/omniglot-fscil.txt`` beside this file says it, and explains its format.
 
 Source: the lists of Hersche et al., "Constrained Few-shot Class-incremental Learning" (2022).
 """
@@ -17,26 +17,17 @@ import numpy as np
 
 from episodes.data.folders import directories
 from episodes.data.image_dataset import FileImages
+from episodes.data.incremental import Session
 from episodes.data.omniglot import find_omniglot
 
-_LIST = Path(__file__).with_name("class_splits") / "omniglot-fscil.txt"
+_LIST = Path(__file__).with_name("session_lists") / "omniglot-fscil.txt"
 _SESSIONS, _DRAWINGS = 10, 20
 
 
-class OmniglotSession(NamedTuple):
-    """One session of the protocol.
+def omniglot_sessions(data_dir: str | os.PathLike[str] | None = None, download: bool = False) -> list[Session]:
+    """Return Omniglot's ten sessions: the base session with 1,200 characters, and nine that add 47 each.
 
-    Attributes:
-        support: five drawings of each new character: 1,200 in session 0, 47 in each of the others.
-        queries: six drawings of each character seen so far. Its classes begin with those of the session before, in order.
-    """
-
-    support: FileImages
-    queries: FileImages
-
-
-def omniglot_sessions(data_dir: str | os.PathLike[str] | None = None, download: bool = False) -> list[OmniglotSession]:
-    """Return Omniglot's ten sessions: the base session, and nine that add 47 characters each.
+    A support has five drawings of each new character, the base session's too; queries are six drawings of each character seen.
 
     Args:
         data_dir: where Omniglot is; see ``episodes.data.omniglot``.
@@ -54,7 +45,7 @@ def omniglot_sessions(data_dir: str | os.PathLike[str] | None = None, download: 
         new = [name for name, character in characters.items() if character.session == session]
         seen = [name for name, character in characters.items() if character.session <= session]
         sessions.append(
-            OmniglotSession(
+            Session(
                 _set(f"session{session}/support", root, drawings, {name: characters[name].support for name in new}),
                 _set(
                     f"session{session}/queries",

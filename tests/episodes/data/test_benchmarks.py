@@ -12,6 +12,7 @@ from episodes.data.benchmarks import cifar_fs, cub, fc100, mini_imagenet, tiered
 from episodes.data.cifar import cifar100
 from episodes.data.datasets import open_dataset
 from episodes.data.published_splits import class_split
+from episodes.features.sources import sets_by_role
 
 SIZES = {
     "mini-imagenet": (64, 16, 20),
@@ -182,26 +183,11 @@ def test_benchmarks_are_in_the_registry_and_take_a_directory(tmp_path):
 
 
 @pytest.mark.skipif(not os.environ.get("FEWSHOT_DATA"), reason="FEWSHOT_DATA is not set")
-def test_the_incremental_omniglot_opens_with_its_published_numbers():
-    from episodes.data.omniglot_fscil import omniglot_sessions
-
+def test_the_incremental_omniglot_opens_by_role():
     found = open_dataset("omniglot-fscil")
     assert {role: (len(part), len(part.classes)) for role, part in found.items()} == {
         "base": (6000, 1200),
         "base_queries": (7200, 1200),
         "novel": (8460, 423),
     }
-    sessions = omniglot_sessions()
-    assert [len(session.support.classes) for session in sessions] == [1200] + 9 * [47]
-    assert [len(session.queries) for session in sessions] == [6 * (1200 + 47 * i) for i in range(10)]
-    for before, session in itertools.pairwise(sessions):
-        assert session.queries.classes == before.queries.classes + session.support.classes
-    taught = {file for session in sessions for file in session.support.files}
-    assert not taught & {file for session in sessions for file in session.queries.files}
-
-
-def test_the_incremental_omniglot_names_a_character_with_missing_drawings(tmp_path):
-    for half in ("images_background", "images_evaluation"):
-        (tmp_path / half / "Gurmukhi").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"omniglot-fscil: .*character\d+ has 0 drawings, expected 20"):
-        open_dataset("omniglot-fscil", tmp_path)
+    assert sets_by_role("omniglot-fscil")["base_queries"].classes == found["base"].classes
