@@ -108,3 +108,10 @@ def test_pages_are_reached_from_the_first_one():
             paths = [re.sub(r".*<(.*)>", r"\1", entry) for entry in entries]
             waiting += [page.parent / f"{path}.md" for path in paths]
     assert reached == set((ROOT / "docs").rglob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_path_that_a_page_names_exists(page):
+    tops = "fewshot_nam|episodes|backbones|scripts|tests|docs|results|requirements"
+    for path in re.findall(rf"`((?:{tops})/[\w./*-]*)`", page.read_text(encoding="utf-8")):
+        assert list(ROOT.glob(path.rstrip("/"))), f"{page.name} names {path}"
