@@ -70,9 +70,11 @@ def generate() -> None:
     )  # how wide argparse writes, and that it writes no colours
     import episodes.cli.options
     import fewshot_nam.cli.options
+    import fewshot_nam.cli.train_sequence
     from episodes.data import registry as data_sets
     from episodes.metrics.registry import MEASURES
     from fewshot_nam.heads.registry import specs
+    from fewshot_nam.sequences import models, tasks
 
     def write(name: str, text: str) -> None:
         path = HERE.parent / "build" / "generated" / f"{name}.md"
@@ -108,9 +110,12 @@ def generate() -> None:
             *((f"`{one.name}`", one.better, ", ".join(one.protocols), one.meaning) for one in MEASURES.values()),
         ),
     )
+    for name, found in (("tasks", tasks.available()), ("models", models.available())):
+        write(name, table(("name", "what it is"), *((f"`{one}`", summary) for one, summary in found.items())))
     for name, parser in (
         ("fewshot-nam", fewshot_nam.cli.options.parser()),
         ("fewshot-nam-eval", episodes.cli.options.parser()),
+        ("train_sequence.py", fewshot_nam.cli.train_sequence.parser()),
     ):
         parser.prog = name
         write(name, f"```text\n{parser.format_help()}```\n")
