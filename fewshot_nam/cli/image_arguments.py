@@ -16,7 +16,7 @@ def images_in(paths: list[str]) -> list[Path]:
     """
     found: list[Path] = []
     for given in paths:
-        path = Path(given).expanduser()
+        path = _path(given)
         if path.is_dir():
             whole = path.resolve()
             below = images_by_class(given, whole.parent, [whole.name])[whole.name]
@@ -41,7 +41,7 @@ def images_of_classes(paths: list[str], otherwise: str) -> list[tuple[Path, str]
     """
     found: list[tuple[Path, str]] = []
     for given in paths:
-        root = Path(given).expanduser()
+        root = _path(given)
         if not root.is_dir():
             kind = "a file" if root.exists() else "not there"
             raise ValueError(
@@ -60,3 +60,9 @@ def images_of_classes(paths: list[str], otherwise: str) -> list[tuple[Path, str]
         by_class = images_by_class(given, root, classes)
         found += [(root / file, label) for label, files in by_class.items() for file in files]
     return found
+
+
+def _path(given: str) -> Path:
+    if not given:  # Path("") would be the current directory
+        raise ValueError("the name of a file or directory is empty: a shell variable may not be set")
+    return Path(given).expanduser()

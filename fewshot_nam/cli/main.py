@@ -57,6 +57,7 @@ def _learn(options: argparse.Namespace) -> Answer:
         found = images_of_classes(options.images, "with --label LABEL, its images are of that class")
     else:
         found = [(image, options.label) for image in images_in(options.images)]
+    _note_other_files(options.images, options)
     with _exclusive(path):
         if path.exists():
             given = ("backbone", "head", "model_option", "transform_option")
@@ -68,7 +69,9 @@ def _learn(options: argparse.Namespace) -> Answer:
             model, notes = _new(options)
         classes = model.classes
         labels = [_known(label, classes) for _, label in found]
-        model.head.write(_features(model, [image for image, _ in found], options), labels)
+        features, kept = _features(model, [image for image, _ in found], options)
+        labels = [labels[i] for i in kept]
+        model.head.write(features, labels)
         save_head(path, model.head, model.backbone, notes)
     learned = {str(label): count for label, count in Counter(labels).items()}
     lines = [f"{path}: learned {_counted(learned)}; knows {_classes(len(model.classes))}"]
@@ -79,12 +82,13 @@ def _predict(options: argparse.Namespace) -> Answer:
     from fewshot_nam.cli.image_arguments import images_in
 
     images = images_in(options.images)
+    _note_other_files(options.images, options)
     model, _ = _open(options, knows_classes=True)
     if options.unknown and model.head.threshold is None:
         raise ValueError(f"{options.memory} has no threshold to refuse below: run fewshot-nam calibrate first")
-    scores = model.head(_features(model, images, options))
+    features, kept = _features(model, images, options)
     answers = []
-    for image, row in zip(images, scores.tolist(), strict=True):
+    for image, row in zip([images[i] for i in kept], model.head(features).tolist(), strict=True):
         score = max(row)
         accepted = None if model.head.threshold is None else score >= model.head.threshold
         best = model.classes[row.index(score)]
@@ -156,15 +160,22 @@ def _calibrate(options: argparse.Namespace) -> Answer:
         unknown, labels = [image for image, _ in by_class], [label for _, label in by_class]
     else:
         unknown = images_in(options.unknown_images)
+    _note_other_files(options.unknown_images, options)
     known = None if options.known is None else images_of_classes([options.known], "--known needs them")
     with _exclusive(path):
         model, notes = _open(options, knows_classes=True)
+        features, kept = _features(model, unknown, options)
+        known_features, known_labels = None, None
+        if known is not None:
+            known_features, known_kept = _features(model, [image for image, _ in known], options)
+            known_labels = [_known(known[i][1], model.classes) for i in known_kept]
         found = model.head.calibrate(
-            _features(model, unknown, options),
-            None if known is None else _features(model, [image for image, _ in known], options),
+            features,
+            known_features,
             target_fpr=options.target,
-            unknown_labels=None if labels is None else [_known(label, model.classes) for label in labels],
-            known_labels=None if known is None else [_known(label, model.classes) for _, label in known],
+            unknown_labels=None if labels is None else [_known(labels[i], model.classes) for i in kept],
+            known_labels=known_labels,
+            confidence=options.confidence,
         )
         save_head(path, model.head, model.backbone, notes)
     of = "" if found.groups is None else f" of {_classes(found.groups)}"
@@ -285,16 +296,49 @@ def _weights(source: str, memory: str) -> bool | Path:
     return False
 
 
-def _features(model: NAMModel, images: list[Path], options: argparse.Namespace) -> Tensor:
+def _features(model: NAMModel, images: list[Path], options: argparse.Namespace) -> tuple[Tensor, list[int]]:
+    """Return the features of images, and the positions of those that were read: all, but with ``--skip-unreadable``."""
     import torch
     from tqdm import tqdm
 
-    parts = []
+    from fewshot_nam.io.image_io import UnreadableImage
+    from fewshot_nam.vision.image_batches import TransformFailed
+
+    parts: list[Tensor] = []
+    kept: list[int] = []
     with torch.no_grad(), tqdm(total=len(images), unit="image", disable=True if options.quiet else None) as bar:
         for start in range(0, len(images), model.batch_size):
-            parts.append(model.features(images[start : start + model.batch_size]))
-            bar.update(len(parts[-1]))
-    return torch.cat(parts)
+            positions = range(start, min(start + model.batch_size, len(images)))
+            try:
+                parts.append(model.features([images[i] for i in positions]))
+                kept += positions
+            except (UnreadableImage, TransformFailed):
+                if not options.skip_unreadable:
+                    raise
+                for i in positions:
+                    with contextlib.suppress(UnreadableImage, TransformFailed):
+                        parts.append(model.features([images[i]]))
+                        kept.append(i)
+            bar.update(len(positions))
+    if not kept:
+        raise ValueError(f"no image can be read: {len(images)} of {len(images)} left out")
+    skipped = [str(images[i]) for i in sorted({*range(len(images))} - {*kept})]
+    if skipped and not options.quiet:
+        print(
+            f"note: left out, because they cannot be read: {_images(len(skipped))}: {', '.join(skipped)}",
+            file=sys.stderr,
+        )
+    return torch.cat(parts), kept
+
+
+def _note_other_files(paths: list[str], options: argparse.Namespace) -> None:
+    """Say which files of the directories are left out because of their endings."""
+    from fewshot_nam.io.image_folders import other_files
+
+    found = other_files(Path(given).expanduser() for given in paths)
+    if found and not options.quiet:
+        endings = ", ".join(f"{ending} ({count})" for ending, count in sorted(found.items()))
+        print(f"note: files are left out whose endings are no image's: {endings}", file=sys.stderr)
 
 
 def _known(label: str, classes: list[Label]) -> Label:

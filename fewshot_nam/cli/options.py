@@ -70,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
             metavar="KEY=VALUE",
             help=f"of a new memory: an option of the {kind}, such as {example}; may be repeated",
         )
+    _images(learn)
     _machine(learn)
 
     predict = _command(commands, "predict", "say which class each image is of")
@@ -78,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--unknown", action="store_true", help="refuse images of unknown classes: needs calibrate first"
     )
+    _images(predict)
     _machine(predict)
 
     forget = _command(commands, "forget", "forget classes: the memory is then the same as one that never learned them")
@@ -111,6 +113,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="further images of known classes, a directory for each: tells how many of them are accepted",
     )
+    calibrate.add_argument(
+        "--confidence",
+        type=float,
+        metavar="SHARE",
+        help="keep the target in this share of calibrations, not only on average over them; takes more images",
+    )
+    _images(calibrate)
     _machine(calibrate)
 
     export = _command(commands, "export", "write backbone and memory as one ONNX file, for onnxruntime and others")
@@ -141,6 +150,12 @@ def _machine(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     command.add_argument("--quiet", action="store_true", help="no progress bar and no notes")
+
+
+def _images(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out images that cannot be read, and say which"
+    )
 
 
 def key_values(option: str, pairs: list[str] | None) -> dict[str, Any]:

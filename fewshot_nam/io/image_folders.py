@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+EXTENSIONS = (
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png"),
+    *(".ppm", ".tif", ".tiff", ".webp"),
+)
+"""The endings of image files, in lower case. Not all of them are read everywhere: HEIC takes the package pillow-heif."""
 
 
 def images_by_class(name: str, root: Path, classes: list[str]) -> dict[str, list[str]]:
@@ -41,6 +47,21 @@ def images_by_class(name: str, root: Path, classes: list[str]) -> dict[str, list
 def directories(path: Path) -> list[str]:
     """Return the names of the directories directly in ``path``, sorted, without hidden ones."""
     return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def other_files(paths: Iterable[Path]) -> Counter[str]:
+    """Return how many visible files below directories have each ending that is not an image's.
+
+    Args:
+        paths: directories; files among them are not counted.
+    """
+    found: Counter[str] = Counter()
+    for path in paths:
+        for _, subdirectories, names in os.walk(path):
+            subdirectories[:] = [entry for entry in subdirectories if not entry.startswith(".")]
+            endings = (os.path.splitext(name)[1].lower() for name in names if not name.startswith("."))
+            found.update(ending or "none" for ending in endings if ending not in EXTENSIONS)
+    return found
 
 
 def _owners(name: str, root: Path, classes: list[str]) -> dict[str, str]:

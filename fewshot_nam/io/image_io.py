@@ -7,12 +7,19 @@ import io
 import os
 import stat
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
 from PIL import Image, ImageOps
 
 from fewshot_nam._deprecation import renamed_names
 
 __getattr__ = renamed_names(__name__, {"UnreadablePicture": "UnreadableImage", "read_picture": "read_image"})
+
+
+# The first brand of an ISO base media file says what it holds.
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_AVIF_BRANDS = (b"avif", b"avis")
 
 
 class UnreadableImage(ValueError):
@@ -50,7 +57,25 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     # Read first and decode after: a disk that fails is not a bad image, and must never be skipped like one.
     with open(path, "rb") as file:
         content = file.read()
+    brand = content[8:12] if content[4:8] == b"ftyp" else b""
+    if brand in _HEIC_BRANDS:
+        _register_heic(path)
+    if brand in _AVIF_BRANDS and ".avif" not in Image.registered_extensions():
+        raise UnreadableImage(
+            f"{path}: an AVIF image, which this version of Pillow cannot read: update Pillow to 11.3 or later"
+        )
     return upright(lambda: Image.open(io.BytesIO(content)), str(path))
+
+
+def _register_heic(path: str | os.PathLike[str]) -> None:
+    """Let Pillow open HEIC images; ``UnreadableImage`` where the package for it is not installed."""
+    try:
+        pillow_heif: Any = import_module("pillow_heif")
+    except ModuleNotFoundError as error:
+        raise UnreadableImage(
+            f"{path}: a HEIC image, and the package that reads them is not installed: pip install pillow-heif"
+        ) from error
+    pillow_heif.register_heif_opener()
 
 
 def upright(opened: Callable[[], Image.Image], place: str) -> Image.Image:

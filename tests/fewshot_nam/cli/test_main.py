@@ -176,6 +176,7 @@ def test_weights_from_a_file_are_found_again_or_asked_for(run, images, tmp_path)
         (["predict", "nothing.png", "--memory", "MEMORY"], "nothing.png: there is no such file or directory"),
         (["predict", "MEMORY", "--memory", "MEMORY"], "not an image, or cut short"),
         (["predict", "PHOTOS", "--memory", "nothing.st"], "nothing.st"),
+        (["predict", "", "--memory", "MEMORY"], "the name of a file or directory is empty"),
         (["predict", "PHOTOS", "--memory", "PHOTOS/digit 1/0.png"], "no file of a NAM model"),
         (["predict", "PHOTOS", "--memory", "MEMORY", "--unknown"], "has no threshold to refuse below: run fewshot-nam calibrate"),
         (["predict", "PHOTOS", "--memory", "MEMORY", "--device", "nowhere"], "there is no device 'nowhere'"),
@@ -222,6 +223,27 @@ def test_a_broken_image_among_many_is_named_and_nothing_is_learned(run, memory, 
     error = run("learn", tmp_path / "new", "--label", "new", "--memory", memory, fails=True)
     assert f"{tmp_path / 'new' / 'b.png'}: not an image, or cut short" in error
     assert memory.read_bytes() == before
+
+
+def test_unreadable_images_can_be_left_out(run, memory, images, tmp_path, capsys):
+    good = images / "others" / "digit 1" / "5.png"
+    new = tmp_path / "new"
+    new.mkdir()
+    for name in ("a.png", "c.png"):
+        (new / name).write_bytes(good.read_bytes())
+    (new / "b.png").write_text("no image")
+    (new / "notes.txt").touch()
+    answers = run("predict", new, "--memory", memory, "--skip-unreadable", "--json")["predictions"]
+    assert [one["picture"] for one in answers] == [str(new / "a.png"), str(new / "c.png")]
+    assert run("learn", new, "--label", "new", "--memory", memory, "--skip-unreadable", "--json")["learned"] == {
+        "new": 2
+    }
+    error = run("predict", new / "b.png", "--memory", memory, "--skip-unreadable", fails=True)
+    assert "no image can be read: 1 of 1 left out" in error
+    assert main(["predict", str(new), "--memory", str(memory), "--skip-unreadable"]) == 0
+    error = capsys.readouterr().err
+    assert "note: files are left out whose endings are no image's: .txt (1)" in error
+    assert f"note: left out, because they cannot be read: 1 image: {new / 'b.png'}" in error
 
 
 def test_two_commands_at_once_both_add_their_class(memory, images):

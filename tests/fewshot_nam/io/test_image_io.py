@@ -1,6 +1,7 @@
 """One image from a file: decoded whole and the right way up, or refused by name."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -55,3 +56,23 @@ def test_unreadable_images_are_named_in_one_line(tmp_path, kind):
         read_image(path)
     assert "\n" not in str(caught.value)
     assert "BytesIO" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("brand", "module", "message"),
+    [
+        (
+            b"heic",
+            "pillow_heif",
+            "a HEIC image, and the package that reads them is not installed: pip install pillow-heif",
+        ),
+        (b"avif", None, "an AVIF image, which this version of Pillow cannot read: update Pillow to 11.3 or later"),
+    ],
+)
+def test_formats_that_take_another_package_say_which(tmp_path, monkeypatch, brand, module, message):
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftyp" + brand + b"\0" * 100)
+    if module is not None:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(Image, "registered_extensions", dict)
+    with pytest.raises(UnreadableImage, match=f"a.jpg: {message}"):
+        read_image(tmp_path / "a.jpg")
