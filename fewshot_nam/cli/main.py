@@ -96,7 +96,7 @@ def _predict(options: argparse.Namespace) -> Answer:
         # The key is a name of version 0.1, which programs read.
         answers.append({"picture": str(image), "label": label, "best": best, "score": score, "accepted": accepted})
     lines = [
-        f"{one['picture']}\t{'unknown' if one['label'] is None else one['label']}\t{one['score']:.4f}"
+        f"{_one_line(one['picture'])}\t{'unknown' if one['label'] is None else one['label']}\t{one['score']:.4f}"
         for one in answers
     ]
     return {"memory": options.memory, "threshold": model.head.threshold, "predictions": answers}, lines
@@ -397,6 +397,11 @@ def _exclusive(path: Path) -> Iterator[None]:
             f"{path}: locked for {_LOCK_SECONDS} seconds: another command is changing it, or {lock.name} beside it "
             "cannot be made"
         ) from None
+
+
+def _one_line(name: str) -> str:
+    """Return a file's name without the characters that separate lines and columns."""
+    return name.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 
 
 def _counted(learned: dict[str, int]) -> str:

@@ -22,6 +22,10 @@ from fewshot_nam.vision.libraries.common import Library, LibraryNotInstalled
 from fewshot_nam.vision.libraries.registry import LIBRARIES
 
 
+class UnknownBackbone(ValueError):
+    """There is no backbone of that name. The message names those that are like it."""
+
+
 def available() -> list[str]:
     """Return the names that ``create`` takes; those of libraries that are not installed are left out.
 
@@ -80,7 +84,7 @@ def create(
     )
     model = name.removeprefix(library.prefix)
     if not library.has_model(model):
-        raise ValueError(_unknown(name))
+        raise UnknownBackbone(_unknown(name))
     backbone = library.create(model, weights, model_options or {}, transform_options or {})
     return backbone if where is None else backbone.to(where)
 

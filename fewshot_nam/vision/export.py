@@ -1,15 +1,15 @@
 """A model that has learned, for other runtimes: one ONNX file, or a ``torch.export`` program.
 
-What was learned stays apart from the graph, so that it can be replaced without exporting again, with more classes or with fewer: in
-an ONNX file these are the initializers that ``memory_of`` names, which ``update_onnx`` replaces; in a program they are an input.
-The graph maps ``images`` ``(batch, C, H, W)``, transformed already, to ``scores`` ``(batch, classes)``. It checks nothing: NaN in
-an image gives NaN scores.
+The learned tensors are kept apart from the graph, so that they can be replaced without a new export, with more classes or fewer. In
+an ONNX file they are the initializers that ``memory_of`` names, which ``update_onnx`` replaces; in a program they are an input.
+The graph maps ``pictures`` ``(batch, C, H, W)``, images that are transformed already, to ``scores`` ``(batch, classes)``. It checks
+nothing: NaN in an image gives NaN scores.
 
 Metadata of an ONNX file, format 1, every value JSON but for the first two and ``transform``: ``format`` ("fewshot-nam onnx"),
 ``version`` ("1"), ``classes`` (names in the order of the scores' columns), ``threshold`` (accept where the largest score reaches
 it; ``null`` where none is set), ``temperature`` (of probabilities: ``softmax(scores / temperature)``; ``null`` where none was
-fitted), ``transform`` (how images are prepared, in words and numbers), ``backbone`` (name) and ``graph`` (what the graph was
-made from, which ``update_onnx`` checks).
+fitted), ``transform`` (how images are prepared, in words and numbers), ``backbone`` (name) and ``graph`` (digests
+and settings of what the graph was made from, which ``update_onnx`` checks).
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 FORMAT, VERSION = "fewshot-nam onnx", 1
-_PER_CLASS = ("memory", "plain", "familiar")  # one row a class
+# Initializers with one row for each class. The names are those of files of version 0.1.
+_PER_CLASS = ("memory", "plain", "familiar")
 _MOST_BYTES = 2**31 - 2**24  # what one protobuf file holds, less room for the graph
 
 
@@ -51,9 +52,9 @@ def memory_of(model: NAMModel) -> dict[str, Tensor]:
     """Return what a model has learned as the graph takes it: float32, one row a class in the order of ``model.classes``.
 
     Returns:
-        ``memory`` ``(classes, D)``. For a NAM head that knows base classes also ``plain``, alike, the prototype memory, and
-        ``centre`` ``(D,)``; where they are the cohort of score normalisation further ``familiar`` ``(classes,)``, the cohort scores
-        of the classes, and ``rows`` ``(base classes, D)``. These names are those of the initializers in files of every version.
+        ``memory`` ``(classes, D)``. For a NAM head that knows base classes also ``plain``, the prototype memory of the same shape,
+        and ``centre`` ``(D,)``. Where the base classes are a cohort also ``familiar`` ``(classes,)``, the cohort score of each
+        class, and ``rows`` ``(B, D)``, the base classes.
 
     Raises:
         ValueError: no class is known yet, or a head that cannot be exported.
@@ -82,7 +83,7 @@ def export_program(model: NAMModel) -> ExportedProgram:
     """Return the model as a program of ``torch.export`` that takes images and a memory, any number of images and classes.
 
     ``program.module()(images, memory_of(model))`` gives scores ``(batch, classes)``, also for a model that has learned other
-    classes since, as long as backbone and settings of the head are the same.
+    classes since, with the same backbone and the same settings of the head.
 
     Raises:
         ValueError: no class is known yet, a head that cannot be exported, or a backbone that ``torch.export`` cannot trace for any
@@ -90,7 +91,7 @@ def export_program(model: NAMModel) -> ExportedProgram:
     """
     device = model.head.targets.device
     known = memory_of(model)
-    # Three classes to trace with: the number 1 would be taken for one that never changes.
+    # Traced with three classes: torch.export takes a size of 1 for a constant.
     memory = known | {name: known[name][:1].repeat_interleave(3, dim=0) for name in _PER_CLASS if name in known}
     image = model.backbone.transform(Image.new("RGB", (256, 256))).unsqueeze(0).to(device)
     classes, batch = torch.export.Dim("classes"), torch.export.Dim("batch")
@@ -111,10 +112,10 @@ def export_onnx(model: NAMModel, path: str | os.PathLike[str]) -> None:
 
     Args:
         model: has learned; with a ``NAMHead`` or a ``CosineHead`` of any settings.
-        path: a file that is there is replaced.
+        path: an existing file is replaced.
 
     Raises:
-        LibraryNotInstalled: onnx or onnxscript is not there.
+        LibraryNotInstalled: onnx or onnxscript is not installed.
         ValueError: as ``export_program``; weights that are not float32 or beyond 2 GiB, what one ONNX file holds; or a backbone
             with an operation that ONNX lacks.
         OSError: the directory is missing or cannot be written.
@@ -158,7 +159,7 @@ def update_onnx(path: str | os.PathLike[str], model: NAMModel) -> None:
     reading and writing the file.
 
     Raises:
-        LibraryNotInstalled: onnx is not there.
+        LibraryNotInstalled: onnx is not installed.
         OSError: the file is missing, or cannot be read or written.
         ValueError: it is no ONNX file, or none that ``export_onnx`` wrote; or it was exported from another backbone or a head
             with other settings. The file is as it was then.
@@ -192,21 +193,21 @@ def update_onnx(path: str | os.PathLike[str], model: NAMModel) -> None:
 
 
 class _Graph(nn.Module):
-    """What is exported: the backbone's network, and how its head reads a memory that is given."""
+    """The module that is exported: the backbone's network, and how its head reads a memory given as input."""
 
     def __init__(self, model: NAMModel) -> None:
         super().__init__()
         network = model.backbone.network
         self.network = _WholeRun(network) if isinstance(network, LayerFeatures) else network
-        # Settings and nothing learned: a program keeps all buffers, and features of somebody's images have no place in it.
+        # The settings alone: a program keeps all buffers, and features of a user's images have no place in it.
         self.head = copy.deepcopy(model.head)
         self.head.forget(self.head.classes)
         self.head.threshold = None
         self.weight = _plain_weight(model.head)
 
-    def forward(self, images: Tensor, memory: Mapping[str, Tensor]) -> Tensor:
-        """Return scores ``(batch, classes)``."""
-        query = self.head._centred(self.network(images)).unsqueeze(0)
+    def forward(self, pictures: Tensor, memory: Mapping[str, Tensor]) -> Tensor:
+        """Return scores ``(batch, classes)``. The name of the input is that of version 0.1."""
+        query = self.head._centred(self.network(pictures)).unsqueeze(0)
         return self.head._score(self._learned(memory), query).squeeze(0)
 
     def _learned(self, memory: Mapping[str, Tensor]) -> Tensor | Learned:
@@ -223,7 +224,7 @@ class _Graph(nn.Module):
 
 
 class _WholeRun(nn.Module):
-    """Features at a layer of a network that is run to its end: a trace cannot be left in the middle. The rest is dropped later."""
+    """Features at a layer of a network that runs to its end: a trace cannot stop in the middle. Unused parts are dropped."""
 
     def __init__(self, tapped: LayerFeatures) -> None:
         super().__init__()
@@ -271,20 +272,20 @@ def _metadata(model: NAMModel) -> dict[str, str]:
 
 
 def _plain_weight(head: Head) -> float:
-    """Return the weight of a NAM head's plain memory where that is read on its own, 0 elsewhere: a constant of the graph."""
+    """Return the weight of a NAM head's prototype memory where it is read on its own, else 0: a constant of the graph."""
     with torch.no_grad():
         learned = head._current()
     return learned.weight if isinstance(learned, Learned) else 0.0
 
 
 def _constants(head: Head) -> list[Tensor]:
-    """Return the tensors of a head that the graph holds for good, or that decide about it."""
+    """Return the tensors of a head that are constants of the graph, or decide about its form."""
     further = [head.stored_base.power_means] if isinstance(head, NAMHead) else []
     return [head.mean, *further, *([head.scale] if isinstance(head, CosineHead) else [])]
 
 
 def _tidy(file: Any) -> None:
-    """Drop where in whose files each operation was traced, and name the axes."""
+    """Remove the source lines that each operation was traced from, and name the axes."""
     graph = file.graph
     for entry in [*graph.node, *graph.initializer, *graph.input, *graph.output, graph]:
         del entry.metadata_props[:]

@@ -1,7 +1,7 @@
 """A model that has learned on the Hugging Face Hub: ``save_pretrained``, ``push_to_hub`` and ``from_pretrained``.
 
-A repository holds ``memory.safetensors`` as ``NAMModel.save`` writes it, ``config.json``, which says the same in words, and a
-``README.md``. It holds no weights of the backbone: those are published elsewhere, and their hash is in the file.
+A repository holds ``memory.safetensors``, which ``NAMModel.save`` writes; ``config.json``, which describes it; and a ``README.md``.
+It holds no weights of the backbone, which are published elsewhere; their digest is in the file.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,20 +29,20 @@ HubT = TypeVar("HubT", bound="HubMethods")
 
 
 class HubMethods:
-    """The part of ``NAMModel`` that knows the Hub. Needs ``huggingface_hub`` once one of these is called."""
+    """The methods of ``NAMModel`` for the Hub. They need ``huggingface_hub``, which is imported when one of them is called."""
 
     def save_pretrained(self: Any, directory: str | os.PathLike[str], **options: Any) -> str | None:
         """Write what was learned to a directory, in the form of a repository; see ``huggingface_hub.ModelHubMixin``.
 
         Args:
-            directory: made where it is missing. A ``README.md`` that is there is left as it is.
-            options: ``push_to_hub=True`` and ``repo_id`` to upload it too, and whatever ``push_to_hub`` takes.
+            directory: created where it is missing. An existing ``README.md`` is kept.
+            options: ``push_to_hub=True`` and ``repo_id`` to upload it too, and the options of ``push_to_hub``.
 
         Returns:
             The address of the commit where it was uploaded, else ``None``.
 
         Raises:
-            LibraryNotInstalled: huggingface_hub is not there.
+            LibraryNotInstalled: huggingface_hub is not installed.
             OSError: the directory cannot be written.
         """
         return _carrier()(self).save_pretrained(directory, **options)
@@ -50,11 +51,11 @@ class HubMethods:
         """Upload what was learned to a repository of the Hub and return the address of the commit.
 
         Args:
-            repo_id: such as "me/shop"; made where it is missing.
+            repo_id: such as "me/shop"; created where it is missing.
             options: ``private``, ``token``, ``commit_message``, ``branch``, ...: see ``huggingface_hub.ModelHubMixin``.
 
         Raises:
-            LibraryNotInstalled: huggingface_hub is not there.
+            LibraryNotInstalled: huggingface_hub is not installed.
             OSError: no network, or no right to write there.
         """
         return _carrier()(self).push_to_hub(repo_id, **options)
@@ -74,17 +75,17 @@ class HubMethods:
 
         Args:
             where: a directory, or a repository of the Hub such as "me/shop".
-            model: the model that it was learned with, in any form that ``attach`` takes, or attached already. ``None`` makes it
-                anew, where it is one of ``backbones.create``.
-            weights: for a model that is made: ``True`` for the published ones, ``False`` for random ones, or a file.
-            device: for a model that is made: where to.
+            model: the model that it was learned with, in any form that ``attach`` takes, or attached already. ``None`` builds it
+                by name, where it is one of ``backbones.create``.
+            weights: for a model that is built: ``True`` for the published ones, ``False`` for random ones, or a file.
+            device: for a model that is built: where to put it.
             attach_options: further arguments of ``attach``, for a ``model`` that is not attached.
             options: ``revision``, ``token``, ``cache_dir``, ``force_download``, ``local_files_only``.
 
         Raises:
-            LibraryNotInstalled: huggingface_hub, or the library of the backbone, is not there.
+            LibraryNotInstalled: huggingface_hub, or the library of the backbone, is not installed.
             OSError: there is no such directory or repository, or it cannot be read.
-            ValueError: a file that is damaged or no model's; or another backbone, other weights or another transform.
+            ValueError: a damaged file, or one that is not a model's; or another backbone, other weights or another transform.
         """
         given = {
             "made": cls,
@@ -101,7 +102,7 @@ class HubMethods:
         except (OSError, HFValidationError) as error:  # the latter: no name of a repository either
             if Path(where).is_dir():
                 raise
-            raise OSError(f"{where}: no such directory, and not to be had from the Hub: {error}") from error
+            raise OSError(f"{where}: no such directory, and the Hub does not give it: {error}") from error
         return made
 
 
@@ -176,10 +177,10 @@ def _loaded(
 
 
 def _card(model: NAMModel) -> str:
-    classes = "\n".join(f"- {label}" for label in model.classes)
+    classes = "\n".join(f"- {_escaped(str(label))}" for label in model.classes)
     return f"""# Classes learned by a Neural Attention Memory
 
-For the backbone `{model.backbone.name}`, whose weights are not in here.
+For the backbone `{model.backbone.name}`, whose weights are not part of this repository.
 
 ```python
 from fewshot_nam import NAMModel
@@ -192,3 +193,8 @@ It knows {len(model.classes)} classes:
 
 {classes}
 """
+
+
+def _escaped(label: str) -> str:
+    """Return a label as Markdown shows it letter by letter."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$-])", r"\\\1", " ".join(label.split()))

@@ -1,4 +1,4 @@
-"""The backbone that a file of a model was learned with, made anew from what the file says about it."""
+"""The backbone that a saved model was learned with, built again from the description in the file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fewshot_nam.vision.backbone import Backbone
-from fewshot_nam.vision.catalogue import create
+from fewshot_nam.vision.catalogue import UnknownBackbone, create
 from fewshot_nam.vision.libraries.registry import LIBRARIES
 
 
@@ -19,18 +19,21 @@ def rebuild(
 ) -> Backbone:
     """Return the backbone that ``about`` describes: one of ``backbones.create``, with its options and its transform.
 
-    Whether its weights and its features are those of the file is for ``NAMModel.load`` to check.
+    ``NAMModel.load`` checks whether its weights and its features are those of the file.
 
     Args:
         about: as ``fewshot_nam.vision.saving.read_head`` gives it.
         weights: ``True`` for the published weights, ``False`` for random ones, or a file, as in ``backbones.create``.
-        device: where to; ``None`` for the CPU.
+        device: where to put it; ``None`` for the CPU.
 
     Raises:
-        LibraryNotInstalled: its library is not there.
-        ValueError: no backbone of that name (one that was attached as a module of its own), or it cannot be made here.
+        LibraryNotInstalled: its library is not installed.
+        ValueError: it has no name that ``backbones.create`` knows (a user's own module was attached), or it cannot be built here.
     """
     name = str(about["backbone"])
+    own = f"this memory was learned with a model of its own, {name}: attach that model and load the file"
+    if "." in name and not name.startswith(tuple(LIBRARIES)):  # the name of a class
+        raise ValueError(own)
     try:
         return create(
             name,
@@ -39,16 +42,12 @@ def rebuild(
             transform_options=_transform_options(name, str(about.get("transform", ""))),
             device=device,
         )
-    except ValueError as error:
-        if "no backbone" not in str(error):
-            raise
-        raise ValueError(
-            f"this memory was learned with a model of its own, {name}: attach that model and load the file"
-        ) from error
+    except UnknownBackbone as error:
+        raise ValueError(own) from error
 
 
 def _transform_options(name: str, transform: str) -> dict[str, Any]:
-    """Return the options that lead to the same transform again: the transforms of libraries end with them, as JSON."""
+    """Return the options that give the same transform: the description of a library's transform ends with them, as JSON."""
     start = transform.find("{")
     if not name.startswith(tuple(LIBRARIES)) or start < 0:
         return {}

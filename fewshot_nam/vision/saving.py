@@ -1,9 +1,9 @@
-"""What a model has learned, in one safetensors file: written whole or not at all, and read only beside the backbone it is for.
+"""What a model has learned, in one safetensors file: written whole or not at all, and loaded only with the backbone it belongs to.
 
 Format 1. Tensors: the head's state dict under ``head.``, and ``probe``, the features of a fixed image. Metadata: ``format``
 ("fewshot-nam model"), ``version`` ("1") and ``about``, JSON with ``made_by`` (version of this package), ``backbone`` (name),
 ``model_options`` and ``transform`` (of the backbone), ``weights`` (SHA-256 of the backbone's weights), ``head`` (class),
-``settings`` (of the head), ``notes`` (whatever the writer needs to find the backbone again) and ``contents`` (SHA-256 of the
+``settings`` (of the head), ``notes`` (what the writer needs to find the backbone again) and ``contents`` (SHA-256 of the
 tensors). Class names are in the head's state, as JSON. Nothing in it is unpickled.
 """
 
@@ -34,15 +34,15 @@ from fewshot_nam.vision.digests import tensors_digest, text_digest, weights_dige
 FORMAT, VERSION = "fewshot-nam model", 1
 _HEAD, _PROBE = "head.", "probe"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool)
-# Features of one image differ by less between devices and releases of libraries (TF32 and bfloat16 included), and by more
-# between transforms: a crop, a normalisation or a padding that is another.
+# Features of one image differ by less than this between devices and releases of libraries (TF32 and bfloat16 included), and by
+# more between transforms with another crop, normalisation or padding.
 _SAME = 0.02
 
 
 def save_head(
     path: str | os.PathLike[str], head: Head, backbone: Backbone, notes: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a head and which backbone it is for, with ``notes`` that JSON can hold.
+    """Write a head and a description of its backbone, with ``notes`` that JSON can hold.
 
     Raises:
         OSError: the directory is missing or cannot be written.
@@ -58,7 +58,7 @@ def save_head(
 
 
 def write_head(path: str | os.PathLike[str], head: Head, about: Mapping[str, Any], probed: Tensor) -> None:
-    """Write a head with what is known of its backbone: ``about`` and ``probed`` as ``read_head`` gives them.
+    """Write a head with a description of its backbone: ``about`` and ``probed`` as ``read_head`` gives them.
 
     Raises:
         OSError: the directory is missing or cannot be written, or the disk is full.
@@ -94,7 +94,7 @@ def load_head(path: str | os.PathLike[str], present: Head, backbone: Backbone) -
     if about["weights"] != own:
         raise ValueError(
             f"{path} was learned with the backbone {about['backbone']}, weights {about['weights']}; this one is "
-            f"{backbone.name}, weights {own}: attach the one it was learned with, or learn anew"
+            f"{backbone.name}, weights {own}: attach the one it was learned with, or learn again"
         )
     expected, found = probed.double(), probe(backbone).double().cpu()
     if expected.shape != found.shape or not bool((expected - found).norm() <= _SAME * expected.norm()):
@@ -110,7 +110,7 @@ def load_head(path: str | os.PathLike[str], present: Head, backbone: Backbone) -
 
 
 def read_head(path: str | os.PathLike[str], present: Head | None = None) -> tuple[dict[str, Any], Head, Tensor]:
-    """Return what is known of a file's head and its backbone, the head, and the features of ``probe``.
+    """Return the description in a file, its head, and the features of ``probe``.
 
     Args:
         path: the file.
@@ -144,7 +144,7 @@ def probe(backbone: Backbone) -> Tensor:
 def settings(head: Head) -> dict[str, Any]:
     """Return the settings that a head was made with, but for tensors, which are in its state."""
     names = list(inspect.signature(type(head).__init__).parameters)[1:]
-    # What was left open stays open: a head keeps that under an underscore, and the name itself says what it comes to for now.
+    # A setting that was left to the head is saved as such: the head keeps it under an underscore, and resolves it under its name.
     values = {name: getattr(head, f"_{name}", getattr(head, name, None)) for name in names}
     plain = {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))}
     return plain | {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
