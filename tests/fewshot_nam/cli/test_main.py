@@ -246,6 +246,14 @@ def test_unreadable_images_can_be_left_out(run, memory, images, tmp_path, capsys
     assert f"note: left out, because they cannot be read: 1 image: {new / 'b.png'}" in error
 
 
+def test_a_line_of_predict_stays_one_line_whatever_the_files_name(run, memory, images, tmp_path):
+    odd = tmp_path / "a\nb\tc.png"
+    odd.write_bytes((images / "others" / "digit 1" / "5.png").read_bytes())
+    lines = run("predict", odd, "--memory", memory).splitlines()
+    assert [line.count("\t") for line in lines] == [2]
+    assert lines[0].startswith(f"{tmp_path}/a\\nb\\tc.png\t")
+
+
 def test_two_commands_at_once_both_add_their_class(memory, images):
     words = [sys.executable, "-m", "fewshot_nam.cli.main", "learn", "--memory", str(memory), "--quiet"]
     image = str(images / "others" / "digit 1" / "5.png")

@@ -112,7 +112,7 @@ def test_pushing_uploads_the_same_files(learned, monkeypatch):
 
 
 def test_what_is_not_there_or_damaged_is_an_error(learned, tmp_path):
-    with pytest.raises(OSError, match="nobody/nothing: no such directory, and not to be had"):
+    with pytest.raises(OSError, match="nobody/nothing: no such directory, and the Hub does not give it"):
         NAMModel.from_pretrained("nobody/nothing", local_files_only=True, cache_dir=tmp_path)
     with pytest.raises(OSError, match=r"gone/at/all: no such directory"):  # and no name of a repository either
         NAMModel.from_pretrained(tmp_path / "gone/at/all")
@@ -133,3 +133,8 @@ def test_without_the_library_the_error_says_what_to_install(nam, tmp_path, monke
         nam.save_pretrained(tmp_path)
     monkeypatch.undo()
     hub._carrier.cache_clear()
+
+
+def test_labels_are_letters_in_the_card_and_no_markdown(nam, painted, tmp_path):
+    nam.learn(painted(0), "[a](b) *c*\n# d").save_pretrained(tmp_path)
+    assert "- \\[a\\]\\(b\\) \\*c\\* \\# d\n" in (tmp_path / "README.md").read_text()

@@ -45,5 +45,5 @@ def test_settings_that_were_left_open_stay_open_in_a_file(nam, painted, tmp_path
     nam.head.write_base(nam.features([painted(i) for i in range(3)]), ["x", "y", "z"])
     nam.learn(painted(3), "a").save(tmp_path / "a.safetensors")
     _, head, _ = read_head(tmp_path / "a.safetensors")
-    assert head.plain == nam.head.plain
-    assert head.forget(["x", "y", "z"]).plain == nam.forget(["x", "y", "z"]).head.plain
+    assert head.prototype_weight == nam.head.prototype_weight
+    assert head.forget(["x", "y", "z"]).prototype_weight == nam.forget(["x", "y", "z"]).head.prototype_weight
