@@ -3,6 +3,7 @@
 - ``primitives``: unit keys, read and write, and writes of several pairs in order (``write_sequence``) or jointly (``write_block``);
 - ``scan``: a whole sequence of writes and reads, fast (``memory_scan``), or one step of it (``memory_step``);
 - ``attention`` and ``transformer``: attention through a memory, and the NAM-Transformer encoder;
+- ``decoder``: a decoder layer with cross-attention through a memory;
 - ``language_model``: a causal language model of these layers, with generation;
 - ``lsam``: a recurrent network with a memory in place of an LSTM's cell state;
 - ``turing``: the NAM Turing Machine, whose tapes are memories;
@@ -13,6 +14,7 @@ Source: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422). Each module n
 """
 
 from fewshot_nam.memory.attention import NAMAttention, outer_product_attention
+from fewshot_nam.memory.decoder import NAMCrossAttention, NAMTransformerDecoderLayer
 from fewshot_nam.memory.language_model import NAMLanguageModel
 from fewshot_nam.memory.lsam.layer import LSAM, LSAMCell
 from fewshot_nam.memory.native.kernels import build_kernels
@@ -31,7 +33,9 @@ __all__ = [
     "Jump",
     "LSAMCell",
     "NAMAttention",
+    "NAMCrossAttention",
     "NAMLanguageModel",
+    "NAMTransformerDecoderLayer",
     "NAMTransformerEncoder",
     "NAMTransformerEncoderLayer",
     "NAMTuringMachine",

@@ -25,7 +25,7 @@ from fewshot_nam.memory.padding import check_tokens, without_padding
 
 _State = TypeVar("_State")
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
 class NAMTransformerEncoderLayer(nn.Module):
@@ -91,12 +91,12 @@ class NAMTransformerEncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(activation, str):
-            if activation not in _ACTIVATIONS:
+            if activation not in ACTIVATIONS:
                 raise ValueError(
-                    f"NAMTransformerEncoderLayer: activation must be one of {', '.join(_ACTIVATIONS)}, or a function, "
+                    f"NAMTransformerEncoderLayer: activation must be one of {', '.join(ACTIVATIONS)}, or a function, "
                     f"got {activation!r}"
                 )
-            activation = _ACTIVATIONS[activation]
+            activation = ACTIVATIONS[activation]
         self.self_attn = NAMAttention(
             d_model,
             nhead,
@@ -146,7 +146,7 @@ class NAMTransformerEncoderLayer(nn.Module):
             ValueError: shapes or devices do not fit, another ``src_mask``, or a padding mask with other values than 0 and -inf.
         """
         src, padding = self._without_padding("NAMTransformerEncoderLayer", src, src_key_padding_mask)
-        causal = _is_causal("NAMTransformerEncoderLayer", src, self.self_attn.batch_first, src_mask, is_causal)
+        causal = is_causal_mask("NAMTransformerEncoderLayer", src, self.self_attn.batch_first, src_mask, is_causal)
         return self._run(src, lambda x: (self.self_attn(x, padding, causal), None))[0]
 
     def init_state(self, batch_size: int) -> NAMAttentionState:
@@ -236,7 +236,7 @@ class NAMTransformerEncoder(nn.Module):
         where = "NAMTransformerEncoder"
         # Check the values of the masks once, not in every layer.
         src, padding = self._layers()[0]._without_padding(where, src, src_key_padding_mask)
-        causal = _is_causal(where, src, self.batch_first, mask, bool(is_causal))
+        causal = is_causal_mask(where, src, self.batch_first, mask, bool(is_causal))
         for layer in self._layers():
             src = layer(src, src_key_padding_mask=padding, is_causal=causal)
         return src if self.norm is None else self.norm(src)
@@ -297,7 +297,7 @@ class NAMTransformerEncoder(nn.Module):
         return src if self.norm is None else self.norm(src), tuple(states)
 
 
-def _is_causal(where: str, src: Tensor, batch_first: bool, mask: Tensor | None, is_causal: bool) -> bool:
+def is_causal_mask(where: str, src: Tensor, batch_first: bool, mask: Tensor | None, is_causal: bool) -> bool:
     """Return whether attention is causal; raise if ``mask`` hides anything but later tokens."""
     if mask is None:
         return is_causal
