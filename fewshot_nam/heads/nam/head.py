@@ -32,7 +32,7 @@ from fewshot_nam._deprecation import renamed_attribute, renamed_parameter
 from fewshot_nam.heads.base import Head, Products, Read, Support, with_log_partition_penalty
 from fewshot_nam.heads.base_statistics import BaseStatistics, StoredBaseStatistics, accepts_old_base_words
 from fewshot_nam.heads.nam import base_attention
-from fewshot_nam.heads.nam.joint_write import write_classes, write_onto
+from fewshot_nam.heads.nam.joint_write import write_classes, write_onto, write_sums
 from fewshot_nam.heads.power_norm import Transform
 from fewshot_nam.heads.score_norm import Cohort, cohort_of
 from fewshot_nam.memory.primitives import unit, write_block, write_sequence
@@ -230,8 +230,15 @@ class NAMHead(Head, gather_free=True):
         """Return the memories."""
         directions, base = unit(support.features), self._base_weights(support)
         joint = len(base) > 0 and self.base_write == "joint"
+        weight, known = self._weight_with(len(base)), self._cohort(directions.dtype)
+        if (
+            known is None
+            and not len(base)
+            and self._writes_shots_jointly
+            and directions.shape[1] <= directions.shape[2]
+        ):
+            return Learned(self._sum_of_memories(support, directions, weight))
         memory = self._memory(support, directions)
-        weight = self._weight_with(len(base))
         if not weight:
             return Learned(memory)
         if joint:
@@ -240,7 +247,6 @@ class NAMHead(Head, gather_free=True):
             novel = base_attention.with_base_attention(means, cohort.prototypes)
             novel = base_attention.NOVEL_SCALE * self._scaled(novel)
             return Learned(memory, support.with_base(cohort.prototypes, novel), None, cohort, weight)
-        known = self._cohort(memory.dtype)
         if known is None:
             # Reading is linear, so two memories that are read with the same query are one: their sum.
             prototypes = self._scaled(support.class_means(directions))
@@ -259,8 +265,7 @@ class NAMHead(Head, gather_free=True):
     def _memory(self, support: Support, directions: Tensor) -> Tensor:
         """Return the memory ``(E, C, D)`` without the prototype memory; ``directions`` are the unit features."""
         base = self._base_weights(support)
-        simple = self.mode == "block" and self.keys == "shots" and self.reading == "unit" and self.ridge > 0
-        if simple and not len(base) and directions.shape[1] > directions.shape[2]:
+        if self._writes_shots_jointly and not len(base) and directions.shape[1] > directions.shape[2]:
             return write_classes(directions, support.class_sums(directions), self.p_write, self.ridge)
         features, values = support.features, support.one_hot()
         if self.keys == "prototypes":
@@ -282,6 +287,22 @@ class NAMHead(Head, gather_free=True):
         if self.mode == "sequential":
             return write_sequence(memory, keys, values, self.p_write, self.p_erase)
         return memory + (self.p_write * values - self.p_erase * (keys @ memory.mT)).mT @ keys
+
+    @property
+    def _writes_shots_jointly(self) -> bool:
+        return self.mode == "block" and self.keys == "shots" and self.reading == "unit" and self.ridge > 0
+
+    def _sum_of_memories(self, support: Support, directions: Tensor, weight: float) -> Tensor:
+        """Return the joint memory plus ``weight`` times the prototype memory, ``(E, C, D)``, where there are no base classes.
+
+        Both are weighted sums of the ``n`` keys. The weights follow from the keys' products ``(E, n, n)``, which are far fewer
+        numbers than the keys: for one shot this takes a third of the time of writing the two memories.
+        """
+        products, members = directions @ directions.mT, support.one_hot()
+        means = (members / members.sum(dim=0)).mT
+        lengths = ((means @ products) * means).sum(dim=-1, keepdim=True).clamp_min(1e-12).sqrt()
+        prototypes = weight * means * lengths ** -(1 + self.norm_exponent)
+        return (write_sums(products, members, self.p_write, self.ridge) + prototypes) @ directions
 
     def _scaled(self, means: Tensor) -> Tensor:
         """Return mean directions ``(E, N, D)`` of length ``l`` at length ``l ** -norm_exponent``."""

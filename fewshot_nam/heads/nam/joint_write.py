@@ -1,7 +1,7 @@
 """The joint write: all pairs of key and value are written at once, in closed form, and none spoils another.
 
-Both functions give the memory of ``write_block`` (``fewshot_nam.memory``). ``write_onto`` adds novel pairs to base classes that
-were written before, as recursive least squares does. ``write_classes`` is for many keys.
+All functions give the memory of ``write_block`` (``fewshot_nam.memory``). ``write_onto`` adds novel pairs to base classes that were
+written before, as recursive least squares does. ``write_sums`` is for few keys and ``write_classes`` for many.
 """
 
 from __future__ import annotations
@@ -33,6 +33,20 @@ def write_onto(base: Tensor, keys: Tensor, values: Tensor, p_write: float, p_era
     damped = keys @ residual.mT + ridge * torch.eye(keys.shape[-2], dtype=keys.dtype, device=keys.device)
     updates = p_write * values - p_erase * (keys @ memory.mT)
     return memory + updates.mT @ torch.linalg.solve(damped, residual)
+
+
+def write_sums(products: Tensor, values: Tensor, p_write: float, ridge: float) -> Tensor:
+    """Return the weights ``(E, C, n)`` of the sums of keys that ``write_block`` writes into an empty memory.
+
+    Args:
+        products: ``(E, n, n)``, of the keys with one another.
+        values: ``(n, C)``.
+        p_write: write probability.
+        ridge: damping, above 0.
+    """
+    damped = products + ridge * torch.eye(products.shape[-1], dtype=products.dtype, device=products.device)
+    solved = torch.cholesky_solve(values.expand(*products.shape[:-2], -1, -1), torch.linalg.cholesky(damped))
+    return p_write * solved.mT
 
 
 def write_classes(keys: Tensor, sums: Tensor, p_write: float, ridge: float) -> Tensor:
