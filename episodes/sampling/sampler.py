@@ -230,10 +230,10 @@ class EpisodeSampler:
         ways = self.ways + self.open_ways
         raw = self._raw(_CLASSES, block, ways * _BLOCK).reshape(ways, _BLOCK)
         classes = _draw(raw, np.zeros_like(raw), np.full_like(raw, self.bank.num_classes), _ranks(raw))
-        images = self._raw(_IMAGES, block, _BLOCK * (ways * max(self.shots + self.queries, self.open_queries)))
+        draws = self._raw(_IMAGES, block, _BLOCK * (ways * max(self.shots + self.queries, self.open_queries)))
         known, unknown = classes[: self.ways].T, classes[self.ways :].T
-        known_images = self._images(known, self.shots + self.queries, images)
-        unknown_images = self._images(unknown, self.open_queries, images[known_images.size :])
+        known_images = self._images(known, self.shots + self.queries, draws)
+        unknown_images = self._images(unknown, self.open_queries, draws[known_images.size :])
         base_query, base_classes = self._base(block)
         arrays = (
             known,

@@ -117,7 +117,7 @@ def test_missing_classes_are_counted_and_named(tmp_path):
         cub(tmp_path)
 
 
-def test_a_benchmark_that_is_not_there_says_where_it_was_sought(tmp_path):
+def test_a_benchmark_that_is_not_there_says_where_it_was_searched_for(tmp_path):
     with pytest.raises(
         ValueError, match=rf"mini-imagenet: looked for directories called n\d+ .* in {tmp_path} .*--data-dir"
     ):

@@ -99,7 +99,7 @@ def test_other_classes_are_refused(tmp_path):
         cifar10(tmp_path)
 
 
-def test_cifar10_that_is_not_there_says_where_it_was_sought(tmp_path):
+def test_cifar10_that_is_not_there_says_where_it_was_searched_for(tmp_path):
     with pytest.raises(
         ValueError, match=rf"looked for .* in {tmp_path} and {tmp_path}/cifar10.*not downloaded for you"
     ):

@@ -111,7 +111,7 @@ def test_mini_imagenet_has_its_sessions(tmp_path):
         open_sessions("mini-imagenet-fscil", tmp_path)
 
 
-def test_mini_imagenet_without_its_split_says_what_is_sought(tmp_path):
+def test_mini_imagenet_without_its_split_says_what_is_searched_for(tmp_path):
     with pytest.raises(ValueError, match=r"looked for images, split/train\.csv and split/test\.csv"):
         open_sessions("mini-imagenet-fscil", tmp_path)
 

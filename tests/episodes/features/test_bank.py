@@ -122,7 +122,7 @@ def test_class_means_refuse_a_class_without_items():
 
 
 @pytest.mark.parametrize("wanted", [["d", "b"], [3, 1], ["d", 1]], ids=["names", "positions", "both"])
-def test_select_classes_renumbers_in_the_order_asked_for_and_keeps_the_order_of_items(wanted):
+def test_select_classes_renumbers_in_the_order_given_and_keeps_the_order_of_items(wanted):
     labels = list("abdcbdda")
     bank = FeatureBank(random_features(8), labels, provenance={"backbone": "x"})
     part = bank.select_classes(wanted)

@@ -313,7 +313,7 @@ def break_files(dataset, *indices):
 def test_an_unreadable_image_is_named_in_one_line(tmp_path, workers):
     dataset = image_files(tmp_path / "set")
     break_files(dataset, 9)
-    with pytest.raises(UnreadableImage, match=f"{dataset.describe(9)}: not an? (?:image|picture)") as caught:
+    with pytest.raises(UnreadableImage, match=f"{dataset.describe(9)}: not an image") as caught:
         extract(Backbone(), dataset, batch_size=5, workers=workers, cache_dir=None)
     assert "\n" not in str(caught.value)
 

@@ -43,7 +43,7 @@ def test_omniglot_runs_pair_each_test_drawing_with_its_class(tmp_path, place, mo
             assert images.classes[images.labels[test]] == f"run0{r + 1}/class0{c + 1}"
 
 
-def test_omniglot_runs_that_are_not_there_say_where_they_were_sought(tmp_path):
+def test_omniglot_runs_that_are_not_there_say_where_they_were_searched_for(tmp_path):
     with pytest.raises(ValueError, match=rf"looked for run01 in omniglot-py/one-shot-classification, .* of {tmp_path}"):
         omniglot_runs(tmp_path)
 

@@ -102,7 +102,7 @@ def test_every_image_is_of_its_class_and_used_once(data):
         assert (ordered[:, 1:] != ordered[:, :-1]).all()
 
 
-def test_all_images_of_a_class_can_be_asked_for():
+def test_all_images_of_a_class_can_be_drawn():
     drawn = EpisodeSampler(bank(4, 4, 4), ways=2, shots=1, queries=3, open_ways=1).sample(0, 5)
     assert (torch.cat([drawn.support, drawn.query], dim=2).sort(dim=2).values.diff(dim=2) > 0).all()
 
