@@ -29,10 +29,10 @@ class BundledNetwork(NamedTuple):
     """A network that comes with fewshot-nam.
 
     Attributes:
-        network: makes it; takes ``width``.
-        transform: of its images.
-        transform_id: what the transform does.
-        weights: name of the packaged file, or ``None``.
+        network: its class; takes ``width``.
+        transform: prepares its images.
+        transform_id: describes the transform.
+        weights: the name of the packaged file, or ``None``.
     """
 
     network: Callable[..., nn.Module]
@@ -67,10 +67,10 @@ def create_bundled(
         pretrained: ``True`` for the package's weights, ``False`` for random ones, or a file: one in the package's form
             (weights under "model.", "base_prototypes", and a "card" in its metadata) or a plain state dict.
         model_options: ``width``: of conv4 the number of features (64), of conv5 a sixteenth of it (32).
-        transform_options: none; each has one way to read an image.
+        transform_options: none; each network has one transform.
 
     Raises:
-        ValueError: an option that there is not, a file that does not fit, or no weights in the package.
+        ValueError: an unknown option, a file that does not fit, or no weights in the package.
     """
     bundled = NETWORKS[name]
     check_options(name, "model", model_options, ["width"])

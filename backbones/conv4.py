@@ -44,9 +44,9 @@ class Conv4(nn.Module):
 
 
 def ink_transform(image: Image.Image) -> Tensor:
-    """Return ``image`` as Conv4 wants it: ``(1, 28, 28)`` float in [0, 1], dark ink on light paper turned into 1 on 0.
+    """Return ``image`` as Conv4 takes it: ``(1, 28, 28)`` float in [0, 1], dark ink on light paper turned into 1 on 0.
 
-    An image with transparency is laid on white paper first. One that is not square is stretched, as in the literature.
+    Transparent parts become white. One that is not square is stretched, as in the literature.
     """
     size = (Conv4.image_size, Conv4.image_size)
     grey = opaque(image).convert("L").resize(size, Image.Resampling.BILINEAR)

@@ -1,7 +1,7 @@
-"""Conv5, a small convolutional network for 64x64 photographs: what a plain CPU trains within the hour.
+"""Conv5, a small convolutional network for 64x64 photographs, which a plain CPU trains within an hour.
 
 As Conv4 of the few-shot literature, but the first convolution already halves the image, channels double from block to block,
-and the last map is averaged. It comes without weights: ``scripts/pretrain_photos.py`` trains it on base classes of yours.
+and the last map is averaged. It has no published weights: ``scripts/pretrain_photos.py`` trains it on your base classes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Conv5(nn.Module):
 
 
 def standardize(levels: Tensor) -> Tensor:
-    """Return levels in [0, 1] about centred and scaled, as the network wants them."""
+    """Return levels in [0, 1] minus 0.45, divided by 0.25: the input of the network."""
     return (levels - 0.45) / 0.25
 
 
@@ -65,6 +65,6 @@ def square(image: Image.Image) -> Image.Image:
 
 
 def photo_transform(image: Image.Image) -> Tensor:
-    """Return ``image`` as Conv5 wants it, ``(3, 64, 64)`` float; one that is not square loses its ends."""
+    """Return ``image`` as Conv5 takes it, ``(3, 64, 64)`` float; the ends of one that is not square are cut off."""
     levels = torch.frombuffer(bytearray(square(image).tobytes()), dtype=torch.uint8)
     return standardize(levels.reshape(Conv5.image_size, Conv5.image_size, 3).permute(2, 0, 1).float() / 255)

@@ -1,7 +1,7 @@
-"""Handwriting for pretraining: ink on paper as another hand, pen and scanner would have made it, in four quarter turns.
+"""Omniglot's characters for pretraining, augmented: turned, shifted, sheared and scaled, with thicker, blurred or coarser strokes.
 
-Every quarter turn of a class counts as a class of its own, as in Santoro et al., "One-shot Learning with Memory-Augmented Neural
-Networks" (2016).
+Every rotation by a multiple of 90 degrees makes a class of its own, as in Santoro et al., "One-shot Learning with Memory-Augmented
+Neural Networks" (2016).
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbones.pretraining.training import Recipe
+from fewshot_nam._deprecation import renamed_parameter
 
 
 @dataclass(frozen=True)
 class InkRecipe(Recipe):
-    """How to train on handwriting, beyond what ``Recipe`` says; an epoch is a pass over all images in all four turns.
+    """How to train on handwriting, beyond what ``Recipe`` says; an epoch is a pass over all images in all four rotations.
 
     Attributes:
-        max_turn: random turn on top of the quarter turns, degrees either way.
-        max_shift: random shift, as a share of the image's side.
-        zoom: smallest and largest random zoom, drawn for height and width apart.
-        max_shear: random shear, as a share of the image's side.
-        thicken: probability that strokes are drawn with a thicker pen.
-        blur: probability that the image is out of focus.
-        coarse: probability that the image has few pixels, from a quarter to a half of the side, and so broad strokes.
+        max_turn: largest further rotation in either direction, in degrees.
+        max_shift: largest shift, as a share of the image's side.
+        zoom: smallest and largest scale, drawn separately for height and width.
+        max_shear: largest shear, as a share of the image's side.
+        thicken: probability of thicker strokes.
+        blur: probability of a blurred image.
+        coarse: probability of a lower resolution, a quarter to a half of the side, which makes strokes broad.
     """
 
     epochs: int = 40
@@ -44,7 +45,7 @@ class InkRecipe(Recipe):
 
 
 class InkExamples:
-    """Images of handwriting, each in four turns, as ``Pretraining`` takes them.
+    """Images of handwriting, each in four rotations, as ``Pretraining`` takes them.
 
     Args:
         images: ``(n, 2S, 2S)`` uint8, ink 255 on paper 0, twice the side that the model wants.
@@ -52,6 +53,7 @@ class InkExamples:
         recipe: how much to change an image.
     """
 
+    @renamed_parameter("pictures", "images")
     def __init__(self, images: Tensor, labels: Tensor, recipe: InkRecipe) -> None:
         self.images, self.labels, self.recipe = images, labels, recipe
         self.classes = 4 * (int(labels.max()) + 1)
@@ -69,7 +71,7 @@ class InkExamples:
 
 
 def augment(ink: Tensor, recipe: InkRecipe, generator: torch.Generator) -> Tensor:
-    """Return images as another hand, pen and scanner would have made them, at half the side length.
+    """Return augmented images at half the side length.
 
     Args:
         ink: ``(B, 1, 2S, 2S)`` float, ink 1 on paper 0.

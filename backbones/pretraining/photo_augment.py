@@ -1,7 +1,7 @@
-"""Photographs for pretraining: a random part of each, mirrored or not, in another light.
+"""Photographs for pretraining, augmented: a random crop, mirrored or not, with other brightness, contrast and saturation.
 
-Parts are smaller than the images that the network will see later, which saves time and makes objects look as large in training
-as they do then: Touvron et al., "Fixing the train-test resolution discrepancy" (2019).
+Crops have fewer pixels than the images that the network sees after training. This saves time, and makes objects about as large in
+training as later: Touvron et al., "Fixing the train-test resolution discrepancy" (2019).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from backbones.conv5 import standardize
 from backbones.pretraining.training import Recipe
+from fewshot_nam._deprecation import renamed_parameter
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,10 @@ class PhotoRecipe(Recipe):
     """How to train on photographs, beyond what ``Recipe`` says.
 
     Attributes:
-        side: of the part that the network sees in training, pixels.
-        smallest_part: share of an image's area, at least, that is seen; above 0, up to 1.
-        stretch: largest ratio by which the sides of that part differ, at least 1.
-        light: how much brightness, contrast and saturation may change, as a share either way.
+        side: side of a crop in training, in pixels.
+        smallest_part: smallest share of an image's area in a crop; above 0, at most 1.
+        stretch: largest ratio of a crop's sides, at least 1.
+        light: largest change of brightness, contrast and saturation, as a share up or down.
     """
 
     epochs: int = 30
@@ -47,6 +48,7 @@ class PhotoExamples:
         recipe: how much to change an image.
     """
 
+    @renamed_parameter("pictures", "images")
     def __init__(self, images: Tensor, labels: Tensor, recipe: PhotoRecipe) -> None:
         self.images, self.labels, self.recipe = images, labels, recipe
         self.classes = int(labels.max()) + 1

@@ -1,9 +1,9 @@
-"""Supervised pretraining of a backbone on base classes: a cosine-softmax classifier over images that are changed at random.
+"""Supervised pretraining of a backbone on base classes: a cosine-softmax classifier on augmented images.
 
 The classifier is that of Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (2018), section 3.1:
 logits are ``scale * cos(features, class weight)``. The images and their augmentation are in
 ``backbones.pretraining.omniglot_augment`` (handwriting) and ``backbones.pretraining.photo_augment``. In a group of processes each
-takes its share of every batch (``backbones.pretraining.distributed``).
+computes its share of every batch (``backbones.pretraining.distributed``).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Recipe:
         learning_rate: the highest rate; it rises linearly over the first 5% of the steps and falls to 0 along a cosine.
         weight_decay: decoupled decay (AdamW).
         scale: what a cosine is multiplied by before the softmax.
-        seed: of the initial weights, the order of the images and every random change of them.
+        seed: of the initial weights, the order of the images and their augmentation.
     """
 
     epochs: int
@@ -46,10 +46,10 @@ class Recipe:
 
 
 class Examples(Protocol):
-    """What there is to learn from.
+    """A set of labelled examples to learn from.
 
     Attributes:
-        classes: how many different targets there are.
+        classes: the number of different targets.
     """
 
     classes: int
@@ -80,18 +80,18 @@ class CosineSoftmax(nn.Module):
 
 
 class Pretraining:
-    """A training run that can be stopped at any moment and goes on from its last whole epoch, to the same weights.
+    """A training run that can be stopped at any moment and resumed at its last complete epoch, with the same final weights.
 
     Args:
         model: the backbone; it has ``feature_dim``.
-        examples: what to learn from.
+        examples: images and targets.
         recipe: how to train.
-        checkpoint: a file to go on from if it is there, and to write after every epoch; ``None`` keeps nothing. Of several
-            processes all read it and the first writes it.
-        device: where to train; images are changed on the CPU.
+        checkpoint: a file to resume from if it exists, and to write after every epoch; ``None`` for none. All processes read
+            it, and the first writes it.
+        device: where to train; images are augmented on the CPU.
 
     Raises:
-        ValueError: the checkpoint was made with another recipe or other classes; or several processes go on from different
+        ValueError: the checkpoint was made with another recipe or other classes; or several processes resume at different
             epochs, or are more than the images of a batch.
     """
 
@@ -131,14 +131,14 @@ class Pretraining:
             on_step: called after every step with its loss, for a progress bar.
         """
         recipe, steps, (rank, count) = self.recipe, self.steps_per_epoch, processes()
-        # A generator of its own for every epoch: a resumed run then sees what an unbroken one would have seen.
+        # Every epoch has a generator of its own, so that a resumed run sees the same images as one that was not interrupted.
         generator = torch.Generator().manual_seed(recipe.seed * 100_003 + self.epoch)
         order = torch.randperm(len(self.examples), generator=generator)
         self.model.train()
         loss_sum = correct = 0.0
         for step in range(steps):
             chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            # Every process changes the whole batch: that takes the generators on alike, and the images stay the same.
+            # Every process augments the whole batch, so that all generators stay in step and the images are the same.
             inputs, targets = self.examples.batch(chosen, generator)
             inputs = inputs[rank::count].to(self.device).contiguous(memory_format=torch.channels_last)
             targets = targets[rank::count].to(self.device)
@@ -165,7 +165,7 @@ class Pretraining:
             if rank == 0:
                 self._save(self.checkpoint)
             if count > 1:
-                wait_for_all()  # whichever process looks for the checkpoint next finds this epoch's
+                wait_for_all()  # the next process that reads the checkpoint finds this epoch's
         return {"loss": loss_sum / steps, "accuracy": correct / steps}
 
     def _rate(self, step: int) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-MAX_ASPECT = 250
+MAX_ASPECT = 1000
 """The largest ratio of an image's sides. A file of 200 bytes can hold 30000x1 pixels, which take gigabytes once the short side is
 resized to 224."""
 
