@@ -26,7 +26,7 @@ class NAMModel(HubMethods, nn.Module):
 
     ``images`` is everywhere one image or several: the path of a file, a PIL image, a uint8 array ``(H, W, 3)`` or ``(H, W)``, a
     uint8 tensor ``(C, H, W)``; an iterable of these in any mixture, an array ``(B, H, W, 3)`` or a tensor ``(B, C, H, W)``.
-    **A float tensor stands for images that ``transform`` has prepared already.** Files and PIL images are turned as their EXIF
+    **A float tensor stands for images that went through the transform already.** Files and PIL images are turned as their EXIF
     orientation says.
 
     Args:
