@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -154,40 +155,41 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.files)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over the classes, over label, relative path and size of each image, and over the content of some images.
 
         It holds no times and no absolute paths, so that a copy of the data has the same one. Content is read of up to 256 files,
         evenly spread, the first 64 KiB of each: images of one size and one name in two data sets would look alike otherwise.
         """
-        digest = hashlib.sha256(json.dumps(self.classes).encode())
-        for file, label, found in self._stats():
-            digest.update(os.fsencode(f"{label}\0{file}\0{found.st_size}\n"))
-        step = -(-len(self) // _FILES_READ)
-        for file in self.files[:: max(step, 1)]:
-            path = self.root / file
-            if path.is_file():  # a pipe or a broken link is named when it is read as an image
-                with open(path, "rb") as content:
-                    digest.update(hashlib.sha256(content.read(_BYTES_READ)).digest())
-        return digest.hexdigest()
+        return self._digests[0]
 
-    @cached_property
+    @property
     def change_token(self) -> str:
         """SHA-256 over the classes and, for each image, its label, relative path, size and time of change.
 
         No content is read. Features are cached under this: a copy made with its times (``cp -p``) finds them again.
         """
-        digest = hashlib.sha256(json.dumps(self.classes).encode())
-        for file, label, found in self._stats():
-            digest.update(os.fsencode(f"{label}\0{file}\0{found.st_size}\0{found.st_mtime_ns}\n"))
-        return digest.hexdigest()
+        return self._digests[1]
 
-    def _stats(self) -> list[tuple[str, int, os.stat_result]]:
-        """Return each image's relative path, label and file status."""
-        paths = [self.root / file for file in self.files]
-        found = [os.stat(path, follow_symlinks=not leads_nowhere(path)) for path in paths]
-        return list(zip(self.files, self.labels.tolist(), found, strict=True))
+    @cached_property
+    def _digests(self) -> tuple[str, str]:
+        """``fingerprint`` and ``change_token``, computed together, so that every file is examined once."""
+        fingerprint, token = (hashlib.sha256(json.dumps(self.classes).encode()) for _ in range(2))
+        step = max(-(-len(self) // _FILES_READ), 1)
+        contents = []
+        for number, (file, label) in enumerate(zip(self.files, self.labels.tolist(), strict=True)):
+            path = os.path.join(self.root, file)
+            found = _status(path)
+            fingerprint.update(os.fsencode(f"{label}\0{file}\0{found.st_size}\n"))
+            token.update(os.fsencode(f"{label}\0{file}\0{found.st_size}\0{found.st_mtime_ns}\n"))
+            if number % step == 0 and stat.S_ISREG(
+                found.st_mode
+            ):  # a pipe or broken link is named when it is read as an image
+                with open(path, "rb") as content:
+                    contents.append(hashlib.sha256(content.read(_BYTES_READ)).digest())
+        fingerprint.update(b"".join(contents))
+        return fingerprint.hexdigest(), token.hexdigest()
 
     def image(self, index: int) -> Image.Image:
         """Return image ``index``, decoded and the right way up.
@@ -214,6 +216,16 @@ class FileImages:
         """Return the images of ``classes``; ``ValueError`` where one does not exist, comes twice, or none is named."""
         names, rows, labels = select_classes(self.labels, self.classes, classes, self.name)
         return FileImages(self.name, self.root, [self.files[i] for i in rows], labels, [str(c) for c in names])
+
+
+def _status(path: str) -> os.stat_result:
+    """Return the status of a file, or of the link itself where a link leads nowhere."""
+    try:
+        return os.stat(path)
+    except OSError:
+        if leads_nowhere(path):
+            return os.lstat(path)
+        raise
 
 
 __getattr__ = renamed_names(
