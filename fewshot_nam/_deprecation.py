@@ -21,7 +21,11 @@ REMOVED_IN = "0.2"
 """The version that removes what is deprecated in this one."""
 
 # Modules whose inner functions "call" wrap a function that takes old words: of several wrappers, none is the caller to blame.
-_WRAPPERS = ("fewshot_nam._deprecation", "fewshot_nam.heads.base_statistics")
+_WRAPPERS = {
+    ("fewshot_nam._deprecation", "call"),
+    ("fewshot_nam.heads.base_statistics", "call"),
+    ("fewshot_nam.heads.registry", "create"),
+}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,7 +41,7 @@ def warn_renamed(old: str, new: str, version: str = REMOVED_IN, *, stacklevel: i
         stacklevel: as in ``warnings.warn``: 2 blames the caller of the function that calls this one.
     """
     frame = sys._getframe(stacklevel)
-    while frame.f_back is not None and frame.f_globals.get("__name__") in _WRAPPERS and frame.f_code.co_name == "call":
+    while frame.f_back is not None and (frame.f_globals.get("__name__"), frame.f_code.co_name) in _WRAPPERS:
         stacklevel, frame = stacklevel + 1, frame.f_back
     warnings.warn(
         f"{old} is deprecated and will be removed in {version}: use {new}",

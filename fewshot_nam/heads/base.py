@@ -19,7 +19,7 @@ from torch import Tensor
 from fewshot_nam._deprecation import renamed_attribute
 from fewshot_nam.heads.calibration import CalibratedHead
 from fewshot_nam.heads.power_norm import Transform
-from fewshot_nam.heads.state import appended
+from fewshot_nam.heads.state import Snapshot, appended, changes
 from fewshot_nam.heads.validation import Label, as_labels, check_type, checked_vectors, listed
 
 HeadT = TypeVar("HeadT", bound="Head")
@@ -166,7 +166,7 @@ class Head(CalibratedHead):
 
     # Learning and forgetting.
 
-    @torch.inference_mode(False)  # a buffer made in inference mode could not be loaded into later
+    @changes
     def write(self: HeadT, features: Tensor, labels: Label | Iterable[Label] | Tensor) -> HeadT:
         """Learn features of new classes, or more features of classes that were written before; return the head.
 
@@ -205,7 +205,7 @@ class Head(CalibratedHead):
         self._outdate()
         return self
 
-    @torch.inference_mode(False)  # a buffer made in inference mode could not be loaded into later
+    @changes
     def write_base(self: HeadT, prototypes: Tensor, labels: Iterable[Label] | Tensor) -> HeadT:
         """Add classes that are known by one prototype each, such as base classes, to the label space; return the head.
 
@@ -231,7 +231,7 @@ class Head(CalibratedHead):
         self._outdate()
         return self
 
-    @torch.inference_mode(False)  # a buffer made in inference mode could not be loaded into later
+    @changes
     def forget(self: HeadT, labels: Label | Iterable[Label] | Tensor) -> HeadT:
         """Forget classes: the head is then the one that would never have seen them. Return the head.
 
@@ -273,14 +273,18 @@ class Head(CalibratedHead):
         Raises:
             ValueError: no class is known yet, NaN, infinite or zero features, or another width than that of the classes.
         """
-        if not self.classes:
+        return self._scores(self._snapshot(), features)
+
+    def _scores(self, snapshot: Snapshot, features: Tensor) -> Tensor:
+        """Return scores ``(..., C)`` of features ``(..., D)`` by one state of the head."""
+        if not snapshot.classes:
             raise ValueError(f"{type(self).__name__} knows no class yet: call write(features, labels) first")
         checked = self._checked_features(features, "features", keep_shape=True)
-        flat = checked.reshape(1, -1, checked.shape[-1]).to(self._dtype())
+        flat = checked.reshape(1, -1, checked.shape[-1]).to(snapshot.dtype)
         if flat.dtype.itemsize < checked.dtype.itemsize:  # a number may not fit any more
             checked_vectors(flat, "features")
-        scores = self._score(self._current(), self._centred(flat))
-        return scores.reshape(*checked.shape[:-1], len(self.classes))
+        scores = self._score(snapshot.learned, self._centred(flat))
+        return scores.reshape(*checked.shape[:-1], len(snapshot.classes))
 
     def predict(self, features: Tensor, unknown: Label | None = None) -> Label | list[Label]:
         """Return the best class of each feature.
@@ -305,15 +309,15 @@ class Head(CalibratedHead):
         check_type(features, "features")
         if features.dim() > 2:
             raise ValueError(f"predict: features must be (n, D) or (D,), got shape {tuple(features.shape)}")
-        threshold = None if unknown is None else self.threshold
-        if unknown is not None and threshold is None:
-            raise ValueError(
-                "predict: unknown= needs a threshold to refuse below: call head.calibrate or set head.threshold first"
-            )
         with torch.no_grad():
-            best, column = self(features).max(dim=-1)
-        classes = self.classes
-        answers = [classes[i] for i in column.reshape(-1).tolist()]
+            snapshot = self._snapshot()
+            threshold = None if unknown is None else self._threshold_of(snapshot)
+            if unknown is not None and threshold is None:
+                raise ValueError(
+                    "predict: unknown= needs a threshold to refuse below: call head.calibrate or set head.threshold first"
+                )
+            best, column = self._scores(snapshot, features).max(dim=-1)
+        answers = [snapshot.classes[i] for i in column.reshape(-1).tolist()]
         if unknown is not None and threshold is not None:
             # As Python floats: a tensor comparison would round the threshold to the scores' dtype, and a tie is to accept.
             refused = [score < threshold for score in best.reshape(-1).tolist()]
@@ -362,17 +366,29 @@ class Head(CalibratedHead):
 
     def _current(self) -> Any:
         """Return what ``_learn`` derives from the buffers; kept until they change, unless gradients must flow through it."""
-        if self._derived is not None:
-            return self._derived
-        trainable = self._trainable()
-        # A tensor made in inference mode could never take part in autograd later.
-        with torch.inference_mode(False), torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
-            width = self.support.shape[-1] or self.base.shape[-1]
-            written, base = (
-                buffer.reshape(len(buffer), width).to(self._dtype()) for buffer in (self.support, self.base)
-            )
-            features = self._centred(written).unsqueeze(0)
-            derived = self._learn(Support(features, len(base) + self.targets, self._centred(base), len(self.classes)))
+        return self._snapshot().learned
+
+    def _snapshot(self) -> Snapshot:
+        """Return the state as readers use it."""
+        derived = self._derived
+        if derived is not None:
+            return derived
+        if torch.compiler.is_compiling():  # a lock cannot be traced
+            return self._derive()
+        with self._lock:
+            return self._derive() if self._derived is None else self._derived
+
+    def _derive(self) -> Snapshot:
+        trainable, dtype = self._trainable(), self._dtype()
+        classes, learned = [*self._base_classes, *self._written_classes], None
+        if classes:
+            # A tensor made in inference mode could never take part in autograd later.
+            with torch.inference_mode(False), torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
+                width = self.support.shape[-1] or self.base.shape[-1]
+                written, base = (buffer.reshape(len(buffer), width).to(dtype) for buffer in (self.support, self.base))
+                features = self._centred(written).unsqueeze(0)
+                learned = self._learn(Support(features, len(base) + self.targets, self._centred(base), len(classes)))
+        derived = Snapshot(classes, learned, dtype, self._refusal(), self._probability_temperature)
         if not trainable:
             self._derived = derived
         return derived

@@ -6,7 +6,7 @@ The mathematics are in ``fewshot_nam.heads.conformal`` and ``fewshot_nam.heads.t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from fewshot_nam._deprecation import renamed_attribute, warn_renamed
 from fewshot_nam.heads.conformal import ConformalThreshold, conformal_threshold
 from fewshot_nam.heads.duplicates import distinct, first_equal
-from fewshot_nam.heads.state import HeadState, appended
+from fewshot_nam.heads.state import HeadState, Refusal, Snapshot, appended, changes
 from fewshot_nam.heads.temperature import fit_temperature
 from fewshot_nam.heads.validation import Label, as_labels, listed, warn_user
 
@@ -81,29 +81,41 @@ class CalibratedHead(HeadState):
         Raises:
             ValueError: calibrated, but no class is left, or too few samples whose class is still unknown.
         """
-        if self._target_fpr is None:
-            return self._threshold
-        if self._derived_threshold is not None:
-            return self._derived_threshold
-        threshold = self._calibrated().threshold
-        if not self._trainable():
-            self._derived_threshold = threshold
-        return threshold
+        with torch.no_grad():
+            return self._threshold_of(self._snapshot())
 
     @threshold.setter
-    @torch.inference_mode(False)
     def threshold(self, value: float | None) -> None:
+        self._set_threshold(value)
+
+    @changes
+    def _set_threshold(self, value: float | None) -> None:
         if value is not None and not math.isfinite(value):
             raise ValueError(f"threshold must be a finite number or None, got {value}")
         self._threshold = None if value is None else float(value)
         self._end_calibration()
-        self._outdate()
+        self._outdate_refusal()
+
+    def _scores(self, snapshot: Snapshot, features: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _threshold_of(self, snapshot: Snapshot) -> float | None:
+        """Return the threshold of one state of the head."""
+        if snapshot.refusal.target_fpr is None:
+            return snapshot.refusal.threshold
+        derived = self._derived_threshold
+        if derived is not None and derived[0] is snapshot:
+            return derived[1]
+        threshold = self._conformal(snapshot, snapshot.refusal, warn=True).threshold
+        self._derived_threshold = (snapshot, threshold)
+        return threshold
 
     def _end_calibration(self) -> None:
         self._target_fpr = self._confidence = None
         self._unknown_labels = self._unknown_groups = self._calibrated_classes = None
         self.unknowns = self.unknowns.new_empty(0, 0)
 
+    @changes
     def calibrate(
         self,
         unknown: Tensor,
@@ -180,7 +192,9 @@ class CalibratedHead(HeadState):
             )
         once = distinct(unknown).tolist()
         unknown, labels, members = unknown[once], _where(labels, once), _where(members, once)
-        found = self._conformal(unknown, labels, members, target_fpr, confidence)
+        refusal = Refusal(None, target_fpr, unknown, labels, members, confidence, self.classes)
+        snapshot = self._snapshot()
+        found = self._conformal(snapshot, refusal)
         accepted, temperature = None, None
         if known is None and known_labels is not None:
             raise ValueError("calibrate: known_labels are given without known: give the features too")
@@ -190,7 +204,7 @@ class CalibratedHead(HeadState):
             once_known = distinct(known)
             new = (first_equal(known, self.support) < 0)[once_known].to(known.device)
             with torch.no_grad():
-                scores = self(known[once_known.to(known.device)])
+                scores = self._scores(snapshot, known[once_known.to(known.device)])
             if bool(new.any()):
                 accepted = float((scores[new].amax(dim=-1).double() >= found.threshold).double().mean())
             if not bool(new.all()):
@@ -201,12 +215,13 @@ class CalibratedHead(HeadState):
             if names is not None:
                 columns = self._columns(_where(names, once_known.tolist()) or []).to(scores.device)
                 temperature = fit_temperature(scores, columns, pseudo_count=1)
-        self.threshold = None
-        self.unknowns = appended(self.unknowns, unknown, self.targets.device)
+        self._threshold = None
+        self.unknowns = appended(self.unknowns.new_empty(0, 0), unknown, self.targets.device)
         self._unknown_labels, self._unknown_groups = labels, members
         self._target_fpr, self._confidence = float(target_fpr), None if confidence is None else float(confidence)
         self._calibrated_classes = self.classes
         self._probability_temperature = self._probability_temperature if temperature is None else temperature
+        self._outdate_refusal()
         return Calibration(
             found.threshold,
             target_fpr,
@@ -229,10 +244,11 @@ class CalibratedHead(HeadState):
         Raises:
             ValueError: as calling the head, or the temperature ``T`` was not fitted.
         """
-        scores = self(features)
-        if self._probability_temperature is None:
+        snapshot = self._snapshot()
+        scores = self._scores(snapshot, features)
+        if snapshot.temperature is None:
             raise ValueError("probabilities: needs a temperature: call calibrate with known and known_labels first")
-        return torch.softmax(scores / self._probability_temperature, dim=-1)
+        return torch.softmax(scores / snapshot.temperature, dim=-1)
 
     def _forget_calibration(self, names: set[Label]) -> None:
         """Drop the samples of classes that are forgotten, and the temperature, which may rest on known images of them."""
@@ -251,23 +267,12 @@ class CalibratedHead(HeadState):
         else:
             self._end_calibration()
 
-    def _calibrated(self) -> ConformalThreshold:
-        """Return the threshold that follows from the state as it is."""
-        assert self._target_fpr is not None, "calibrated"
-        return self._conformal(
-            self.unknowns, self._unknown_labels, self._unknown_groups, self._target_fpr, self._confidence, warn=True
-        )
-
-    def _conformal(
-        self,
-        unknowns: Tensor,
-        labels: list[Label] | None,
-        members: list[Label] | None,
-        target_fpr: float,
-        confidence: float | None,
-        warn: bool = False,
-    ) -> ConformalThreshold:
-        known = set(self.classes)
+    def _conformal(self, snapshot: Snapshot, refusal: Refusal, warn: bool = False) -> ConformalThreshold:
+        """Return the threshold that follows from samples of unknowns and one state of the head."""
+        target = refusal.target_fpr
+        assert target is not None, "calibrated"
+        unknowns, labels, members = refusal.unknowns, refusal.labels, refusal.groups
+        known = set(snapshot.classes)
         if labels is not None and any(label in known for label in labels):
             kept = [label not in known for label in labels]
             unknowns, labels, members = unknowns[kept], _where(labels, kept), _where(members, kept)
@@ -275,38 +280,22 @@ class CalibratedHead(HeadState):
         if (of := labels if members is None else members) is not None:
             number = {label: i for i, label in enumerate(dict.fromkeys(of))}
             groups = torch.tensor([number[label] for label in of], dtype=torch.long)
+
+        def threshold_of(best: Tensor) -> ConformalThreshold:
+            return conformal_threshold(best, target, groups, refusal.confidence)
+
         with torch.no_grad():
-            scores = self(unknowns).cpu()
+            scores = self._scores(snapshot, unknowns).cpu()
         best = scores.amax(dim=-1)
-        found = conformal_threshold(best, target_fpr, groups, confidence)
-        if warn and labels is None:
-            self._warn_of_learned_unknowns(
-                scores, found, lambda old: conformal_threshold(old, target_fpr, groups, confidence)
-            )
+        found = threshold_of(best)
+        if warn and labels is None and refusal.calibrated_classes is not None:
+            before = [i for i, label in enumerate(snapshot.classes) if label in set(refusal.calibrated_classes)]
+            if 0 < len(before) < len(snapshot.classes):
+                usual = threshold_of(scores[:, before].amax(dim=-1)).threshold
+                _warn_of_learned_unknowns(snapshot.classes, scores, before, usual, found.threshold)
         # An unknown that equals one given must not be accepted because it is scored alone.
         error = _SCORING_ERROR * torch.finfo(best.dtype).eps * max(1.0, float(best.abs().max()))
         return found._replace(threshold=found.threshold + error)
-
-    def _warn_of_learned_unknowns(
-        self, scores: Tensor, found: ConformalThreshold, threshold_of: Callable[[Tensor], ConformalThreshold]
-    ) -> None:
-        """Warn where classes learned since the calibration have raised the threshold so much that samples may be of them."""
-        before = set(self.classes if self._calibrated_classes is None else self._calibrated_classes)
-        old = [i for i, label in enumerate(self.classes) if label in before]
-        if not old or len(old) == len(self.classes):
-            return
-        without = scores[:, old].amax(dim=-1)
-        usual = threshold_of(without).threshold
-        if found.threshold - usual <= _SUSPICIOUS_RISE * (usual - float(without.median())):
-            return
-        likely = (scores.amax(dim=-1) >= usual) & (scores.amax(dim=-1) > without)
-        column = scores[likely].argmax(dim=-1).tolist()
-        names = listed(list(dict.fromkeys(self.classes[i] for i in column)))
-        warn_user(
-            f"{len(column)} of {len(scores)} samples of unknowns score like classes learned after calibrate: {names}. They raise "
-            f"the threshold from {usual:.4g} to {found.threshold:.4g}, and fewer known images are accepted. If they are images of "
-            "these classes, calibrate again without them, or give unknown_labels"
-        )
 
     def _columns(self, names: list[Label]) -> Tensor:
         column = {name: i for i, name in enumerate(self.classes)}
@@ -316,6 +305,31 @@ class CalibratedHead(HeadState):
                 f"calibrate: {other[0]!r} in known_labels is no known class; there are: {listed(self.classes)}"
             )
         return torch.tensor([column[name] for name in names])
+
+
+def _warn_of_learned_unknowns(
+    classes: list[Label], scores: Tensor, before: list[int], usual: float, threshold: float
+) -> None:
+    """Warn where classes learned since the calibration raise the threshold so much that samples may be images of them.
+
+    Args:
+        classes: of the columns.
+        scores: ``(m, C)``, of the samples of unknowns.
+        before: the columns of classes that were known at the calibration.
+        usual: the threshold by these alone.
+        threshold: by all classes.
+    """
+    without = scores[:, before].amax(dim=-1)
+    if threshold - usual <= _SUSPICIOUS_RISE * (usual - float(without.median())):
+        return
+    best, column = scores.max(dim=-1)
+    likely = column[(best >= usual) & (best > without)].tolist()
+    names = listed(list(dict.fromkeys(classes[i] for i in likely)))
+    warn_user(
+        f"{len(likely)} of {len(scores)} samples of unknowns score like classes learned after calibrate: {names}. They raise the "
+        f"threshold from {usual:.4g} to {threshold:.4g}, and fewer known images are accepted. If they are images of these classes, "
+        "calibrate again without them, or give unknown_labels"
+    )
 
 
 def _where(names: list[Label] | None, kept: list[bool]) -> list[Label] | None:

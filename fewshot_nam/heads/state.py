@@ -1,15 +1,22 @@
 """What a head has learned, as buffers and JSON: saved and loaded without pickling, and checked when it is loaded.
 
 What follows from it (prototypes, a memory, a calibrated threshold) is not saved, but derived again.
+
+Threads: any number of threads may read a head (score, predict, probabilities, classes, threshold) while others change it (write,
+write_base, forget, calibrate, threshold, load_state_dict). Changes take a lock, one after another. Readers use a ``Snapshot`` of
+the state, which is replaced as a whole, so that each answer is that of one state, before a change or after it. Training
+parameters, moving a head to another device and switching modes are for one thread.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +26,65 @@ from fewshot_nam.heads.power_norm import Transform
 from fewshot_nam.heads.validation import Label, checked_vectors
 
 _BUFFERS = ("support", "targets", "base", "mean", "unknowns")
+StateT = TypeVar("StateT", bound="HeadState")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Refusal(NamedTuple):
+    """What the threshold follows from.
+
+    Attributes:
+        threshold: as set; of no use where ``target_fpr`` is set.
+        target_fpr: largest share of unknowns to accept; ``None`` where the head is not calibrated, and the rest is ``None`` too.
+        unknowns: ``(m, D)``, samples of unknowns.
+        labels: their classes, where these are known.
+        groups: which of them are alike, where that was given.
+        confidence: as given to ``calibrate``.
+        calibrated_classes: the classes known at the calibration; ``None`` where that is not known.
+    """
+
+    threshold: float | None
+    target_fpr: float | None
+    unknowns: Tensor
+    labels: list[Label] | None
+    groups: list[Label] | None
+    confidence: float | None
+    calibrated_classes: list[Label] | None
+
+
+class Snapshot(NamedTuple):
+    """A state of a head as readers use it. It is never changed, only replaced.
+
+    Attributes:
+        classes: in the order of the score columns.
+        learned: what ``_learn`` derived from the state; ``None`` where no class is known.
+        dtype: that scores are computed in.
+        refusal: what the threshold follows from.
+        temperature: of probabilities, ``None`` where it was not fitted.
+    """
+
+    classes: list[Label]
+    learned: Any
+    dtype: torch.dtype
+    refusal: Refusal
+    temperature: float | None
+
+
+def changes(method: Callable[Concatenate[StateT, P], R]) -> Callable[Concatenate[StateT, P], R]:
+    """Let a method change the state of a head: one thread at a time, and not that of a snapshot."""
+
+    @functools.wraps(method)
+    def change(self: StateT, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._is_snapshot:
+            raise ValueError(
+                f"{method.__name__}: a snapshot cannot change: change the head that it was taken of, and take another"
+            )
+        # A buffer made in inference mode could not be loaded into later.
+        with self._lock, torch.inference_mode(False):
+            return method(self, *args, **kwargs)
+
+    return change  # type: ignore[return-value]
 
 
 class HeadState(nn.Module):
@@ -58,17 +124,86 @@ class HeadState(nn.Module):
         self._calibrated_classes: list[Label] | None = None  # the classes known at the time
         self._threshold: float | None = None
         self._probability_temperature: float | None = None
+        self._is_snapshot = False
+        self._lock = threading.RLock()
         self._outdate()
 
     def _outdate(self) -> None:
-        """Drop what was derived from the state; to be called when it has changed."""
-        self._derived: Any = None
-        self._derived_threshold: float | None = None
+        """Drop what was derived from the state; to be called when it has changed, with the lock."""
+        self._derived: Snapshot | None = None
+        self._derived_threshold: tuple[Snapshot, float] | None = None
+
+    def _snapshot(self) -> Snapshot:
+        raise NotImplementedError
+
+    def _refusal(self) -> Refusal:
+        return Refusal(
+            self._threshold,
+            self._target_fpr,
+            self.unknowns,
+            self._unknown_labels,
+            self._unknown_groups,
+            self._confidence,
+            self._calibrated_classes,
+        )
+
+    def _outdate_refusal(self) -> None:
+        """Take over another threshold or temperature, and keep what was learned; to be called with the lock."""
+        if self._derived is not None:
+            self._derived = self._derived._replace(refusal=self._refusal(), temperature=self._probability_temperature)
 
     @property
     def classes(self) -> list[Label]:
         """The known classes in the order of the score columns: base classes first, then in order of writing."""
-        return [*self._base_classes, *self._written_classes]
+        derived = self._derived
+        if derived is not None:
+            return list(derived.classes)
+        if torch.compiler.is_compiling():  # a lock cannot be traced
+            return [*self._base_classes, *self._written_classes]
+        with self._lock:
+            return [*self._base_classes, *self._written_classes]
+
+    def snapshot(self: StateT) -> StateT:
+        """Return the head as it is now, for serving: it answers as this head does now, and refuses to change.
+
+        Features are shared and not copied. Parameters, where a head has any, are copied.
+
+        Example:
+            >>> from fewshot_nam.heads import create
+            >>> head = create("cosine").write(torch.eye(3)[:2], ["cat", "dog"])
+            >>> served = head.snapshot()
+            >>> _ = head.forget("cat")
+            >>> served.predict(torch.tensor([1.0, 0.1, 0.0])), head.classes
+            ('cat', ['dog'])
+            >>> served.write(torch.ones(3), "cow")
+            Traceback (most recent call last):
+            ...
+            ValueError: write: a snapshot cannot change: change the head that it was taken of, and take another
+        """
+        with self._lock:
+            derived = self._snapshot()
+            taken = copy.copy(self)
+        taken._modules = {name: copy.deepcopy(module) for name, module in taken._modules.items()}
+        taken._parameters = {name: copy.deepcopy(parameter) for name, parameter in taken._parameters.items()}
+        taken._is_snapshot = True
+        taken._derived = derived if not self._trainable() else None
+        return taken
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is copied or pickled is one state. The lock stays, and what can be derived is derived again.
+        with self._lock:
+            state = self.__dict__.copy()
+        for name in ("_buffers", "_modules", "_parameters"):
+            state[name] = state[name].copy()
+        for name in ("_lock", "_derived", "_derived_threshold"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.__dict__.setdefault("_is_snapshot", False)
+        self._lock = threading.RLock()
+        self._outdate()
 
     def _fixed_width(self) -> int:
         """Return the width of features where the settings alone fix it, 0 where they do not."""
@@ -114,6 +249,7 @@ class HeadState(nn.Module):
             setattr(self, f"_{name}", value)
         self._outdate()
 
+    @changes
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take over a state; one that is refused leaves the head as it is. Settings of the head are not in a state.
 
@@ -125,14 +261,22 @@ class HeadState(nn.Module):
         nn.Module.load_state_dict(copy.deepcopy(self), state_dict, strict, assign)
         return super().load_state_dict(state_dict, strict, assign)
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the state, of one moment, as ``torch.nn.Module`` does."""
+        with self._lock:
+            return super().state_dict(*args, **kwargs)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         if prefix + "strangers" in state_dict:  # files of before "unknowns"
             state_dict[prefix + "unknowns"] = state_dict.pop(prefix + "strangers")
         # The number of features and classes is learned, so these buffers take the shape of what is loaded.
         for name in _BUFFERS:
             loaded, present = state_dict.get(prefix + name), getattr(self, name)
-            if loaded is not None and loaded.shape != present.shape:
-                setattr(self, name, present.new_empty(loaded.shape, dtype=loaded.dtype))
+            if (
+                loaded is not None
+            ):  # a new buffer even where the shape is the same, since a snapshot may use the old one
+                dtype = present.dtype if loaded.shape == present.shape else loaded.dtype
+                setattr(self, name, present.new_empty(loaded.shape, dtype=dtype))
         self._outdate()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._check_state()
