@@ -66,7 +66,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         count = x.new_tensor([x.numel() // x.shape[1]])
         total = _Sum.apply(torch.cat([count, x.sum((0, 2, 3))]))
         count, mean = total[:1], total[1:] / total[:1]
-        # About the mean, in a message of its own: squares less the square of the mean would cancel.
+        # Of centred values, which takes a second message: the mean of squares minus the square of the mean would lose digits.
         centred = x - mean.view(1, -1, 1, 1)
         variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from episodes.data.image_dataset import ImageSet
@@ -23,6 +22,7 @@ from episodes.reporting.formatting import Table, cell, head_meanings, heading, v
 from episodes.reporting.plots import save, sections, shown_heads
 from episodes.reporting.report import Report
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.vision.rgb import opaque
 
 _SIDE = 112  # of an image on the page, in pixels
 
@@ -259,11 +259,8 @@ def _side_by_side(images: Iterable[Image.Image]) -> Image.Image:
 
 
 def _fitted(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow would clip it to white
-        image = Image.fromarray(np.rint(np.asarray(image) / 257.0).astype(np.uint8))
-    rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, "white")  # behind transparent pixels
-    plain = Image.alpha_composite(white, rgba).convert("RGB")
+    # A mode without a known white (32 bits, floats) is one that the user's own transform takes: Pillow clips it.
+    plain = (image if image.mode in ("I", "F") else opaque(image)).convert("RGB")
     factor = _SIDE / max(plain.size)
     if factor >= 1:
         return plain.resize((plain.width * int(factor), plain.height * int(factor)), Image.Resampling.NEAREST)

@@ -11,7 +11,7 @@ def images_in(paths: list[str]) -> list[Path]:
     """Return files as they are named, and of a directory all images below it, sorted.
 
     Raises:
-        ValueError: a path that is not there, or a directory without images.
+        ValueError: a path that does not exist, or a directory without images.
         OSError: a directory that cannot be read.
     """
     found: list[Path] = []

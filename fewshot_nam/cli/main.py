@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LOCK_SECONDS = 300
 
 Answer = tuple[dict[str, Any], list[str]]
-"""What ``--json`` prints, and the lines that are printed otherwise."""
+"""The object that ``--json`` prints, and the lines that are printed without it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -218,14 +218,14 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], Answer]] = {
 
 
 def _new(options: argparse.Namespace) -> tuple[NAMModel, dict[str, Any]]:
-    """Return a model that knows nothing yet, and the notes for its file."""
+    """Return a model without classes, and the notes for its file."""
     from fewshot_nam import heads
     from fewshot_nam.vision.catalogue import create
     from fewshot_nam.vision.model import NAMModel
 
     if options.backbone is None and not options.quiet:
         print(
-            f"note: the backbone is {DEFAULT_BACKBONE}, which knows handwritten characters; for photographs, start a memory with "
+            f"note: the backbone is {DEFAULT_BACKBONE}, which is for handwritten characters; for photographs, start a memory with "
             "--backbone timm/MODEL or torchvision/MODEL",
             file=sys.stderr,
         )

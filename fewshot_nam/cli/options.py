@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     _images(learn)
     _machine(learn)
 
-    predict = _command(commands, "predict", "say which class each image is of")
+    predict = _command(commands, "predict", "print the class of each image")
     predict.add_argument("images", nargs="+", metavar="PATH", help="images, or directories of them")
     _memory(predict)
     predict.add_argument(
@@ -154,7 +154,7 @@ def _machine(command: argparse.ArgumentParser) -> None:
 
 def _images(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--skip-unreadable", action="store_true", help="leave out images that cannot be read, and say which"
+        "--skip-unreadable", action="store_true", help="leave out images that cannot be read, and list them"
     )
 
 

@@ -33,7 +33,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         mode = os.fstat(file.fileno()).st_mode & 0o777
     try:
         yield temporary
-        os.chmod(temporary, mode)  # safetensors writes for the owner alone; a shared cache wants the user's umask
+        os.chmod(
+            temporary, mode
+        )  # safetensors writes files for the owner alone; files in a shared cache follow the user's umask
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -93,7 +93,7 @@ class Backbone(nn.Module):
         """SHA-256 of all that decides which features a tensor gets: name, model options, every weight and buffer.
 
         The name and the options are in it because models with equal weights can differ in how they pad or pool.
-        Computed anew at each call, so that it cannot be out of date; a large model takes a second.
+        Computed at each call, so that it cannot be out of date; a large model takes a second.
         """
         return features_digest(self.name, self.model_options, self.network.state_dict())
 

@@ -1,4 +1,4 @@
-"""Backbones by name: what there is, and making one. ``backbones.available`` and ``backbones.create`` are these functions.
+"""Backbones by name: the list of names, and ``create``. ``backbones.available`` and ``backbones.create`` are these functions.
 
 The networks that come with fewshot-nam ("conv4", "conv5") are in the package ``backbones``, which is built on this one. It is
 imported only when such a name is used: a user's project may have a directory ``backbones`` of its own.
@@ -98,7 +98,7 @@ def _bundled(name: str = "") -> Library:
     Raises:
         LibraryNotInstalled: the package ``backbones`` is not ours.
     """
-    # Looked for before it is imported: code of another project's package is none of ours to run.
+    # Found before it is imported: the code of another project's package must not run.
     spec = importlib.util.find_spec("backbones")
     places = [] if spec is None else list(spec.submodule_search_locations or [])
     if PathFinder.find_spec("backbones.bundled", places) is None:

@@ -100,7 +100,7 @@ def export_program(model: NAMModel) -> ExportedProgram:
     try:
         with torch.no_grad():
             return torch.export.export(_Graph(model), (images, memory), dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # whatever a network does that cannot be traced
+    except Exception as error:  # a network may do anything that cannot be traced
         raise ValueError(
             f"export: torch.export cannot trace {model.backbone.name} for any number of images "
             f"({type(error).__name__}: {_first_line(error)})"
@@ -140,7 +140,7 @@ def export_onnx(model: NAMModel, path: str | os.PathLike[str]) -> None:
             opset_version=18,
             verbose=False,
         )
-    except Exception as error:  # whatever the converter stumbles over
+    except Exception as error:  # the converter raises many kinds
         raise ValueError(
             f"export: {model.backbone.name} cannot be written as ONNX ({type(error).__name__}: {_first_line(error)})"
         ) from error
@@ -161,7 +161,7 @@ def update_onnx(path: str | os.PathLike[str], model: NAMModel) -> None:
     Raises:
         LibraryNotInstalled: onnx is not installed.
         OSError: the file is missing, or cannot be read or written.
-        ValueError: it is no ONNX file, or none that ``export_onnx`` wrote; or it was exported from another backbone or a head
+        ValueError: it is not an ONNX file that ``export_onnx`` wrote; or it was exported from another backbone or a head
             with other settings. The file is as it was then.
     """
     onnx, memory, metadata = _library("onnx"), memory_of(model), _metadata(model)
@@ -170,14 +170,14 @@ def update_onnx(path: str | os.PathLike[str], model: NAMModel) -> None:
         file = onnx.load_model_from_string(path.read_bytes())
     except OSError:
         raise
-    except Exception as error:  # of the protobuf library, whichever it is
+    except Exception as error:  # which one depends on the protobuf library
         raise ValueError(f"{path}: cut short, or no ONNX file ({_first_line(error)})") from error
     present = {entry.key: entry.value for entry in file.metadata_props}
     if present.get("format") != FORMAT:
-        raise ValueError(f"{path}: an ONNX file, but none that export_onnx wrote: export the model anew")
+        raise ValueError(f"{path}: an ONNX file, but not one that export_onnx wrote: export the model again")
     if present.get("version") != str(VERSION):
         raise ValueError(
-            f"{path}: of format {present.get('version')}, this release writes format {VERSION}: export anew"
+            f"{path}: of format {present.get('version')}, this release writes format {VERSION}: export the model again"
         )
     try:
         own, other = json.loads(metadata["graph"]), json.loads(present["graph"])
@@ -187,7 +187,9 @@ def update_onnx(path: str | os.PathLike[str], model: NAMModel) -> None:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: its metadata cannot be read ({error!r})") from error
     if names:
-        raise ValueError(f"{path}: exported from another model: {', '.join(names)} differ; export this one anew")
+        raise ValueError(
+            f"{path}: exported from another model: {', '.join(names)} differ; export this one to a new file"
+        )
     _put(onnx, file, memory, metadata)
     _write(onnx, file, path)
 

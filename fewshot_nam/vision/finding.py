@@ -27,7 +27,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class Parts(NamedTuple):
-    """What a ``NAMModel`` is made of.
+    """The parts of a ``NAMModel``.
 
     Attributes:
         backbone: images to features.
@@ -79,7 +79,7 @@ def find_parts(
         base = model.base_statistics
         if keep_classes is False:
             return Parts(model, _head(head, model, base_images, base))
-        head = _head(head, model, base_images)  # the base classes are to be known, not to be a cohort
+        head = _head(head, model, base_images)  # kept base classes are known classes, and cannot be the cohort too
         _keep(head, keep_classes, None if base is None else base.prototypes, model.base_classes)
         return Parts(model, head)
     _refuse("a module", for_names)
@@ -156,7 +156,7 @@ def _head(
         head: as given to ``attach``.
         backbone: gives the features of ``base_images``.
         base_images: a NAM head subtracts the mean of their features.
-        base: without ``base_images``, what a NAM head knows of base classes.
+        base: without ``base_images``, the statistics of base classes that a NAM head is given.
     """
     if head is not None and base_images is not None:
         raise ValueError(
@@ -184,7 +184,7 @@ def _keep(head: Head, keep: bool | Iterable[Label], weights: Tensor | None, name
 
 
 class _Preparation(NamedTuple):
-    """What a model is called, and how its images are prepared."""
+    """The name of a model, and the transform of its images."""
 
     name: str
     transform: Transform

@@ -71,7 +71,7 @@ class HubMethods:
         attach_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> HubT:
-        """Return a model that knows what ``save_pretrained`` or ``push_to_hub`` wrote.
+        """Return a model with the classes that ``save_pretrained`` or ``push_to_hub`` wrote.
 
         Args:
             where: a directory, or a repository of the Hub such as "me/shop".
@@ -167,7 +167,7 @@ def _carrier() -> Any:
 def _loaded(
     path: Path, made: type[NAMModel], given: Any, weights: Any, device: Any, attach_options: dict[str, Any]
 ) -> NAMModel:
-    """Return a model, made by its class ``made`` where it is not attached yet, with what is in the file."""
+    """Return a model with the contents of the file; ``made`` is its class, for a model that is not attached yet."""
     if isinstance(given, made):
         return given.load(path)
     if given is not None:

@@ -92,7 +92,7 @@ class LayerFeatures(nn.Module):
 
 
 def find_layer(model: nn.Module, layer: str) -> nn.Module:
-    """Return the submodule of that name; ``ValueError`` names those that there are."""
+    """Return the submodule of that name; ``ValueError`` lists the model's last layers."""
     modules = dict(model.named_modules())
     if not layer or layer not in modules:
         last = ", ".join(list(modules)[-8:])

@@ -1,4 +1,4 @@
-"""What libraries of models have in common: their description, importing them, building a model, checking its options."""
+"""Libraries of models: how one is described, imported, asked for a model, and how options are checked."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fewshot_nam.vision.backbone import Backbone
 
 
 class LibraryNotInstalled(ImportError, ValueError):
-    """A package that a backbone or a file format needs is not installed; the message says how to install it."""
+    """A package that a backbone or a file format needs is not installed; the message tells how to install it."""
 
 
 GIVE_FILE = "give a file of weights (pretrained= of backbones.create, weights= of attach, --weights of the commands)"
-"""How to mend it where weights are missing, for errors; whichever of the three the user has called."""
+"""How to mend missing weights, for errors. It names all three ways by which a user may have come here."""
 
 
 class FoundTransform(NamedTuple):
@@ -60,11 +60,11 @@ class Library:
 
     Attributes:
         prefix: starts the names of its backbones, as "timm/".
-        model_names: returns the names of its models, without the prefix; ``LibraryNotInstalled`` where it is not there.
-        has_model: says whether it has a model of that name, which may carry the tag of its weights.
+        model_names: returns the names of its models, without the prefix; ``LibraryNotInstalled`` where it is not installed.
+        has_model: returns whether it has a model of that name, which may carry the tag of its weights.
         create: makes a ``Backbone`` from a model's name, ``pretrained`` (``True``, ``False`` or a file), model options and
             transform options.
-        owns: says whether a module is a model of this library.
+        owns: returns whether a module is a model of this library.
         model_name: returns what a module of this library is called.
         classifiers: returns the names of the submodules that classify; their input are the features.
         find_transform: returns how a module's images are prepared, given options in place of single settings.
@@ -91,7 +91,7 @@ def library(name: str, submodule: str = "") -> Any:
     """Return the module ``name`` or ``name.submodule`` of an optional library.
 
     Raises:
-        LibraryNotInstalled: it is not there.
+        LibraryNotInstalled: it is not installed.
     """
     try:
         found = import_module(name)
@@ -111,10 +111,10 @@ def check_options(name: str, kind: str, given: Iterable[str], known: Iterable[st
         name: the backbone's.
         kind: "model" or "transform".
         given: names of the options that the caller passed.
-        known: names that there are.
+        known: names of the options that exist.
 
     Raises:
-        ValueError: naming the unknown ones and those that there are.
+        ValueError: an unknown option; it is named, with the options that exist.
     """
     known = list(known)
     unknown = [option for option in given if option not in known]
@@ -128,7 +128,7 @@ def check_options(name: str, kind: str, given: Iterable[str], known: Iterable[st
 def build(
     name: str, builder: Callable[..., nn.Module], options: Mapping[str, Any], downloads: bool = False
 ) -> nn.Module:
-    """Return ``builder(**options)``, with whatever a library raises said in one line.
+    """Return ``builder(**options)``; an error of the library becomes a ``ValueError`` of one line.
 
     Args:
         name: the backbone's.
@@ -161,7 +161,7 @@ def removed_keys(builder: Callable[..., nn.Module], options: Mapping[str, Any], 
     Args:
         builder: builds the whole model.
         options: the model options.
-        network: what is left of it as a feature network.
+        network: the model without its classifier.
     """
     return set(_skeleton(builder, options).state_dict()) - set(network.state_dict())
 

@@ -31,7 +31,7 @@ _CHOICES = {
     "crop_mode": ("center", "squash", "border"),
     "interpolation": ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
 }
-# Ours to decide: what goes in is given by ``pretrained``, and what comes out are features.
+# Set by this module: weights are given by ``pretrained``, and the output are features.
 _RESERVED = (
     "checkpoint_path",
     "features_only",
@@ -67,8 +67,8 @@ def create_timm(
             ``crop_pct``, ``crop_mode``, ``interpolation``, ``mean`` and ``std`` (a number, or one per colour).
 
     Raises:
-        LibraryNotInstalled: timm is not there.
-        ValueError: an option that there is not, a failed download, or a file that does not fit.
+        LibraryNotInstalled: timm is not installed.
+        ValueError: an unknown option, a failed download, or a file that does not fit.
     """
     timm, name = library("timm"), PREFIX + model
     overrides = checked_transform_options(name, transform_options)
@@ -132,7 +132,7 @@ def _renamed(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
         return state
     try:
         renamed: dict[str, Tensor] = rename(dict(state), network)
-    except Exception:  # not a file that it knows: the check of the keys says what is in it
+    except Exception:  # another kind of file: the check of the keys names its contents
         return state
     return renamed
 

@@ -63,8 +63,8 @@ def create_torchvision(
             ``std`` (a number, or one per colour), ``interpolation``, ``antialias``.
 
     Raises:
-        LibraryNotInstalled: torchvision is not there.
-        ValueError: an option that there is not, a failed download, or a file that does not fit.
+        LibraryNotInstalled: torchvision is not installed.
+        ValueError: an unknown option, a failed download, or a file that does not fit.
     """
     models, name = library("torchvision", "models"), PREFIX + model
     architecture, _, tag = model.partition(".")
@@ -78,7 +78,7 @@ def create_torchvision(
     builder = functools.partial(models.get_model, architecture)
     if architecture in _SELF_NORMALISING:
         options = {"transform_input": pretrained is not False} | options
-        builder = functools.partial(builder, init_weights=pretrained is False)  # unsaid, torchvision warns
+        builder = functools.partial(builder, init_weights=pretrained is False)  # without it, torchvision warns
     if architecture.startswith("vit_"):
         options = {"image_size": weights.meta["min_size"][0]} | options  # as torchvision does with its own download
     chosen = functools.partial(builder, weights=weights if pretrained is True else None)

@@ -131,7 +131,7 @@ def test_learning_adds_to_a_memory_and_python_sees_the_same(run, memory, images)
 def test_a_new_memory_without_a_backbone_says_what_the_default_is_for(capsys, images, tmp_path):
     words = ["learn", str(images / "photos"), "--out", str(tmp_path / "m"), "--head", "cosine"]
     assert main(words) == 0
-    assert "note: the backbone is conv4, which knows handwritten characters" in capsys.readouterr().err
+    assert "note: the backbone is conv4, which is for handwritten characters" in capsys.readouterr().err
     assert main(["inspect", "--memory", str(tmp_path / "m")]) == 0
     out, err = capsys.readouterr()
     assert "CosineHead of 3 classes, 64 features, refuses nothing: not calibrated" in out

@@ -85,7 +85,7 @@ def test_a_file_gives_the_scores_of_the_model_also_with_more_and_fewer_classes_t
     assert_same(path, model, painted)
     if case == "nam with base classes":  # without any base class the head reads otherwise
         model.learn(painted(0), "a").forget("k")
-        with pytest.raises(ValueError, match="shapes differ; export this one anew"):
+        with pytest.raises(ValueError, match="shapes differ; export this one to a new file"):
             update_onnx(path, model)
     assert onnx.load(path).graph.node == graph.node  # only what was learned has changed
     assert str(tmp_path.parent) not in str(graph)
@@ -178,9 +178,9 @@ def test_a_file_that_is_none_of_ours_or_damaged_is_refused_and_left(exported, tm
     torn = onnx.load_model_from_string(content)
     next(entry for entry in torn.metadata_props if entry.key == "graph").value = "{"
     for bad, message in (
-        (content[: len(content) // 2], "cut short, or no ONNX file|none that export_onnx wrote"),
-        (b"no model at all", "cut short, or no ONNX file|none that export_onnx wrote"),
-        (foreign.SerializeToString(), "none that export_onnx wrote"),
+        (content[: len(content) // 2], "cut short, or no ONNX file|not one that export_onnx wrote"),
+        (b"no model at all", "cut short, or no ONNX file|not one that export_onnx wrote"),
+        (foreign.SerializeToString(), "not one that export_onnx wrote"),
         (later.SerializeToString(), "of format 2, this release writes format 1"),
         (torn.SerializeToString(), "damaged"),
     ):

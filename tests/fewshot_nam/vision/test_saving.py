@@ -123,15 +123,6 @@ def test_another_transform_of_the_same_backbone_is_refused(attached, painted, tr
         other.load(tmp_path / "a.safetensors")
 
 
-def test_the_hash_does_not_change_with_what_is_learned_and_does_with_any_weight(attached, painted):
-    nam = attached(in_place=True)
-    before = saving.weights_digest(nam.backbone)
-    nam.learn(painted(0), "a")
-    assert saving.weights_digest(nam.backbone) == before
-    nam.backbone.network.model.norm.running_mean[3] += 1e-6
-    assert saving.weights_digest(nam.backbone) != before
-
-
 # --- files that are none
 
 
