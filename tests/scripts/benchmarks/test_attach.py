@@ -1,23 +1,16 @@
 """The benchmark of attached models runs, prints and writes every row, and stops where a model is not its parts."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "benchmarks" / "attach.py"
-
 
 @pytest.fixture
-def script():
+def script(benchmark_script):
     pytest.importorskip("timm")
-    spec = importlib.util.spec_from_file_location("attach_benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_script("attach")
 
 
 def test_every_row_is_printed_and_written(script, monkeypatch, capsys, tmp_path):
