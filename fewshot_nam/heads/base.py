@@ -102,7 +102,8 @@ class Head(CalibratedHead):
 
     Such a class may opt in to gather-free scoring (``fewshot_nam.heads.gather_free_scoring``), which scores episodes about twice
     as fast: ``class MyHead(Head, gather_free=True)``. It states that ``score_episodes`` gives what ``_learn``, ``_reads``,
-    ``_scores_of_reads`` and ``_image_terms`` give. Classes derived from it do not inherit this: they opt in themselves.
+    ``_scores_of_reads`` and ``_image_terms`` give, and that ``_transform`` is all that is done to features first. Classes derived
+    from it do not inherit this: they opt in themselves.
 
     Attributes:
         gather_free: whether the class opted in.
