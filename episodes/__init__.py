@@ -13,8 +13,7 @@ from fewshot_nam._deprecation import forward_moved_modules
 if TYPE_CHECKING:
     from episodes.data.datasets import open_dataset
     from episodes.data.splits import apply_split, split_classes
-    from episodes.evaluation.evaluation import evaluate
-    from episodes.evaluation.settings import EvaluationSettings
+    from episodes.evaluation.evaluation import EvaluationSettings, evaluate
     from episodes.features.bank import FeatureBank, open_bank
     from episodes.features.extraction import extract
     from episodes.metrics.registry import MEASURES
@@ -40,7 +39,7 @@ _HOMES = {
     "MEASURES": "metrics.registry",
     "EpisodeSampler": "sampling.sampler",
     "Episodes": "sampling.sampler",
-    "EvaluationSettings": "evaluation.settings",
+    "EvaluationSettings": "evaluation.evaluation",
     "FeatureBank": "features.bank",
     "Report": "reporting.report",
     "apply_split": "data.splits",
