@@ -1,5 +1,7 @@
 """The measures that `evaluate` reports: names, meanings and how each is computed. Tables, `--help` and tests read this list.
 
+The order is that of the tables: first what a user of a deployed model meets.
+
 To add a measure, write a function from `Scores` to one value per episode, in a file of its own or here, and register it:
 
     register(Measure("margin", "mean gap between known and unknown", "higher", ("open",), _margin, needs=("unknown",)))
@@ -9,7 +11,7 @@ Measures that share a quantity (a threshold, a ranking) read it from a property 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -36,7 +38,7 @@ class Measure:
         compute: from a batch of scores to values `(E,)`; where there is a `pool`, to whatever that takes, `(E, ...)`.
         needs: parts of the scores without which it is left out: `"unknown"` queries, `"thresholds"` or `"bias"` of `Frozen`.
         pool: from the concatenated results of all batches and the number of labelled queries in an episode to `(E,)`.
-        column: its place in the short table, a number for each protocol that shows it there.
+        short: the protocols whose short table shows it. Tables keep the order of registration.
     """
 
     name: str
@@ -46,7 +48,7 @@ class Measure:
     compute: Callable[[Scores], Tensor]
     needs: tuple[Need, ...] = ()
     pool: Callable[[Tensor, int], Tensor] | None = None
-    column: Mapping[Protocol, int] | None = None
+    short: tuple[Protocol, ...] = ()
 
     def applies_to(self, scores: Scores) -> bool:
         """Whether the scores have all that this measure needs."""
@@ -82,8 +84,7 @@ def protocol_of(scores: Scores) -> Protocol:
 
 def short_table(protocol: str) -> list[str]:
     """Return the measures of a protocol's short table, in its order."""
-    shown = [(m.column[protocol], m.name) for m in MEASURES.values() if m.column and protocol in m.column]  # type: ignore[index]
-    return [name for _, name in sorted(shown)]
+    return [measure.name for measure in MEASURES.values() if protocol in measure.short]
 
 
 def measured(scores: Scores) -> dict[str, Tensor]:
@@ -121,38 +122,22 @@ def _register_all() -> None:
     generalized: tuple[Protocol, ...] = ("generalized",)
     for measure in (
         Measure(
-            "accuracy",
-            "known queries given their own class",
-            "higher",
-            closed_or_open,
-            lambda scores: scores.accuracy(),
-            column={"closed": 0, "open": 2},
-        ),
-        Measure(
             "open_fpr@95tpr",
             "unknown queries accepted while at least 95% of the known are",
             "lower",
             with_unknown,
             lambda scores: scores.unknown_accepted(scores.open_threshold),
             needs=("unknown",),
-            column={"open": 1},
+            short=("open",),
         ),
         Measure(
-            "class_fpr@95tpr",
-            "wrong (query, class) pairs accepted while at least 95% of the true pairs are",
+            "wrong_answers@95tpr",
+            "known and unknown queries that get a wrong answer at the threshold of open_fpr@95tpr",
             "lower",
             with_unknown,
-            lambda scores: scores.class_fpr.overall,
+            lambda scores: scores.wrong_answers(scores.open_threshold),
             needs=("unknown",),
-            column={"open": 0},
-        ),
-        Measure(
-            "class_fpr@95tpr:known",
-            "class_fpr@95tpr over the known queries only",
-            "lower",
-            with_unknown,
-            lambda scores: scores.class_fpr.known,
-            needs=("unknown",),
+            short=("open",),
         ),
         Measure(
             "class_fpr@95tpr:unknown",
@@ -161,6 +146,32 @@ def _register_all() -> None:
             with_unknown,
             lambda scores: scores.class_fpr.unknown,
             needs=("unknown",),
+            short=("open",),
+        ),
+        Measure(
+            "class_fpr@95tpr:known",
+            "class_fpr@95tpr over the known queries only",
+            "lower",
+            with_unknown,
+            lambda scores: scores.class_fpr.known,
+            needs=("unknown",),
+            short=("open",),
+        ),
+        Measure(
+            "class_fpr@95tpr",
+            "wrong (query, class) pairs accepted while at least 95% of the true pairs are",
+            "lower",
+            with_unknown,
+            lambda scores: scores.class_fpr.overall,
+            needs=("unknown",),
+        ),
+        Measure(
+            "accuracy",
+            "known queries given their own class",
+            "higher",
+            closed_or_open,
+            lambda scores: scores.accuracy(),
+            short=("closed", "open"),
         ),
         Measure(
             "auroc",
@@ -169,7 +180,7 @@ def _register_all() -> None:
             with_unknown,
             lambda scores: scores.auroc(),
             needs=("unknown",),
-            column={"open": 3},
+            short=("open",),
         ),
         Measure(
             "oscr",
@@ -178,7 +189,6 @@ def _register_all() -> None:
             with_unknown,
             lambda scores: scores.oscr(),
             needs=("unknown",),
-            column={"open": 4},
         ),
         Measure(
             "ece",
@@ -187,7 +197,62 @@ def _register_all() -> None:
             PROTOCOLS,
             _ece_sums,
             pool=_ece_values,
-            column={"closed": 1, "open": 5},
+            short=("closed",),
+        ),
+        Measure(
+            "ausuc",
+            "area under base_accuracy against novel_accuracy as a bias on novel scores sweeps",
+            "higher",
+            generalized,
+            lambda scores: scores.ausuc(),
+            short=generalized,
+        ),
+        Measure(
+            "base_accuracy",
+            "base queries given their own class among base and novel classes",
+            "higher",
+            generalized,
+            lambda scores: scores.base_accuracy(),
+            short=generalized,
+        ),
+        Measure(
+            "novel_accuracy",
+            "novel queries given their own class among base and novel classes",
+            "higher",
+            generalized,
+            lambda scores: scores.novel_accuracy(),
+            short=generalized,
+        ),
+        Measure(
+            "harmonic_mean",
+            "harmonic mean of base_accuracy and novel_accuracy",
+            "higher",
+            generalized,
+            lambda scores: scores.harmonic_mean(),
+            short=generalized,
+        ),
+        Measure(
+            "joint_accuracy",
+            "base and novel queries together given their own class",
+            "higher",
+            generalized,
+            lambda scores: scores.joint_accuracy(),
+        ),
+        Measure(
+            "novel_to_base",
+            "novel queries called a base class",
+            "lower",
+            generalized,
+            lambda scores: scores.novel_to_base(),
+            short=generalized,
+        ),
+        Measure(
+            "base_to_novel",
+            "base queries called a novel class",
+            "lower",
+            generalized,
+            lambda scores: scores.base_to_novel(),
+            short=generalized,
         ),
         Measure(
             "tpr:frozen",
@@ -206,27 +271,19 @@ def _register_all() -> None:
             needs=("unknown", "thresholds"),
         ),
         Measure(
+            "wrong_answers@95tpr:frozen",
+            "known and unknown queries that get a wrong answer at a validation threshold",
+            "lower",
+            with_unknown,
+            lambda scores: scores.wrong_answers(scores.frozen_open_threshold),
+            needs=("unknown", "thresholds"),
+        ),
+        Measure(
             "class_tpr:frozen",
             "true (query, class) pairs accepted at a validation threshold; 95% meant",
             "higher",
             with_unknown,
             lambda scores: scores.true_pairs_accepted(scores.frozen_class_threshold),
-            needs=("unknown", "thresholds"),
-        ),
-        Measure(
-            "class_fpr@95tpr:frozen",
-            "wrong (query, class) pairs accepted at a validation threshold",
-            "lower",
-            with_unknown,
-            lambda scores: scores.frozen_class_fpr.overall,
-            needs=("unknown", "thresholds"),
-        ),
-        Measure(
-            "class_fpr@95tpr:known:frozen",
-            "class_fpr@95tpr:frozen over the known queries only",
-            "lower",
-            with_unknown,
-            lambda scores: scores.frozen_class_fpr.known,
             needs=("unknown", "thresholds"),
         ),
         Measure(
@@ -238,59 +295,28 @@ def _register_all() -> None:
             needs=("unknown", "thresholds"),
         ),
         Measure(
-            "base_accuracy",
-            "base queries given their own class among base and novel classes",
-            "higher",
-            generalized,
-            lambda scores: scores.base_accuracy(),
-            column={"generalized": 2},
-        ),
-        Measure(
-            "novel_accuracy",
-            "novel queries given their own class among base and novel classes",
-            "higher",
-            generalized,
-            lambda scores: scores.novel_accuracy(),
-            column={"generalized": 3},
-        ),
-        Measure(
-            "harmonic_mean",
-            "harmonic mean of base_accuracy and novel_accuracy",
-            "higher",
-            generalized,
-            lambda scores: scores.harmonic_mean(),
-            column={"generalized": 4},
-        ),
-        Measure(
-            "joint_accuracy",
-            "base and novel queries together given their own class",
-            "higher",
-            generalized,
-            lambda scores: scores.joint_accuracy(),
-        ),
-        Measure(
-            "novel_to_base",
-            "novel queries called a base class",
+            "class_fpr@95tpr:known:frozen",
+            "class_fpr@95tpr:frozen over the known queries only",
             "lower",
-            generalized,
-            lambda scores: scores.novel_to_base(),
-            column={"generalized": 0},
+            with_unknown,
+            lambda scores: scores.frozen_class_fpr.known,
+            needs=("unknown", "thresholds"),
         ),
         Measure(
-            "base_to_novel",
-            "base queries called a novel class",
+            "class_fpr@95tpr:frozen",
+            "wrong (query, class) pairs accepted at a validation threshold",
             "lower",
-            generalized,
-            lambda scores: scores.base_to_novel(),
-            column={"generalized": 1},
+            with_unknown,
+            lambda scores: scores.frozen_class_fpr.overall,
+            needs=("unknown", "thresholds"),
         ),
         Measure(
-            "ausuc",
-            "area under base_accuracy against novel_accuracy as a bias on novel scores sweeps",
+            "harmonic_mean:frozen",
+            "harmonic mean of the two, novel bias chosen on validation classes",
             "higher",
             generalized,
-            lambda scores: scores.ausuc(),
-            column={"generalized": 5},
+            lambda scores: scores.harmonic_mean(bias=None),
+            needs=("bias",),
         ),
         Measure(
             "base_accuracy:frozen",
@@ -306,14 +332,6 @@ def _register_all() -> None:
             "higher",
             generalized,
             lambda scores: scores.novel_accuracy(bias=None),
-            needs=("bias",),
-        ),
-        Measure(
-            "harmonic_mean:frozen",
-            "harmonic mean of the two, novel bias chosen on validation classes",
-            "higher",
-            generalized,
-            lambda scores: scores.harmonic_mean(bias=None),
             needs=("bias",),
         ),
     ):

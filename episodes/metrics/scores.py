@@ -189,6 +189,12 @@ class Scores:
         """Share of unknown queries whose largest score reaches their episode's threshold `(E,)`."""
         return share_accepted(self.unknown_best, threshold)
 
+    def wrong_answers(self, threshold: Tensor) -> Tensor:
+        """Share of all queries, labelled and unknown, that are accepted as a class that is not theirs."""
+        wrong = (self.best >= threshold[:, None]) & ~self.right
+        accepted = self.unknown_best >= threshold[:, None]
+        return torch.cat((wrong, accepted), dim=-1).double().mean(-1)
+
     def true_pairs_accepted(self, threshold: Tensor) -> Tensor:
         """Share of labelled queries whose score for their own class reaches their episode's threshold `(E,)`."""
         return share_accepted(self.true, threshold)

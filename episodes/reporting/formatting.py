@@ -27,6 +27,16 @@ def heading(measure: str) -> str:
     return f"{measure} {'↑' if better(measure) == 'higher' else '↓'}"
 
 
+def text_headings(measures: Sequence[str]) -> list[list[str]]:
+    """Return the headings of a terminal's table, on two lines so that columns stay narrow.
+
+    >>> text_headings(["accuracy", "class_fpr@95tpr:known"])
+    [['accuracy', 'class_fpr'], ['↑', '@95tpr:known ↓']]
+    """
+    parts = [heading(measure).replace("@", " @", 1).split(" ", 1) for measure in measures]
+    return [[name for name, _ in parts], [rest for _, rest in parts]]
+
+
 def better(measure: str) -> Literal["higher", "lower"]:
     """Return which direction of a measure is better; one that ends in ``:alone`` is as its measure without that."""
     return MEASURES[measure.removesuffix(":alone")].better

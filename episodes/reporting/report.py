@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from episodes.metrics.registry import MEASURES, short_table
-from episodes.reporting.formatting import Table, bank_line, head_meanings, heading, markdown_table, rows, text_table
+from episodes.reporting.formatting import (
+    Table,
+    bank_line,
+    head_meanings,
+    heading,
+    markdown_table,
+    rows,
+    text_headings,
+    text_table,
+)
 from fewshot_nam.io.atomic import replacing
 
 
@@ -105,11 +114,10 @@ class Report:
                 "",
                 f"* the interval of the difference excludes 0: better (+*) or worse (-*) than {self.reference}",
             ]
-        lines += ["", *(f"  {name:<16} {meaning}" for name, meaning in head_meanings(self.results).items())]
-        lines += [
-            "",
-            *(f"  {name:<16} {MEASURES[name].better} is better: {MEASURES[name].meaning}" for name in self.columns),
-        ]
+        meanings = {name: f"{MEASURES[name].better} is better: {MEASURES[name].meaning}" for name in self.columns}
+        for words in (head_meanings(self.results), meanings):
+            width = max(map(len, words), default=0)
+            lines += ["", *(f"  {name:<{width}}  {meaning}" for name, meaning in words.items())]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines) + "\n"
 
@@ -146,13 +154,15 @@ class Report:
 
     def _blocks(self, measures: list[str]) -> list[str]:
         """Return the lines of one table: results, and below them the differences to the reference."""
-        cells = [["percent, mean ± 95% interval", *map(heading, measures)], *rows(self.results, measures)]
+        upper, lower = text_headings(measures)
+        cells = [["percent, mean ± 95% interval", *upper], ["", *lower], *rows(self.results, measures)]
         if not self.reference:
             return text_table(cells)
         cells += [[f"minus {self.reference}, same episodes", *[""] * len(measures)]]
         cells += rows(self.differences, measures, signed=True)
         lines = text_table(cells)
-        return [*lines[: len(self.results) + 1], "", *lines[len(self.results) + 1 :]]
+        end = len(self.results) + 2
+        return [*lines[:end], "", *lines[end:]]
 
 
 def _strict(value: Any) -> Any:

@@ -45,7 +45,7 @@ def loop(protocol: str, name: str, shots: int, count: int = 6) -> dict[str, floa
         base_statistics = BaseStatistics.from_features(known.features, known.labels.tolist())
         head = create(name, base_statistics if needs_base(name) or not generalized else None)
         if generalized:
-            head.write_base(base.class_means(power_norm=head.rooted), base.classes)
+            head.write_base(base.class_means(power_norm=head.power_normalised), base.classes)
         for classwise, label in zip(episode.support[0], episode.classes[0].tolist(), strict=True):
             head.write(NOVEL.features[classwise], [NOVEL.classes[label]] * shots)
         known = NOVEL.features[episode.query[0].flatten()]
@@ -94,7 +94,7 @@ def test_the_batch_size_does_not_matter(protocol):
 
 
 def test_every_promised_measure_is_there():
-    opened = {"accuracy", "auroc", "oscr", "ece", "open_fpr@95tpr", "class_fpr@95tpr"}
+    opened = {"accuracy", "auroc", "oscr", "ece", "open_fpr@95tpr", "class_fpr@95tpr", "wrong_answers@95tpr"}
     opened |= {"class_fpr@95tpr:known", "class_fpr@95tpr:unknown"}
     frozen = {"tpr:frozen", "open_fpr@95tpr:frozen", "class_fpr@95tpr:frozen"}
     joint = {

@@ -29,7 +29,7 @@ SETTINGS = {"ways": 4, "shots": 2, "queries": 5, "episodes": 40, "seed": 4}
 def test_with_the_same_weights_it_finds_what_evaluate_finds():
     heads = {"nam": NAMHead(), "cosine": CosineHead()}
     results, pairs = compare(
-        {name: Contender(head, BASE.class_means(power_norm=head.rooted)) for name, head in heads.items()},
+        {name: Contender(head, BASE.class_means(power_norm=head.power_normalised)) for name, head in heads.items()},
         TEST,
         VALIDATION,
         **SETTINGS,

@@ -93,6 +93,9 @@ def slow_open(known: Tensor, targets: Tensor, unknown: Tensor, tpr=Fraction(19, 
                 "accuracy": np.mean(right),
                 "tpr": np.mean([s >= t for s in best]),
                 "open_fpr@95tpr": np.mean([max(u) >= t for u in us]),
+                "wrong_answers@95tpr": np.mean(
+                    [b >= t and not r for b, r in zip(best, right, strict=True)] + [max(u) >= t for u in us]
+                ),
                 "class_tpr": np.mean([s >= t_class for s in true]),
                 "class_fpr@95tpr": np.mean(wrong_known + wrong_unknown),
                 "class_fpr@95tpr:known": np.mean(wrong_known),
@@ -176,7 +179,9 @@ def test_single_measures_equal_open_measures(kind):
         "auroc": auroc(known, unknown),
         "oscr": oscr(known, targets, unknown),
     }
-    assert_same(single, open_measures(known, targets, unknown))
+    expected = open_measures(known, targets, unknown)
+    del expected["wrong_answers@95tpr"]  # only the registry has it
+    assert_same(single, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -210,6 +215,7 @@ def test_open_measures_of_a_tiny_example():
         {
             "accuracy": 2 / 3,
             "open_fpr@95tpr": 1 / 2,  # threshold 1: accepts 2, not 0
+            "wrong_answers@95tpr": 2 / 5,  # the known 2 and the unknown 2
             "class_fpr@95tpr": 3 / 7,  # threshold 0.5, the wrong pairs are 0, 2, 0 and 2, 1, -1, 0
             "class_fpr@95tpr:known": 1 / 3,
             "class_fpr@95tpr:unknown": 2 / 4,
@@ -249,7 +255,7 @@ def test_class_order_does_not_matter(seed, order):
     known, targets, unknown = open_batch("ties", seed)  # only the right answer depends on the order of tied classes
     moved = torch.tensor(order).argsort()[targets]
     a, b = open_measures(known[..., order], moved, unknown[..., order]), open_measures(known, targets, unknown)
-    names = [name for name in a if name not in ("accuracy", "oscr")]
+    names = [name for name in a if name not in ("accuracy", "oscr", "wrong_answers@95tpr")]
     assert_same(subset(a, names), subset(b, names))
 
 
@@ -286,7 +292,9 @@ def test_perfect_and_hopeless_scores():
     known, unknown = torch.zeros(1, 3, 2), torch.zeros(1, 2, 2)
     known[..., 0] = 1
     got = open_measures(known, torch.tensor([0, 0, 0]), unknown)
-    assert {name: value.item() for name, value in got.items()} == {name: 0.0 if "fpr" in name else 1.0 for name in got}
+    assert {name: value.item() for name, value in got.items()} == {
+        name: 0.0 if "fpr" in name or "wrong" in name else 1.0 for name in got
+    }
     assert oscr(known, torch.tensor([1, 1, 1]), unknown).item() == 0  # all wrong: nothing counts, however high
 
 
