@@ -23,7 +23,7 @@ from episodes.evaluation.validation_thresholds import CALIBRATION_EPISODES, TEMP
 from episodes.features.bank import FeatureBank
 from episodes.features.holdout import hold_out
 from episodes.features.threads import in_order
-from episodes.metrics.intervals import interval, paired
+from episodes.metrics.intervals import ci95_over_classes, class_groups, interval, paired
 from episodes.metrics.registry import PROTOCOLS, measured, pooled
 from episodes.metrics.scores import Frozen, Scores
 from episodes.reporting.report import Report
@@ -203,10 +203,10 @@ def evaluate(
         later = sampler.sample(total, total + TEMPERATURE_EPISODES)
         frozen = choose_frozen(scorer, _slices(later, size), thresholds=False)
     batches = sampler.batches(drawn, size) if isinstance(drawn, int) else _slices(drawn, size)
-    values = _measure(scorer, _with_bar(batches, total, progress), frozen, callback)
+    values, drawn_classes = _measure(scorer, _with_bar(batches, total, progress), frozen, callback)
     seed_used = None if from_file or isinstance(episodes, Episodes) else chosen.seed
     chosen = dataclasses.replace(chosen, episodes=total)
-    return _report(chosen, seed_used, built, banks, frozen, values, time.perf_counter() - began)
+    return _report(chosen, seed_used, built, banks, frozen, values, drawn_classes, time.perf_counter() - began)
 
 
 def usable_heads(names: Sequence[str], has_base: bool) -> tuple[list[str], list[str]]:
@@ -403,9 +403,10 @@ def _episodes(
 
 def _measure(
     scorer: Scorer, batches: Iterator[Episodes], frozen: Mapping[str, Frozen], callback: Callback | None
-) -> dict[str, dict[str, Tensor]]:
-    """Return the value of every measure in every episode, ``{head: {measure: (E,)}}``, on the CPU."""
+) -> tuple[dict[str, dict[str, Tensor]], Tensor]:
+    """Return every measure in every episode, ``{head: {measure: (E,)}}``, and the classes of every episode, ``(E, N + U)``."""
     found: dict[str, dict[str, list[Tensor]]] = {name: {} for name in scorer.heads}
+    classes: list[Tensor] = []
     queries = 0
 
     def measures_of(batch: Episodes) -> tuple[Episodes, list[tuple[str, Scores, dict[str, Tensor]]]]:
@@ -413,16 +414,18 @@ def _measure(
         return batch, [(name, scores, measured(scores)) for name, scores in scored]
 
     for batch, of_heads in in_order(measures_of, batches, scorer.threads):
+        classes.append(torch.cat([batch.classes, batch.unknown_classes], dim=1).cpu())
         for name, scores, measures in of_heads:
             queries = scores.labelled[0].shape[1]
             if callback is not None:
                 callback(name, batch, scores, frozen[name])
             for measure, values in measures.items():
                 found[name].setdefault(measure, []).append(values.cpu())
-    return {
+    pooled_values = {
         name: {measure: pooled(measure, torch.cat(parts), queries) for measure, parts in lists.items()}
         for name, lists in found.items()
     }
+    return pooled_values, torch.cat(classes)
 
 
 def _report(
@@ -432,6 +435,7 @@ def _report(
     banks: _Banks,
     frozen: Mapping[str, Frozen],
     values: Mapping[str, Mapping[str, Tensor]],
+    drawn_classes: Tensor,
     seconds: float,
 ) -> Report:
     """Return means, intervals and paired differences of the values, and what they were computed from."""
@@ -440,6 +444,10 @@ def _report(
         if banks.validation is not None
         else "other episodes of the same classes, so it is optimistic"
     )
+    groups, group = class_groups(banks.novel.classes)
+    present = torch.zeros(len(drawn_classes), int(groups.max()) + 1, dtype=torch.bool)
+    present.scatter_(1, groups[drawn_classes], True)
+    pairs = {f"{a}-{b}": (values[a], values[b]) for a, b in _pairs(list(values))}
     return Report(
         config={
             "protocol": settings.protocol,
@@ -454,15 +462,21 @@ def _report(
             "base": None if banks.base is None else _described(banks.base),
             "validation": None if banks.validation is None else _described(banks.validation),
             "temperature": {name: fixed.temperature for name, fixed in frozen.items()},
+            "class_groups": {"of": group, "count": present.shape[1]},
         },
         results={head: {name: interval(v)._asdict() for name, v in found.items()} for head, found in values.items()},
-        paired={
-            f"{a}-{b}": {name: paired(values[a][name], values[b][name])._asdict() for name in values[a]}
-            for a, b in _pairs(list(values))
-        },
+        paired={pair: {name: paired(a[name], b[name])._asdict() for name in a} for pair, (a, b) in pairs.items()},
+        over_classes={pair: _over_classes(a, b, present) for pair, (a, b) in pairs.items()},
         seconds=seconds,
         notes=[f"the temperature of ece is fitted on {fitted}"],
     )
+
+
+def _over_classes(a: Mapping[str, Tensor], b: Mapping[str, Tensor], present: Tensor) -> dict[str, dict[str, float]]:
+    """Return the differences of two heads with their intervals over classes."""
+    differences = torch.stack([a[name].double() - b[name].double() for name in a], dim=1)
+    found = zip(a, differences.mean(0).tolist(), ci95_over_classes(differences, present).tolist(), strict=True)
+    return {name: {"mean": mean, "ci95": ci95} for name, mean, ci95 in found}
 
 
 def _queries(sampler: EpisodeSampler) -> int:

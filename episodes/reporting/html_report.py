@@ -155,12 +155,16 @@ def _add_tables(page: _Page, report: Report) -> None:
     if report.paired:
         page.add(
             '<p>A difference whose interval excludes 0 is marked: <span class="better">+* better</span>, '
-            '<span class="worse">-* worse</span>.</p>'
+            '<span class="worse">-* worse</span>.'
+            f" {escape(report.stars(report.paired, report.measures))}.</p>"
         )
     page.add("<details><summary>Every measure, and every pair of heads</summary>")
     page.add(*_table("Percent, mean ± 95% interval over episodes", report.results, report.measures))
     if report.paired:
         page.add(*_table("Differences on the same episodes, points", report.paired, report.measures, signed=True))
+    if report.has_class_intervals:
+        caption = "The same differences, 95% intervals over classes (jackknife)"
+        page.add(*_table(caption, report.over_classes, report.measures, signed=True))
     page.add("</details></section>")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from episodes.reporting.formatting import (
     rows,
     text_headings,
     text_table,
+    verdict,
 )
 from fewshot_nam.io.atomic import replacing
 
@@ -34,6 +36,8 @@ class Report:
         paired: ``{"a-b": {measure: {"mean": m, "ci95": h}}}``, the value of head a minus that of head b on the same episodes.
         seconds: how long the evaluation took.
         notes: what else a reader must know.
+        over_classes: the differences of ``paired`` with 95% intervals that count the classes as a sample too, by a jackknife over
+            groups of classes (``episodes.metrics.intervals.ci95_over_classes``); NaN where too few groups are left out.
 
     Example:
         >>> value = {"accuracy": {"mean": 0.9, "ci95": 0.01}}
@@ -51,10 +55,17 @@ class Report:
     paired: Table
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    over_classes: Table = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return config, results, paired and notes; without the time, so that two runs can be compared as text."""
-        content = {"config": self.config, "results": self.results, "paired": self.paired, "notes": self.notes}
+        """Return the content as JSON has it; without the time, so that two runs can be compared as text."""
+        content = {
+            "config": self.config,
+            "results": self.results,
+            "paired": self.paired,
+            "paired_over_classes": self.over_classes,
+            "notes": self.notes,
+        }
         return {key: _strict(value) for key, value in content.items()}
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
@@ -113,6 +124,7 @@ class Report:
             lines += [
                 "",
                 f"* the interval of the difference excludes 0: better (+*) or worse (-*) than {self.reference}",
+                f"  {self.stars(self.differences, [*self.columns, *frozen])}",
             ]
         meanings = {name: f"{MEASURES[name].better} is better: {MEASURES[name].meaning}" for name in self.columns}
         for words in (head_meanings(self.results), meanings):
@@ -130,12 +142,48 @@ class Report:
         if self.paired:
             lines += ["", "Differences on the same episodes, percentage points; * where the interval excludes 0.", ""]
             lines += markdown_table([["", *map(heading, measures)], *rows(self.paired, measures, signed=True)])
+            lines += ["", f"{self.stars(self.paired, measures)}."]
+        if self.has_class_intervals:
+            groups = self.config["class_groups"]
+            lines += [
+                "",
+                f"The same differences with intervals over classes: a jackknife over {groups['count']} groups, each a "
+                f"{groups['of']}. These say what other classes would give; those above, what other episodes would.",
+                "",
+            ]
+            lines += markdown_table([["", *map(heading, measures)], *rows(self.over_classes, measures, signed=True)])
         lines += [
             "",
             *(f"- `{name}`: {MEASURES[name].better} is better; {MEASURES[name].meaning}." for name in measures),
         ]
         lines += [f"- Note: {note}." for note in self.notes]
         return "\n".join(lines) + "\n"
+
+    def stars(self, differences: Table, measures: Sequence[str]) -> str:
+        """Return one line on how many differences are starred, and how many would be if no head differed.
+
+        Args:
+            differences: ``paired`` or a part of it; keys may be single heads, which are compared with ``reference``.
+            measures: the measures that count.
+        """
+        starred = over = 0
+        for name, found in differences.items():
+            wider = self.over_classes.get(name) or self.over_classes.get(f"{name}-{self.reference}", {})
+            for measure in measures:
+                if verdict(measure, found[measure]) != "even":
+                    starred += 1
+                    over += measure in wider and verdict(measure, wider[measure]) != "even"
+        total = len(differences) * len(measures)
+        line = f"{starred} of {total} differences are starred"
+        line += f"; about {round(0.05 * total)} would be by chance if heads did not differ"
+        if self.has_class_intervals:
+            line += f"; {over} also with an interval over classes"
+        return line
+
+    @property
+    def has_class_intervals(self) -> bool:
+        """Whether intervals over classes could be computed."""
+        return any(not math.isnan(value["ci95"]) for found in self.over_classes.values() for value in found.values())
 
     @property
     def reference(self) -> str | None:

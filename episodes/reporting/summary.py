@@ -10,13 +10,20 @@ from episodes.reporting.formatting import markdown_table
 
 # How each measure is shown: as a ratio to the reference (x) or as a difference to it (+).
 SUMMARY_MEASURES: dict[str, dict[str, str]] = {
-    "open": {"class_fpr@95tpr": "x", "open_fpr@95tpr": "x", "accuracy": "+", "auroc": "+"},
+    "open": {
+        "open_fpr@95tpr": "x",
+        "wrong_answers@95tpr": "x",
+        "class_fpr@95tpr:unknown": "x",
+        "class_fpr@95tpr:known": "x",
+        "accuracy": "+",
+        "auroc": "+",
+    },
     "generalized": {
+        "ausuc": "+",
+        "harmonic_mean:frozen": "+",
+        "harmonic_mean": "+",
         "novel_to_base": "x",
         "base_to_novel": "x",
-        "harmonic_mean": "+",
-        "harmonic_mean:frozen": "+",
-        "ausuc": "+",
     },
 }
 
@@ -69,6 +76,8 @@ def gain_over_best(reports: Sequence[Any], head: str, others: Sequence[str], mea
 
 def _cell(report: Mapping[str, Any], measure: str, kind: str, head: str, reference: str) -> str:
     """Return both means in percent with their ratio, or the reference's and the paired difference to it."""
+    if measure not in report["results"][head]:
+        return "n/a"  # a report of an earlier version
     theirs, ours = (100 * report["results"][name][measure]["mean"] for name in (reference, head))
     difference = report["paired"][f"{head}-{reference}"][measure]
     mean, ci95 = 100 * difference["mean"], 100 * difference["ci95"]

@@ -15,6 +15,7 @@ from episodes import Episodes, EpisodeSampler, EvaluationSettings, FeatureBank, 
 from episodes.evaluation.evaluation import as_device
 from episodes.evaluation.scoring import Scorer
 from episodes.features.holdout import hold_out
+from episodes.metrics.intervals import ci95_over_classes
 from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead, available, create, needs_base
 
 D = 13
@@ -202,6 +203,29 @@ def test_paired_differences_are_those_of_the_means_and_narrower():
         nam, cosine = report.results["nam"][measure], report.results["cosine"][measure]
         assert difference["mean"] == pytest.approx(nam["mean"] - cosine["mean"], abs=1e-12)
     assert report.paired["protonet-cosine"]["accuracy"]["ci95"] < 0.8 * report.results["cosine"]["accuracy"]["ci95"]
+
+
+def test_intervals_over_classes_are_those_of_a_loop_over_left_out_classes():
+    many = bank(24, 12, seed=5)
+    report = evaluate(many, ["nam", "cosine"], "open", 4, 1, 5, 3, 120)
+    episodes = EpisodeSampler(many, 4, 1, 5, 3).sample(0, 120)
+    values = {}
+    for name in ("nam", "cosine"):
+        values[name] = torch.cat(
+            [
+                scores.known.argmax(-1).eq(scores.known_targets).double().mean(-1)
+                for _, scores in Scorer(many, {name: create(name)}, torch.device("cpu")).score(episodes)
+            ]
+        )
+    difference = values["nam"] - values["cosine"]
+    drawn = torch.cat([episodes.classes, episodes.unknown_classes], dim=1)
+    absent = torch.stack([(drawn != label).all(1) for label in range(24)], dim=1)
+    expected = ci95_over_classes(difference[:, None], ~absent).item()
+    found = report.over_classes["nam-cosine"]["accuracy"]
+    assert found == pytest.approx({"mean": difference.mean().item(), "ci95": expected})
+    assert report.config["class_groups"] == {"of": "class", "count": 24}
+    few = evaluate(NOVEL.select_classes(range(7)), ["nam", "cosine"], "open", 4, 1, 5, 3, 120)
+    assert math.isnan(few.over_classes["nam-cosine"]["accuracy"]["ci95"]), "all classes are in every episode"
 
 
 def test_heads_of_ones_own_are_used_as_they_are():

@@ -71,7 +71,7 @@ def test_json_is_strict_and_has_the_promised_shape(tmp_path):
         raise AssertionError(f"{constant} is no JSON")
 
     read = json.loads((tmp_path / "out.json").read_text(), parse_constant=refuse)
-    assert set(read) == {"config", "results", "paired", "notes"}
+    assert set(read) == {"config", "results", "paired", "paired_over_classes", "notes"}
     assert read["results"]["nam"]["accuracy"] == {"mean": 0.5, "ci95": None}
 
 
@@ -94,3 +94,19 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     with pytest.raises(OSError, match="missing"):
         report().save_json(tmp_path / "missing" / "out.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stars_are_counted_and_held_against_chance_and_classes():
+    paired = {"nam-cosine": {**report().paired["nam-cosine"], "ece": {"mean": 0.0, "ci95": 0.1}}}
+    wide = {"nam-cosine": {name: {**value, "ci95": 1.0} for name, value in paired["nam-cosine"].items()}}
+    wide["nam-cosine"]["accuracy"] = {"mean": 0.1, "ci95": 0.05}
+    config = {**report().config, "class_groups": {"of": "class", "count": 40}}
+    made = report(paired=paired, over_classes=wide, config=config)
+    assert (
+        "6 of 7 differences are starred; about 0 would be by chance if heads did not differ; 1 also with an interval over classes"
+        in made.markdown()
+    )
+    assert "6 of 6 differences are starred" in made.table()
+    assert "a jackknife over 40 groups, each a class" in made.markdown()
+    assert made.markdown().count("| nam-cosine |") == 2
+    assert "jackknife" not in report().markdown()
