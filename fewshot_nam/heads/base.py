@@ -25,6 +25,7 @@ from fewshot_nam.heads.validation import Label, as_labels, check_type, checked_v
 HeadT = TypeVar("HeadT", bound="Head")
 
 
+_FOLDS = 20  # times that shots are left out
 _LARGEST_ONE_HOT = 1 << 20  # numbers in a one-hot matrix; a larger one is slower to multiply with than sums by index
 
 
@@ -393,6 +394,31 @@ class Head(CalibratedHead):
         if not trainable:
             self._derived = derived
         return derived
+
+    def _held_out_scores(self, snapshot: Snapshot) -> tuple[Tensor, int]:
+        """Return the acceptance scores of shots by heads that learned the others, and of how many classes they are.
+
+        One shot of each class is left out at a time (of classes with many shots, as many as it takes to be done in
+        ``_FOLDS`` times). A class with one shot keeps it, and gives no score.
+        """
+        (support, targets), base = snapshot.refusal.shots, snapshot.refusal.base
+        counts = torch.bincount(targets)
+        order = torch.argsort(targets, stable=True)
+        place = torch.empty_like(targets)  # of each shot among those of its class
+        place[order] = torch.arange(len(targets), device=targets.device) - (counts.cumsum(0) - counts)[targets[order]]
+        several = counts[targets] > 1
+        found = []
+        with torch.inference_mode(False), torch.no_grad():
+            width = support.shape[-1] or base.shape[-1]
+            written, base = (
+                self._centred(buffer.reshape(len(buffer), width).to(snapshot.dtype)) for buffer in (support, base)
+            )
+            for fold in range(min(int(counts.max()), _FOLDS) if len(counts) else 0):
+                held = several & (place % _FOLDS == fold)
+                kept = order[~held[order]]  # class by class, so that classes come in the order of their columns
+                rest = Support(written[kept].unsqueeze(0), len(base) + targets[kept], base, len(snapshot.classes))
+                found.append(self._score(self._learn(rest), written[held].unsqueeze(0)).squeeze(0).amax(dim=-1))
+        return torch.cat(found).cpu() if found else torch.empty(0), int((counts > 1).sum())
 
     def _dtype(self) -> torch.dtype:
         """Return the dtype that scores are computed in: that of what was written, float32 at least."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewshot_nam._deprecation import renamed_attribute, warn_renamed
-from fewshot_nam.heads.conformal import ConformalThreshold, conformal_threshold
+from fewshot_nam.heads.conformal import ROUNDING, ConformalThreshold, conformal_threshold
 from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.heads.state import HeadState, Refusal, Snapshot, appended, changes
 from fewshot_nam.heads.temperature import fit_temperature
@@ -66,6 +66,24 @@ class Calibration(NamedTuple):
         return self.groups
 
 
+class ShotCalibration(NamedTuple):
+    """What a threshold from shots rests on.
+
+    Attributes:
+        threshold: a query is accepted when its largest score reaches it.
+        max_rejected: as given.
+        bound: the share of known images that are rejected, at most; see ``Head.calibrate_from_shots`` for what it means.
+        shots: how many scores it rests on: shots of classes with two or more.
+        classes: how many classes these are of.
+    """
+
+    threshold: float
+    max_rejected: float
+    bound: float
+    shots: int
+    classes: int
+
+
 class CalibratedHead(HeadState):
     """The part of every head that refuses; ``Head`` gives the scores."""
 
@@ -75,11 +93,11 @@ class CalibratedHead(HeadState):
     def threshold(self) -> float | None:
         """A query is accepted when its largest score reaches this number; ``None`` until it is set. See ``predict``.
 
-        After ``calibrate`` it follows from the samples of unknowns and from the classes known by now. Setting it, also to
-        ``None``, ends the calibration.
+        After ``calibrate`` it follows from the samples of unknowns and from the classes known by now, after
+        ``calibrate_from_shots`` from the shots. Setting it, also to ``None``, ends this.
 
         Raises:
-            ValueError: calibrated, but no class is left, or too few samples whose class is still unknown.
+            ValueError: calibrated, but no class is left, or too few samples whose class is still unknown, or too few shots.
         """
         with torch.no_grad():
             return self._threshold_of(self._snapshot())
@@ -101,17 +119,21 @@ class CalibratedHead(HeadState):
 
     def _threshold_of(self, snapshot: Snapshot) -> float | None:
         """Return the threshold of one state of the head."""
-        if snapshot.refusal.target_fpr is None:
-            return snapshot.refusal.threshold
+        refusal = snapshot.refusal
+        if refusal.target_fpr is None and refusal.max_rejected is None:
+            return refusal.threshold
         derived = self._derived_threshold
         if derived is not None and derived[0] is snapshot:
             return derived[1]
-        threshold = self._conformal(snapshot, snapshot.refusal, warn=True).threshold
+        if refusal.max_rejected is not None:
+            threshold = self._from_shots(snapshot, refusal.max_rejected).threshold
+        else:
+            threshold = self._conformal(snapshot, refusal, warn=True).threshold
         self._derived_threshold = (snapshot, threshold)
         return threshold
 
     def _end_calibration(self) -> None:
-        self._target_fpr = self._confidence = None
+        self._target_fpr = self._confidence = self._max_rejected = None
         self._unknown_labels = self._unknown_groups = self._calibrated_classes = None
         self.unknowns = self.unknowns.new_empty(0, 0)
 
@@ -192,8 +214,10 @@ class CalibratedHead(HeadState):
             )
         once = distinct(unknown).tolist()
         unknown, labels, members = unknown[once], _where(labels, once), _where(members, once)
-        refusal = Refusal(None, target_fpr, unknown, labels, members, confidence, self.classes)
         snapshot = self._snapshot()
+        refusal = snapshot.refusal._replace(
+            target_fpr=target_fpr, unknowns=unknown, labels=labels, groups=members, confidence=confidence
+        )
         found = self._conformal(snapshot, refusal)
         accepted, temperature = None, None
         if known is None and known_labels is not None:
@@ -215,7 +239,7 @@ class CalibratedHead(HeadState):
             if names is not None:
                 columns = self._columns(_where(names, once_known.tolist()) or []).to(scores.device)
                 temperature = fit_temperature(scores, columns, pseudo_count=1)
-        self._threshold = None
+        self._threshold = self._max_rejected = None
         self.unknowns = appended(self.unknowns.new_empty(0, 0), unknown, self.targets.device)
         self._unknown_labels, self._unknown_groups = labels, members
         self._target_fpr, self._confidence = float(target_fpr), None if confidence is None else float(confidence)
@@ -234,6 +258,70 @@ class CalibratedHead(HeadState):
             confidence,
             len(once) - len(unknown),
         )
+
+    @changes
+    def calibrate_from_shots(self, max_rejected: float = 0.05) -> ShotCalibration:
+        """Set ``threshold`` from the learned images alone, so that few known images are rejected; return what it rests on.
+
+        Every shot is scored by a head that learned the others (leave-one-out, one shot of each class at a time), and the
+        threshold is the ``j``-th smallest of the ``n`` scores, ``j = floor(max_rejected (n + 1))``. It is derived again when
+        classes are written or forgotten.
+
+        What holds: a new image, drawn like the shots from a class drawn evenly from those with two shots or more, is rejected
+        by a head that learned one shot less a class with probability ``j / (n + 1)`` at most, on average over shots, up to the
+        dependence between the scores. This head learned all shots. Where more shots raise the scores of new images, as they
+        usually do, it rejects fewer; where they lower them, more: this is a jackknife, of which nothing is guaranteed for every
+        distribution. It is no bound for images of classes with one shot, for images that are taken under other conditions than
+        the shots (near-identical shots give a threshold that is too high), and it says nothing about unknowns: see ``calibrate``.
+
+        Args:
+            max_rejected: largest share of known images that may be rejected, between 0 and 1; it takes
+                ``1 / max_rejected - 1`` shots of classes with two or more.
+
+        Returns:
+            The threshold and what it rests on.
+
+        Raises:
+            ValueError: ``max_rejected`` outside (0, 1), no class known yet, or too few shots. Nothing has changed then.
+
+        Source: Barber et al., "Predictive Inference with the Jackknife+" (2021).
+
+        Example:
+            >>> from fewshot_nam.heads import create
+            >>> generator = torch.Generator().manual_seed(0)
+            >>> shots = torch.eye(8)[:2].repeat_interleave(10, dim=0) + 0.3 * torch.rand(20, 8, generator=generator)
+            >>> head = create("cosine").write(shots, [0] * 10 + [1] * 10)
+            >>> found = head.calibrate_from_shots(max_rejected=0.1)
+            >>> found.shots, round(found.bound, 3)
+            (20, 0.095)
+        """
+        if not 0 < max_rejected < 1:
+            raise ValueError(f"max_rejected must be above 0 and below 1, got {max_rejected}")
+        found = self._from_shots(self._snapshot(), max_rejected)
+        self._threshold = None
+        self._end_calibration()
+        self._max_rejected = float(max_rejected)
+        self._outdate_refusal()
+        return found
+
+    def _from_shots(self, snapshot: Snapshot, max_rejected: float) -> ShotCalibration:
+        """Return the threshold that follows from the shots of one state of the head."""
+        if not snapshot.classes:
+            raise ValueError(f"{type(self).__name__} knows no class yet: call write(features, labels) first")
+        scores, classes = self._held_out_scores(snapshot)
+        rank = math.floor(max_rejected * (len(scores) + 1) * (1 + ROUNDING))
+        if rank < 1:
+            needed = math.ceil((1 - ROUNDING) / max_rejected) - 1
+            raise ValueError(
+                f"calibrate_from_shots: to reject at most {max_rejected:g} of known images takes at least {needed} shots of "
+                f"classes with two shots or more, got {len(scores)}: give more shots, or a larger max_rejected"
+            )
+        threshold = float(scores.double().sort().values[rank - 1])
+        error = _SCORING_ERROR * torch.finfo(scores.dtype).eps * max(1.0, float(scores.abs().max()))
+        return ShotCalibration(threshold - error, max_rejected, rank / (len(scores) + 1), len(scores), classes)
+
+    def _held_out_scores(self, snapshot: Snapshot) -> tuple[Tensor, int]:
+        raise NotImplementedError
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Return how likely each class is, ``(..., C)``, for features ``(..., D)`` of known classes: ``softmax(scores / T)``.

@@ -36,7 +36,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_ROUNDING = 1e-9  # relative: floats can put target (m + 1) a hair below the whole number that is meant
+ROUNDING = 1e-9  # relative: floats can put target (m + 1) a hair below the whole number that is meant
 _CLOSE = 1e-9  # absolute: to which the percentile of the Beta distribution is computed
 
 
@@ -93,9 +93,9 @@ def conformal_threshold(
     else:
         _, member, sizes = torch.unique(groups, return_inverse=True, return_counts=True)
         count, votes = len(sizes), sizes.double().reciprocal()[member[order]]
-    allowed = target * (count + 1) * (1 + _ROUNDING)
+    allowed = target * (count + 1) * (1 + ROUNDING)
     if allowed < 1:
-        needed = math.ceil((1 - _ROUNDING) / target) - 1
+        needed = math.ceil((1 - ROUNDING) / target) - 1
         raise ValueError(_too_few(target, needed, kind, count))
     # The largest score whose p-value is too large; where votes become too many among ties, it is their value all the same.
     beyond = min(int((1 + votes.cumsum(0) <= allowed).sum()), len(values) - 1)
@@ -113,7 +113,7 @@ def _with_confidence(scores: Tensor, target: float, confidence: float, kind: str
         middle = (rank + beyond) // 2
         rank, beyond = (middle, beyond) if beta_probability(target, middle, count) >= confidence else (rank, middle)
     if not rank:
-        needed = math.ceil(math.log1p(-confidence) / math.log1p(-target) * (1 - _ROUNDING))
+        needed = math.ceil(math.log1p(-confidence) / math.log1p(-target) * (1 - ROUNDING))
         raise ValueError(_too_few(target, needed, kind, count, f" with confidence {confidence:g}"))
     value = float(scores.detach().double().sort(descending=True).values[rank - 1])
     return ConformalThreshold(

@@ -42,6 +42,9 @@ class Refusal(NamedTuple):
         groups: which of them are alike, where that was given.
         confidence: as given to ``calibrate``.
         calibrated_classes: the classes known at the calibration; ``None`` where that is not known.
+        max_rejected: largest share of known images to reject, where the threshold follows from the shots; ``None`` otherwise.
+        shots: ``(n, D)``, the features written, and ``(n,)``, positions in the written classes.
+        base: ``(B, D)``, prototypes of base classes.
     """
 
     threshold: float | None
@@ -51,6 +54,9 @@ class Refusal(NamedTuple):
     groups: list[Label] | None
     confidence: float | None
     calibrated_classes: list[Label] | None
+    max_rejected: float | None
+    shots: tuple[Tensor, Tensor]
+    base: Tensor
 
 
 class Snapshot(NamedTuple):
@@ -122,6 +128,7 @@ class HeadState(nn.Module):
         self._target_fpr: float | None = None  # where this is set, the threshold follows from the unknowns
         self._confidence: float | None = None
         self._calibrated_classes: list[Label] | None = None  # the classes known at the time
+        self._max_rejected: float | None = None  # where this is set, the threshold follows from the shots
         self._threshold: float | None = None
         self._probability_temperature: float | None = None
         self._is_snapshot = False
@@ -145,6 +152,9 @@ class HeadState(nn.Module):
             self._unknown_groups,
             self._confidence,
             self._calibrated_classes,
+            self._max_rejected,
+            (self.support, self.targets),
+            self.base,
         )
 
     def _outdate_refusal(self) -> None:
@@ -227,6 +237,7 @@ class HeadState(nn.Module):
             "target_fpr": self._target_fpr,
             "confidence": self._confidence,
             "calibrated_classes": self._calibrated_classes,
+            "max_rejected": self._max_rejected,
             "probability_temperature": self._probability_temperature,
         }
         return torch.tensor(list(json.dumps(learned).encode()), dtype=torch.uint8)
@@ -339,9 +350,15 @@ _NUMBERS = {  # the range of each
     "threshold": (-math.inf, math.inf),
     "target_fpr": (0.0, 1.0),
     "confidence": (0.0, 1.0),
+    "max_rejected": (0.0, 1.0),
     "probability_temperature": (0.0, math.inf),
 }
-_LATER = ("unknown_groups", "calibrated_classes", "confidence")  # the first files of version 0.1 are without
+_LATER = (
+    "unknown_groups",
+    "calibrated_classes",
+    "confidence",
+    "max_rejected",
+)  # the first files of version 0.1 are without
 
 
 def _labels(learned: dict[str, Any], name: str) -> list[Label] | None:

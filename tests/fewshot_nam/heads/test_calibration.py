@@ -355,3 +355,80 @@ def test_a_calibrated_state_of_version_0_1_loads():
     loaded = make("cosine")
     loaded.load_state_dict(state)
     assert loaded.threshold == head.threshold
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if name != "logistic"])  # it needs two classes
+def test_a_threshold_from_shots_is_the_smallest_scores_of_shots_left_out(name):
+    labels, shots = ["a", "b", "b", "a", "c", "b", "a", "d"], features(1, 8)
+    head = make(name).write_base(features(3, 2), ["x", "y"]).write(shots, labels)
+    scores = []
+    for fold in range(3):  # the first shots of a and b, the second, the third; c and d have one each, and keep it
+        held = [i for i, label in enumerate(labels) if label in "ab" and labels[:i].count(label) == fold]
+        rest = make(name).write_base(features(3, 2), ["x", "y"])
+        for label in "abcd":
+            rest.write(shots[[i for i in range(8) if labels[i] == label and i not in held]], label)
+        scores += rest(shots[held]).amax(dim=-1).tolist()
+    assert len(scores) == 6
+    for max_rejected, rank in ((0.15, 1), (0.3, 2), (0.6, 4)):
+        found = head.calibrate_from_shots(max_rejected)
+        assert (found.shots, found.classes, found.bound) == (6, 2, rank / 7)
+        assert found.threshold == head.threshold == pytest.approx(sorted(scores)[rank - 1], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["nam", "cosine", "protonet", "mahalanobis"])
+@pytest.mark.parametrize("shots", [3, 8])
+def test_a_threshold_from_shots_rejects_no_more_known_images_than_it_says(name, shots):
+    # Every repeat is another draw of classes and shots; 40 new images of each class.
+    rates, bound = [], 0.0
+    for repeat in range(40):
+        centres = 2 * torch.randn(10, 40, generator=torch.Generator().manual_seed(repeat))
+        head = create(name).write(_clusters(3 * repeat, centres, shots), torch.arange(10).repeat_interleave(shots))
+        bound = head.calibrate_from_shots(0.1).bound
+        answers = head.predict(_clusters(3 * repeat + 1, centres, 40), unknown=-1)
+        rates.append(answers.count(-1) / len(answers))
+    rate = torch.tensor(rates)
+    assert bound <= 0.1
+    assert float(rate.mean()) <= bound + 3.3 * float(rate.std()) / 40**0.5
+    # A shot more raises the scores, the more the fewer there are: the threshold then rejects fewer than it might.
+    assert float(rate.mean()) > (bound / 4 if shots == 8 else 0)
+
+
+def test_a_threshold_from_shots_follows_the_classes_and_is_saved():
+    head = written("cosine").write(features(5, 20), [f"new {i % 4}" for i in range(20)])
+    first = head.calibrate_from_shots(0.2).threshold
+    head.write(features(6, 6), "late")
+    fresh = written("cosine").write(features(5, 20), [f"new {i % 4}" for i in range(20)]).write(features(6, 6), "late")
+    assert head.threshold == fresh.calibrate_from_shots(0.2).threshold != first
+    loaded = make("cosine")
+    loaded.load_state_dict(head.state_dict())
+    assert loaded.threshold == head.threshold
+    assert head.forget("late").threshold == first
+    head.threshold = None
+    assert head.threshold is None
+
+
+def test_one_calibration_takes_the_place_of_the_other():
+    head = written("cosine")
+    of_shots = head.calibrate_from_shots(0.3).threshold
+    of_unknowns = head.calibrate(unknowns(1, 43), target_fpr=0.1).threshold
+    assert head.threshold == of_unknowns
+    head.calibrate_from_shots(0.3)
+    assert head.threshold == of_shots
+    assert not len(head.unknowns)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_threshold_from_too_few_shots_is_refused_and_changes_nothing(name):
+    head = written(name)
+    head.threshold = 0.3
+    with pytest.raises(ValueError, match=r"at most 0.05 of known images takes at least 19 shots .* got 6: give more"):
+        head.calibrate_from_shots()
+    single = make(name).write(features(1, 3), list("abc"))
+    with pytest.raises(ValueError, match="takes at least 1 shots of classes with two shots or more, got 0"):
+        single.calibrate_from_shots(0.5)
+    for wrong in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"max_rejected must be above 0 and below 1, got {wrong}"):
+            head.calibrate_from_shots(wrong)
+    with pytest.raises(ValueError, match="knows no class yet"):
+        make(name).calibrate_from_shots()
+    assert head.threshold == pytest.approx(0.3)
