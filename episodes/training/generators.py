@@ -216,8 +216,8 @@ class GeneratorTraining:
         """Return the mean of every generalized measure over the validation episodes (the same ones each time)."""
         self.head.eval()
         assert self._validation.base is not None
-        rows, device = {"head": self.head.base_weights.detach()}, torch.device("cpu")
-        scorer = Scorer(self._validation.bank, {"head": self.head}, device, self._validation.base, rows)
+        weights, device = {"head": self.head.base_weights.detach()}, torch.device("cpu")
+        scorer = Scorer(self._validation.bank, {"head": self.head}, device, self._validation.base, weights)
         found: dict[str, list[Tensor]] = {}
         for batch in self._validation.batches(self.recipe.validation_episodes, _VALIDATED_AT_A_TIME):
             for _, scores in scorer.score(batch):

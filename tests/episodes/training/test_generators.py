@@ -50,19 +50,19 @@ def test_the_rates_are_the_published_ones():
     assert [GeneratorRecipe(epochs=1).rate(0), GeneratorRecipe(epochs=2).rate(0)] == [0.00024, 0.006]
 
 
-def test_training_rows_lowers_the_error_on_what_they_are_trained_on():
+def test_training_class_weights_lowers_the_error_on_what_they_are_trained_on():
     recipe = GeneratorRecipe(epochs=6, steps=20, batch=2)
     losses: list[float] = []
-    rows = train_class_weights(BASE, recipe, on_step=losses.append)
+    weights = train_class_weights(BASE, recipe, on_step=losses.append)
     assert len(losses) == 120
-    assert torch.equal(rows, train_class_weights(BASE, recipe))
-    assert not torch.equal(rows, train_class_weights(BASE, dataclasses.replace(recipe, seed=1)))
+    assert torch.equal(weights, train_class_weights(BASE, recipe))
+    assert not torch.equal(weights, train_class_weights(BASE, dataclasses.replace(recipe, seed=1)))
 
     def error(given: torch.Tensor) -> float:
         answers = CosineHead().write_base(given, BASE.classes)(BASE.features).argmax(-1)
         return (answers != BASE.labels).float().mean().item()
 
-    assert error(rows) < error(BASE.class_means())
+    assert error(weights) < error(BASE.class_means())
 
 
 def distracted(classes: int, seed: int) -> FeatureBank:
@@ -126,7 +126,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tmp_path, ingredient
         assert torch.equal(resumed.best_head().state_dict()[name], whole.best_head().state_dict()[name]), name
 
 
-def test_rows_that_are_fixed_stay(tmp_path):
+def test_class_weights_that_are_frozen_stay(tmp_path):
     run = training(tmp_path / "run.pt", ingredients=("erase",))
     run.head.base_weights.requires_grad_(False)
     before = {name: weight.clone() for name, weight in run.head.named_parameters()}
