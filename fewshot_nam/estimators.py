@@ -184,8 +184,7 @@ class NAMClassifier(_HeadClassifier):
     In block mode every row is a key, and is kept; ``keys="prototypes"`` writes one key a class.
 
     Args:
-        mode, keys, reading, p_write, p_erase, ridge, prototype_weight, norm_exponent, log_partition_penalty, temperature,
-            cohort_weight: as in ``NAMHead``. In sequential mode the order of rows matters.
+        mode: as in ``NAMHead``, like every parameter down to ``cohort_weight``. In sequential mode the order of rows matters.
         base: what is known of base classes (``fewshot_nam.heads.BaseStatistics``); ``None`` for nothing.
         probability_temperature: divisor of the scores in ``predict_proba``, above 0.
         unknown: the answer of ``predict`` for rows that score below the threshold, which is no class; ``None`` never refuses.

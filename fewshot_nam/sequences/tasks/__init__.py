@@ -5,9 +5,9 @@
 >>> task = tasks.create("reverse")
 >>> batch = task.sample(1, torch.Generator().manual_seed(0), lengths=3)
 >>> " ".join(task.vocabulary[token] for token in batch.inputs[0])
-'| 4 9 3 | ? ? ? .'
+'| 9 3 0 | ? ? ? .'
 >>> " ".join(task.vocabulary[token] for token in batch.targets[0, batch.mask[0]])
-'3 9 4'
+'0 3 9'
 """
 
 from fewshot_nam.sequences.tasks.accuracy import Accuracy, accuracy
