@@ -234,7 +234,7 @@ class NAMAttention(nn.Module):
             batch_dim = 0 if self.batch_first else 1
             return self.forward(x.unsqueeze(batch_dim), padding, is_causal).squeeze(batch_dim)
         tokens, mask = self._batch_first("NAMAttention", x, key_padding_mask)
-        return self._attend(tokens, self.init_state(len(tokens)), mask, is_causal)[0]
+        return self._attend(tokens, self.init_state(tokens.shape[0]), mask, is_causal)[0]
 
     def init_state(self, batch_size: int) -> NAMAttentionState:
         """Return the state of ``batch_size`` sequences before their first token."""
@@ -260,7 +260,7 @@ class NAMAttention(nn.Module):
             ValueError: as ``forward``, or the shapes of the state do not fit.
         """
         tokens, mask = self._batch_first("NAMAttention.extend", x, key_padding_mask)
-        self._check_state("NAMAttention.extend", state, len(tokens))
+        self._check_state("NAMAttention.extend", state, tokens.shape[0])
         return self._attend(tokens, state, mask, causal=True)
 
     def step(self, x: Tensor, state: NAMAttentionState) -> tuple[Tensor, NAMAttentionState]:
@@ -278,7 +278,7 @@ class NAMAttention(nn.Module):
             ValueError: shapes or devices of ``x`` or the state do not fit.
         """
         check_tokens("NAMAttention.step", "x", x, ("B", self.embed_dim), self.in_proj.weight)
-        self._check_state("NAMAttention.step", state, len(x))
+        self._check_state("NAMAttention.step", state, x.shape[0])
         projected, recent = self.in_proj(x), state.recent
         if self.conv is not None and recent is not None:
             projected, recent = self.conv.step(projected, recent)

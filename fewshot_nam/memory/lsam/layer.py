@@ -185,7 +185,7 @@ class LSAM(nn.Module):
             (``ShortConvolution``). States are then triples, see ``forward``. Default: none.
         backward: ``"hand"``, the fast default, keeps about ``(4 + d / 16 H) d`` numbers for each token (``d`` more with tanh)
             and runs compiled on a CPU (see ``build_kernels``); it has no second derivative. ``"autograd"`` keeps all memories and
-            allows any derivative; ``torch.func`` and ``torch.export`` always use it.
+            allows any derivative; ``torch.func``, and ``torch.export`` with a fixed number of steps, always use it.
         device: where the parameters are.
         dtype: dtype of the parameters.
 

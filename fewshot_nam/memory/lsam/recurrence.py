@@ -119,8 +119,9 @@ def recurrence(
 ) -> tuple[Tensor, Tensor]:
     """Return all hidden states of LSAM and its last memory: ``step`` at each ``t`` with ``gates_t + W h_(t-1)``.
 
-    All four tensors have one dtype, float32 or float64, and one device. ``torch.func`` transforms and ``torch.export`` always use
-    the simple loop, which has one graph node for each operation of each step, and so do separate erase gates.
+    All four tensors have one dtype, float32 or float64, and one device. ``torch.func`` transforms, and ``torch.export`` with a
+    fixed number of steps, always use the simple loop, which has one graph node for each operation of each step, and so do separate
+    erase gates.
 
     Args:
         gates: ``(T, R, B, H (3 e + 2))``, or ``H (3 e + 3)`` with separate erase gates, ``T`` at least 1: the contributions of
@@ -138,7 +139,9 @@ def recurrence(
     # Low precision is only for the projections: the recurrence would feed rounding errors back.
     with full_precision(gates.device):
         tied = gates.shape[-1] == memory.shape[2] * (3 * memory.shape[-1] + 2)
-        if backward == "hand" and tied and not needs_plain_autograd():
+        # An export with any number of steps keeps the operator: a loop would fix their number.
+        plain = needs_plain_autograd() and not isinstance(gates.shape[0], torch.SymInt)
+        if backward == "hand" and tied and not plain:
             hiddens, last, *_ = _forward(gates, weight, hidden, memory, value_activation == "tanh")
             return hiddens, last
         return _plain_loop(gates, weight, hidden, memory, value_activation, max_erase)
@@ -174,7 +177,7 @@ def _plain_loop(
 def _forward(gates: Tensor, weight: Tensor, hidden: Tensor, memory: Tensor, squashed: bool) -> tuple[Tensor, ...]:
     """Return the hidden states, the last memory, and what the backward needs.
 
-    The latter are the memory before each block ``(T / BLOCK, N, e, e)``, and for each step: the unit query and key
+    The latter are the memory before each block ``(T / BLOCK + 1, N, e, e)``, and for each step: the unit query and key
     ``(T, N, 2, e)``, their lengths ``(T, N, 2, 1)``, ``v - M k`` as ``(T, N, 1, e)``, the probabilities ``p_r`` and ``p_w``
     ``(T, N, 1, 2)``, and ``v`` ``(T, N, 1, e)`` if it is squashed (else an empty tensor).
     """
@@ -223,7 +226,8 @@ def _forward_outputs(gates: Tensor, hidden: Tensor, memory: Tensor, squashed: bo
     steps, width = gates.shape[0], memory.shape[-1]
     n = memory.shape[0] * memory.shape[1] * memory.shape[2]
     kept = (
-        (-(-steps // BLOCK), n, width, width),
+        # One more than is used, so at least 2: torch.compile and torch.export would make a size of 1 a constant.
+        (-(-steps // BLOCK) + 1, n, width, width),
         (steps, n, 2, width),
         (steps, n, 2, 1),
         (steps, n, 1, width),

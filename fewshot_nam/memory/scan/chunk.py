@@ -27,6 +27,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fewshot_nam.memory.torch_modes import full_precision, needs_plain_autograd
@@ -56,23 +57,26 @@ def scan_by_autograd(tokens: Tokens, memory: Tensor, chunk: int) -> tuple[Tensor
     """Return reads ``(B, T, H, D_v)`` and the last memory ``(B, H, D_v, D_k)``, which torch can differentiate any number of times.
 
     Args:
-        tokens: T tokens, a multiple of ``chunk``.
+        tokens: T tokens, at least 1.
         memory: ``(B, H, D_v, D_k)``, the initial memory.
         chunk: tokens in a chunk.
     """
-    folded = tokens.each(lambda x: _fold(x, chunk))
+    length = tokens.k.shape[1]
+    chunk = min(chunk, length)
+    folded = tokens.each(lambda x: _fold(_padded(x, chunk), chunk))
     state, written = _write(folded, memory.mT.flatten(0, 1), _carry)
-    return _unfold(_read(folded, written), memory), state.mT.reshape(memory.shape)
+    return _unfold(_read(folded, written), memory)[:, :length], state.mT.reshape(memory.shape)
 
 
 def scan_by_segments(tokens: Tokens, memory: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Return the results of ``scan_by_autograd`` for the same arguments; a second derivative raises.
 
-    Inside ``torch.func`` and ``torch.export`` it calls ``scan_by_autograd``.
+    It is one operator, into which ``torch.compile`` does not trace: a compiled network takes any number of tokens. So does an
+    exported one with a dynamic T. Inside ``torch.func``, and in an export with a fixed T, it is ``scan_by_autograd``.
     """
-    if needs_plain_autograd():
+    if needs_plain_autograd() and not isinstance(tokens.k.shape[1], torch.SymInt):
         return scan_by_autograd(tokens, memory, chunk)
-    reads, state = _SegmentedScan.apply(*tokens, memory.mT.flatten(0, 1), chunk)  # type: ignore[no-untyped-call]
+    reads, state, _ = _forward(*tokens, memory.mT.flatten(0, 1), chunk)
     return reads, state.mT.reshape(memory.shape)
 
 
@@ -189,74 +193,126 @@ def _backward(tokens: Tokens, state: Tensor, d_reads: Tensor, d_state: Tensor) -
     return Tokens(d_q.view_as(q), d_k.view_as(k), d_v.view_as(v), d_r, d_w.view_as(w), d_e), d_memories[0].clone()
 
 
-class _SegmentedScan(torch.autograd.Function):
-    """Forward and backward over segments of chunks. Only the inputs and the memory at the start of each segment are kept."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        r: Tensor | None,
-        w: Tensor,
-        e: Tensor | None,
-        state: Tensor,
-        chunk: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Return reads ``(B, T, H, D_v)`` and the last state ``(G, D_k, D_v)``; save what ``backward`` needs."""
-        tokens = Tokens(q, k, v, r, w, e)
-        reads, states = torch.empty_like(v, memory_format=torch.contiguous_format), []
-        for span in _segments(k, chunk):
-            states.append(state)
-            part = tokens.each(lambda x, span=span: _fold(x[span], chunk))  # type: ignore[misc]
-            state, written = _write(part, state, _carry_in_place)
-            _unfold_into(reads[span], _read(part, written))
-        ctx.save_for_backward(*tokens, *states)
-        ctx.chunk = chunk
-        return reads, state
-
-    @staticmethod
-    def backward(ctx: Any, d_reads: Tensor, d_left: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of all inputs, from the last segment to the first."""
-        saved = ctx.saved_tensors  # once: under activation checkpointing a second access raises
-        tokens, states = Tokens(*saved[:6]), saved[6:]
-        grads, d_state = tokens.each(torch.empty_like), d_left
-        # A backward under autocast must not round what the forward did not round.
-        with torch.no_grad(), full_precision(d_reads.device):
-            for span, state in zip(reversed(_segments(tokens.k, ctx.chunk)), reversed(states), strict=True):
-                part = tokens.each(lambda x, span=span: _fold(x[span], ctx.chunk))  # type: ignore[misc]
-                part_grads, d_state = _backward(part, state, _fold(d_reads[span], ctx.chunk), d_state)
-                for whole, grad in zip(grads, part_grads, strict=True):
-                    if whole is not None and grad is not None:
-                        _unfold_into(whole[span], grad)
-        found: tuple[Tensor | None, ...] = (*grads, d_state)
-        if torch.is_grad_enabled():  # create_graph: the gradients may be differentiated
-            found = _NoSecondDerivative.apply(len(found), *found, *tokens, states[0], d_reads, d_left)  # type: ignore[no-untyped-call]
-        return *found, None
+# An operator instead of an autograd.Function: torch.compile does not trace into it and so does not unroll the chunks.
+@torch.library.custom_op(
+    "fewshot_nam::memory_scan",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor? r, Tensor w, Tensor? e, Tensor state, int chunk)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, r: Tensor | None, w: Tensor, e: Tensor | None, state: Tensor, chunk: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return reads ``(B, T, H, D_v)``, the last state ``(G, D_k, D_v)``, and all states between segments."""
+    tokens = Tokens(q, k, v, r, w, e)
+    reads, last, states = _forward_outputs(v, state, chunk)
+    chunk = min(chunk, v.shape[1])
+    for number, span in enumerate(_segments(v.shape[1], chunk)):
+        states[number] = state
+        part = tokens.each(lambda x, span=span: _fold(_padded(x[span], chunk), chunk))  # type: ignore[misc]
+        state, written = _write(part, state, _carry_in_place)
+        _unfold_into(reads[span], _read(part, written))
+    states[-1] = state
+    return reads, last.copy_(state), states
 
 
-class _NoSecondDerivative(torch.autograd.Function):
-    """Return gradients unchanged, connected to everything they depend on, so that a second derivative raises.
-
-    ``once_differentiable`` of torch does not connect them, so that ``torch.autograd.grad(outputs, inputs)`` would not raise.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return the first ``count`` tensors; the others are those they depend on."""
-        return tuple(None if x is None else x.view_as(x) for x in tensors[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> None:
-        """Raise."""
-        raise RuntimeError('memory_scan: backend "chunk" has no second derivative: pass backend="chunk-autograd"')
+def _forward_outputs(v: Tensor, state: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return uninitialised tensors for all results of ``_forward``."""
+    step = _segment_length(chunk)
+    segments = (v.shape[1] + step - 1) // step
+    # With the last state there are at least 2: torch.compile and torch.export would make a size of 1 a constant.
+    return v.new_empty(v.shape), state.new_empty(state.shape), state.new_empty(segments + 1, *state.shape)
 
 
-def _segments(x: Tensor, chunk: int) -> list[tuple[slice, slice]]:
-    """Return the segments of ``x`` ``(B, T, ...)``, each a whole number of chunks."""
-    step = max(chunk, SEGMENT // chunk * chunk)
-    return [(slice(None), slice(start, start + step)) for start in range(0, x.shape[1], step)]
+@_forward.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, r: Tensor | None, w: Tensor, e: Tensor | None, state: Tensor, chunk: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _forward_outputs(v, state, chunk)
+
+
+@torch.library.custom_op(
+    "fewshot_nam::memory_scan_backward",
+    mutates_args=(),
+    schema="(Tensor d_reads, Tensor d_left, Tensor q, Tensor k, Tensor v, Tensor? r, Tensor w, Tensor? e, Tensor states,"
+    " int chunk) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _backward_of_scan(
+    d_reads: Tensor,
+    d_left: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor | None,
+    w: Tensor,
+    e: Tensor | None,
+    states: Tensor,
+    chunk: int,
+) -> tuple[Tensor, ...]:
+    """Return the gradients of the inputs of ``_forward``, from the last segment to the first; empty tensors for no gates."""
+    tokens = Tokens(q, k, v, r, w, e)
+    *grads, d_first = _backward_outputs(tokens, d_left)
+    d_state, chunk = d_left, min(chunk, v.shape[1])
+    spans = _segments(v.shape[1], chunk)
+    for span, state in zip(reversed(spans), reversed(states[:-1].unbind(0)), strict=True):
+        part = tokens.each(lambda x, span=span: _fold(_padded(x[span], chunk), chunk))  # type: ignore[misc]
+        part_grads, d_state = _backward(part, state, _fold(_padded(d_reads[span], chunk), chunk), d_state)
+        for whole, grad in zip(grads, part_grads, strict=True):
+            if grad is not None:
+                _unfold_into(whole[span], grad)
+    return *grads, d_first.copy_(d_state)
+
+
+def _backward_outputs(tokens: Tokens, d_left: Tensor) -> tuple[Tensor, ...]:
+    """Return uninitialised tensors for all results of ``_backward_of_scan``."""
+    grads = [tokens.v.new_empty(0) if x is None else x.new_empty(x.shape) for x in tokens]
+    return *grads, d_left.new_empty(d_left.shape)
+
+
+@_backward_of_scan.register_fake
+def _(d_reads: Tensor, d_left: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    return _backward_outputs(Tokens(*inputs[:6]), d_left)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tokens, _, ctx.chunk = inputs
+    ctx.save_for_backward(*tokens, output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, d_reads: Tensor | None, d_left: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    *tokens, states = ctx.saved_tensors  # once: under activation checkpointing a second access raises
+    d_reads = torch.zeros_like(tokens[2]) if d_reads is None else d_reads
+    d_left = torch.zeros_like(states[0]) if d_left is None else d_left
+    # A backward under autocast must not round what the forward did not round.
+    with full_precision(d_reads.device):
+        *grads, d_state = _backward_of_scan(d_reads, d_left, *tokens, states, ctx.chunk)
+    return *(None if x is None else grad for x, grad in zip(tokens, grads, strict=True)), d_state, None
+
+
+def _raise_second_derivative(ctx: Any, *grads: Tensor | None) -> None:
+    raise RuntimeError('memory_scan: backend "chunk" has no second derivative: pass backend="chunk-autograd"')
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
+_backward_of_scan.register_autograd(_raise_second_derivative)
+
+
+def _segment_length(chunk: int) -> int:
+    """Return the tokens of a segment, a whole number of chunks."""
+    return max(chunk, SEGMENT // chunk * chunk)
+
+
+def _segments(length: int, chunk: int) -> list[tuple[slice, slice]]:
+    """Return the segments of ``length`` tokens as indices into ``(B, T, ...)``."""
+    step = _segment_length(chunk)
+    return [(slice(None), slice(start, start + step)) for start in range(0, length, step)]
+
+
+def _padded(x: Tensor, chunk: int) -> Tensor:
+    """Return ``x`` ``(B, T, H, D)`` with zeros appended, so that T is a multiple of ``chunk``."""
+    missing = -x.shape[1] % chunk
+    return F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
 
 
 def _fold(x: Tensor, chunk: int) -> Tensor:
@@ -270,9 +326,13 @@ def _unfold(x: Tensor, memory: Tensor) -> Tensor:
 
 
 def _unfold_into(whole: Tensor, x: Tensor) -> None:
-    """Copy ``(n, G, C, D)`` into ``whole`` ``(B, T, H, D)``."""
-    place = _chunks_first(whole, x.shape[2])
-    place.copy_(x.view(place.shape))
+    """Copy ``(n, G, C, D)`` into ``whole`` ``(B, T, H, D)``, without the padding of the last chunk."""
+    batch, length, heads, _ = whole.shape
+    if length % x.shape[2]:
+        whole.copy_(x.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :length])  # type: ignore[no-untyped-call]
+    else:
+        place = _chunks_first(whole, x.shape[2])
+        place.copy_(x.view(place.shape))
 
 
 def _chunks_first(x: Tensor, chunk: int) -> Tensor:

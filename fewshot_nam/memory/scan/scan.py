@@ -26,10 +26,9 @@ import functools
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fewshot_nam.memory.primitives import Gate, read, write
@@ -192,12 +191,14 @@ def memory_step(
 def choose_backend(q: Tensor, v: Tensor) -> str:
     """Return the backend that ``"auto"`` chooses for these tensors, and log the reason.
 
-    ``"chunk-autograd"`` inside ``torch.func`` (``vmap``, ``grad``, ``jvp``) and ``torch.export``, which cannot use a hand-written
-    backward; ``"cuda"`` for half-precision tensors on a GPU that flash-linear-attention supports (its kernels may multiply
-    float32 in TF32); ``"chunk"`` otherwise.
+    ``"chunk-autograd"`` inside ``torch.func`` (``vmap``, ``grad``, ``jvp``) and ``torch.export`` (unless the number of tokens is
+    dynamic), which cannot use a hand-written backward; ``"cuda"`` for half-precision tensors on a GPU that flash-linear-attention
+    supports (its kernels may multiply float32 in TF32); ``"chunk"`` otherwise.
     """
     if needs_plain_autograd():
-        chosen, why = "chunk-autograd", "inside torch.func or torch.export"
+        dynamic = isinstance(q.shape[1], torch.SymInt) if q.dim() > 1 else False
+        chosen = "chunk" if dynamic else "chunk-autograd"
+        why = "inside torch.export, with any number of tokens" if dynamic else "inside torch.func or torch.export"
     elif q.device.type != "cuda":
         chosen, why = "chunk", f"tensors on {q.device.type}"
     elif obstacle := why_no_kernels(q, v):
@@ -229,7 +230,9 @@ def _scan(
     def scan(tokens: Tokens, memory: Tensor) -> tuple[Tensor, Tensor]:
         if backend == "loop":
             return _loop(tokens, memory)
-        return _chunked(tokens, memory, chunk, scan_by_autograd if backend == "chunk-autograd" else scan_by_segments)
+        if tokens.k.shape[1] == 0:
+            return tokens.v.clone(), memory.clone()
+        return (scan_by_autograd if backend == "chunk-autograd" else scan_by_segments)(tokens, memory, chunk)
 
     return scan(tokens, memory) if lengths is None else scan_each(scan, tokens, memory, lengths)
 
@@ -246,21 +249,6 @@ def _loop(tokens: Tokens, memory: Tensor) -> tuple[Tensor, Tensor]:
         memory = write(memory, k_t, v_t, w_t, e_t)
         reads.append(read(memory, q_t, r_t))
     return (torch.stack(reads, dim=1) if reads else v.clone()), memory
-
-
-def _chunked(
-    tokens: Tokens, memory: Tensor, chunk: int, scan: Callable[[Tokens, Tensor, int], tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
-    """Run a chunk form; the last chunk is padded with tokens that write nothing."""
-    length = tokens.k.shape[1]
-    if length == 0:
-        return tokens.v.clone(), memory.clone()
-    chunk = min(chunk, length)
-    missing = -length % chunk
-    if missing:
-        tokens = tokens.each(lambda x: F.pad(x, (0, 0, 0, 0, 0, missing)))
-    reads, memory = scan(tokens, memory, chunk)
-    return reads[:, :length], memory
 
 
 def _gate(gate: Gate | None, v: Tensor) -> Tensor:

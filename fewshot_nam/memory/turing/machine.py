@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from fewshot_nam.memory.primitives import read, unit, write
 from fewshot_nam.memory.scan.scan import memory_scan
-from fewshot_nam.memory.torch_modes import full_precision
+from fewshot_nam.memory.torch_modes import full_precision, needs_plain_autograd
 from fewshot_nam.memory.turing.controllers import build_controller, is_causal, run_controller
 from fewshot_nam.memory.turing.heads import Action, HeadContext, action_name, head_positions, move, resolve_actions
 from fewshot_nam.memory.turing.kernel import KernelFlags, kernel_takes, run_by_kernel
@@ -229,13 +229,17 @@ class NAMTuringMachine(nn.Module):
             outputs in the layout of ``x`` and the dtype of its projections, the state, and the trace if ``return_trace``.
 
         Raises:
-            ValueError: a shape or device does not fit the machine.
+            ValueError: a shape or device does not fit the machine, or ``T`` is dynamic in ``torch.export``.
             TypeError: a dtype does not.
         """
         where = "NAMTuringMachine"
         check_tensor(where, "x", x, (*("BT" if self.batch_first else "TB"), self.input_size))
         x = x if self.batch_first else x.transpose(0, 1)
         batch, steps, _ = x.shape
+        if isinstance(steps, torch.SymInt) and needs_plain_autograd():
+            raise ValueError(
+                f"{where}: an export fixes the number of steps T: make that dimension of x static, or export the method step"
+            )
         if steps < 1:
             raise ValueError(f"{where}: x must have at least one step, got shape {tuple(x.shape)}")
         if mask is not None:
