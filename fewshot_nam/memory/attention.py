@@ -40,8 +40,21 @@ class NAMAttentionState(NamedTuple):
     """``(B, H, D_v, D_k)``, float32 at least."""
     tokens: Tensor
     """``(B,)`` int64: the number of tokens written."""
-    recent: Tensor | None = None
-    """``(B, conv_size - 1, 3 E)``: the last projected tokens, for the short convolution; None without it."""
+
+
+class ConvolvedAttentionState(NamedTuple):
+    """The state of a causal ``NAMAttention`` with a short convolution: ``NAMAttentionState`` and what that has seen last."""
+
+    memory: Tensor
+    """``(B, H, D_v, D_k)``, float32 at least."""
+    tokens: Tensor
+    """``(B,)`` int64: the number of tokens written."""
+    recent: Tensor
+    """``(B, conv_size - 1, 3 E)``: the last projected tokens."""
+
+
+AttentionState = NAMAttentionState | ConvolvedAttentionState
+"""The state of a causal ``NAMAttention``, without or with a short convolution."""
 
 
 def outer_product_attention(
@@ -236,16 +249,16 @@ class NAMAttention(nn.Module):
         tokens, mask = self._batch_first("NAMAttention", x, key_padding_mask)
         return self._attend(tokens, self.init_state(tokens.shape[0]), mask, is_causal)[0]
 
-    def init_state(self, batch_size: int) -> NAMAttentionState:
+    def init_state(self, batch_size: int) -> AttentionState:
         """Return the state of ``batch_size`` sequences before their first token."""
         weight, width = self.out_proj.weight, self.embed_dim // self.num_heads
         memory = weight.new_zeros(batch_size, self.num_heads, width, width, dtype=_working_dtype(weight))
         tokens = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
-        return NAMAttentionState(memory, tokens, None if self.conv is None else self.conv.init_state(batch_size))
+        return _state(memory, tokens, None if self.conv is None else self.conv.init_state(batch_size))
 
     def extend(
-        self, x: Tensor, state: NAMAttentionState, key_padding_mask: Tensor | None = None
-    ) -> tuple[Tensor, NAMAttentionState]:
+        self, x: Tensor, state: AttentionState, key_padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, AttentionState]:
         """Return the causal outputs for further tokens, and the state after them; ``state`` does not change.
 
         Any sequence of ``extend`` and ``step`` gives the results of one causal ``forward`` over all tokens.
@@ -263,7 +276,7 @@ class NAMAttention(nn.Module):
         self._check_state("NAMAttention.extend", state, tokens.shape[0])
         return self._attend(tokens, state, mask, causal=True)
 
-    def step(self, x: Tensor, state: NAMAttentionState) -> tuple[Tensor, NAMAttentionState]:
+    def step(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
         """Return the causal output for one further token of every sequence, and the state after it, at a constant cost.
 
         Args:
@@ -279,14 +292,14 @@ class NAMAttention(nn.Module):
         """
         check_tokens("NAMAttention.step", "x", x, ("B", self.embed_dim), self.in_proj.weight)
         self._check_state("NAMAttention.step", state, x.shape[0])
-        projected, recent = self.in_proj(x), state.recent
+        projected, recent = self.in_proj(x), _recent(state)
         if self.conv is not None and recent is not None:
             projected, recent = self.conv.step(projected, recent)
         q, k, v, p_read, p_write, p_erase = self._split(projected, x)
         outputs, memory = memory_step(state.memory, q, k, v, p_read, p_write, 0.0 if p_erase is None else p_erase)
         tokens = state.tokens + 1
         outputs = _scaled(outputs.unsqueeze(1), self.scale, tokens.unsqueeze(1)).squeeze(1)
-        return self._join(outputs), NAMAttentionState(memory, tokens, recent)
+        return self._join(outputs), _state(memory, tokens, recent)
 
     def extra_repr(self) -> str:
         """Return the settings, as printed with the module."""
@@ -302,10 +315,10 @@ class NAMAttention(nn.Module):
         return x if self.batch_first else x.transpose(0, 1), None if padding is None else ~padding
 
     def _attend(
-        self, x: Tensor, state: NAMAttentionState, mask: Tensor | None, causal: bool
-    ) -> tuple[Tensor, NAMAttentionState]:
+        self, x: Tensor, state: AttentionState, mask: Tensor | None, causal: bool
+    ) -> tuple[Tensor, AttentionState]:
         """Return the outputs for ``x`` ``(B, T, E)``, in the layout that ``batch_first`` says, and the state after them."""
-        projected, recent = self.in_proj(x), state.recent
+        projected, recent = self.in_proj(x), _recent(state)
         if self.conv is not None:
             projected, recent = self.conv(projected, recent, mask)
         q, k, v, p_read, p_write, p_erase = self._split(projected, x)
@@ -325,7 +338,7 @@ class NAMAttention(nn.Module):
             outputs = outputs.masked_fill(~mask[:, :, None, None], 0.0)
         outputs = self._join(outputs)
         tokens = state.tokens + _count_tokens(k, mask, causal=False).squeeze(1)
-        state = NAMAttentionState(memory, tokens, recent)
+        state = _state(memory, tokens, recent)
         return outputs if self.batch_first else outputs.transpose(0, 1), state
 
     def _split(
@@ -361,10 +374,10 @@ class NAMAttention(nn.Module):
         return self.out_proj(outputs.flatten(-2).to(self.out_proj.weight.dtype))
 
     def _check_state(self, where: str, state: object, batch_size: int) -> None:
-        if not isinstance(state, NAMAttentionState):
+        if not isinstance(state, (NAMAttentionState, ConvolvedAttentionState)):
             raise TypeError(f"{where}: state must be a NAMAttentionState, of init_state, got {type(state).__name__}")
         width = self.embed_dim // self.num_heads
-        memory, tokens, recent = state
+        memory, tokens, recent = state.memory, state.tokens, _recent(state)
         check_tensor(where, "the state's memory", memory, (batch_size, self.num_heads, width, width))
         if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.shape != (batch_size,):
             kind = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
@@ -375,6 +388,14 @@ class NAMAttention(nn.Module):
         if recent is not None and self.conv is not None:
             wanted = (batch_size, self.conv.width - 1, self.conv.channels)
             check_tensor(where, "the state's recent tokens", recent, wanted)
+
+
+def _state(memory: Tensor, tokens: Tensor, recent: Tensor | None) -> AttentionState:
+    return NAMAttentionState(memory, tokens) if recent is None else ConvolvedAttentionState(memory, tokens, recent)
+
+
+def _recent(state: AttentionState) -> Tensor | None:
+    return state.recent if isinstance(state, ConvolvedAttentionState) else None
 
 
 def _gated(vectors: Tensor, gate: Gate | None) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewshot_nam.memory.attention import NAMAttention, NAMAttentionState, Scale, outer_product_attention
+from fewshot_nam.memory.attention import AttentionState, NAMAttention, Scale, outer_product_attention
 from fewshot_nam.memory.padding import check_tokens, without_padding
 from fewshot_nam.memory.primitives import unit
 from fewshot_nam.memory.scan.scan import BACKENDS, memory_scan
@@ -31,7 +31,7 @@ from fewshot_nam.memory.validation import check_alike, check_max_erase, check_te
 class NAMDecoderState(NamedTuple):
     """The state of a decoder layer after some target tokens. Its size does not depend on their number."""
 
-    self_attention: NAMAttentionState
+    self_attention: AttentionState
     """Of the target tokens so far."""
     source: Tensor
     """``(B, H, D, D)``: the memory of the source."""
@@ -354,8 +354,8 @@ class NAMTransformerDecoderLayer(nn.Module):
         return without_padding(where, "tgt", tgt, mask, self.self_attn.batch_first, self.self_attn.in_proj.weight)
 
     def _run(
-        self, x: Tensor, source: Tensor, attend: Callable[[Tensor], tuple[Tensor, NAMAttentionState | None]]
-    ) -> tuple[Tensor, NAMAttentionState]:
+        self, x: Tensor, source: Tensor, attend: Callable[[Tensor], tuple[Tensor, AttentionState | None]]
+    ) -> tuple[Tensor, AttentionState]:
         """Return the output of the layer with ``attend`` as its self-attention, and the state that ``attend`` returns."""
         first = self.norm_first
         attended, state = attend(self.norm1(x) if first else x)

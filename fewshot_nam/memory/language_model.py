@@ -15,10 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fewshot_nam.memory.attention import NAMAttentionState
+from fewshot_nam.memory.attention import AttentionState
 from fewshot_nam.memory.transformer import NAMTransformerEncoder, NAMTransformerEncoderLayer
 
-LanguageModelState = tuple[NAMAttentionState, ...]
+LanguageModelState = tuple[AttentionState, ...]
 """The state of a language model after some tokens: one for each layer."""
 
 

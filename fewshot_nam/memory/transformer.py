@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewshot_nam.memory.attention import NAMAttention, NAMAttentionState, Scale
+from fewshot_nam.memory.attention import AttentionState, NAMAttention, Scale
 from fewshot_nam.memory.padding import check_tokens, without_padding
 
 _State = TypeVar("_State")
@@ -149,18 +149,18 @@ class NAMTransformerEncoderLayer(nn.Module):
         causal = is_causal_mask("NAMTransformerEncoderLayer", src, self.self_attn.batch_first, src_mask, is_causal)
         return self._run(src, lambda x: (self.self_attn(x, padding, causal), None))[0]
 
-    def init_state(self, batch_size: int) -> NAMAttentionState:
+    def init_state(self, batch_size: int) -> AttentionState:
         """Return the state of ``batch_size`` sequences before their first token."""
         return self.self_attn.init_state(batch_size)
 
     def extend(
-        self, src: Tensor, state: NAMAttentionState, src_key_padding_mask: Tensor | None = None
-    ) -> tuple[Tensor, NAMAttentionState]:
+        self, src: Tensor, state: AttentionState, src_key_padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, AttentionState]:
         """Return the causal outputs for further tokens ``src``, in the layout of ``forward``, and the state after them."""
         src, padding = self._without_padding("NAMTransformerEncoderLayer.extend", src, src_key_padding_mask)
         return self._run(src, lambda x: self.self_attn.extend(x, state, padding))
 
-    def step(self, src: Tensor, state: NAMAttentionState) -> tuple[Tensor, NAMAttentionState]:
+    def step(self, src: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
         """Return the causal output ``(B, d_model)`` for one further token ``(B, d_model)`` of each sequence, and the next state."""
         weight = self.self_attn.in_proj.weight
         check_tokens("NAMTransformerEncoderLayer.step", "src", src, ("B", weight.shape[1]), weight)
@@ -241,13 +241,13 @@ class NAMTransformerEncoder(nn.Module):
             src = layer(src, src_key_padding_mask=padding, is_causal=causal)
         return src if self.norm is None else self.norm(src)
 
-    def init_state(self, batch_size: int) -> tuple[NAMAttentionState, ...]:
+    def init_state(self, batch_size: int) -> tuple[AttentionState, ...]:
         """Return the states, one for each layer, of ``batch_size`` sequences before their first token."""
         return tuple(layer.init_state(batch_size) for layer in self._layers())
 
     def extend(
-        self, src: Tensor, state: Sequence[NAMAttentionState], src_key_padding_mask: Tensor | None = None
-    ) -> tuple[Tensor, tuple[NAMAttentionState, ...]]:
+        self, src: Tensor, state: Sequence[AttentionState], src_key_padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, tuple[AttentionState, ...]]:
         """Return the causal outputs for further tokens ``src``, in the layout of ``forward``, and the state after them.
 
         Any sequence of ``extend`` and ``step`` gives the results of one causal ``forward`` over all tokens.
@@ -262,7 +262,7 @@ class NAMTransformerEncoder(nn.Module):
         """
         return self._stream(src, state, lambda layer, x, before: layer.extend(x, before, src_key_padding_mask))
 
-    def step(self, src: Tensor, state: Sequence[NAMAttentionState]) -> tuple[Tensor, tuple[NAMAttentionState, ...]]:
+    def step(self, src: Tensor, state: Sequence[AttentionState]) -> tuple[Tensor, tuple[AttentionState, ...]]:
         """Return the causal output for one further token of every sequence and the state after it, at a constant cost.
 
         Args:
@@ -281,9 +281,9 @@ class NAMTransformerEncoder(nn.Module):
     def _stream(
         self,
         src: Tensor,
-        state: Sequence[NAMAttentionState],
-        advance: Callable[[NAMTransformerEncoderLayer, Tensor, NAMAttentionState], tuple[Tensor, NAMAttentionState]],
-    ) -> tuple[Tensor, tuple[NAMAttentionState, ...]]:
+        state: Sequence[AttentionState],
+        advance: Callable[[NAMTransformerEncoderLayer, Tensor, AttentionState], tuple[Tensor, AttentionState]],
+    ) -> tuple[Tensor, tuple[AttentionState, ...]]:
         """Return the outputs and the states of all layers, each computed by ``advance``."""
         if len(state) != self.num_layers:
             raise ValueError(

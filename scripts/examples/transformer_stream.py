@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewshot_nam.memory.attention import NAMAttentionState
+from fewshot_nam.memory.attention import AttentionState
 from fewshot_nam.memory.transformer import NAMTransformerEncoder, NAMTransformerEncoderLayer
 
 WIDTH, HEADS, HIDDEN, LAYERS = 128, 4, 256, 2
@@ -77,7 +77,7 @@ def main() -> None:
         _, state = ours.extend(tokens[:, :-1], ours.init_state(1))
         causal = nn.Transformer.generate_square_subsequent_mask(length + 1)
 
-        def step(token: Tensor = token, state: tuple[NAMAttentionState, ...] = state) -> object:
+        def step(token: Tensor = token, state: tuple[AttentionState, ...] = state) -> object:
             return ours.step(token, state)
 
         def cached(token: Tensor = token, heads: Tensor = heads) -> object:
@@ -88,7 +88,7 @@ def main() -> None:
         def again(tokens: Tensor = tokens, causal: Tensor = causal) -> object:
             return theirs(tokens, causal, is_causal=True)
 
-        kept = sum(part.nbytes for layer in state for part in layer if part is not None) / 1024
+        kept = sum(part.nbytes for layer in state for part in layer) / 1024
         cache = LAYERS * heads[1:].nbytes / 1024
         times = [milliseconds(step, 50), milliseconds(cached, 50), milliseconds(again, 3)]
         print(
