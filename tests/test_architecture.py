@@ -105,6 +105,21 @@ def test_no_two_files_import_each_other():
         pytest.fail(f"files import each other in a circle: {' <- '.join(error.args[1])}")
 
 
+@pytest.mark.parametrize("package", ["episodes", "fewshot_nam"])
+def test_no_two_rooms_import_each_other(package):
+    """Rooms are the folders of a package; its own ``__init__`` only names what is in them."""
+    graph = {}
+    for module, path in MODULES.items():
+        room = ".".join(module.split(".")[:2])
+        if module.startswith(package + "."):
+            others = {".".join(other.split(".")[:2]) for other in imports(path) if other.startswith(package + ".")}
+            graph.setdefault(room, set()).update(others - {room})
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"rooms import each other in a circle: {' <- '.join(error.args[1])}")
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_says_what_it_is_for(module):
     assert ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8"))), "no module docstring"

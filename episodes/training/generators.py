@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from episodes.evaluation.scoring import Scorer
 from episodes.features.bank import FeatureBank
 from episodes.metrics.measures import generalized_measures
+from episodes.metrics.scores import widened
 from episodes.sampling.sampler import Episodes, EpisodeSampler
 from fewshot_nam._deprecation import renamed_names
 from fewshot_nam.heads.generator import GeneratorHead
@@ -212,22 +212,23 @@ class GeneratorTraining:
             self._save(self.checkpoint)
         return line
 
+    @torch.inference_mode()
     def validate(self) -> dict[str, float]:
         """Return the mean of every generalized measure over the validation episodes (the same ones each time)."""
         self.head.eval()
-        assert self._validation.base is not None
-        weights, device = {"head": self.head.base_weights.detach()}, torch.device("cpu")
-        scorer = Scorer(self._validation.bank, {"head": self.head}, device, self._validation.base, weights)
+        bank, base = self._validation.bank.features, self._validation.base
+        assert base is not None
+        weights = self.head.base_weights.detach()
         found: dict[str, list[Tensor]] = {}
         for batch in self._validation.batches(self.recipe.validation_episodes, _VALIDATED_AT_A_TIME):
-            for _, scores in scorer.score(batch):
-                assert scores.base is not None
-                assert scores.base_targets is not None
-                measured = generalized_measures(
-                    scores.base, scores.base_targets, scores.known, scores.known_targets, scores.num_base
-                )
-                for name, values in measured.items():
-                    found.setdefault(name, []).append(values)
+            ways, known = batch.classes.shape[1], batch.query.flatten(1)
+            query = torch.cat([bank[known], base.features[batch.base_query]], dim=1)
+            scores = self.head.score_episodes(bank[batch.support], query, weights)
+            of_known, of_base = torch.split(widened(scores), [known.shape[1], batch.base_query.shape[1]], dim=1)
+            targets = len(weights) + torch.arange(ways).repeat_interleave(known.shape[1] // ways)
+            measured = generalized_measures(of_base, batch.base_classes, of_known, targets, len(weights))
+            for name, values in measured.items():
+                found.setdefault(name, []).append(values)
         return {name: torch.cat(parts).mean().item() for name, parts in found.items()}
 
     def _scores(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
