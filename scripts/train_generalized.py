@@ -2,7 +2,7 @@
 
     python scripts/train_generalized.py --dataset omniglot --data-dir DATA --out results/generalized_paper_omniglot
 
-trains the base rows by plain cross-entropy, then every generator of novel rows (averaging, attention, the gates of a NAM, both) in
+trains base class weights by plain cross-entropy, then each generator of novel ones (averaging, attention, NAM gates, both) in
 episodes over base classes, for 1 and 5 shots; tests them beside cosine classifiers and the untrained ``nam`` on the same 600
 episodes; and writes OUT.json and OUT.md. A run that was stopped resumes after its last complete epoch.
 """
@@ -35,7 +35,7 @@ from fewshot_nam.heads.registry import spec
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.memory.primitives import unit
 
-# Ingredients, order of erasing, and whether the base rows are trained along or stay the class means.
+# Ingredients, order of erasing, and whether the base class weights are trained too or stay the class means.
 GENERATORS: dict[str, tuple[Sequence[Ingredient], Order, bool]] = {
     "averaging": ((), "sequential", True),
     "attention": (("attention",), "sequential", True),
@@ -55,7 +55,7 @@ COLUMNS = (
     *("joint_accuracy", "base_accuracy:alone", "novel_accuracy:alone", "base_accuracy", "novel_accuracy"),
     *("novel_to_base", "base_to_novel", "harmonic_mean", "harmonic_mean:frozen", "ausuc"),
 )
-DIFFERENCES = [  # what is bought, what it is held against
+DIFFERENCES = [  # what is added, the head with it, the head without it
     ("training the rows", "cosine, trained rows", "cosine"),
     ("episodes", "averaging", "cosine, trained rows"),
     ("attention", "attention", "averaging"),

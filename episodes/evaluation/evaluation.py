@@ -1,4 +1,4 @@
-"""Evaluation of few-shot heads: every head is scored on the same episodes, so that differences can be told apart.
+"""Evaluation of few-shot heads: every head is scored on the same episodes, so differences are paired.
 
 `evaluate` goes through six steps, each a function below: settings, banks by role, heads, episodes, what is fixed beforehand,
 measures. `episodes.evaluation.scoring` scores a batch, `episodes.metrics.registry` says what is computed from the scores.
@@ -54,7 +54,7 @@ class EvaluationSettings:
         queries: query images of each known class, and of each unknown class.
         open_ways: unknown classes in an episode; not used in the closed protocol.
         episodes: how many episodes.
-        seed: of the episodes. The same seed draws the same episodes on every machine, whatever the batch size.
+        seed: of the episodes. The same seed draws the same episodes on every machine, at any batch size.
         device: where to compute, ``"cpu"`` or ``"cuda"``.
         batch_size: episodes at a time; ``None`` for as many as fit the processor's cache. It changes no result.
 
@@ -247,7 +247,7 @@ class _Banks(NamedTuple):
 
     Attributes:
         novel: what support, known and unknown queries are drawn from.
-        base: base classes, less the images that are held out for queries.
+        base: base classes, without the images that are set aside for queries.
         base_queries: what base queries are drawn from, in the generalized protocol.
         validation: classes on which thresholds and bias are chosen.
         choosing_queries: what base queries are drawn from while they are chosen.

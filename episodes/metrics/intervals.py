@@ -65,9 +65,9 @@ def ci95_over_classes(values: Tensor, present: Tensor) -> Tensor:
     """Half the width of the 95% interval of means over episodes, where the classes are a sample as well.
 
     A jackknife over groups of classes: the mean over the episodes without any class of group g is what the evaluation
-    would have given without these classes. Its variance over g, times G - 1, estimates the variance that the choice of
-    classes causes. Means over fewer episodes vary by chance too; this is known, `s^2 (1 / E_g - 1 / E)` for E_g of E
-    episodes with variance s^2, and taken off. The variance of the mean over episodes is added.
+    would have given without these classes. The variance of these means over g, times G - 1, estimates the variance that
+    the choice of classes causes. Part of it is chance, because each mean is over fewer episodes: `s^2 (1 / E_g - 1 / E)`
+    for E_g of E episodes with variance s^2. This is subtracted, and the variance of the mean over all episodes is added.
 
     Source: Efron and Stein, "The Jackknife Estimate of Variance" (1981): the estimate is too large rather than too small.
 
@@ -76,8 +76,8 @@ def ci95_over_classes(values: Tensor, present: Tensor) -> Tensor:
         present: whether a class of the group is in the episode, `(E, G)` bool.
 
     Returns:
-        `(k,)` float64; NaN where it cannot be told: fewer than 5 groups, or a group that is missing from fewer than 20
-        episodes.
+        `(k,)` float64; NaN where it cannot be computed: fewer than 5 groups, or a group that is missing from fewer than
+        20 episodes.
 
     """
     if values.dim() != 2 or present.dim() != 2 or len(values) != len(present):

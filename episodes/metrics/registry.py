@@ -35,7 +35,7 @@ class Measure:
         meaning: one line in plain English.
         better: `"higher"` or `"lower"`.
         protocols: which protocols report it.
-        compute: from a batch of scores to values `(E,)`; where there is a `pool`, to whatever that takes, `(E, ...)`.
+        compute: from a batch of scores to values `(E,)`; where there is a `pool`, to the input of that, `(E, ...)`.
         needs: parts of the scores without which it is left out: `"unknown"` queries, `"thresholds"` or `"bias"` of `Frozen`.
         pool: from the concatenated results of all batches and the number of labelled queries in an episode to `(E,)`.
         short: the protocols whose short table shows it. Tables keep the order of registration.

@@ -236,7 +236,7 @@ def _alarm(page: _Page, name: str, alarm: FalseAlarm, opened: Mapping[str, _Open
 
 
 class _Opened:
-    """A bank and the images that its rows were extracted from, if they are known."""
+    """A bank and the images that its features were extracted from, if they are known."""
 
     def __init__(self, bank: FeatureBank, images: ImageSet | None) -> None:
         self.bank, self._images = bank, images

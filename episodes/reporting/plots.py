@@ -7,7 +7,7 @@ marker in every figure. Every caption says which episodes are in the figure and 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -113,6 +113,41 @@ def sections(report: Report, collected: ReportCollector) -> list[Section]:
     ]
 
 
+def growth_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Return the figure of a ``GrowthStudy``: known and unknown queries accepted as classes are learned.
+
+    Args:
+        rows: as ``GrowthStudy.run`` returns them; those after forgetting are left out.
+        title: above the figure.
+    """
+    figure = _figure(10.5, 4.8)
+    panels = (("known", "known queries accepted, %"), ("unknown", "unknown queries accepted, %"))
+    names = list(dict.fromkeys(row["head"] for row in rows))
+    for axes, (measure, label) in zip(figure.subplots(1, 2), panels, strict=True):
+        for name, style in styles(names).items():
+            of_head = [row for row in rows if row["head"] == name and not row["forgotten"]]
+            axes.errorbar(
+                [row["classes"] for row in of_head],
+                [100 * row[measure]["mean"] for row in of_head],
+                [100 * np.nan_to_num(row[measure]["ci95"]) for row in of_head],
+                label=_label(name),
+                linewidth=1.4,
+                markersize=5,
+                capsize=2,
+                **style,
+            )
+        if measure == "known":
+            axes.axhline(95, color="#888888", linewidth=0.8, linestyle=":")
+        axes.set(xscale="log", xlabel="classes learned (the threshold is set at the first size)", ylabel=label)
+        axes.set_ylim(top=min(102.0, axes.get_ylim()[1]))
+        sizes = sorted({row["classes"] for row in rows})
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+    figure.suptitle(title)
+    _legend(figure, len(names))
+    return figure
+
+
 def shown_heads(report: Report) -> list[str]:
     """Return the one or two heads of figures that show no more: nam or the first head, and cosine or the next one."""
     names = list(report.results)
@@ -122,7 +157,7 @@ def shown_heads(report: Report) -> list[str]:
 
 
 def save(draw: Callable[[], Figure], path: str | os.PathLike[str]) -> None:
-    """Draw a figure into a PNG file, whole or not at all. The same figure gives the same bytes, whatever the user's style."""
+    """Draw a figure into a PNG file, whole or not at all. The same figure gives the same bytes in any user style."""
     import matplotlib.style
 
     with matplotlib.style.context("default"), replacing(Path(path)) as unfinished:
