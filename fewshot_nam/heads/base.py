@@ -25,6 +25,7 @@ from fewshot_nam.heads.validation import Label, as_labels, check_type, checked_v
 HeadT = TypeVar("HeadT", bound="Head")
 
 
+_MOST_ADDED = 64  # features, since which what was derived before is extended and not derived anew
 _FOLDS = 20  # times that shots are left out
 _LARGEST_ONE_HOT = 1 << 20  # numbers in a one-hot matrix; a larger one is slower to multiply with than sums by index
 
@@ -198,13 +199,15 @@ class Head(CalibratedHead):
                 raise ValueError(
                     f"write: {name!r} is a base class with a fixed prototype; forget it first to learn it anew"
                 )
-        written = list(dict.fromkeys([*self._written_classes, *names]))
-        column = {name: i for i, name in enumerate(written)}
+        column = {name: i for i, name in enumerate(self._written_classes)}
+        only_new = not any(name in column for name in names)
+        for name in names:
+            column.setdefault(name, len(column))
         targets = torch.tensor([column[name] for name in names], device=self.targets.device)
-        self.support = appended(self.support, features, self.targets.device)
+        self._append_support(features)
         self.targets = torch.cat([self.targets, targets])
-        self._written_classes = written
-        self._outdate()
+        self._written_classes = list(column)
+        self._outdate(only_new_classes=only_new)
         return self
 
     @changes
@@ -389,11 +392,45 @@ class Head(CalibratedHead):
                 width = self.support.shape[-1] or self.base.shape[-1]
                 written, base = (buffer.reshape(len(buffer), width).to(dtype) for buffer in (self.support, self.base))
                 features = self._centred(written).unsqueeze(0)
-                learned = self._learn(Support(features, len(base) + self.targets, self._centred(base), len(classes)))
+                support = Support(features, len(base) + self.targets, self._centred(base), len(classes))
+                learned = None if trainable else self._extended(support, dtype)
+                learned = self._learn(support) if learned is None else learned
         derived = Snapshot(classes, learned, dtype, self._refusal(), self._probability_temperature)
         if not trainable:
             self._derived = derived
         return derived
+
+    def _extended(self, support: Support, dtype: torch.dtype) -> Any | None:
+        """Return what ``_learn`` would derive from ``support``, by extending what it derived before classes were added."""
+        previous = self._previous
+        if previous is None or previous.dtype != dtype or previous.learned is None:
+            return None
+        before, columns = len(previous.refusal.shots[0]), len(previous.classes)
+        if support.features.shape[1] - before > _MOST_ADDED:
+            self._previous = None
+            return None
+        known = Support(support.features[:, :before], support.targets[:before], support.base, columns)
+        added = Support(
+            support.features[:, before:],
+            support.targets[before:] - columns,
+            support.base[:0],
+            support.columns - columns,
+        )
+        extended = self._learn_more(previous.learned, known, added)
+        self._previous = None if extended is None else previous
+        return extended
+
+    def _learn_more(self, learned: Any, known: Support, added: Support) -> Any | None:
+        """Return what ``_learn`` would derive from ``known`` and ``added`` together; ``None``: it has to be derived anew.
+
+        To be overridden where this is faster.
+
+        Args:
+            learned: what ``_learn`` derived from ``known``. It must not be changed.
+            known: what was learned before.
+            added: features of further classes, columns from 0, and no base classes.
+        """
+        return None
 
     def _held_out_scores(self, snapshot: Snapshot) -> tuple[Tensor, int]:
         """Return the acceptance scores of shots by heads that learned the others, and of how many classes they are.

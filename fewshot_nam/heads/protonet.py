@@ -5,6 +5,7 @@ Source: Snell et al., "Prototypical Networks for Few-shot Learning" (2017), equa
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fewshot_nam.heads.base import Head, Support
@@ -17,7 +18,6 @@ class ProtoNetHead(Head, gather_free=True):
         base: its mean is subtracted from every feature first; ``None`` subtracts nothing.
 
     Example:
-        >>> import torch
         >>> ProtoNetHead().write(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), ["cat", "dog"])(torch.tensor([1.0, 2.0]))
         tensor([-4., -2.])
     """
@@ -25,6 +25,9 @@ class ProtoNetHead(Head, gather_free=True):
     def _learn(self, support: Support) -> Tensor:
         """Return the prototypes ``(E, C, D)``."""
         return support.with_base(support.base, support.class_means(support.features))
+
+    def _learn_more(self, learned: Tensor, known: Support, added: Support) -> Tensor:
+        return torch.cat([learned, self._learn(added)], dim=1)
 
     def _class_weights(self, learned: Tensor) -> Tensor:
         return learned

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fewshot_nam.heads.base_statistics import BaseStatistics, accepts_old_base_words
+from fewshot_nam.heads.growing_rows import GrowingRows
 from fewshot_nam.heads.power_norm import Transform
 from fewshot_nam.heads.validation import Label, checked_vectors
 
@@ -133,12 +134,29 @@ class HeadState(nn.Module):
         self._probability_temperature: float | None = None
         self._is_snapshot = False
         self._lock = threading.RLock()
+        self._rows = GrowingRows()
         self._outdate()
 
-    def _outdate(self) -> None:
-        """Drop what was derived from the state; to be called when it has changed, with the lock."""
+    def _outdate(self, only_new_classes: bool = False) -> None:
+        """Drop what was derived from the state; to be called when it has changed, with the lock.
+
+        Args:
+            only_new_classes: new classes were written and nothing else changed, so that what was derived may be extended.
+        """
+        previous = None
+        if only_new_classes:
+            previous = self._derived if self._previous is None else self._previous
+        self._previous: Snapshot | None = previous
         self._derived: Snapshot | None = None
         self._derived_threshold: tuple[Snapshot, float] | None = None
+
+    def _append_support(self, features: Tensor) -> None:
+        """Add ``features`` ``(k, D)`` to the support, of the wider of both dtypes."""
+        support, features = self.support, features.detach().to(self.targets.device)
+        if not support.numel():
+            support = features.new_empty(0, features.shape[1])
+        dtype = torch.promote_types(support.dtype, features.dtype)
+        self.support = self._rows.append(support.to(dtype), features.to(dtype))
 
     def _snapshot(self) -> Snapshot:
         raise NotImplementedError
@@ -205,7 +223,7 @@ class HeadState(nn.Module):
             state = self.__dict__.copy()
         for name in ("_buffers", "_modules", "_parameters"):
             state[name] = state[name].copy()
-        for name in ("_lock", "_derived", "_derived_threshold"):
+        for name in ("_lock", "_rows", "_previous", "_derived", "_derived_threshold"):
             del state[name]
         return state
 
@@ -213,6 +231,7 @@ class HeadState(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.__dict__.setdefault("_is_snapshot", False)
         self._lock = threading.RLock()
+        self._rows = GrowingRows()
         self._outdate()
 
     def _fixed_width(self) -> int:
@@ -275,7 +294,11 @@ class HeadState(nn.Module):
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the state, of one moment, as ``torch.nn.Module`` does."""
         with self._lock:
-            return super().state_dict(*args, **kwargs)
+            state = super().state_dict(*args, **kwargs)
+            prefix = kwargs.get("prefix", "")
+            if prefix + "support" in state:  # without the memory that it may grow into
+                state[prefix + "support"] = self.support.clone()
+            return state
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         if prefix + "strangers" in state_dict:  # files of before "unknowns"

@@ -32,7 +32,7 @@ from fewshot_nam._deprecation import renamed_attribute, renamed_parameter
 from fewshot_nam.heads.base import Head, Products, Read, Support, with_log_partition_penalty
 from fewshot_nam.heads.base_statistics import BaseStatistics, StoredBaseStatistics, accepts_old_base_words
 from fewshot_nam.heads.nam import base_attention
-from fewshot_nam.heads.nam.joint_write import write_classes, write_onto, write_sums
+from fewshot_nam.heads.nam.joint_write import write_classes, write_more, write_onto, write_sums
 from fewshot_nam.heads.power_norm import Transform
 from fewshot_nam.heads.score_norm import Cohort, cohort_of
 from fewshot_nam.memory.primitives import unit, write_block, write_sequence
@@ -52,6 +52,7 @@ class Learned(NamedTuple):
         cohort_scores: ``(E, 1, C)`` of the prototypes; ``None`` where no score normalisation is used.
         cohort: the base classes that features are normalised by; ``None`` as ``prototypes``.
         weight: of the prototype memory.
+        factor: ``(E, D, D)``, of the joint write, with which more classes can be written; ``None`` where it was made otherwise.
     """
 
     memory: Tensor
@@ -59,6 +60,7 @@ class Learned(NamedTuple):
     cohort_scores: Tensor | None = None
     cohort: Cohort | None = None
     weight: float = 0.0
+    factor: Tensor | None = None
 
 
 class NAMHead(Head, gather_free=True):
@@ -231,16 +233,16 @@ class NAMHead(Head, gather_free=True):
         directions, base = unit(support.features), self._base_weights(support)
         joint = len(base) > 0 and self.base_write == "joint"
         weight, known = self._weight_with(len(base)), self._cohort(directions.dtype)
-        if (
-            known is None
-            and not len(base)
-            and self._writes_shots_jointly
-            and directions.shape[1] <= directions.shape[2]
-        ):
+        simple, many = not len(base) and self._writes_shots_jointly, directions.shape[1] > directions.shape[2]
+        if simple and known is None and not many:
             return Learned(self._sum_of_memories(support, directions, weight))
-        memory = self._memory(support, directions)
+        factor = None
+        if simple and many:
+            memory, factor = write_classes(directions, support.class_sums(directions), self.p_write, self.ridge)
+        else:
+            memory = self._memory(support, directions)
         if not weight:
-            return Learned(memory)
+            return Learned(memory, factor=factor)
         if joint:
             cohort = cohort_of(support.base, base_attention.CENTRING)
             means = support.class_means(cohort.normalise(support.features))
@@ -250,10 +252,32 @@ class NAMHead(Head, gather_free=True):
         if known is None:
             # Reading is linear, so two memories that are read with the same query are one: their sum.
             prototypes = self._scaled(support.class_means(directions))
-            return Learned(memory + weight * support.with_base(base, prototypes))
+            return Learned(memory + weight * support.with_base(base, prototypes), factor=factor)
         prototypes = self._scaled(support.class_means(known.normalise(support.features)))
         prototypes = support.with_base(known.normalise(support.base), prototypes)
-        return Learned(memory, prototypes, known.scores(unit(prototypes)).unsqueeze(-2), known, weight)
+        return Learned(memory, prototypes, known.scores(unit(prototypes)).unsqueeze(-2), known, weight, factor)
+
+    def _learn_more(self, learned: Learned, known: Support, added: Support) -> Learned | None:
+        if learned.factor is None:
+            return None
+        keys = unit(added.features)
+        left, new, right = write_more(learned.factor, known.features, known.targets, keys, added.one_hot())
+        memory = learned.memory.new_empty(1, known.columns + added.columns, keys.shape[-1])
+        torch.baddbmm(learned.memory, left, right, alpha=self.p_write, out=memory[:, : known.columns])
+        written, weight = self.p_write * (new @ right), self._weight_with(0)
+        if learned.prototypes is None or learned.cohort is None or learned.cohort_scores is None:
+            if weight:
+                written = written + weight * self._scaled(added.class_means(keys))
+            memory[:, known.columns :] = written
+            return learned._replace(memory=memory)
+        memory[:, known.columns :] = written
+        prototypes = self._scaled(added.class_means(learned.cohort.normalise(added.features)))
+        scores = learned.cohort.scores(unit(prototypes)).unsqueeze(-2)
+        return learned._replace(
+            memory=memory,
+            prototypes=torch.cat([learned.prototypes, prototypes], dim=1),
+            cohort_scores=torch.cat([learned.cohort_scores, scores], dim=-1),
+        )
 
     def _base_weights(self, support: Support) -> Tensor:
         """Return the class weights ``(B, D)`` of base classes."""
@@ -265,8 +289,6 @@ class NAMHead(Head, gather_free=True):
     def _memory(self, support: Support, directions: Tensor) -> Tensor:
         """Return the memory ``(E, C, D)`` without the prototype memory; ``directions`` are the unit features."""
         base = self._base_weights(support)
-        if self._writes_shots_jointly and not len(base) and directions.shape[1] > directions.shape[2]:
-            return write_classes(directions, support.class_sums(directions), self.p_write, self.ridge)
         features, values = support.features, support.one_hot()
         if self.keys == "prototypes":
             # Unit reading compares directions, so a prototype is then the mean direction, as in a cosine classifier.

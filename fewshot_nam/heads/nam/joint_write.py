@@ -49,10 +49,11 @@ def write_sums(products: Tensor, values: Tensor, p_write: float, ridge: float) -
     return p_write * solved.mT
 
 
-def write_classes(keys: Tensor, sums: Tensor, p_write: float, ridge: float) -> Tensor:
+def write_classes(keys: Tensor, sums: Tensor, p_write: float, ridge: float) -> tuple[Tensor, Tensor]:
     """Return the memory ``(E, C, D)`` that ``write_block`` writes into an empty one with one-hot values.
 
-    It solves a ``D x D`` system in place of an ``n x n`` one, which is faster for more keys than dimensions.
+    It solves a ``D x D`` system in place of an ``n x n`` one, which is faster for more keys than dimensions. Its Cholesky factor
+    ``(E, D, D)`` is returned too, for ``write_more``.
 
     Args:
         keys: ``(E, n, D)``.
@@ -61,4 +62,32 @@ def write_classes(keys: Tensor, sums: Tensor, p_write: float, ridge: float) -> T
         ridge: damping, above 0.
     """
     spread = keys.mT @ keys + ridge * torch.eye(keys.shape[-1], dtype=keys.dtype, device=keys.device)
-    return p_write * torch.cholesky_solve(sums.mT, torch.linalg.cholesky(spread)).mT
+    factor = torch.linalg.cholesky(spread)
+    return p_write * torch.cholesky_solve(sums.mT, factor).mT, factor
+
+
+def write_more(
+    factor: Tensor, features: Tensor, targets: Tensor, keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what ``write_classes`` would change for ``r`` more keys of new classes, in terms of rank ``r``.
+
+    With gates of 1, the memory of the ``C`` classes written before gets ``left @ right`` added, and that of the new classes is
+    ``new @ right`` (Woodbury's identity).
+
+    Args:
+        factor: ``(1, D, D)``, of ``write_classes`` for what was written before.
+        features: ``(1, n, D)``, which were written before; their directions were the keys.
+        targets: ``(n,)``, columns 0 to C - 1, the class of each.
+        keys: ``(1, r, D)``, the new ones.
+        values: ``(r, N)``, one-hot, the new class of each.
+
+    Returns:
+        ``left`` ``(1, C, r)``, ``new`` ``(1, N, r)`` and ``right`` ``(1, r, D)``.
+    """
+    solved = torch.cholesky_solve(keys.mT, factor)
+    identity = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
+    right = torch.linalg.solve(identity + keys @ solved, solved.mT)
+    lengths = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    reads = features @ solved / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+    left = reads.new_zeros(1, int(targets.max()) + 1, keys.shape[1]).index_add_(1, targets, -reads)
+    return left, values.mT.unsqueeze(0), right
