@@ -131,6 +131,9 @@ def _add_head(page: _Page, report: Report, command: str) -> None:
         *(f"<dt>{word}</dt><dd>{line}</dd>" for word, line in facts),
         "</dl>",
     )
+    conclusion = report.conclusion()
+    if conclusion is not None:
+        page.add(f"<p><strong>{escape(conclusion)}.</strong></p>")
     page.add(*(f"<p>Note: {escape(note)}.</p>" for note in report.notes))
 
 
@@ -223,7 +226,7 @@ def _alarm(page: _Page, name: str, alarm: FalseAlarm, opened: Mapping[str, _Open
     bank = answered.bank
     example = int(bank.order[bank.starts[alarm.answer]]) if alarm.support is None else alarm.support
     true, answer = (str(each) for each in (novel.bank.classes[alarm.true_class], bank.classes[alarm.answer]))
-    shown = [novel.image(alarm.image), answered.image(example)]
+    shown, name_of_image = [novel.image(alarm.image), answered.image(example)], novel.describe(alarm.image)
     with replacing(page.directory / f"{name}.png") as unfinished:
         _side_by_side(image for image in shown if image is not None).save(unfinished, format="PNG")
     return (
@@ -231,7 +234,7 @@ def _alarm(page: _Page, name: str, alarm: FalseAlarm, opened: Mapping[str, _Open
         + f"<b>{escape(true)}</b> accepted as <b>{escape(answer)}</b>"
         + (" (base class)" if alarm.support is None else "")
         + f"<br>score {alarm.score:.3f}, threshold {alarm.threshold:.3f}<br>{alarm.margin:.3f} above it, "
-        f"episode {alarm.episode}"
+        f"episode {alarm.episode}" + (f"<br>{escape(name_of_image)}" if name_of_image is not None else "")
     )
 
 
@@ -248,9 +251,14 @@ class _Opened:
 
     def image(self, row: int) -> Image.Image | None:
         """Return the image of a row of the bank; ``None`` where the bank was given as features."""
-        if self._images is None:
-            return None
-        return self._images.image(row if self._left is None else self._left[row])
+        return None if self._images is None else self._images.image(self._number(row))
+
+    def describe(self, row: int) -> str | None:
+        """Return where the image of a row of the bank is from: its class directory and file; ``None`` as ``image``."""
+        return None if self._images is None else "/".join(Path(self._images.describe(self._number(row))).parts[-2:])
+
+    def _number(self, row: int) -> int:
+        return row if self._left is None else self._left[row]
 
 
 def _side_by_side(images: Iterable[Image.Image]) -> Image.Image:

@@ -17,6 +17,7 @@ from episodes.reporting.formatting import (
     head_meanings,
     heading,
     markdown_table,
+    percent,
     rows,
     text_headings,
     text_table,
@@ -95,6 +96,20 @@ class Report:
         """Return one line on what was run."""
         config = self.config
         return f"{config['ways']}-way {config['shots']}-shot, {config['protocol']} protocol, {config['episodes']:,} episodes"
+
+    def conclusion(self) -> str | None:
+        """Return one sentence that compares the first head with the reference, or ``None`` without one."""
+        others = [head for head in self.results if head != self.reference]
+        if self.reference is None or not self.columns:
+            return None
+        head, measure = "nam" if "nam" in others else others[0], self.columns[0]
+        ours, theirs = (100 * self.results[name][measure]["mean"] for name in (head, self.reference))
+        difference = self.paired[f"{head}-{self.reference}"][measure]
+        found = {"better": "better", "worse": "worse", "even": "no clear difference"}[verdict(measure, difference)]
+        return (
+            f"{head} has {measure} {ours:.1f}% and {self.reference} {theirs:.1f}% ({MEASURES[measure].better} is better): "
+            f"{found}, {percent(difference, signed=True)} points"
+        )
 
     def facts(self) -> list[tuple[str, str]]:
         """Return what was run, as pairs of a word and a line."""

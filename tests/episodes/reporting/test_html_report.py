@@ -1,6 +1,7 @@
 """The HTML report: its figures against plain loops, its HTML as a browser reads it, and what it says is absent."""
 
 import base64
+import html
 import json
 import re
 import sys
@@ -297,6 +298,9 @@ def test_names_are_text_and_rows_find_their_images(strange_photos, tmp_path):
     assert alarms
     assert any("<script>" in name for name in alarms)
     assert "&lt;script&gt;" in text
+    names = [html.escape(path.parent.name) for path in strange_photos.glob("*/0.png")]
+    assert any(f"<br>{name}/{i}.png" in text for name in names for i in range(4)), "the files of false alarms are named"
+    assert "<strong>nam has open_fpr@95tpr " in text
     # The first alarm's image is of the class it names, although a skipped file has moved all later rows.
     first = unescape(alarms[0]).removeprefix("an unknown image of ").partition(", accepted as ")[0]
     drawn = np.asarray(Image.open(tmp_path / "page" / "false_alarm_01.png"))[:, 31:81].astype(int)

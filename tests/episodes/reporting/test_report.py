@@ -110,3 +110,15 @@ def test_stars_are_counted_and_held_against_chance_and_classes():
     assert "a jackknife over 40 groups, each a class" in made.markdown()
     assert made.markdown().count("| nam-cosine |") == 2
     assert "jackknife" not in report().markdown()
+
+
+@pytest.mark.parametrize(
+    ("mean", "found"), [(-0.05, "better, -5.0"), (0.05, "worse, +5.0"), (0.01, "no clear difference, +1.0")]
+)
+def test_one_sentence_says_what_was_found(mean, found):
+    paired = {"nam-cosine": {**report().paired["nam-cosine"], "open_fpr@95tpr": {"mean": mean, "ci95": 0.02}}}
+    assert report(paired=paired).conclusion() == (
+        f"nam has open_fpr@95tpr 25.0% and cosine 25.0% (lower is better): {found} ± 2.0 points"
+    )
+    alone = {"nam": report().results["nam"]}
+    assert report(results=alone, paired={}).conclusion() is None
