@@ -37,7 +37,7 @@ class EasyFSLClassifier(nn.Module):
         if self.head.classes:
             raise ValueError(
                 f"EasyFSLClassifier: this {type(self.head).__name__} knows {len(self.head.classes)} classes already, and every "
-                "support set starts anew: give a head that knows none"
+                "support set replaces what was learned: give a head that knows none"
             )
         self.backbone = nn.Identity() if backbone is None else backbone
 

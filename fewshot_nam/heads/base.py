@@ -25,7 +25,7 @@ from fewshot_nam.heads.validation import Label, as_labels, check_type, checked_v
 HeadT = TypeVar("HeadT", bound="Head")
 
 
-_MOST_ADDED = 64  # features, since which what was derived before is extended and not derived anew
+_MOST_ADDED = 64  # features: for more of them than this, all is derived again rather than extended
 _FOLDS = 20  # times that shots are left out
 _LARGEST_ONE_HOT = 1 << 20  # numbers in a one-hot matrix; a larger one is slower to multiply with than sums by index
 
@@ -197,7 +197,7 @@ class Head(CalibratedHead):
         for name in names:
             if name in base_classes:
                 raise ValueError(
-                    f"write: {name!r} is a base class with a fixed prototype; forget it first to learn it anew"
+                    f"write: {name!r} is a base class with a fixed prototype; forget it first to learn it again"
                 )
         column = {name: i for i, name in enumerate(self._written_classes)}
         only_new = not any(name in column for name in names)
@@ -421,7 +421,7 @@ class Head(CalibratedHead):
         return extended
 
     def _learn_more(self, learned: Any, known: Support, added: Support) -> Any | None:
-        """Return what ``_learn`` would derive from ``known`` and ``added`` together; ``None``: it has to be derived anew.
+        """Return what ``_learn`` would derive from ``known`` and ``added`` together; ``None``: all has to be derived again.
 
         To be overridden where this is faster.
 

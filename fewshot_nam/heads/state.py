@@ -364,8 +364,14 @@ class HeadState(nn.Module):
         return features.reshape(-1, features.shape[-1])
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        self._outdate()
-        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        def held() -> list[Any]:
+            return [*((p.device, p.dtype) for p in self.parameters()), *map(id, self.buffers())]
+
+        before = held()
+        moved = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if held() != before:  # to where it is already changes nothing
+            self._outdate()
+        return moved
 
 
 _CALIBRATION_LABELS = ("unknown_labels", "unknown_groups", "calibrated_classes")

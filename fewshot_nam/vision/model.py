@@ -91,6 +91,15 @@ class NAMModel(HubMethods, nn.Module):
         self.head.forget(labels)
         return self
 
+    def snapshot(self) -> NAMModel:
+        """Return the model as it is now, for serving: it answers as this one does now, while this one may learn in another thread.
+
+        The backbone and the learned features are shared, not copied. A snapshot refuses to change: ``ValueError``.
+        """
+        taken = NAMModel(self.backbone, self.head.snapshot())
+        taken.batch_size = self.batch_size
+        return taken
+
     @property
     def classes(self) -> list[Label]:
         """The known classes in the order of the score columns: classes kept from the classifier, then learned ones by age."""

@@ -257,12 +257,12 @@ def test_it_refuses_below_the_threshold_and_accepts_at_it(classifier):
     plain = classifier().fit(rows, labels)
     best = plain.score_samples(query)
     threshold = float(np.sort(best)[5])
-    refusing = classifier(unknown="a stranger", threshold=threshold).fit(rows, labels)
+    refusing = classifier(unknown="neither", threshold=threshold).fit(rows, labels)
     answers = refusing.predict(query)
-    assert (answers == "a stranger").sum() == 5
-    assert ((answers == "a stranger") == (best < threshold)).all()
+    assert (answers == "neither").sum() == 5
+    assert ((answers == "neither") == (best < threshold)).all()
     assert (answers == plain.predict(query))[best >= threshold].all()
-    assert "a stranger" not in refusing.classes_
+    assert "neither" not in refusing.classes_
     assert refusing.score(query, answers) == 1.0
     whole = classifier(unknown=-1, threshold=threshold).fit(rows, [int(name[1]) for name in labels])
     assert (whole.predict(query) == -1).sum() == 5
@@ -271,14 +271,14 @@ def test_it_refuses_below_the_threshold_and_accepts_at_it(classifier):
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
 def test_without_a_threshold_of_its_own_it_takes_the_calibrated_one(classifier):
     rows, labels = blobs(classes=3)
-    strangers = torch.tensor(blobs(5, each=10)[0])
-    fitted = classifier(unknown="a stranger").fit(rows, labels)
+    unknowns = torch.tensor(blobs(5, each=10)[0])
+    fitted = classifier(unknown="neither").fit(rows, labels)
     with pytest.raises(ValueError, match="needs a threshold to refuse below"):
         fitted.predict(rows)
-    threshold = fitted.head_.calibrate(strangers, target_fpr=0.1).threshold
-    answers = fitted.predict(strangers.numpy())
-    assert ((answers == "a stranger") == (fitted.score_samples(strangers.numpy()) < threshold)).all()
-    assert (answers == "a stranger").mean() >= 0.9
+    threshold = fitted.head_.calibrate(unknowns, target_fpr=0.1).threshold
+    answers = fitted.predict(unknowns.numpy())
+    assert ((answers == "neither") == (fitted.score_samples(unknowns.numpy()) < threshold)).all()
+    assert (answers == "neither").mean() >= 0.9
 
 
 @pytest.mark.parametrize("classifier", CLASSIFIERS)

@@ -173,3 +173,12 @@ def test_copies_have_a_lock_of_their_own(copied):
     assert torch.equal(other(features(2, 4)), head(features(2, 4)))
     other.write(features(3), "d")
     assert (other.classes, head.classes) == (list("abcd"), list("abc"))
+
+
+def test_moving_a_head_to_where_it_is_keeps_what_was_derived():
+    head = make("nam").write(features(1, 3), list("abc"))
+    head(features(2, 4))
+    derived = head._derived
+    assert head.to("cpu")._derived is derived
+    assert head.to(torch.float64)._derived is None
+    assert head(features(2, 4).double()).dtype == torch.float64

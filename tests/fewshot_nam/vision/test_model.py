@@ -128,3 +128,14 @@ def test_calibration_takes_groups_and_a_confidence(nam, painted):
     images = [painted(i) for i in range(100, 130)]
     assert nam.calibrate(images, target_fpr=0.1, groups=[i // 3 for i in range(30)]).groups == 10
     assert nam.calibrate(images, target_fpr=0.1, confidence=0.95).bound_95 <= 0.1
+
+
+def test_a_snapshot_answers_as_the_model_did_and_refuses_to_learn(nam, painted):
+    nam.learn([painted(0), painted(1)], ["a", "b"])
+    images = [painted(i) for i in range(8)]
+    served, answers = nam.snapshot(), nam.predict(images)
+    nam.learn(painted(2), "c").forget("a")
+    assert served.predict(images) == answers
+    assert (served.classes, nam.classes) == (["a", "b"], ["b", "c"])
+    with pytest.raises(ValueError, match="write: a snapshot cannot change"):
+        served.learn(painted(3), "d")
