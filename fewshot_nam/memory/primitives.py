@@ -13,6 +13,7 @@ are the sizes of a key and a value, ``n`` is a number of pairs.
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -63,7 +64,8 @@ def read(memory: Tensor, query: Tensor, p_read: Gate = 1.0) -> Tensor:
         ``(..., D_v)``.
 
     Raises:
-        ValueError: the width of the query is not that of the memory's keys.
+        TypeError: ``p_read`` is neither a number nor a tensor.
+        ValueError: the width of the query is not that of the memory's keys, or ``p_read`` has dimensions beyond the batch's.
 
     Example:
         >>> memory = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]])
@@ -71,6 +73,7 @@ def read(memory: Tensor, query: Tensor, p_read: Gate = 1.0) -> Tensor:
         tensor([0., 3.])
     """
     _check_width("read", "query", query, memory)
+    _check_gates("read", max(memory.dim() - 2, query.dim() - 1), p_read=p_read)
     # A row times a matrix: the product with a column takes several times as long on a CPU.
     value = (query.unsqueeze(-2) @ memory.mT).squeeze(-2)
     return _per_vector(p_read) * value
@@ -92,7 +95,8 @@ def write(memory: Tensor, key: Tensor, value: Tensor, p_write: Gate = 1.0, p_era
         ``(..., D_v, D_k)``.
 
     Raises:
-        ValueError: the width of the key or the value does not fit the memory.
+        TypeError: a gate is neither a number nor a tensor.
+        ValueError: the width of the key or the value does not fit the memory, or a gate has dimensions beyond the batch's.
 
     Example:
         >>> key = unit(torch.tensor([0.0, 4.0]))
@@ -105,6 +109,8 @@ def write(memory: Tensor, key: Tensor, value: Tensor, p_write: Gate = 1.0, p_era
     """
     _check_width("write", "key", key, memory)
     _check_width("write", "value", value, memory)
+    batch_dims = max(memory.dim() - 2, key.dim() - 1, value.dim() - 1)
+    _check_gates("write", batch_dims, p_write=p_write, p_erase=p_erase)
     update = _per_vector(p_write) * value - _per_vector(p_erase) * read(memory, key)
     return memory + update.unsqueeze(-1) * key.unsqueeze(-2)
 
@@ -139,6 +145,9 @@ def write_block(
         ValueError: shapes do not fit, the ridge is negative, or it is 0 and the keys are linearly dependent.
     """
     _check_pairs("write_block", keys, values, memory)
+    batch_dims = max(memory.dim(), keys.dim(), values.dim()) - 2
+    _check_gates("write_block", batch_dims + 1, p_write=p_write, p_erase=p_erase)
+    _check_gates("write_block", batch_dims, ridge=ridge)
     if isinstance(ridge, (int, float)) and not ridge >= 0:
         raise ValueError(f"write_block: ridge must be at least 0, got {ridge}")
     solving = torch.promote_types(keys.dtype, torch.float32)
@@ -189,6 +198,8 @@ def write_sequence(memory: Tensor, keys: Tensor, values: Tensor, p_write: Gate =
         ValueError: shapes do not fit.
     """
     _check_pairs("write_sequence", keys, values, memory)
+    batch_dims = max(memory.dim(), keys.dim(), values.dim()) - 2
+    _check_gates("write_sequence", batch_dims + 1, p_write=p_write, p_erase=p_erase)
     solving = torch.promote_types(keys.dtype, torch.float32)
     updates = _per_vector(p_write) * values - _per_vector(p_erase) * (keys @ memory.mT)
     keys_solving = keys.to(solving)
@@ -226,6 +237,18 @@ def _raise_if(wrong: Tensor, message: str) -> None:
 def _per_vector(gate: Gate) -> Gate:
     """Give a tensor of gates a last dimension, so that each multiplies one vector."""
     return gate.unsqueeze(-1) if isinstance(gate, Tensor) else gate
+
+
+def _check_gates(function: str, dims: int, **gates: Gate) -> None:
+    """Raise where a gate is no number or tensor, or has more dimensions than it may: it would enlarge the batch."""
+    for name, gate in gates.items():
+        if isinstance(gate, Tensor):
+            if gate.dim() > dims:
+                raise ValueError(
+                    f"{function}: {name} must have at most {dims} dimensions here, got shape {tuple(gate.shape)}"
+                )
+        elif not isinstance(gate, Real):
+            raise TypeError(f"{function}: {name} must be a number or a tensor, got {type(gate).__name__}")
 
 
 def _check_width(function: str, name: str, vectors: Tensor, memory: Tensor) -> None:

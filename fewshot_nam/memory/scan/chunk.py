@@ -106,13 +106,30 @@ def _write(
     inverse = erasing = None
     if e is not None:
         gates = e.flatten(0, 1)
+        exact = _exact_dtype(e)
+        wide = keys.to(exact)
+        overlaps = products if wide is keys else wide @ wide.mT
         # The solver reads only the strict lower part and uses 1 as the diagonal.
-        eye = torch.eye(k.shape[2], dtype=k.dtype, device=k.device).expand_as(products)
-        inverse = torch.linalg.solve_triangular(gates * products, eye, upper=False, unitriangular=True)
-        updates = inverse @ updates
-        erasing = ((inverse * gates.mT) @ keys).view_as(k)
+        eye = torch.eye(k.shape[2], dtype=exact, device=k.device).expand_as(products)
+        inverse = torch.linalg.solve_triangular(gates.to(exact) * overlaps, eye, upper=False, unitriangular=True)
+        updates = _times(inverse, updates)
+        erasing = _times(inverse * gates.mT, keys).view_as(k)
     state, updates, memories = carry(k, updates.view_as(v), erasing, state)
     return state, _Written(products, inverse, erasing, updates.flatten(0, 1), memories.flatten(0, 1))
+
+
+def _exact_dtype(e: Tensor) -> torch.dtype:
+    """Return the dtype in which a chunk's triangular system is solved: float64 where an erase gate is above 1.
+
+    There the entries of ``L^-1`` alternate in sign without shrinking, and in float32 repeated keys would cost three digits.
+    """
+    readable = e.device.type != "meta" and not torch.compiler.is_compiling() and not needs_plain_autograd()
+    return torch.float64 if readable and bool((e > 1).any()) else e.dtype
+
+
+def _times(exact: Tensor, x: Tensor) -> Tensor:
+    """Return ``exact @ x``, computed in the dtype of ``exact``, in that of ``x``."""
+    return (exact @ x.to(exact.dtype)).to(x.dtype)
 
 
 def _carry(k: Tensor, updates: Tensor, erasing: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,7 +194,7 @@ def _backward(tokens: Tokens, state: Tensor, d_reads: Tensor, d_state: Tensor) -
         if written.erasing is not None:
             d_memories[i].baddbmm_(written.erasing[i].mT, d_added[i], alpha=-1)
     d_left = d_memories[1:].flatten(0, 1)
-    d_right = d_updates if written.inverse is None else written.inverse.mT @ d_updates  # dB
+    d_right = d_updates if written.inverse is None else _times(written.inverse.mT, d_updates)  # dB
     d_k = (written.updates @ d_left.mT).baddbmm_(reads.mT, queries)
     d_v = d_right * w.flatten(0, 1)
     d_w = (d_right * values).sum(-1, keepdim=True)

@@ -21,8 +21,9 @@ def lengths_of(cu_seqlens: Tensor | Sequence[int], batch: int, tokens: int) -> l
     Raises:
         ValueError: they are not boundaries of ``tokens`` tokens, or ``batch`` is not 1.
     """
-    bounds = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else list(cu_seqlens)
-    if not isinstance(bounds, list) or not all(isinstance(bound, int) for bound in bounds):
+    bounds: object = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else cu_seqlens
+    bounds = list(bounds) if isinstance(bounds, Sequence) else None
+    if bounds is None or not all(isinstance(bound, int) for bound in bounds):
         raise ValueError(f"memory_scan: cu_seqlens must be whole numbers in one dimension, got {cu_seqlens}")
     if batch != 1:
         raise ValueError(f"memory_scan: packed sequences (cu_seqlens) come in a batch of 1, got {batch}")

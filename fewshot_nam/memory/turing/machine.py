@@ -305,7 +305,7 @@ class NAMTuringMachine(nn.Module):
         return (
             f"{self.input_size}, num_tapes={self.num_tapes}, tape_width={self.tape_width}{length}, actions=({actions}), "
             f"erase={self.erase!r}, key_erase={self.key_erase!r}, head_norm={self.head_norm!r}, order={self.order!r}, "
-            f"backend={self.backend!r}, batch_first={self.batch_first}"
+            f"backend={self.backend!r}" + ("" if self.batch_first else ", batch_first=False")
         )
 
     def _controls(

@@ -81,3 +81,13 @@ def test_a_language_model_exports_with_any_length():
     program = export(model, (torch.zeros(2, 9, dtype=torch.int64),), dynamic_shapes=(*dims, None)[:1]).module()
     tokens = torch.randint(11, (3, 45))
     torch.testing.assert_close(program(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_scan_describes_itself_to_torch(gated):
+    torch.manual_seed(0)
+    tensors = [torch.randn(2, 45, 2, size, dtype=torch.float64, requires_grad=True) for size in (3, 3, 4, 1, 1, 1)]
+    if not gated:
+        tensors[3] = tensors[5] = None
+    state = torch.randn(4, 3, 4, dtype=torch.float64, requires_grad=True)
+    torch.library.opcheck(torch.ops.fewshot_nam.memory_scan.default, (*tensors, state, 32))

@@ -1,5 +1,6 @@
 """The theorems of Neural Attention Memory as properties, and the closed forms against the plain loop, in float64."""
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -299,3 +300,31 @@ def test_the_memory_that_is_written_to_is_left_alone():
 def test_shapes_that_do_not_fit_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda m, k, v: read(m, k, torch.ones(2, 1)),
+            ValueError,
+            r"read: p_read must have at most 1 dim.*got shape \(2, 1",
+        ),
+        (lambda m, k, v: write(m, k, v, torch.ones(2, 1)), ValueError, "write: p_write must have at most 1 dimensions"),
+        (
+            lambda m, k, v: write(m, k, v, 1.0, numpy.ones(2)),
+            TypeError,
+            "write: p_erase must be a number .* got ndarray",
+        ),
+        (lambda m, k, v: write_block(m, k[:, None], v[:, None], ridge=torch.ones(2, 1)), ValueError, "ridge must have"),
+        (
+            lambda m, k, v: write_sequence(m, k[:, None], v[:, None], "1"),
+            TypeError,
+            "p_write must be a number .* got str",
+        ),
+    ],
+)
+def test_gates_that_do_not_fit_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call(torch.zeros(2, 4, 3), torch.eye(3)[:2], torch.ones(2, 4))
+    assert write(torch.zeros(2, 4, 3), torch.eye(3)[:2], torch.ones(2, 4), numpy.float32(0.5)).shape == (2, 4, 3)

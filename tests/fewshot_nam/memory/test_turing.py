@@ -683,8 +683,9 @@ def test_the_representation_names_sizes_and_flags():
     text = machine(actions=("left", Shift(2), home)).extra_repr()
     assert text == (
         "7, num_tapes=3, tape_width=5, tape_length=13, actions=(left, shift(+2), home), erase='separate', "
-        "key_erase='key', head_norm='access', order='write_first', backend='auto'"
+        "key_erase='key', head_norm='state', order='write_first', backend='auto'"
     )
+    assert machine(batch_first=False).extra_repr().endswith("backend='auto', batch_first=False")
 
 
 # --- looking at it --------------------------------------------------------------------------------------------------------
