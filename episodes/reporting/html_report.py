@@ -174,7 +174,8 @@ def _add_tables(page: _Page, report: Report) -> None:
 def _table(caption: str, rows: Table, columns: Sequence[str], signed: bool = False) -> list[str]:
     """Return a table of heads, or pairs of heads, by measures; differences are coloured as they are marked."""
     headings = "".join(
-        f'<th scope="col" title="{escape(MEASURES[c].meaning)}">{escape(heading(c))}</th>' for c in columns
+        f'<th scope="col" title="{escape(MEASURES[c].meaning)}">{escape(heading(c)).replace("@", "<br>@", 1)}</th>'
+        for c in columns
     )
     lines = [f'<div class="scroll"><table><caption>{escape(caption)}</caption>', f"<tr><th></th>{headings}</tr>"]
     for name, found in rows.items():
