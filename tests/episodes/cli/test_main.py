@@ -22,7 +22,7 @@ FEW = ["--episodes", "20", "--quiet"]
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Return a folder of six classes with four pictures each: bars at another place for every class."""
+    """Return a folder of six classes with four images each: a bar at a place of its own for each class."""
     generator = np.random.default_rng(0)
     for label in range(6):
         (tmp_path / "photos" / f"class{label}").mkdir(parents=True)
@@ -63,7 +63,7 @@ def test_json_holds_config_results_and_paired(tmp_path, capsys):
     assert (tmp_path / "out.md").read_text().startswith("# 5-way 1-shot")
 
 
-def test_own_pictures_saved_features_and_episodes_give_the_same_answer(photos, tmp_path, capsys):
+def test_own_images_saved_features_and_episodes_give_the_same_answer(photos, tmp_path, capsys):
     out, bank, episodes = tmp_path / "out.json", tmp_path / "bank.safetensors", tmp_path / "episodes.safetensors"
     heads = ["--heads", "nam", "cosine", "--json", str(out)]
     assert main([*small(photos), *heads, "--save-features", str(bank), "--episodes-file", str(episodes)]) == 0
@@ -111,8 +111,8 @@ def test_heads_that_need_base_classes_are_left_out_and_said_so(tmp_path, capsys)
     assert "give them with --base or --split" in capsys.readouterr().err
 
 
-def test_unreadable_pictures_are_named_or_counted_and_listed(photos, capsys):
-    (photos / "class2" / "broken.png").write_bytes(b"no picture")
+def test_unreadable_images_are_named_or_counted_and_listed(photos, capsys):
+    (photos / "class2" / "broken.png").write_bytes(b"no image")
     assert main(small(photos)) == 2
     assert "class2/broken.png" in capsys.readouterr().err
     assert main([*small(photos), "--skip-unreadable"]) == 0

@@ -21,12 +21,12 @@ from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead, available, cr
 D = 13
 
 
-def bank(classes: int, pictures: int, seed: int, first: int = 0) -> FeatureBank:
+def bank(classes: int, images: int, seed: int, first: int = 0) -> FeatureBank:
     """Return clustered features with a direction that all share."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.rand(classes, 1, D, generator=generator) + 0.5
-    features = (centres + 0.5 * torch.randn(classes, pictures, D, generator=generator)).relu() + 0.01
-    labels = torch.arange(classes).repeat_interleave(pictures)
+    features = (centres + 0.5 * torch.randn(classes, images, D, generator=generator)).relu() + 0.01
+    labels = torch.arange(classes).repeat_interleave(images)
     return FeatureBank(features.flatten(0, 1), labels, [f"class{first + i}" for i in range(classes)])
 
 
@@ -125,7 +125,7 @@ def test_frozen_thresholds_come_from_validation_classes_alone():
     assert report["auroc"] == same["auroc"]
 
 
-def test_the_novel_bias_is_not_chosen_on_the_base_pictures_that_are_tested(monkeypatch):
+def test_the_novel_bias_is_not_chosen_on_the_base_images_that_are_tested(monkeypatch):
     import episodes.evaluation.evaluation as evaluation
 
     seen = []
@@ -263,7 +263,7 @@ def test_reports_of_the_same_run_are_the_same_text():
     assert first == second
 
 
-def test_base_pictures_held_out_are_disjoint_and_of_every_class():
+def test_base_images_held_out_are_disjoint_and_of_every_class():
     keep, held = hold_out(BASE, share=0.25, seed=3)
     assert keep.counts.tolist() == [18] * 7
     assert held.counts.tolist() == [6] * 7
@@ -404,7 +404,7 @@ def test_the_number_of_threads_does_not_matter(protocol):
 
 
 def test_terms_of_all_images_are_not_computed_for_a_few_episodes():
-    heads = {"nam": NAMHead(background=BASE.class_means())}
+    heads = {"nam": NAMHead(base=BaseStatistics.from_prototypes(BASE.class_means()))}
     bank = FeatureBank(NOVEL.features + 10, NOVEL.labels)
     few, many = (Scorer(bank, heads, torch.device("cpu"), queries=len(bank) - less) for less in (1, 0))
     assert set(few._gather_free.heads) == set()

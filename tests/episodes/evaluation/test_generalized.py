@@ -11,12 +11,12 @@ from fewshot_nam.heads import CosineHead, GeneratorHead, NAMHead
 D = 13
 
 
-def bank(classes: int, pictures: int, seed: int, first: int = 0) -> FeatureBank:
+def bank(classes: int, images: int, seed: int, first: int = 0) -> FeatureBank:
     """Return clustered features with a direction that all share."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.rand(classes, 1, D, generator=generator) + 0.5
-    features = (centres + 0.9 * torch.randn(classes, pictures, D, generator=generator)).relu() + 0.01
-    labels = torch.arange(classes).repeat_interleave(pictures)
+    features = (centres + 0.9 * torch.randn(classes, images, D, generator=generator)).relu() + 0.01
+    labels = torch.arange(classes).repeat_interleave(images)
     return FeatureBank(features.flatten(0, 1), labels, [f"class{first + i}" for i in range(classes)])
 
 
