@@ -1,9 +1,10 @@
-"""LSAM in place of an LSTM: recall which value went with a key, for keys and values that are paired anew in every sequence.
+"""LSAM in place of an LSTM: recall the value of a key, for keys and values that are paired at random in every sequence.
 
     python scripts/examples/lsam_for_lstm.py
 
-Each sequence shows 8 pairs of one of 16 keys and one of 8 values, one pair a step, then asks for one of the keys alone; chance is
-1 in 8. Both networks have about 25,000 parameters, and train on the same sequences with the same optimiser.
+Each sequence shows 8 pairs of one of 16 keys and one of 8 values, one pair in each step, then one of the keys, whose value is to be
+named; chance is 1 in 8. Both networks have about 25,000 parameters and train on the same sequences with the same optimiser. (A key
+and its value in one step is easy: as two tokens, associative recall needs ``conv_size``.)
 """
 
 from __future__ import annotations

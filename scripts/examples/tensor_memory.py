@@ -1,10 +1,10 @@
-"""A text kept in one tensor, each word under the key of its sentence and the key of its place, and read back sentence by sentence.
+"""A text stored in one tensor, each word under the keys of its sentence and its position, and read back sentence by sentence.
 
     python scripts/examples/tensor_memory.py
 
-A nested read takes the sentence's key first, which leaves a memory of that sentence alone, and then the keys of the places. With
-orthogonal keys nothing is lost until every key is used up. Random unit keys have no such end, but they overlap: the more sentences
-one memory of fixed size holds, the more words come back wrong, with erase (p_e = 1, the older ones first) and without.
+A nested read takes the key of a sentence first, which gives a memory of that sentence, and then the keys of the positions. With
+orthogonal keys nothing is lost until all keys are used. There are more random unit keys, but they overlap: the more sentences a
+memory of fixed size holds, the more words are read wrong, with erase (p_e = 1, the older ones first) and without.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""A causal NAM-Transformer on a stream: what one more token costs after many, in time and in memory.
+"""A causal NAM-Transformer on a stream: the cost of one more token after many, in time and in memory.
 
     python scripts/examples/transformer_stream.py
 
-Two encoders of equal size with random weights take one token more after 128, 512, ... tokens, on one core. torch's sees all that
-came before again; or it keeps every key and value in a cache, which it does not have: timed is one token through its layers plus
-softmax attention over such a cache. The NAM-Transformer has one matrix a head and layer, and takes a ``step``. First the steps
-must give the numbers of a pass over the whole sequence.
+Two encoders of equal size with random weights process one more token after 128, 512, ... tokens, on one core. torch's encoder has
+to process all earlier tokens again. Or it could keep keys and values in a cache, which it does not support: timed is one token
+through its layers plus softmax attention over such a cache. The NAM-Transformer keeps one matrix for each head and layer and takes
+a ``step``. The script first checks that steps give the results of one pass over the whole sequence.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WIDTH, HEADS, HIDDEN, LAYERS = 128, 4, 256, 2
 
 
 def build() -> tuple[NAMTransformerEncoder, nn.TransformerEncoder]:
-    """Return the two encoders: the same words build either."""
+    """Return the two encoders, built with the same arguments."""
     ours = NAMTransformerEncoderLayer(WIDTH, HEADS, HIDDEN, batch_first=True, norm_first=True)
     theirs = nn.TransformerEncoderLayer(WIDTH, HEADS, HIDDEN, batch_first=True, norm_first=True)
     return (

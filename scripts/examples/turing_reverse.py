@@ -1,10 +1,10 @@
-"""Teach a NAM Turing Machine to reverse strings of up to 10 digits, then ask for longer ones, and draw its heads at work.
+"""Train a NAM Turing Machine to reverse strings of up to 10 digits, test it on longer ones, and plot its heads.
 
     python scripts/examples/turing_reverse.py --plot heads.png
 
-The input is a delimiter, the digits, a delimiter and as many masks as there are digits; where the masks stand the machine must
-give the digits in reverse. (The published generator had the answer in the input and the masks in the target, which asks for
-nothing.) Strings are drawn anew at every step, so that those it is tested on are new but for the shortest lengths.
+The input is a delimiter, the digits, a delimiter and as many masks as digits; at the masks the machine must output the digits in
+reverse. (The published generator has the answer in the input and the masks in the target, so that there is nothing to learn.) Every
+step draws new strings, so that test strings are new except for the shortest lengths.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ NAMES = [*"0123456789", "|", "?"]
 class Reverser(nn.Module):
     """Embedding, one machine, and a classifier over the digits.
 
-    The dropout is what carries the machine to long strings: to be right with half of what it reads gone, it must read one cell
-    and not a blur of several, so that its moves become sharp and stay so over many steps.
+    Dropout makes the machine generalise to long strings: to be right with half of the features of a read missing, it must read one
+    cell and not a mixture of several. So its moves become sharp, and stay sharp over many steps.
     """
 
     def __init__(self, width: int, tapes: int) -> None:
