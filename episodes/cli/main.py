@@ -31,10 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
         options = read_options(arguments)
         with joined(options.device):
             run(options)
-    except BrokenPipeError:  # the reader has closed the pipe, as head does
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # or the interpreter reports the pipe again when it ends
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
+        # Without this, the interpreter reports the closed pipe again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -56,7 +55,7 @@ def run(options: argparse.Namespace) -> Report | None:
     began = time.perf_counter()
     _check_outputs(options)
     if options.base_queries is not None and options.protocol != "generalized":
-        raise ValueError("--base-queries is for --protocol generalized alone")
+        raise ValueError("--base-queries needs --protocol generalized")
 
     import dataclasses
 
@@ -131,9 +130,9 @@ def run(options: argparse.Namespace) -> Report | None:
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
-    """Raise ``ValueError`` for an output that cannot be written or that is an input: before the work, not after it.
+    """Raise ``ValueError``, before the work starts, for an output that cannot be written or that is an input.
 
-    ``ImportError`` where the page of ``--report`` needs matplotlib and it is not installed.
+    Raises ``ImportError`` if ``--report`` is given and matplotlib, which it needs, is not installed.
     """
     files = {f"--{name.replace('_', '-')}": getattr(options, name) for name in _FILES}
     taken: dict[Path, str] = {}
@@ -158,7 +157,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 
 def _check_report(given: str) -> Path:
-    """Return where the page goes; raise ``ValueError`` or ``ImportError`` where it cannot be made."""
+    """Return the path of the page; raise ``ValueError`` or ``ImportError`` if it cannot be written."""
     path = Path(given)
     if not given:
         raise ValueError("--report: '' names no directory")
@@ -180,7 +179,7 @@ def _check_report(given: str) -> Path:
 def _check_inputs_are_kept(options: argparse.Namespace, outputs: Mapping[Path, str]) -> None:
     """Raise ``ValueError`` where an output would overwrite an input, or add a file to a directory of images.
 
-    ``--episodes-file`` is both: it is read where it exists.
+    ``--episodes-file`` is both input and output: it is read if it exists.
     """
     for flag, given in _inputs(options):
         path = Path(given).expanduser().resolve()

@@ -31,12 +31,12 @@ class FeatureBank:
     """Features of n items with a class each.
 
     Args:
-        features: ``(n, D)`` floating point, tensor or array; not copied, also where it is mapped from a file.
+        features: ``(n, D)`` floating point, tensor or array; not copied, even if it is mapped from a file.
         labels: ``(n,)`` ints or strings. With ``classes``, ints are positions in it and strings are names from it.
         classes: the names, all ints or all strings; default the sorted distinct labels. A class may have no items.
         provenance: where the features come from, a dictionary of strings; saved with the bank.
-        check: whether to search all features for NaN, infinity and zero vectors. Only features that were checked before can do
-            without.
+        check: whether to search all features for NaN, infinity and zero vectors. False only for features
+            checked before.
 
     Attributes:
         features (Tensor): ``(n, D)``, with the dtype of the argument.
@@ -87,7 +87,7 @@ class FeatureBank:
 
     @property
     def num_classes(self) -> int:
-        """C, the number of classes, those without items counted."""
+        """C, the number of classes, including those without items."""
         return len(self.classes)
 
     @property
@@ -97,7 +97,7 @@ class FeatureBank:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over labels and classes, not features: recorded episodes are valid for the features of every backbone."""
+        """SHA-256 of labels and classes, without features, so that recorded episodes fit the features of any backbone."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         digest.update(self.labels.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
@@ -129,7 +129,7 @@ class FeatureBank:
         names, rows, labels = select_classes(self.labels.numpy(), self.classes, names_or_indices, "FeatureBank")
         if not len(rows):
             raise ValueError(f"FeatureBank: none of these classes has items: {', '.join(map(str, names))}")
-        if rows[-1] - rows[0] + 1 == len(rows):  # consecutive rows need no copy, so that a mapped bank stays mapped
+        if rows[-1] - rows[0] + 1 == len(rows):  # a slice of consecutive rows is no copy: a mapped bank stays mapped
             features = self.features[int(rows[0]) : int(rows[-1]) + 1]
         else:
             features = self.features[torch.from_numpy(rows).to(self.features.device)]

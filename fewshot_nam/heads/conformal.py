@@ -1,31 +1,32 @@
 """The threshold that unknowns reach with at most a given probability, whatever their distribution.
 
 An unknown is an image of a class that the head does not know. Let the calibration samples of unknowns come in ``K`` groups,
-group ``k`` with ``m_k`` scores, and let a new unknown with score ``s`` be of a new group. Its p-value gives every group one vote,
-and counts one vote against the new unknown for its own group:
+group ``k`` with ``m_k`` scores, and let a new unknown with score ``s`` be of a new group. Its p-value adds up,
+over the groups, the share of scores at or above ``s``; the unknown's own group counts as 1:
 
     p(s) = (1 + sum_k #{i : s_ki >= s} / m_k) / (K + 1)
 
-It is accepted where ``p(s) <= target``, which is where ``s`` is above one of the calibration scores.
+The unknown is accepted if ``p(s) <= target``. As ``p`` falls with ``s``, this is a threshold: one of the calibration scores,
+which ``s`` must exceed.
 
-Guarantee: P(accept) <= target, if the groups are exchangeable, and so are the scores within each. Proof: add the whole group that
-the new unknown is from, and let F(s) be the mean over all ``K + 1`` groups of the share of scores at or above ``s``. Then
-F(s) <= p(s), as the share within one group is at most 1. Given all scores but not which is which, the new unknown is a group
-drawn uniformly and then a score drawn uniformly within it; F is exactly the chance that such a draw is at or above ``s``, so that
-P(F(s) <= target) <= target, with ties or without. P(p(s) <= target) is no larger.
+Guarantee: P(accept) <= target, if the groups are exchangeable and the scores within each group are too. Proof: add the whole
+group of the new unknown, and let F(s) be the mean over all ``K + 1`` groups of the share of scores at or above ``s``. Then
+F(s) <= p(s), as the share within one group is at most 1. Fix the ``K + 1`` groups of scores; which of them is the new one is
+uniform, and so is which score within it is ``s``. F(s) is the probability that such a draw is at or above ``s``, so
+P(F(s) <= target) <= target, with or without ties. As F(s) <= p(s), P(p(s) <= target) <= P(F(s) <= target).
 
-Where every sample is a group of its own (``m`` samples, exchangeable one by one), this is split conformal prediction: accept
-above the ``j``-th largest, ``j = floor(target (m + 1))``, with P(accept) <= j / (m + 1); without ties it is exactly that.
+If every sample is a group of its own (``m`` exchangeable samples), this is split conformal prediction: accept above the ``j``-th
+largest score, ``j = floor(target (m + 1))``. Then P(accept) <= j / (m + 1), with equality if there are no ties.
 
 This probability is an average over calibrations. For independent samples, the rate of accepted unknowns at one calibration has
-the distribution Beta(j, m + 1 - j) (or less, with ties). ``bound_95`` is its 95th percentile. With ``confidence`` the threshold is
-the lowest one at which the rate stays below the target in that share of calibrations: the largest ``j`` with
-P(Beta(j, m + 1 - j) <= target) >= confidence.
+the distribution Beta(j, m + 1 - j); with ties, it is stochastically smaller. ``bound_95`` is the 95th percentile of this
+distribution. With ``confidence``, the threshold is the lowest at which the rate stays below the target in that share of
+calibrations: it uses the largest ``j`` with P(Beta(j, m + 1 - j) <= target) >= confidence.
 
 Sources: Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World" (2005), section 4.1 (split conformal p-values); Vovk,
 "Conditional Validity of Inductive Conformal Predictors" (2012), proposition 2a (the Beta distribution and the bound with
 confidence); Dunn, Wasserman and Ramdas, "Distribution-Free Prediction Sets for Two-Layer Hierarchical Models" (2022); Lee, Barber
-and Willett, "Distribution-free inference with hierarchical data" (2023), whose method the grouped form is.
+and Willett, "Distribution-free inference with hierarchical data" (2023), for the form with groups.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ROUNDING = 1e-9  # relative: floats can put target (m + 1) a hair below the whole number that is meant
-_CLOSE = 1e-9  # absolute: to which the percentile of the Beta distribution is computed
+ROUNDING = 1e-9  # relative: rounding can put target (m + 1) slightly below a whole number
+_CLOSE = 1e-9  # absolute precision of the Beta percentile
 
 
 class ConformalThreshold(NamedTuple):
@@ -47,7 +48,7 @@ class ConformalThreshold(NamedTuple):
         threshold: the smallest float above one of the calibration scores.
         bound: on the probability that a new unknown is accepted, on average over calibrations: ``j / (m + 1)`` for separate
             samples, the target for groups.
-        groups: how many the guarantee rests on: samples, or groups of them.
+        groups: how many groups of samples the guarantee rests on; without groups, how many samples.
         bound_95: the rate of accepted unknowns stays below this in 95 % of calibrations; ``None`` for groups without
             ``confidence``, where no such number holds for every distribution.
     """
@@ -89,16 +90,16 @@ def conformal_threshold(
         return _with_confidence(_first_of_each(scores, groups), target, confidence, kind)
     values, order = scores.detach().double().sort(descending=True)
     if groups is None:
-        count, votes = len(values), torch.ones_like(values)
+        count, shares = len(values), torch.ones_like(values)
     else:
         _, member, sizes = torch.unique(groups, return_inverse=True, return_counts=True)
-        count, votes = len(sizes), sizes.double().reciprocal()[member[order]]
+        count, shares = len(sizes), sizes.double().reciprocal()[member[order]]
     allowed = target * (count + 1) * (1 + ROUNDING)
     if allowed < 1:
         needed = math.ceil((1 - ROUNDING) / target) - 1
         raise ValueError(_too_few(target, needed, kind, count))
-    # The largest score whose p-value is too large; where votes become too many among ties, it is their value all the same.
-    beyond = min(int((1 + votes.cumsum(0) <= allowed).sum()), len(values) - 1)
+    # The largest score whose p-value is too large. If the limit falls among equal scores, the threshold is just above that score.
+    beyond = min(int((1 + shares.cumsum(0) <= allowed).sum()), len(values) - 1)
     threshold = math.nextafter(float(values[beyond]), math.inf)
     if groups is not None:
         return ConformalThreshold(threshold, target, count)

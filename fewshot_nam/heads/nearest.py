@@ -1,7 +1,7 @@
 """Nearest neighbour: the cosine between a query and the most similar image of each class.
 
 Source: Cover and Hart, "Nearest Neighbor Pattern Classification" (1967); by cosine as in Vinyals et al., "Matching Networks for
-One Shot Learning" (2016), whose attention it is at temperature 0.
+One Shot Learning" (2016), the limit of their attention at temperature 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fewshot_nam.memory.primitives import unit
 
 
 class NearestHead(Head):
-    """Scores ``max cos(x, s)`` over the support features ``s`` of each class; of a base class, the prototype is the only one.
+    """Scores ``max cos(x, s)`` over the support features ``s`` of each class; a base class has its prototype alone.
 
     Args:
         base: its mean is subtracted from every feature first; ``None`` subtracts nothing.

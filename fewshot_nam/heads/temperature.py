@@ -19,12 +19,13 @@ def fit_temperature(scores: Tensor, targets: Tensor, pseudo_count: float = 0.0) 
     Args:
         scores: ``(n, C)``, finite, of any scale.
         targets: ``(n,)`` long, the column of each sample's class.
-        pseudo_count: how many samples are added whose class is equally likely to be any; at least 0. With some, the
-            probabilities stay below 1 where every sample is right.
+        pseudo_count: how many samples to add whose class is uniform; at least 0. A positive count keeps probabilities below 1
+            even if every sample is right.
 
     Returns:
-        ``T``, within a factor of a million of the mean gap between a score and the largest of its row. Where no ``T`` is best
-        it is at that limit: small if every sample is right, large if scores are no better than chance. 1 if all scores are equal.
+        ``T``, within a factor of a million of the mean gap between a score and the largest of its row. If the likelihood has no
+        maximum, ``T`` is one end of that range: the low end if every sample is right, the high end if scores are no better than
+        chance. 1 if all scores are equal.
 
     Example:
         >>> import torch
@@ -39,23 +40,23 @@ def fit_temperature(scores: Tensor, targets: Tensor, pseudo_count: float = 0.0) 
     if scale == 0:
         return 1.0
     gaps = gaps / scale
-    true = float(gaps.gather(1, targets.unsqueeze(1)).mean())
-    true = (len(gaps) * true + pseudo_count * float(gaps.mean())) / (len(gaps) + pseudo_count)
+    true_gap = float(gaps.gather(1, targets.unsqueeze(1)).mean())
+    true_gap = (len(gaps) * true_gap + pseudo_count * float(gaps.mean())) / (len(gaps) + pseudo_count)
     # The loss is convex in 1 / T: find where its slope, the expected mean gap minus the mean gap of the true class, crosses 0.
-    # Newton's steps in log 1 / T; where a step would leave the range that is left, its middle.
+    # Newton's method in log 1 / T; a step outside the bracket is replaced by bisection.
     gaps = gaps.T.contiguous()  # class by class: sums over the few classes are then taken for many samples at a time
-    low, high, here, steps = -_LIMIT, _LIMIT, 0.0, 0
+    low, high, log_inverse, steps = -_LIMIT, _LIMIT, 0.0, 0
     while high - low > _CLOSE:
         steps += 1
-        weights = (gaps * math.exp(here)).exp_()
+        weights = (gaps * math.exp(log_inverse)).exp_()
         weights /= weights.sum(dim=0)
         means = (weights * gaps).sum(dim=0)
-        slope = float(means.mean()) - true
-        rise = math.exp(here) * float(((weights * gaps * gaps).sum(dim=0) - means * means).mean())
-        low, high = (here, high) if slope <= 0 else (low, here)
+        slope = float(means.mean()) - true_gap
+        rise = math.exp(log_inverse) * float(((weights * gaps * gaps).sum(dim=0) - means * means).mean())
+        low, high = (log_inverse, high) if slope <= 0 else (low, log_inverse)
         step = -slope / rise if rise > 0 else math.inf
         if abs(step) < _CLOSE:
             break
-        # Newton's steps are short where the slope is small: every third step halves the range instead.
-        here = here + step if steps % 3 and low < here + step < high else (low + high) / 2
-    return scale * math.exp(-here)
+        # Newton's steps are short where the slope is small: every third step is a bisection.
+        log_inverse = log_inverse + step if steps % 3 and low < log_inverse + step < high else (low + high) / 2
+    return scale * math.exp(-log_inverse)

@@ -208,7 +208,7 @@ def config_of(tmp_path: Path, text: str) -> str:
         (["--json", "/tmp/same", "--markdown", "/tmp/same"], "--markdown and --json name the same file"),
         (["--episodes-file", "/tmp"], "names no file"),
         (["--episodes-file", "/tmp/e.st", "--episodes", "-5"], "episodes must be at least 1, got -5"),
-        (["--base-queries", "folder:x"], "--base-queries is for --protocol generalized alone"),
+        (["--base-queries", "folder:x"], "--base-queries needs --protocol generalized"),
         (["--model-option", "a=[1"], "the value of 'a=[1' is not YAML"),
         (["--device", "meta"], "device 'meta' cannot be used here"),
         (["--json", "/nowhere/out.json"], "--json: the directory of /nowhere/out.json does not exist"),
