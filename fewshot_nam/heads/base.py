@@ -10,7 +10,7 @@ Legend: ``E`` episodes, ``N`` ways, ``K`` shots, ``Q`` queries, ``D`` features, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from fewshot_nam._deprecation import renamed_attribute
 from fewshot_nam.heads.calibration import CalibratedHead
 from fewshot_nam.heads.power_norm import Transform
-from fewshot_nam.heads.state import Snapshot, appended, changes
+from fewshot_nam.heads.state import BUFFERS, Snapshot, appended, changes
 from fewshot_nam.heads.validation import Label, as_labels, check_type, checked_vectors, listed
 
 HeadT = TypeVar("HeadT", bound="Head")
@@ -166,6 +166,32 @@ class Head(CalibratedHead):
         return False
 
     rooted = renamed_attribute("rooted", "power_normalised")
+
+    # Export (``fewshot_nam.vision.export``), for classes that are registered with ``exports=True``. What is here is enough where
+    # ``_learn`` returns one tensor ``(E, C, ...)``; other classes override all of ``_export_tensors`` and ``_from_export``.
+
+    _per_class: tuple[str, ...] = ("memory",)
+    """Which of the exported tensors have one row for each class."""
+
+    def _export_tensors(self, learned: Any) -> dict[str, Tensor]:
+        """Return what the graph takes as input, by name, from what was learned ``(E = 1)``; without the dimension of episodes."""
+        return {"memory": learned[0]}
+
+    def _export_numbers(self, learned: Any) -> dict[str, float]:
+        """Return numbers of what was learned that are fixed in the graph, by name."""
+        return {}
+
+    def _export_constants(self) -> list[Tensor]:
+        """Return the tensors of the head that are fixed in the graph or decide about its form; a model with others is refused."""
+        return [
+            self.mean,
+            *self.parameters(),
+            *(buffer for name, buffer in self.named_buffers() if name not in BUFFERS),
+        ]
+
+    def _from_export(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, float]) -> Any:
+        """Return what ``_learn`` had returned, for ``_score``: the reverse of ``_export_tensors`` and ``_export_numbers``."""
+        return tensors["memory"].unsqueeze(0)
 
     # Learning and forgetting.
 

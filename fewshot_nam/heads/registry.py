@@ -41,7 +41,8 @@ class HeadSpec:
         needs: what must be known of base classes: nothing, their mean feature, or their prototypes.
         uses_base: whether ``create`` passes ``base=`` on where it is given.
         least_base: with fewer base classes than this, a head that needs none is made without them.
-        exports: whether a model with this head can be written as ONNX (``fewshot_nam.vision.export``).
+        exports: whether a model with this head can be written as ONNX (``fewshot_nam.vision.export``); ``build`` is the head's
+            class then, and ``Head._export_tensors`` and ``Head._from_export`` fit what its ``_learn`` returns.
         requires: the optional package that the head needs, as it is imported; ``None`` for none.
         train: for a head that is trained on episodes of base classes before it is used: the function that does it, called by
             ``episodes.evaluate`` as ``train(base_bank, name, ways, shots, queries, seed=seed)``. ``create`` refuses such a head.
@@ -61,6 +62,8 @@ class HeadSpec:
     def __post_init__(self) -> None:
         if self.needs != "nothing" and not self.uses_base:
             raise ValueError(f"HeadSpec {self.name!r}: needs={self.needs!r} takes uses_base=True")
+        if self.exports and not isinstance(self.build, type):
+            raise ValueError(f"HeadSpec {self.name!r}: exports=True takes the head's class for build")
 
 
 _SPECS: dict[str, HeadSpec] = {}

@@ -26,7 +26,7 @@ from fewshot_nam.heads.growing_rows import GrowingRows
 from fewshot_nam.heads.power_norm import Transform
 from fewshot_nam.heads.validation import Label, checked_vectors
 
-_BUFFERS = ("support", "targets", "base", "mean", "unknowns")
+BUFFERS = ("support", "targets", "base", "mean", "unknowns")
 StateT = TypeVar("StateT", bound="HeadState")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -304,7 +304,7 @@ class HeadState(nn.Module):
         if prefix + "strangers" in state_dict:  # files of before "unknowns"
             state_dict[prefix + "unknowns"] = state_dict.pop(prefix + "strangers")
         # The number of features and classes is learned, so these buffers take the shape of what is loaded.
-        for name in _BUFFERS:
+        for name in BUFFERS:
             loaded, present = state_dict.get(prefix + name), getattr(self, name)
             if (
                 loaded is not None

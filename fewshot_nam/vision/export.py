@@ -27,10 +27,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import fewshot_nam
-from fewshot_nam.heads import CosineHead, Head, NAMHead
-from fewshot_nam.heads.nam.head import Learned
+from fewshot_nam.heads import Head
 from fewshot_nam.heads.registry import exportable, specs
-from fewshot_nam.heads.score_norm import Cohort
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.vision.digests import tensors_digest, weights_digest
 from fewshot_nam.vision.layers import LayerFeatures, find_layer
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 FORMAT, VERSION = "fewshot-nam onnx", 1
-# Initializers with one row for each class. The names are those of files of version 0.1.
-_PER_CLASS = ("memory", "plain", "familiar")
 _MOST_BYTES = 2**31 - 2**24  # what one protobuf file holds, less room for the graph
 
 
@@ -52,9 +48,9 @@ def memory_of(model: NAMModel) -> dict[str, Tensor]:
     """Return what a model has learned as the graph takes it: float32, one row a class in the order of ``model.classes``.
 
     Returns:
-        ``memory`` ``(classes, D)``. For a NAM head that knows base classes also ``plain``, the prototype memory of the same shape,
-        and ``centre`` ``(D,)``. Where the base classes are a cohort also ``familiar`` ``(classes,)``, the cohort score of each
-        class, and ``rows`` ``(B, D)``, the base classes.
+        ``memory`` ``(classes, D)``, for most heads. For a NAM head that knows base classes also ``plain``, the prototype memory of
+        the same shape, and ``centre`` ``(D,)``. Where the base classes are a cohort also ``familiar`` ``(classes,)``, the cohort
+        score of each class, and ``rows`` ``(B, D)``, the base classes.
 
     Raises:
         ValueError: no class is known yet, or a head that cannot be exported.
@@ -62,21 +58,12 @@ def memory_of(model: NAMModel) -> dict[str, Tensor]:
     head = model.head
     if not exportable(head):
         names = sorted({entry.build.__name__ for entry in specs() if entry.exports})
-        raise ValueError(
-            f"export: a {type(head).__name__} cannot be exported: attach with {' or '.join(names)}, whose scores are products"
-        )
+        raise ValueError(f"export: a {type(head).__name__} cannot be exported: attach with {' or '.join(names)}")
     if not head.classes:
         raise ValueError("export: the model knows no class yet: call learn(images, labels) first")
     with torch.no_grad():
-        learned = head._current()
-    if isinstance(learned, Tensor):
-        return {"memory": learned[0].detach().float()}
-    found = {"memory": learned.memory[0]}
-    if learned.prototypes is not None and learned.cohort is not None:
-        found |= {"plain": learned.prototypes[0], "centre": learned.cohort.centre}
-        if learned.cohort_scores is not None:
-            found |= {"familiar": learned.cohort_scores[0, 0], "rows": learned.cohort.prototypes}
-    return {name: tensor.detach().float() for name, tensor in found.items()}
+        tensors = head._export_tensors(head._current())
+    return {name: tensor.detach().float() for name, tensor in tensors.items()}
 
 
 def export_program(model: NAMModel) -> ExportedProgram:
@@ -89,13 +76,13 @@ def export_program(model: NAMModel) -> ExportedProgram:
         ValueError: no class is known yet, a head that cannot be exported, or a backbone that ``torch.export`` cannot trace for any
             number of images.
     """
-    device = model.head.targets.device
+    device, per_class = model.head.targets.device, model.head._per_class
     known = memory_of(model)
     # Traced with three classes: torch.export takes a size of 1 for a constant.
-    memory = known | {name: known[name][:1].repeat_interleave(3, dim=0) for name in _PER_CLASS if name in known}
+    memory = known | {name: known[name][:1].repeat_interleave(3, dim=0) for name in per_class if name in known}
     image = model.backbone.transform(Image.new("RGB", (256, 256))).unsqueeze(0).to(device)
     classes, batch = torch.export.Dim("classes"), torch.export.Dim("batch")
-    shapes = ({0: batch}, {name: {0: classes} if name in _PER_CLASS else {} for name in memory})
+    shapes = ({0: batch}, {name: {0: classes} if name in per_class else {} for name in memory})
     images = image.expand(2, *image.shape[1:]).contiguous()
     try:
         with torch.no_grad():
@@ -111,7 +98,7 @@ def export_onnx(model: NAMModel, path: str | os.PathLike[str]) -> None:
     """Write the model to one ONNX file, whole or not at all: backbone, what was learned, and metadata.
 
     Args:
-        model: has learned; with a ``NAMHead`` or a ``CosineHead`` of any settings.
+        model: has learned; with a head that exports by the registry, as ``NAMHead`` and ``CosineHead`` do, of any settings.
         path: an existing file is replaced.
 
     Raises:
@@ -183,12 +170,15 @@ def update_onnx(path: str | os.PathLike[str], model: NAMModel) -> None:
         own, other = json.loads(metadata["graph"]), json.loads(present["graph"])
         other["transform"] = without_addresses(other["transform"])  # files of the first releases have them
         other["settings"] = current_settings(type(model.head), other["settings"])
-        names = [key for key in own if key != "made_by" and own[key] != other[key]]
+        names = [key for key in own if key != "made_by" and own[key] != other.get(key)]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: its metadata cannot be read ({error!r})") from error
     if names:
+        without_base = "constants" in names and "head" not in names
+        hint = ", or attach with head=NAMHead() if that was made without base classes" if without_base else ""
         raise ValueError(
-            f"{path}: exported from another model: {', '.join(names)} differ; export this one to a new file"
+            f"{path}: exported from another model: {', '.join(names)} differ; load the memory that the file was made "
+            f"from{hint}; or export this model to a new file"
         )
     _put(onnx, file, memory, metadata)
     _write(onnx, file, path)
@@ -205,24 +195,12 @@ class _Graph(nn.Module):
         self.head = copy.deepcopy(model.head)
         self.head.forget(self.head.classes)
         self.head.threshold = None
-        self.weight = _plain_weight(model.head)
+        self.numbers = _numbers(model.head)
 
     def forward(self, pictures: Tensor, memory: Mapping[str, Tensor]) -> Tensor:
         """Return scores ``(batch, classes)``. The name of the input is that of version 0.1."""
         query = self.head._centred(self.network(pictures)).unsqueeze(0)
-        return self.head._score(self._learned(memory), query).squeeze(0)
-
-    def _learned(self, memory: Mapping[str, Tensor]) -> Tensor | Learned:
-        """Return a memory as the head derives it from what it has learned."""
-        one = {name: memory[name].unsqueeze(0) for name in _PER_CLASS if name in memory}
-        if isinstance(self.head, CosineHead):
-            return one["memory"]
-        if "plain" not in one:
-            return Learned(one["memory"])
-        cohort_scores = one["familiar"].unsqueeze(-2) if "familiar" in one else None
-        # The prototypes of the cohort are for cohort scores alone.
-        cohort = Cohort(memory["centre"], memory.get("rows", memory["centre"].unsqueeze(0)))
-        return Learned(one["memory"], one["plain"], cohort_scores, cohort, self.weight)
+        return self.head._score(self.head._from_export(memory, self.numbers), query).squeeze(0)
 
 
 class _WholeRun(nn.Module):
@@ -257,9 +235,9 @@ def _metadata(model: NAMModel) -> dict[str, str]:
         "transform": model.backbone.transform_id,
         "head": type(head).__name__,
         "settings": settings(head),
-        "constants": tensors_digest(_constants(head)),
-        "plain weight": _plain_weight(head),
-        "shapes": {name: list(rows.shape[name in _PER_CLASS :]) for name, rows in memory_of(model).items()},
+        "constants": tensors_digest(head._export_constants()),
+        **_numbers(head),
+        "shapes": {name: list(rows.shape[name in head._per_class :]) for name, rows in memory_of(model).items()},
     }
     return {
         "format": FORMAT,
@@ -273,17 +251,9 @@ def _metadata(model: NAMModel) -> dict[str, str]:
     }
 
 
-def _plain_weight(head: Head) -> float:
-    """Return the weight of a NAM head's prototype memory where it is read on its own, else 0: a constant of the graph."""
+def _numbers(head: Head) -> dict[str, float]:
     with torch.no_grad():
-        learned = head._current()
-    return learned.weight if isinstance(learned, Learned) else 0.0
-
-
-def _constants(head: Head) -> list[Tensor]:
-    """Return the tensors of a head that are constants of the graph, or decide about its form."""
-    further = [head.stored_base.power_means] if isinstance(head, NAMHead) else []
-    return [head.mean, *further, *([head.scale] if isinstance(head, CosineHead) else [])]
+        return head._export_numbers(head._current())
 
 
 def _tidy(file: Any) -> None:

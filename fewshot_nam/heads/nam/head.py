@@ -23,6 +23,7 @@ erase probability are separate.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -380,6 +381,33 @@ class NAMHead(Head, gather_free=True):
 
     def _class_weights(self, learned: Learned) -> Tensor:
         return learned.memory
+
+    _per_class = ("memory", "plain", "familiar")  # the names are those of files of version 0.1
+
+    def _export_tensors(self, learned: Learned) -> dict[str, Tensor]:
+        """Return the memory; with base classes also the prototype memory and the cohort's mean; with a cohort also its scores."""
+        found = {"memory": learned.memory[0]}
+        if learned.prototypes is not None and learned.cohort is not None:
+            found |= {"plain": learned.prototypes[0], "centre": learned.cohort.centre}
+            if learned.cohort_scores is not None:
+                found |= {"familiar": learned.cohort_scores[0, 0], "rows": learned.cohort.prototypes}
+        return found
+
+    def _export_numbers(self, learned: Learned) -> dict[str, float]:
+        """Return the weight of the prototype memory, 0 where it is not read on its own."""
+        return {"plain weight": learned.weight}
+
+    def _export_constants(self) -> list[Tensor]:
+        return [self.mean, self.stored_base.power_means]
+
+    def _from_export(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, float]) -> Learned:
+        one = {name: tensors[name].unsqueeze(0) for name in self._per_class if name in tensors}
+        if "plain" not in one:
+            return Learned(one["memory"])
+        cohort_scores = one["familiar"].unsqueeze(-2) if "familiar" in one else None
+        # The prototypes of the cohort are for cohort scores alone.
+        cohort = Cohort(tensors["centre"], tensors.get("rows", tensors["centre"].unsqueeze(0)))
+        return Learned(one["memory"], one["plain"], cohort_scores, cohort, numbers["plain weight"])
 
     def _scores_from(self, learned: Learned, products: Tensor, lengths: Tensor) -> Tensor:
         scores = self._read_memory(products, lengths)

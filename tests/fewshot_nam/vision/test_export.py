@@ -13,7 +13,7 @@ from torch import nn
 
 from backbones import Backbone
 from fewshot_nam import NAMModel
-from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead, RidgeHead
+from fewshot_nam.heads import BaseStatistics, CosineHead, Head, NAMHead, RidgeHead, registry
 from fewshot_nam.vision.export import export_onnx, export_program, memory_of, update_onnx
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[export]'")
@@ -22,6 +22,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 
 PROTOTYPES = torch.rand(13, 12, generator=torch.Generator().manual_seed(0))  # 12 features, as Tiny has
 BASE = BaseStatistics.from_prototypes(PROTOTYPES)
+BASE_OF_6 = BaseStatistics.from_prototypes(PROTOTYPES[:, :6])
 CASES = {
     "nam": (lambda: NAMHead(), {}),
     "nam over a background": (lambda: NAMHead(base=BASE), {}),
@@ -85,7 +86,9 @@ def test_a_file_gives_the_scores_of_the_model_also_with_more_and_fewer_classes_t
     assert_same(path, model, painted)
     if case == "nam with base classes":  # without any base class the head reads otherwise
         model.learn(painted(0), "a").forget("k")
-        with pytest.raises(ValueError, match="shapes differ; export this one to a new file"):
+        with pytest.raises(
+            ValueError, match="shapes differ; load the memory that the file was made from; or export this model"
+        ):
             update_onnx(path, model)
     assert onnx.load(path).graph.node == graph.node  # only what was learned has changed
     assert str(tmp_path.parent) not in str(graph)
@@ -139,7 +142,11 @@ def test_metadata_hold_what_a_runtime_needs(exported, tmp_path):
         ({"scale": 2.0}, "weights differ"),
         ({"head": NAMHead(log_partition_penalty=0.9)}, "settings differ"),
         ({"head": NAMHead(base=BaseStatistics.from_mean(torch.ones(6)))}, "constants differ"),
-        ({"head": CosineHead()}, "head, settings, constants differ"),
+        (
+            {"head": NAMHead(base=BASE_OF_6)},
+            r"or attach with head=NAMHead\(\) if that was made without base classes; or export",
+        ),
+        ({"head": CosineHead()}, "head, settings, constants differ; load the memory that the file was made from; or"),
     ],
     ids=str,
 )
@@ -194,7 +201,8 @@ def test_what_cannot_be_exported_is_refused_by_name(exported, attached, nam, pai
     make, image, _ = exported
     with pytest.raises(ValueError, match="knows no class yet"):
         export_onnx(nam, tmp_path / "m.onnx")
-    with pytest.raises(ValueError, match="a RidgeHead cannot be exported: attach with CosineHead or NAMHead"):
+    can = sorted({entry.build.__name__ for entry in registry.specs() if entry.exports})
+    with pytest.raises(ValueError, match=f"a RidgeHead cannot be exported: attach with {' or '.join(can)}$"):
         export_onnx(attached(head=RidgeHead()).learn(painted(0), "a"), tmp_path / "m.onnx")
     half = make()
     half.backbone.network.bfloat16()
@@ -209,6 +217,36 @@ def test_what_cannot_be_exported_is_refused_by_name(exported, attached, nam, pai
     with pytest.raises(ValueError, match=r"torch\.export cannot trace fixed for any number of images"):
         export_onnx(model, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+
+
+class Manhattan(Head):
+    """Minus the city-block distance to the class means, times a buffer of its own."""
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(factor))
+
+    def _learn(self, support):
+        return support.with_base(support.base, support.class_means(support.features))
+
+    def _score(self, learned, query):
+        return -self.factor * (query.unsqueeze(-2) - learned.unsqueeze(-3)).abs().sum(dim=-1)
+
+
+def test_a_head_of_another_package_that_is_registered_to_export_exports(attached, painted, tmp_path, monkeypatch):
+    path = tmp_path / "m.onnx"
+    model = attached(head=Manhattan(2.0)).learn([painted(i) for i in range(3)], ["a", "b", "c"])
+    with pytest.raises(ValueError, match="a Manhattan cannot be exported"):
+        export_onnx(model, path)
+    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+    registry.register(registry.HeadSpec("manhattan", Manhattan, "city-block distance", exports=True))
+    export_onnx(model, path)
+    assert_same(path, model, painted)
+    model.learn([painted(i) for i in range(3, 9)], [f"more {i}" for i in range(6)])
+    update_onnx(path, model)
+    assert_same(path, model, painted)
+    with pytest.raises(ValueError, match="constants differ"):
+        update_onnx(path, attached(head=Manhattan(3.0)).learn(painted(0), "a"))
 
 
 def test_without_onnx_the_error_says_what_to_install(exported, tmp_path, monkeypatch):
