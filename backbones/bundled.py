@@ -105,7 +105,7 @@ def save_weights(path: str | os.PathLike[str], network: nn.Module, prototypes: T
         path: a ``.safetensors`` file, which ``backbones.create(name, path)`` reads; its directory is made if it does not exist.
         network: a ``Conv4`` or ``Conv5``, on any device.
         prototypes: ``(B, D)``, the mean feature of each class of the training.
-        card: what can be told of the training, to be kept as JSON; ``"base_classes"`` are the names of the B classes.
+        card: facts about the training, kept as JSON; ``"base_classes"`` are the names of the B classes.
 
     Raises:
         ValueError: not as many class names as prototypes.

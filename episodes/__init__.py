@@ -1,4 +1,4 @@
-"""Episodes for few-shot learning: pictures, features, sampling, measures, evaluation, reports.
+"""Episodes for few-shot learning: images, features, sampling, measures, evaluation, reports.
 
 Names are imported when they are first used, so that ``fewshot-nam-eval --help`` need not wait for torch.
 """

@@ -27,7 +27,7 @@ def keep_freed_memory() -> Iterator[None]:
     """Keep freed memory for later allocations, up to 1 GiB a block, and return it to the operating system at the end.
 
     It holds for the whole process, whose memory stays at its peak meanwhile. It works as a decorator too, may be nested, and may
-    be entered from several threads. Afterwards blocks above 32 MiB are returned when they are freed, which is what glibc settles on
+    be entered from several threads. Afterwards blocks above 32 MiB are returned when they are freed, as glibc does
     by itself.
 
     Nothing happens without glibc, or where ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_`` or ``GLIBC_TUNABLES`` is set.

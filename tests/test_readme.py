@@ -29,7 +29,10 @@ def test_the_first_command_prints_what_the_readme_shows(capsys):
     shown = re.search(r"```text\n(5-way 1-shot.*?)```", README, re.DOTALL)[1]
     assert episodes.cli.main.main(["--ways", "5", "--shots", "1", "--quiet"]) == 0
     printed = capsys.readouterr().out
-    assert doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS), printed
+    assert doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS), (
+        "README.md shows another table. If the change is meant, as for a new column or row, put this there in place of the old "
+        f"one, with ... for what differs from run to run:\n{printed}"
+    )
 
 
 def test_the_readme_fits_a_screen_and_a_half():

@@ -4,7 +4,8 @@ The order is that of the tables: first what a user of a deployed model meets.
 
 To add a measure, write a function from `Scores` to one value per episode, in a file of its own or here, and register it:
 
-    register(Measure("margin", "mean gap between known and unknown", "higher", ("open",), _margin, needs=("unknown",)))
+    meaning = "mean gap between known and unknown"
+    register(Measure("margin", meaning, "higher", ("open",), _margin, needs=("unknown",), unit="number"))
 
 Measures that share a quantity (a threshold, a ranking) read it from a property of `Scores`, which computes it once.
 """
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # `fewshot-nam-eval --help` lists measures and must not wait 
 
 Protocol = Literal["closed", "open", "generalized"]
 Need = Literal["unknown", "thresholds", "bias"]
+Unit = Literal["share", "number"]
 
 PROTOCOLS: tuple[Protocol, ...] = ("closed", "open", "generalized")
 
@@ -39,6 +41,7 @@ class Measure:
         needs: parts of the scores without which it is left out: `"unknown"` queries, `"thresholds"` or `"bias"` of `Frozen`.
         pool: from the concatenated results of all batches and the number of labelled queries in an episode to `(E,)`.
         short: the protocols whose short table shows it. Tables keep the order of registration.
+        unit: how tables print it: a ``"share"`` from 0 to 1 in percent, a ``"number"`` as it is.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Measure:
     needs: tuple[Need, ...] = ()
     pool: Callable[[Tensor, int], Tensor] | None = None
     short: tuple[Protocol, ...] = ()
+    unit: Unit = "share"
 
     def applies_to(self, scores: Scores) -> bool:
         """Whether the scores have all that this measure needs."""
@@ -61,19 +65,22 @@ class Measure:
 
 
 MEASURES: dict[str, Measure] = {}
+"""All measures by name, in the order of tables; ``register`` adds one."""
 
 
 def register(measure: Measure) -> None:
     """Add a measure to `MEASURES`.
 
     Raises:
-        ValueError: a name that is taken, or a protocol that does not exist.
+        ValueError: a name that is taken, or a protocol or unit that does not exist.
     """
     if measure.name in MEASURES:
         raise ValueError(f"register: there is a measure {measure.name!r} already")
     unknown = set(measure.protocols) - set(PROTOCOLS)
     if unknown or not measure.protocols:
         raise ValueError(f"register: {measure.name!r} needs protocols among {PROTOCOLS}, got {measure.protocols}")
+    if measure.unit not in ("share", "number"):
+        raise ValueError(f"register: the unit of {measure.name!r} is 'share' or 'number', got {measure.unit!r}")
     MEASURES[measure.name] = measure
 
 
@@ -88,8 +95,8 @@ def short_table(protocol: str) -> list[str]:
 
 
 def measured(scores: Scores) -> dict[str, Tensor]:
-    """Return every registered measure of these scores, `{name: (E,)}`; one with a `pool`, as `compute` gives it."""
-    return {name: measure.compute(scores) for name, measure in MEASURES.items() if measure.applies_to(scores)}
+    """Return every registered measure of these scores, `{name: (E,)}` in float64; one with a `pool`, as `compute` gives it."""
+    return {name: measure.compute(scores).double() for name, measure in MEASURES.items() if measure.applies_to(scores)}
 
 
 def pooled(name: str, values: Tensor, queries: int) -> Tensor:

@@ -1,6 +1,7 @@
 """How values and tables are printed: one place for the terminal, Markdown and the HTML page.
 
-A value is ``{"mean": m, "ci95": h}`` in fractions, as in ``Report.results``; it is printed in percent with its 95% interval.
+A value is ``{"mean": m, "ci95": h}``, as in ``Report.results``. It is printed with its 95% interval: a share in percent, a number
+as it is, with "(number)" in the heading. ``Measure.unit`` says which of the two a measure is.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from episodes.metrics.registry import MEASURES
+from episodes.metrics.registry import MEASURES, Measure
 from fewshot_nam.heads.registry import specs
 
 _ROUNDING = 1e-7
@@ -19,12 +20,13 @@ Table = dict[str, dict[str, Value]]
 
 
 def heading(measure: str) -> str:
-    """Return the name of a measure with an arrow that points to where it is better.
+    """Return the name of a measure with an arrow that points to where it is better; "(number)" if it is not in percent.
 
     >>> heading("accuracy"), heading("open_fpr@95tpr")
     ('accuracy ↑', 'open_fpr@95tpr ↓')
     """
-    return f"{measure} {'↑' if better(measure) == 'higher' else '↓'}"
+    number = " (number)" if _measure(measure).unit == "number" else ""
+    return f"{measure}{number} {'↑' if better(measure) == 'higher' else '↓'}"
 
 
 def text_headings(measures: Sequence[str]) -> list[list[str]]:
@@ -39,7 +41,7 @@ def text_headings(measures: Sequence[str]) -> list[list[str]]:
 
 def better(measure: str) -> Literal["higher", "lower"]:
     """Return which direction of a measure is better; one that ends in ``:alone`` is as its measure without that."""
-    return MEASURES[measure.removesuffix(":alone")].better
+    return _measure(measure).better
 
 
 def verdict(measure: str, difference: Value) -> Literal["better", "worse", "even"]:
@@ -62,18 +64,46 @@ def percent(value: Value, digits: int = 1, signed: bool = False) -> str:
     >>> percent({"mean": 0.25, "ci95": 0.01}), percent({"mean": -0.25, "ci95": math.nan}, digits=2, signed=True)
     ('25.0 ± 1.0', '-25.00 ± n/a')
     """
-    mean, ci95 = 100 * _without_rounding(value["mean"]), 100 * value["ci95"]
+    return _with_interval(value, 100, digits, signed)
+
+
+def number(value: Value, digits: int = 3, signed: bool = False) -> str:
+    """Return a value as it is with its interval, ``"n/a"`` for what is NaN.
+
+    >>> number({"mean": 0.25, "ci95": 0.01})
+    '0.250 ± 0.010'
+    """
+    return _with_interval(value, 1, digits, signed)
+
+
+def in_unit(measure: str, value: Value, signed: bool = False) -> str:
+    """Return a value of a measure in the measure's unit, with its interval."""
+    return (percent if _measure(measure).unit == "share" else number)(value, signed=signed)
+
+
+def mean_in_unit(measure: str, mean: float) -> str:
+    """Return a mean of a measure without an interval: ``"25.0%"`` for a share, ``"0.250"`` for a number."""
+    return f"{100 * mean:.1f}%" if _measure(measure).unit == "share" else f"{mean:.3f}"
+
+
+def cell(measure: str, value: Value, signed: bool = False) -> str:
+    """Return a value in its unit; a signed one, a difference, is marked ``+*`` where it is better and ``-*`` where worse."""
+    if not signed:
+        return in_unit(measure, value)
+    return in_unit(measure, value, signed=True) + {"better": " +*", "worse": " -*", "even": ""}[verdict(measure, value)]
+
+
+def _measure(name: str) -> Measure:
+    """Return the measure of this name, or of this name without ``:alone``."""
+    return MEASURES[name.removesuffix(":alone")]
+
+
+def _with_interval(value: Value, factor: int, digits: int, signed: bool) -> str:
+    mean, ci95 = factor * _without_rounding(value["mean"]), factor * value["ci95"]
     if math.isnan(mean):
         return "n/a"
     width = "n/a" if math.isnan(ci95) else f"{ci95:.{digits}f}"
     return f"{mean:{'+' if signed else ''}.{digits}f} ± {width}"
-
-
-def cell(measure: str, value: Value, signed: bool = False) -> str:
-    """Return a value in percent; a signed one, a difference, is marked ``+*`` where it is better and ``-*`` where worse."""
-    if not signed:
-        return percent(value)
-    return percent(value, signed=True) + {"better": " +*", "worse": " -*", "even": ""}[verdict(measure, value)]
 
 
 def _without_rounding(mean: float) -> float:

@@ -16,8 +16,9 @@ from episodes.reporting.formatting import (
     bank_line,
     head_meanings,
     heading,
+    in_unit,
     markdown_table,
-    percent,
+    mean_in_unit,
     rows,
     text_headings,
     text_table,
@@ -32,8 +33,8 @@ class Report:
 
     Attributes:
         config: what was run: protocol, numbers, seed, heads with their settings, banks.
-        results: ``{head: {measure: {"mean": m, "ci95": h}}}``, fractions from 0 to 1; the 95% interval is ``m - h`` to ``m + h``
-            over episodes (the bank's classes and images stay fixed).
+        results: ``{head: {measure: {"mean": m, "ci95": h}}}``, shares from 0 to 1, or plain numbers (``Measure.unit``); the 95%
+            interval is ``m - h`` to ``m + h`` over episodes (the bank's classes and images stay fixed).
         paired: ``{"a-b": {measure: {"mean": m, "ci95": h}}}``, the value of head a minus that of head b on the same episodes.
         seconds: how long the evaluation took.
         notes: what else a reader must know.
@@ -103,12 +104,12 @@ class Report:
         if self.reference is None or not self.columns:
             return None
         head, measure = "nam" if "nam" in others else others[0], self.columns[0]
-        ours, theirs = (100 * self.results[name][measure]["mean"] for name in (head, self.reference))
+        ours, theirs = (mean_in_unit(measure, self.results[name][measure]["mean"]) for name in (head, self.reference))
         difference = self.paired[f"{head}-{self.reference}"][measure]
         found = {"better": "better", "worse": "worse", "even": "no clear difference"}[verdict(measure, difference)]
         return (
-            f"{head} has {measure} {ours:.1f}% and {self.reference} {theirs:.1f}% ({MEASURES[measure].better} is better): "
-            f"{found}, {percent(difference, signed=True)} points"
+            f"{head} has {measure} {ours} and {self.reference} {theirs} ({MEASURES[measure].better} is better): "
+            f"{found}, {in_unit(measure, difference, signed=True)}{' points' if MEASURES[measure].unit == 'share' else ''}"
         )
 
     def facts(self) -> list[tuple[str, str]]:

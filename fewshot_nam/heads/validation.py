@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 Label = int | str
+"""The name of a class: a whole number or text."""
+
 _SHORTEST = 1e-12  # what ``unit`` divides by at the least: anything shorter would not come out at length 1
 
 

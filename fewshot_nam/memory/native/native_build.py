@@ -6,7 +6,7 @@ Where there is no library, callers use torch or NumPy, with the same results but
 Libraries are kept in a directory ``compiled`` under ``$FEWSHOT_NAM_CACHE``, else ``$TORCH_EXTENSIONS_DIR``, else
 ``$XDG_CACHE_HOME/fewshot-nam``, else ``~/.cache/fewshot-nam``. Two rules make it safe to load them:
 
-- Nobody but the user may write there. The directory is created with mode 0700. A directory or file of another owner, or one that
+- Only the user may write there. The directory is created with mode 0700. A directory or file of another owner, or one that
   its group or others may write, is refused, and so is a directory below one where others may rename it.
 - A file is complete. Its name holds the digest of its contents, which is compared before the file is loaded, since loading a
   truncated library kills the process. A damaged file is deleted and built again.

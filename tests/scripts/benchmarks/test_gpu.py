@@ -53,6 +53,12 @@ def test_the_limits_add_up_to_less_than_ten_minutes(gpu):
     assert sum(part.seconds for part in gpu.PARTS.values()) < 600
 
 
+def test_a_dry_run_has_time_on_a_busy_machine(gpu):
+    for name, part in gpu.PARTS.items():
+        assert gpu.time_limit(name, gpu.Place("cuda", dry=False)) == part.seconds
+        assert gpu.time_limit(name, gpu.Place("cpu", dry=True)) >= 4 * part.seconds
+
+
 def test_a_dry_run_writes_the_report_where_out_says(tmp_path):
     done = start("--dry-run", "--part", "lsam", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
