@@ -129,7 +129,7 @@ def test_failed_download_is_one_line(monkeypatch):
 def test_model_without_published_weights_says_so():
     published = {name.partition(".")[0] for name in timm.list_pretrained()}
     model = next(name for name in timm.list_models() if name not in published)
-    with pytest.raises(ValueError, match=f"timm/{model}: timm has no weights for it: pass pretrained=<file>"):
+    with pytest.raises(ValueError, match=f"timm/{model}: timm has no weights for it: give a file of weights"):
         backbones.create(f"timm/{model}")
 
 
