@@ -51,19 +51,26 @@ UNTRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     "nam": ("nam", {}),
     "nam, rows erased": ("nam", {"base_write": "erased"}),
 }
+# Names as the Markdown prints them; JSON, --generators and checkpoints keep the keys above.
+PRINTED = {
+    "averaging, rows fixed": "averaging, fixed class weights",
+    "nam gates, rows fixed": "nam gates, fixed class weights",
+    "nam, rows erased": "nam, erased class weights",
+    "cosine, trained rows": "cosine, trained class weights",
+}
 COLUMNS = (
     *("joint_accuracy", "base_accuracy:alone", "novel_accuracy:alone", "base_accuracy", "novel_accuracy"),
     *("novel_to_base", "base_to_novel", "harmonic_mean", "harmonic_mean:frozen", "ausuc"),
 )
 DIFFERENCES = [  # what is added, the head with it, the head without it
-    ("training the rows", "cosine, trained rows", "cosine"),
+    ("training the class weights", "cosine, trained rows", "cosine"),
     ("episodes", "averaging", "cosine, trained rows"),
     ("attention", "attention", "averaging"),
     ("gates", "nam gates", "averaging"),
     ("gates, parallel", "nam gates, parallel", "averaging"),
     ("attention beside gates", "nam gates + attention", "nam gates"),
     ("gates beside attention", "nam gates + attention", "attention"),
-    ("gates, rows fixed at the means", "nam gates, rows fixed", "averaging, rows fixed"),
+    ("gates, class weights fixed at the means", "nam gates, rows fixed", "averaging, rows fixed"),
     ("gates, trained against untrained", "nam gates", "nam, rows erased"),
     ("gates, trained against untrained nam", "nam gates", "nam"),
 ]
@@ -113,27 +120,29 @@ def banks_of(options: argparse.Namespace) -> Banks:
     return Banks(base, NovelAndBase(banks["validation"], validated), NovelAndBase(banks["novel"], tested))
 
 
-def base_rows(base: FeatureBank, recipe: GeneratorRecipe, path: Path) -> Tensor:
-    """Return the rows of stage 1, from ``path`` where this recipe has left them there."""
+def base_class_weights(base: FeatureBank, recipe: GeneratorRecipe, path: Path) -> Tensor:
+    """Return the class weights of stage 1: from ``path`` if this recipe saved them there, else trained and saved."""
     made = {"recipe": json.dumps(asdict(recipe)), "trained_on": base.fingerprint}
     if path.exists():
         kept = FeatureBank.load(path)
         if kept.provenance != made:
-            raise SystemExit(f"error: {path} was made with another recipe or other data: remove it to start afresh")
+            raise SystemExit(f"error: {path} was made with another recipe or other data: remove it to start again")
         return kept.features
-    with tqdm(total=recipe.epochs * recipe.steps, desc="base rows", leave=False, mininterval=1) as bar:
-        rows = train_class_weights(base, recipe, on_step=lambda _loss: bar.update())
+    with tqdm(total=recipe.epochs * recipe.steps, desc="base class weights", leave=False, mininterval=1) as bar:
+        class_weights = train_class_weights(base, recipe, on_step=lambda _loss: bar.update())
     path.parent.mkdir(parents=True, exist_ok=True)
-    FeatureBank(rows, torch.arange(len(rows)), base.classes, provenance=made).save(path)
-    return rows
+    FeatureBank(class_weights, torch.arange(len(class_weights)), base.classes, provenance=made).save(path)
+    return class_weights
 
 
-def trained(name: str, rows: Tensor, banks: Banks, recipe: GeneratorRecipe, checkpoint: Path) -> GeneratorTraining:
+def trained(
+    name: str, class_weights: Tensor, banks: Banks, recipe: GeneratorRecipe, checkpoint: Path
+) -> GeneratorTraining:
     """Return the finished training of a generator."""
-    ingredients, order, rows_train = GENERATORS[name]
+    ingredients, order, weights_train = GENERATORS[name]
     torch.manual_seed(recipe.seed)
-    head = GeneratorHead(rows if rows_train else unit(banks.base.class_means()), ingredients, order=order)
-    head.base_weights.requires_grad_(rows_train)
+    head = GeneratorHead(class_weights if weights_train else unit(banks.base.class_means()), ingredients, order=order)
+    head.base_weights.requires_grad_(weights_train)
     run = GeneratorTraining(head, banks.base, *banks.validation, recipe, checkpoint)
     while run.epoch < recipe.epochs:
         what = f"{name}, {recipe.shots} shots, epoch {run.epoch + 1}/{recipe.epochs}"
@@ -143,14 +152,14 @@ def trained(name: str, rows: Tensor, banks: Banks, recipe: GeneratorRecipe, chec
     return run
 
 
-def contenders(banks: Banks, rows: Tensor, trainings: dict[str, GeneratorTraining]) -> dict[str, Contender]:
+def contenders(banks: Banks, class_weights: Tensor, trainings: dict[str, GeneratorTraining]) -> dict[str, Contender]:
     """Return all heads to compare, each with its base class weights."""
     base, found = banks.base.base_statistics(), {}
     for name, (kind, settings) in UNTRAINED.items():
         # As in evaluate: base classes are answers here, so a head that can do without them gets no cohort of them.
         head = create(kind, None if spec(kind).needs == "nothing" else base, **settings)
         found[name] = Contender(head, base.power_means if head.power_normalised else base.prototypes)
-    found["cosine, trained rows"] = Contender(create("cosine"), rows)
+    found["cosine, trained rows"] = Contender(create("cosine"), class_weights)
     for name, run in trainings.items():
         best = run.best_head()
         found[name] = Contender(best, best.base_weights)
@@ -164,16 +173,20 @@ def markdown(report: dict[str, Any]) -> str:
     for shots, found in report["shots"].items():
         results, pairs = found["results"], found["paired"]
         lines += ["", f"## {shots}-shot", ""]
-        lines += markdown_table([head, *([name, *(percent(row[m]) for m in COLUMNS)] for name, row in results.items())])
+        lines += markdown_table(
+            [head, *([_printed(name), *(percent(row[m]) for m in COLUMNS)] for name, row in results.items())]
+        )
         lines += [
             "",
-            "What each part buys: differences on the same episodes, percentage points; * where the interval excludes 0.",
+            "What each part adds: differences on the same episodes, percentage points; * if the interval excludes 0.",
             "",
         ]
         best = max(COSINES, key=lambda name: results[name]["ausuc"]["mean"])
-        compared = [(f"{what}: {ours} - {theirs}", f"{ours}-{theirs}") for what, ours, theirs in DIFFERENCES]
+        compared = [
+            (f"{what}: {_printed(ours)} - {_printed(theirs)}", f"{ours}-{theirs}") for what, ours, theirs in DIFFERENCES
+        ]
         compared += [
-            (f"against the cosine of best ausuc: {name} - {best}", f"{name}-{best}")
+            (f"against the cosine of best ausuc: {_printed(name)} - {best}", f"{name}-{best}")
             for name in results
             if name not in COSINES
         ]
@@ -182,6 +195,10 @@ def markdown(report: dict[str, Any]) -> str:
         ]
         lines += [*markdown_table([head, *rows]), "", *_verdicts(pairs), "", *_openness(found["chosen"])]
     return "\n".join(lines) + "\n"
+
+
+def _printed(name: str) -> str:
+    return PRINTED.get(name, name)
 
 
 def _heading(measure: str) -> str:
@@ -207,7 +224,7 @@ def _verdicts(pairs: dict[str, dict[str, dict[str, float]]]) -> list[str]:
             if measures
         )
         if said:
-            lines.append(f"- {ours} beside {theirs}: {said}.")
+            lines.append(f"- {_printed(ours)} beside {_printed(theirs)}: {said}.")
     return lines
 
 
@@ -217,7 +234,7 @@ def _openness(chosen: dict[str, dict[str, float]]) -> list[str]:
     for name, line in chosen.items():
         means = [f"{gate} {line[gate]:.2f}" for gate in ("p_write", "p_erase") if gate in line]
         if means:
-            lines.append(f"- {name}: mean over novel images {', '.join(means)}; epoch {line['epoch']:.0f}.")
+            lines.append(f"- {_printed(name)}: mean over novel images {', '.join(means)}; epoch {line['epoch']:.0f}.")
     return lines
 
 
@@ -263,7 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
     recipes = {shots: GeneratorRecipe(**given, shots=shots) for shots in options.all_shots}
     banks = banks_of(options)
     folder = options.checkpoints or Path("checkpoints") / options.out.name
-    rows = base_rows(banks.base, GeneratorRecipe(**given), folder / "rows.safetensors")
+    class_weights = base_class_weights(banks.base, GeneratorRecipe(**given), folder / "rows.safetensors")
     report: dict[str, Any] = {
         "title": options.title,
         "command": shlex.join(
@@ -293,10 +310,11 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     for shots, recipe in recipes.items():
         trainings = {
-            name: trained(name, rows, banks, recipe, folder / f"{name} {shots}.pt") for name in options.generators
+            name: trained(name, class_weights, banks, recipe, folder / f"{name} {shots}.pt")
+            for name in options.generators
         }
         results, pairs = compare(
-            contenders(banks, rows, trainings),
+            contenders(banks, class_weights, trainings),
             banks.test,
             banks.validation,
             ways=options.test_ways,

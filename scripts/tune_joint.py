@@ -40,7 +40,7 @@ def validation_sets(data: Path, conv5: Path | None) -> Iterator[tuple[str, dict[
 def variants() -> Iterator[tuple[str, Head, dict[str, float]]]:
     """Yield a name, a head, and the constants of ``fewshot_nam.heads.nam.base_attention`` to change for it."""
     yield "nam", NAMHead(), {}
-    yield "nam, base rows erased", NAMHead(base_write="erased"), {}
+    yield "nam, base class weights erased", NAMHead(base_write="erased"), {}
     yield "nam, no prototype memory", NAMHead(prototype_weight=0.0), {}
     yield "nam, no joint write", NAMHead(p_write=0.0, p_erase=0.0, ridge=1e6), {}
     yield "nam, no base-class attention", NAMHead(), {"ATTENTION_WEIGHT": 0.0}

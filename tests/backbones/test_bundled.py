@@ -11,18 +11,18 @@ from backbones.bundled import save_weights
 from backbones.conv4 import Conv4, ink_transform
 from backbones.conv5 import Conv5, photo_transform
 
-PICTURE = Image.radial_gradient("L")
+IMAGE = Image.radial_gradient("L")
 
 
 def _features(backbone):
-    return backbone(backbone.transform(PICTURE).unsqueeze(0))
+    return backbone(backbone.transform(IMAGE).unsqueeze(0))
 
 
 def test_conv4_reads_the_file_form_of_the_package(bundled_file, conv4_state):
     backbone = backbones.create("conv4", pretrained=bundled_file())
     expected = Conv4()
     expected.load_state_dict(conv4_state)
-    assert torch.equal(_features(backbone), expected.eval()(ink_transform(PICTURE).unsqueeze(0)))
+    assert torch.equal(_features(backbone), expected.eval()(ink_transform(IMAGE).unsqueeze(0)))
     assert torch.equal(backbone.base_statistics.prototypes, torch.arange(192.0).reshape(3, 64))
     assert backbone.base_classes == ["Latin/a", "Latin/b", "Greek/alpha"]
     assert (backbone.name, backbone.feature_dim) == ("conv4", 64)
@@ -119,7 +119,7 @@ def test_conv5_reads_its_own_file_and_not_that_of_conv4(tmp_path, bundled_file):
     card = json.dumps({"base_classes": ["cat", "dog"]})
     save_file(tensors | {"base_prototypes": torch.ones(2, 32)}, path, metadata={"card": card})
     backbone = backbones.create("conv5", pretrained=path, model_options={"width": 2})
-    assert torch.equal(_features(backbone), network.eval()(photo_transform(PICTURE).unsqueeze(0)))
+    assert torch.equal(_features(backbone), network.eval()(photo_transform(IMAGE).unsqueeze(0)))
     assert backbone.base_classes == ["cat", "dog"]
     with pytest.raises(ValueError, match="does not fit conv5"):
         backbones.create("conv5", pretrained=bundled_file())
@@ -138,7 +138,7 @@ def test_saved_weights_give_the_same_backbone(tmp_path):
     network, prototypes = Conv4(), torch.rand(2, 64) + 0.1
     save_weights(tmp_path / "new" / "own.safetensors", network, prototypes, {"base_classes": ["a", "b"], "recipe": {}})
     backbone = backbones.create("conv4", tmp_path / "new" / "own.safetensors")
-    assert torch.equal(_features(backbone), network.eval()(ink_transform(PICTURE).unsqueeze(0)))
+    assert torch.equal(_features(backbone), network.eval()(ink_transform(IMAGE).unsqueeze(0)))
     assert torch.equal(backbone.base_statistics.prototypes, prototypes)
     assert backbone.base_classes == ["a", "b"]
     with pytest.raises(ValueError, match="2 prototypes need as many names"):

@@ -17,12 +17,12 @@ SMALL = ["--backbone", "timm/test_resnet", "--weights", "random", "--transform-o
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
-    """Directories of digits: 0, 1 and 2 to learn and, other images, to test; all others as strangers, by class too."""
+    """Directories of digits: 0, 1 and 2 to learn and, other images, to test; all others as unknowns, by class too."""
     root = tmp_path_factory.mktemp("pictures")
     digits = load_digits()
     for label in range(10):
         for number, image in enumerate(digits.images[digits.target == label][:9]):
-            part = "strangers" if label > 2 else "photos" if number < 4 else "others"
+            part = "unknowns" if label > 2 else "photos" if number < 4 else "others"
             where = root / part / f"digit {label}"
             where.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.uint8(255 - image * 15)).resize((40, 40)).save(where / f"{number}.png")
@@ -68,20 +68,20 @@ def test_learn_predict_calibrate_forget_inspect_and_export(run, images, tmp_path
     assert np.mean(right) > (0.5 if backbone else 0.9)
     assert all(one["accepted"] is None for one in found)
 
-    words = ("calibrate", images / "strangers", "--known", images / "others", "--target", "0.1", "--memory", path)
+    words = ("calibrate", images / "unknowns", "--known", images / "others", "--target", "0.1", "--memory", path)
     calibrated = run(*words, "--json")
     assert calibrated["strangers"] == 63
     assert calibrated["bound"] <= 0.1
     by_class = run(*words[:-4], "--target", "0.2", "--memory", path, "--by-class", "--json")
     assert by_class["stranger_classes"] == 7
     run(*words)
-    asked = run("predict", images / "strangers", "--unknown", "--memory", path, "--json")["predictions"]
+    asked = run("predict", images / "unknowns", "--unknown", "--memory", path, "--json")["predictions"]
     assert sum(one["label"] is None for one in asked) >= 0.9 * len(asked)  # those that it was calibrated on
     assert all(one["accepted"] == (one["label"] is not None) for one in asked)
     line = run("predict", asked[0]["picture"], "--unknown", "--memory", path).split("\t")
     assert line[:2] == [asked[0]["picture"], asked[0]["label"] or "unknown"]
 
-    new = images / "strangers" / "digit 7"
+    new = images / "unknowns" / "digit 7"
     run("learn", new / "0.png", new / "1.png", "--label", "seven", "--memory", path)
     known = run("inspect", "--memory", path, "--json")
     assert known["classes"][-1] == {"label": "seven", "pictures": 2}
@@ -187,8 +187,8 @@ def test_weights_from_a_file_are_found_again_or_asked_for(run, images, tmp_path)
         (["learn", "PHOTOS", "--out", "new.st", "--quiet", "--model-option", "width"], "expected KEY=VALUE, got 'width'"),
         (["learn", "PHOTOS", "--out", "nowhere/new.st"], "the directory of nowhere/new.st does not exist"),
         (["forget", "digit 0", "digit 9", "--memory", "MEMORY"], "class 'digit 9' was never written"),
-        (["calibrate", "STRANGERS", "--memory", "MEMORY", "--target", "0.001"], "needs at least 999 samples of unknowns, got 63"),
-        (["calibrate", "STRANGERS", "--by-class", "--target", "0.1", "--memory", "MEMORY"], "9 groups of unknowns, got 7"),
+        (["calibrate", "UNKNOWNS", "--memory", "MEMORY", "--target", "0.001"], "needs at least 999 samples of unknowns, got 63"),
+        (["calibrate", "UNKNOWNS", "--by-class", "--target", "0.1", "--memory", "MEMORY"], "9 groups of unknowns, got 7"),
         (["calibrate", "PHOTOS", "--by-class", "--target", "0.4", "--memory", "MEMORY"], "'digit 1', 'digit 2' is known"),
         (["export", "MEMORY", "--memory", "MEMORY"], "is the memory, and would be replaced: choose another name"),
         (["export", "link.onnx", "--memory", "MEMORY"], "is the memory, and would be replaced: choose another name"),
@@ -200,7 +200,7 @@ def test_what_is_refused_is_one_line_and_changes_nothing(run, memory, images, mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.onnx").symlink_to(memory)
     before = memory.read_bytes()
-    places = {"MEMORY": str(memory), "PHOTOS": str(images / "photos"), "STRANGERS": str(images / "strangers")}
+    places = {"MEMORY": str(memory), "PHOTOS": str(images / "photos"), "UNKNOWNS": str(images / "unknowns")}
     for name, place in places.items():
         words = [word.replace(name, place) for word in words]
     assert message in run(*words, fails=True)
@@ -210,7 +210,7 @@ def test_what_is_refused_is_one_line_and_changes_nothing(run, memory, images, mo
 
 def test_a_memory_without_classes_says_to_learn(run, memory, images):
     run("forget", "digit 0", "digit 1", "digit 2", "--memory", memory)
-    for words in (["predict", images / "photos"], ["calibrate", images / "strangers"], ["export", "m.onnx"]):
+    for words in (["predict", images / "photos"], ["calibrate", images / "unknowns"], ["export", "m.onnx"]):
         assert "knows no class: run fewshot-nam learn first" in run(*words, "--memory", memory, fails=True)
 
 

@@ -743,13 +743,13 @@ def test_the_machine_does_not_load_matplotlib():
 def test_the_example_runs(monkeypatch, capsys, tmp_path):
     pytest.importorskip("matplotlib")
     script = Path(__file__).resolve().parents[3] / "scripts/examples/turing_reverse.py"
-    picture = tmp_path / "heads.png"
+    plot = tmp_path / "heads.png"
     monkeypatch.setattr(
-        sys, "argv", [str(script), "--steps", "4", "--batch", "2", "--strings", "3", "--plot", str(picture)]
+        sys, "argv", [str(script), "--steps", "4", "--batch", "2", "--strings", "3", "--plot", str(plot)]
     )
     runpy.run_path(str(script), run_name="__main__")
     assert "length  10  trained" in capsys.readouterr().out
-    assert picture.stat().st_size > 1000
+    assert plot.stat().st_size > 1000
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------------

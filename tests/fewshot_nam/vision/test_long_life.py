@@ -13,7 +13,7 @@ import torch
 from fewshot_nam.heads import NAMHead
 
 OPERATIONS = int(os.environ.get("FEWSHOT_LONG_LIFE", "3000"))
-PICTURES, MOST = 40, 60  # images to choose from, and features that are held at most
+IMAGES, MOST = 40, 60  # images to choose from, and features that are held at most
 LABELS = ["a", "b", "c", 1, 2, 3, "4", "5"]
 GROWTH = 4 * 2**20  # bytes: what an allocator may keep for itself, and no leak of a hundred bytes an operation
 
@@ -30,8 +30,8 @@ def open_files():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
 def test_random_operations_leave_no_drift_and_no_leak(nam, painted, tmp_path):
-    ready = torch.stack([nam.backbone.transform(painted(i)) for i in range(PICTURES)])
-    features = torch.cat([nam.features(ready[i : i + 1]) for i in range(PICTURES)])
+    ready = torch.stack([nam.backbone.transform(painted(i)) for i in range(IMAGES)])
+    features = torch.cat([nam.features(ready[i : i + 1]) for i in range(IMAGES)])
     chance, path = random.Random(0), tmp_path / "a.safetensors"
     held: list[tuple[int, str | int]] = []  # which image was learned as what, in order
     nam.save(path)
@@ -44,7 +44,7 @@ def test_random_operations_leave_no_drift_and_no_leak(nam, painted, tmp_path):
             operation = "save"
         counts[operation] += 1
         if operation == "learn":
-            chosen = [(chance.randrange(PICTURES), chance.choice(LABELS)) for _ in range(chance.randint(1, 3))]
+            chosen = [(chance.randrange(IMAGES), chance.choice(LABELS)) for _ in range(chance.randint(1, 3))]
             nam.learn(ready[[i for i, _ in chosen]], [label for _, label in chosen])
             held = held + chosen
         elif operation == "forget":

@@ -25,7 +25,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def teach(nam, painted):
-    """What the files of released versions hold: two classes, the first of two images, and a threshold by 39 strangers."""
+    """What the files of released versions hold: two classes, the first of two images, and a threshold calibrated on 39 unknowns."""
     nam.learn([painted(0), painted(1), painted(2)], ["badger", 7, "badger"])
     nam.calibrate([painted(i) for i in range(100, 139)], [painted(0)], target_fpr=0.05, known_labels=["badger"])
     return nam

@@ -1,4 +1,4 @@
-"""The whole story on real images: a deployed model learns classes from photos, refuses strangers, and survives a restart.
+"""The whole story on real images: a deployed model learns classes from photos, refuses unknowns, and survives a restart.
 
 Tiny ImageNet's novel classes by MobileNetV2, whose 1,000 classes they are among: good for this walk, no evidence on new classes.
 """
@@ -15,7 +15,7 @@ from PIL import Image
 
 import fewshot_nam
 
-WAYS, SHOTS, QUERIES, STRANGERS = 5, 5, 12, 19  # 19 classes of strangers are what a bound of 5% over new classes takes
+WAYS, SHOTS, QUERIES, UNKNOWNS = 5, 5, 12, 19  # 19 classes of unknowns are what a bound of 5% over new classes takes
 
 
 def deployed(weights):
@@ -60,7 +60,7 @@ def accuracy(nam, photos, classes):
 
 def test_a_deployed_model_learns_refuses_forgets_and_comes_back(photos, weights, tmp_path):
     names = list(photos)
-    known, strangers, others = names[:WAYS], names[WAYS : WAYS + STRANGERS], names[WAYS + STRANGERS :]
+    known, unknowns, others = names[:WAYS], names[WAYS : WAYS + UNKNOWNS], names[WAYS + UNKNOWNS :]
     nam = attached(weights)
 
     # One photo a class, then five.
@@ -73,17 +73,17 @@ def test_a_deployed_model_learns_refuses_forgets_and_comes_back(photos, weights,
     assert one > 0.45
     assert five > max(one, 0.65)  # chance is 20%
 
-    # Strangers are refused: those of classes that nobody has shown it, neither to learn nor to calibrate.
+    # Unknowns are refused: classes that it has neither learned nor been calibrated on.
     found = nam.calibrate(
-        [path for name in strangers for path in photos[name][:2]],
+        [path for name in unknowns for path in photos[name][:2]],
         [path for name in known for path in photos[name][SHOTS:]],
         target_fpr=0.05,
-        unknown_labels=[name for name in strangers for _ in range(2)],
+        unknown_labels=[name for name in unknowns for _ in range(2)],
         known_labels=[name for name in known for _ in range(QUERIES)],
     )
     assert found.bound <= 0.05
-    answers = nam.predict([path for name in others for path in photos[name][:4]], unknown="stranger")
-    assert answers.count("stranger") / len(answers) > 0.85
+    answers = nam.predict([path for name in others for path in photos[name][:4]], unknown="unknown")
+    assert answers.count("unknown") / len(answers) > 0.85
     assert found.known_accepted > 0.1
     assert float(nam.probabilities(photos[known[0]][0]).sum()) == pytest.approx(1, abs=1e-5)
 
@@ -102,7 +102,7 @@ def test_a_deployed_model_learns_refuses_forgets_and_comes_back(photos, weights,
     assert done.returncode == 0, done.stderr
     again = json.loads(done.stdout)
     assert again["classes"] == nam.classes
-    assert again["answers"] == nam.predict(queries, unknown="stranger")
+    assert again["answers"] == nam.predict(queries, unknown="unknown")
     assert again["threshold"] == nam.head.threshold
     torch.testing.assert_close(torch.tensor(again["scores"]), nam(queries))
 
@@ -129,8 +129,8 @@ def test_it_runs_in_onnxruntime_and_takes_there_what_is_learned_later(photos, we
     (scores,) = session.run(["scores"], {"pictures": images.numpy()})
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(scores), nam(asked), atol=1e-4, rtol=0)
-    answers = [classes[row.argmax()] if row.max() >= threshold else "stranger" for row in scores]
-    assert answers == nam.predict(asked, unknown="stranger")
+    answers = [classes[row.argmax()] if row.max() >= threshold else "unknown" for row in scores]
+    assert answers == nam.predict(asked, unknown="unknown")
     assert names[0] not in answers
 
 
@@ -164,4 +164,4 @@ def test_a_photo_is_learned_beside_the_classes_that_the_model_has(photos, weight
 if __name__ == "__main__":
     nam = attached(sys.argv[1]).load(sys.argv[2])
     answer = {"classes": nam.classes, "threshold": nam.head.threshold, "scores": nam(sys.argv[3:]).tolist()}
-    print(json.dumps(answer | {"answers": nam.predict(sys.argv[3:], unknown="stranger")}))
+    print(json.dumps(answer | {"answers": nam.predict(sys.argv[3:], unknown="unknown")}))

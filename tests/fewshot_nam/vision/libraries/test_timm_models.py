@@ -10,7 +10,7 @@ import backbones
 timm = pytest.importorskip("timm")
 
 DATA = os.environ.get("FEWSHOT_DATA")
-PICTURE = Image.linear_gradient("L").resize((200, 150))
+IMAGE = Image.linear_gradient("L").resize((200, 150))
 
 
 def _small(model, **given):
@@ -25,7 +25,7 @@ def test_features_are_those_before_the_classifier(tmp_path, model):
     whole = timm.create_model(model).eval()
     torch.save(whole.state_dict(), tmp_path / "whole.pth")
     backbone = _small(model, pretrained=tmp_path / "whole.pth")
-    batch = backbone.transform(PICTURE).unsqueeze(0)
+    batch = backbone.transform(IMAGE).unsqueeze(0)
     features = backbone(batch)
     assert features.shape == (1, backbone.feature_dim)
     torch.testing.assert_close(whole.get_classifier()(features), whole(batch))
@@ -35,7 +35,7 @@ def test_transform_is_that_of_the_weights():
     backbone = _small("test_resnet")
     config = timm.data.resolve_model_data_config(timm.create_model("test_resnet"))
     expected = timm.data.create_transform(**config, is_training=False)
-    assert torch.equal(backbone.transform(PICTURE), expected(PICTURE.convert("RGB")))
+    assert torch.equal(backbone.transform(IMAGE), expected(IMAGE.convert("RGB")))
 
 
 @pytest.mark.parametrize("size", [32, [3, 32, 32], (3, 32, 32)])
@@ -92,7 +92,7 @@ def test_size_that_the_model_cannot_take_is_found_at_once():
     ):
         _small("vit_tiny_patch16_224", transform_options={"input_size": 96})
     backbone = _small("vit_tiny_patch16_224", transform_options={"input_size": 96}, model_options={"img_size": 96})
-    assert backbone(backbone.transform(PICTURE).unsqueeze(0)).shape == (1, backbone.feature_dim)
+    assert backbone(backbone.transform(IMAGE).unsqueeze(0)).shape == (1, backbone.feature_dim)
 
 
 def test_weights_of_another_size_are_fitted_as_timm_does(tmp_path):

@@ -13,7 +13,7 @@ models = pytest.importorskip("torchvision.models")
 from fewshot_nam.vision.libraries.torchvision_models import remove_classifier  # noqa: E402
 from fewshot_nam.vision.weight_files import fit_weights, read_weights  # noqa: E402
 
-PICTURE = Image.linear_gradient("L").resize((300, 280))
+IMAGE = Image.linear_gradient("L").resize((300, 280))
 SMALL = {"crop_size": 64, "resize_size": 64}
 
 
@@ -83,7 +83,7 @@ def test_file_with_classifiers_gives_the_penultimate_features(tmp_path, model):
     whole = models.get_model(model, weights=None, num_classes=7, **extra).eval()
     save(whole.state_dict(), path)
     backbone = _small(model, pretrained=path)
-    batch = backbone.transform(PICTURE).unsqueeze(0)
+    batch = backbone.transform(IMAGE).unsqueeze(0)
     features = backbone(batch)
     last = [module for module in whole.modules() if isinstance(module, nn.Linear)][-1]
     assert features.shape == (1, backbone.feature_dim)
@@ -93,7 +93,7 @@ def test_file_with_classifiers_gives_the_penultimate_features(tmp_path, model):
 
 def test_squeezenet_features_are_pooled_before_its_convolutional_classifier():
     backbone = _small("squeezenet1_1")
-    batch = backbone.transform(PICTURE).unsqueeze(0)
+    batch = backbone.transform(IMAGE).unsqueeze(0)
     expected = backbone.network.features(batch).relu().mean(dim=(2, 3))
     assert backbone.feature_dim == 512
     torch.testing.assert_close(backbone(batch), expected)
@@ -133,7 +133,7 @@ def test_file_of_an_older_version_is_read_by_that_version(tmp_path):
 def test_transform_is_that_of_the_weights():
     backbone = _small("resnet18", transform_options={})
     expected = models.ResNet18_Weights.DEFAULT.transforms()
-    assert torch.equal(backbone.transform(PICTURE), expected(PICTURE.convert("RGB")))
+    assert torch.equal(backbone.transform(IMAGE), expected(IMAGE.convert("RGB")))
 
 
 def test_named_weights_bring_their_own_transform():
