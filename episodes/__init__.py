@@ -1,6 +1,6 @@
 """Episodes for few-shot learning: images, features, sampling, measures, evaluation, reports.
 
-Names are imported when they are first used, so that ``fewshot-nam-eval --help`` need not wait for torch.
+Names are imported when they are first used, so ``fewshot-nam-eval --help`` does not wait for torch.
 """
 
 from __future__ import annotations

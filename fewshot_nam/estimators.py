@@ -1,7 +1,7 @@
 """Heads as scikit-learn classifiers: ``NAMClassifier`` and ``CosineClassifier``, for pipelines, searches and cross-validation.
 
-They follow scikit-learn's conventions for classifiers and pass its estimator checks. Everything is computed in float64. Nothing is
-random: the same rows give the same numbers.
+They follow scikit-learn's conventions for classifiers and pass its estimator checks. Everything is computed in float64. There is no
+randomness: the same rows give the same numbers.
 
 >>> classifier = NAMClassifier().fit([[1.0, 0.1], [0.1, 1.0]], ["cat", "dog"])
 >>> classifier.partial_fit([[-1.0, 0.2]], ["cow"]).predict([[0.9, 0.2], [-0.8, 0.1]]).tolist()
@@ -35,7 +35,7 @@ ClassifierT = TypeVar("ClassifierT", bound="_HeadClassifier")
 
 
 class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A head behind scikit-learn's interface; subclasses give the constructor and ``_new_head``."""
+    """A head with scikit-learn's interface; subclasses define the constructor and ``_new_head``."""
 
     probability_temperature: float
     threshold: float | None
@@ -66,7 +66,7 @@ class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Args:
             X: ``(n, D)`` finite numbers, no row of zeros.
-            y: ``(n,)`` labels: ints, strings, or what else scikit-learn accepts as classes.
+            y: ``(n,)`` labels: ints, strings, or anything else that scikit-learn accepts as classes.
 
         Raises:
             ValueError: anything else, or a setting outside its range.
@@ -76,11 +76,11 @@ class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def partial_fit(self: ClassifierT, X: Any, y: Any, classes: Any = None) -> ClassifierT:
         """Learn more rows, of known classes or of new ones; return the classifier.
 
-        The classifier is then the same as after one ``fit`` on all rows in their order.
+        The result is the same as one ``fit`` on all rows in their order.
 
         Args:
             X: ``(n, D)`` as in ``fit``.
-            y: ``(n,)`` labels. They may be new at any call.
+            y: ``(n,)`` labels; any call may add new classes.
             classes: labels to add to ``classes_``, besides those of ``y``. A class without rows has probability 0 and the lowest
                 float64 as its score, and is never predicted.
 
@@ -114,7 +114,7 @@ class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return best
 
     def predict(self, X: Any) -> Labels:
-        """Return the class of each row, ``(n,)``; ``unknown``, where that is given, for rows that score below the threshold.
+        """Return the class of each row, ``(n,)``; ``unknown``, if given, for rows that score below the threshold.
 
         Raises:
             ValueError: ``unknown`` is given, and no threshold is set.
@@ -181,13 +181,15 @@ class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 class NAMClassifier(_HeadClassifier):
     """The NAM head (``fewshot_nam.heads.NAMHead``) as a scikit-learn classifier.
 
-    In block mode every row is a key, and is kept; ``keys="prototypes"`` writes one key a class.
+    In block mode every row is a key and is kept; ``keys="prototypes"`` writes one key for each class.
 
     Args:
-        mode: as in ``NAMHead``, like every parameter down to ``cohort_weight``. In sequential mode the order of rows matters.
+        mode: as in ``NAMHead``. The other parameters up to ``cohort_weight`` are those of ``NAMHead`` too. In sequential mode, the
+            order of rows matters.
         base: what is known of base classes (``fewshot_nam.heads.BaseStatistics``); ``None`` for nothing.
         probability_temperature: divisor of the scores in ``predict_proba``, above 0.
-        unknown: the answer of ``predict`` for rows that score below the threshold, which is no class; ``None`` never refuses.
+        unknown: the answer of ``predict`` for rows that score below the threshold; not one of the classes. ``None``: every row is
+            given a class.
         threshold: smallest accepted score; ``None`` for that of ``head_``, which ``head_.calibrate`` sets.
 
     Attributes:
@@ -195,6 +197,13 @@ class NAMClassifier(_HeadClassifier):
         head_: the head that has learned them.
         n_features_in_: ``D``.
         feature_names_in_: ``(D,)`` names, where ``X`` had names.
+
+    Example:
+        >>> classifier = NAMClassifier(unknown="unknown", threshold=0.5)
+        >>> classifier.fit([[1.0, 0.1], [0.9, 0.2], [0.1, 1.0]], ["cat", "cat", "dog"]).classes_.tolist()
+        ['cat', 'dog']
+        >>> classifier.predict([[1.0, 0.2], [-1.0, -1.0]]).tolist()
+        ['cat', 'unknown']
     """
 
     @renamed_parameter("plain", "prototype_weight")
@@ -264,6 +273,13 @@ class CosineClassifier(_HeadClassifier):
 
     Attributes:
         classes_, head_, n_features_in_, feature_names_in_: as in ``NAMClassifier``.
+
+    Example:
+        >>> classifier = CosineClassifier().fit([[2.0, 0.0], [0.0, 1.0]], ["cat", "dog"])
+        >>> classifier.predict([[3.0, 1.0]]).tolist()
+        ['cat']
+        >>> classifier.decision_function([[3.0, 4.0]]).round(3).tolist()  # two classes: cosine to "dog" less that to "cat"
+        [0.2]
     """
 
     @renamed_parameter("compete", "log_partition_penalty")

@@ -1,8 +1,8 @@
-"""Freed memory is kept for the next allocation, where the C library would return it to the operating system each time.
+"""Keep freed memory for the next allocation; the C library would return it to the operating system each time.
 
 A network on a CPU frees the activations of a batch and allocates as much for the next one. glibc returns blocks above 32 MiB to
-the operating system at once, and gets new, zeroed pages one by one: with it MobileNetV2 on batches of 32 takes 1.5 times as long
-(``scripts/benchmarks/extraction.py``, on a virtual machine). Results do not change.
+the operating system at once, and then gets new, zeroed pages one by one. This makes MobileNetV2 on batches of 32 take 1.5 times
+as long (``scripts/benchmarks/extraction.py``, on a virtual machine). Results do not change.
 """
 
 from __future__ import annotations
@@ -26,11 +26,18 @@ _inside = 0
 def keep_freed_memory() -> Iterator[None]:
     """Keep freed memory for later allocations, up to 1 GiB a block, and return it to the operating system at the end.
 
-    It holds for the whole process, whose memory stays at its peak meanwhile. It works as a decorator too, may be nested, and may
-    be entered from several threads. Afterwards blocks above 32 MiB are returned when they are freed, as glibc does
-    by itself.
+    It applies to the whole process, whose memory stays at its peak until the end of the context. It is also a decorator, may be
+    nested, and may be entered from several threads. Afterwards, blocks above 32 MiB are returned when they are freed, as glibc
+    does by itself after some time.
 
-    Nothing happens without glibc, or where ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_`` or ``GLIBC_TUNABLES`` is set.
+    It does nothing without glibc, or if ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_`` or ``GLIBC_TUNABLES`` is set.
+
+    Example:
+        >>> import torch
+        >>> with keep_freed_memory():
+        ...     sums = [torch.ones(1000, 1000).sum().item() for _ in range(3)]
+        >>> sums
+        [1000000.0, 1000000.0, 1000000.0]
     """
     global _inside
     libc = _libc()

@@ -1,6 +1,6 @@
-"""Published few-shot class-incremental benchmarks: a base session with many images, then sessions that add classes with five each.
+"""Published few-shot class-incremental benchmarks: a base session with many images, then sessions of new classes with five each.
 
-After each session a model is tested on all classes seen so far. Which images are learned in which session is published as lists.
+After each session a model is tested on all classes seen so far. Published lists say which images belong to which session.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from episodes.data.class_names import nearest
 from episodes.data.image_dataset import ImageSet
 
-# By name, the function that opens it: a new benchmark is one function and one line.
+# The function that opens each benchmark. To add a benchmark, write a function and add a line.
 _BENCHMARKS = {
     "omniglot-fscil": "episodes.data.omniglot_fscil:omniglot_sessions",
     "cifar100-fscil": "episodes.data.fscil:cifar100_sessions",

@@ -24,8 +24,8 @@ def omniglot(data_dir: str | os.PathLike[str] | None = None, download: bool = Fa
     """Return Omniglot by role: ``base``, ``val`` and ``novel``, with classes called ``"Greek/character01"``.
 
     Args:
-        data_dir: a directory that contains ``images_background`` and ``images_evaluation``, or contains a directory
-            ``omniglot-py`` that does. Default: the environment's ``FEWSHOT_DATA``, else ``data`` in the working directory.
+        data_dir: a directory that contains ``images_background`` and ``images_evaluation``, or has a subdirectory
+            ``omniglot-py`` that contains them. Default: the environment's ``FEWSHOT_DATA``, else ``data`` in the working directory.
         download: download Omniglot into ``data_dir``, with torchvision, if it is not there.
 
     Raises:
@@ -64,7 +64,7 @@ def find_omniglot(data_dir: str | os.PathLike[str] | None = None, download: bool
         root = _find(top)
     if root is None:
         advice = (
-            "what was downloaded is incomplete: remove its .zip files there and try again"
+            "the download is incomplete: remove its .zip files there and try again"
             if download
             else "name the directory that holds it, or download it there with --download (download=True)"
         )

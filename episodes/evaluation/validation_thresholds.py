@@ -1,7 +1,7 @@
 """Thresholds, temperature and novel bias chosen on validation classes, to be frozen before the test episodes.
 
-They are chosen on the queries of all validation episodes together and applied unchanged to test episodes, so that a report says
-what a threshold set beforehand would have done. Shapes and terms are those of ``episodes.metrics.measures``.
+They are chosen on the queries of all validation episodes together and applied unchanged to test episodes, so a report shows
+the effect of a threshold that was set beforehand. Shapes and terms are those of ``episodes.metrics.measures``.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,21 +16,21 @@ from episodes.metrics.scores import Frozen, Scores, harmonic_mean, joint_scores,
 from episodes.sampling.sampler import Episodes
 
 CALIBRATION_EPISODES = 1000
-"""Thresholds and bias are chosen on as many validation episodes as are tested on, and on no more than this."""
+"""Thresholds and bias are chosen on as many validation episodes as there are test episodes, at most this many."""
 
 TEMPERATURE_EPISODES = 200
-"""Without validation classes, the temperature is fitted on this many episodes after those that are tested on."""
+"""Without validation classes, the temperature is fitted on this many further episodes, drawn after the test episodes."""
 
-_TEMPERATURE_SCORES = 1 << 22  # scores that the temperature is fitted on, and kept for it: 16 MiB a head
+_TEMPERATURE_SCORES = 1 << 22  # scores to fit the temperature on, 16 MiB for each head
 
 
 def choose_frozen(scorer: Scorer, batches: Iterable[Episodes], thresholds: bool) -> dict[str, Frozen]:
-    """Return what to fix for every head, chosen on all queries of these episodes together.
+    """Return temperature, thresholds and bias of every head, chosen on all queries of these episodes together.
 
     Args:
-        scorer: of validation classes; or of the classes to be tested, for the temperature alone.
-        batches: the episodes. The temperature is fitted on the first of them, which is plenty for one number.
-        thresholds: choose thresholds and, where there are base queries, the novel bias as well.
+        scorer: scores validation classes, or test classes if only the temperature is fitted.
+        batches: the episodes. The temperature is fitted on the first of them, which are enough for one number.
+        thresholds: choose thresholds too, and the novel bias if there are base queries.
     """
     kept = {name: _Kept() for name in scorer.heads}
     for scored in in_order(lambda batch: list(scorer.score(batch)), batches, scorer.threads):
@@ -58,7 +58,7 @@ def pooled_threshold(true_scores: Tensor | Sequence[Tensor], tpr: float = 0.95) 
 def joint_margins(
     base: Tensor, base_targets: Tensor, novel: Tensor, novel_targets: Tensor, num_base: int
 ) -> tuple[Tensor, Tensor]:
-    """How far a bias on all novel scores can go before each query's answer changes: what `best_bias` needs of a batch.
+    """How far a bias on all novel scores can go before each query's answer changes: what `best_bias` needs from a batch.
 
     With bias b a query is called a base class while its margin (largest base minus largest novel score) >= b: a tie
     goes to the base columns, which come first. So base accuracy is the share of base margins >= b, and novel accuracy
@@ -77,7 +77,7 @@ def best_bias(base_margins: Tensor, novel_margins: Tensor) -> float:
     """Bias on all novel scores with the best harmonic mean of base and novel accuracy, all queries pooled.
 
     Exact: the accuracies change only at the margin of a query that is right among its own kind, so the middle of each
-    gap between two such margins is tried. The smallest of equally good ones; 0 where none makes both kinds right.
+    gap between two such margins is tried. Of equally good ones, the smallest; 0 if no bias gives both kinds an accuracy above 0.
 
     Args:
         base_margins: base queries' margins from `joint_margins` of all validation episodes, any shape.
@@ -105,7 +105,7 @@ def best_bias(base_margins: Tensor, novel_margins: Tensor) -> float:
 
 
 class _Kept:
-    """What one head's scores leave behind: a number or two for each query, and all columns of the first queries."""
+    """What is stored of one head's scores: one or two numbers for each query, and all columns for the first queries."""
 
     def __init__(self) -> None:
         self.scores: list[Tensor] = []

@@ -262,6 +262,11 @@ def open_bank(spec: str | os.PathLike[str]) -> FeatureBank:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: no path in ``spec``, or the file is not a bank.
+
+    Example:
+        >>> FeatureBank(torch.eye(3), ["cat", "dog", "cat"]).save("animals.safetensors")
+        >>> open_bank("features:animals.safetensors")
+        FeatureBank(3 items, 2 classes, 3 features, float32)
     """
     path = os.fspath(spec).removeprefix("features:")
     if not path:

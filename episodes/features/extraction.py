@@ -129,9 +129,14 @@ def extract(
         ValueError: no images, or none that can be read and transformed; a transform that fails, without ``skip_unreadable``, or
             whose tensors differ in size; features of another shape, not finite, or all zeros. The message names the image.
 
-    Example::
-
-        bank = extract(backbones.create("conv4"), open_dataset("digits")["novel"])
+    Example:
+        >>> import backbones
+        >>> from episodes.data.image_dataset import ArrayImages
+        >>> pixels = np.zeros((2, 28, 28), dtype=np.uint8)
+        >>> pixels[0, 5:9], pixels[1, :, 5:9] = 255, 255
+        >>> images = ArrayImages("lines", pixels, [0, 1], ["across", "down"])
+        >>> extract(backbones.create("conv4"), images, cache_dir=None, progress=False)
+        FeatureBank(2 items, 2 classes, 64 features, float32)
     """
     if not len(dataset):
         raise ValueError(f"extract: {dataset.name} has no images")

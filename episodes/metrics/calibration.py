@@ -1,4 +1,4 @@
-"""Expected calibration error pooled over episodes, and the temperature that is fitted beforehand.
+"""Expected calibration error pooled over episodes, and the temperature, fitted beforehand.
 
 Shapes and terms are those of ``episodes.metrics.measures``.
 """
@@ -16,7 +16,7 @@ ECE_BINS = 15
 
 
 def ece_sums(known: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
-    """Sum of (confidence - correct) in 15 equal bins of confidence: all that the calibration error needs of an episode.
+    """Sum of (confidence - correct) in 15 equal bins of confidence: all that the calibration error needs from an episode.
 
     Confidence is the largest of softmax(scores / temperature), correct is 1 where that is the query's class, and bin k
     holds confidences in (k / 15, (k + 1) / 15].
@@ -91,9 +91,9 @@ def fit_temperature(scores: Tensor, targets: Tensor) -> float:
         targets: column of each query's class, `(n,)`.
 
     Returns:
-        T, within a factor of a million of the mean gap between a score and the largest of its query. Where no T is best
-        it is far from that gap: small if every query is right, large if scores are no better than chance. 1 if all
-        scores are equal.
+        T, within a factor of a million of the mean gap between a score and the largest of its query. If the
+        likelihood has no maximum, T is one end of that range: the low end if every query is right, the high end if scores
+        are no better than chance. 1 if all scores are equal.
 
     """
     scores = check_scores("fit_temperature", "(1, n, C)", scores[None])

@@ -1,11 +1,11 @@
 """What a head has learned, as buffers and JSON: saved and loaded without pickling, and checked when it is loaded.
 
-What follows from it (prototypes, a memory, a calibrated threshold) is not saved, but derived again.
+What is derived from it (prototypes, a memory, a calibrated threshold) is not saved but computed again.
 
 Threads: any number of threads may read a head (score, predict, probabilities, classes, threshold) while others change it (write,
 write_base, forget, calibrate, threshold, load_state_dict). Changes take a lock, one after another. Readers use a ``Snapshot`` of
-the state, which is replaced as a whole, so that each answer is that of one state, before a change or after it. Training
-parameters, moving a head to another device and switching modes are for one thread.
+the state, which is replaced as a whole, so each answer comes from one state, either before or after a change. Training parameters,
+moving a head to another device and switching modes are not thread-safe.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ R = TypeVar("R")
 
 
 class Refusal(NamedTuple):
-    """What the threshold follows from.
+    """What determines the threshold.
 
     Attributes:
-        threshold: as set; of no use where ``target_fpr`` is set.
-        target_fpr: largest share of unknowns to accept; ``None`` where the head is not calibrated, and the rest is ``None`` too.
+        threshold: as set by the user; ignored if ``target_fpr`` is set.
+        target_fpr: largest share of unknowns to accept; ``None`` if the head is not calibrated; then ``labels``,
+            ``groups`` and ``confidence`` are ``None`` too.
         unknowns: ``(m, D)``, samples of unknowns.
-        labels: their classes, where these are known.
-        groups: which of them are alike, where that was given.
+        labels: classes of the unknowns; ``None`` if not given.
+        groups: groups of the unknowns; ``None`` if not given.
         confidence: as given to ``calibrate``.
-        calibrated_classes: the classes known at the calibration; ``None`` where that is not known.
-        max_rejected: largest share of known images to reject, where the threshold follows from the shots; ``None`` otherwise.
+        calibrated_classes: the classes of the head when it was calibrated; ``None`` if not recorded.
+        max_rejected: largest share of known images to reject, if the threshold follows from the shots; ``None`` otherwise.
         shots: ``(n, D)``, the features written, and ``(n,)``, positions in the written classes.
         base: ``(B, D)``, prototypes of base classes.
     """
@@ -65,10 +66,10 @@ class Snapshot(NamedTuple):
 
     Attributes:
         classes: in the order of the score columns.
-        learned: what ``_learn`` derived from the state; ``None`` where no class is known.
-        dtype: that scores are computed in.
-        refusal: what the threshold follows from.
-        temperature: of probabilities, ``None`` where it was not fitted.
+        learned: what ``_learn`` derived from the state; ``None`` if the head has no classes.
+        dtype: dtype in which scores are computed.
+        refusal: what determines the threshold.
+        temperature: divisor of scores for probabilities; ``None`` if not fitted.
     """
 
     classes: list[Label]
@@ -79,13 +80,13 @@ class Snapshot(NamedTuple):
 
 
 def changes(method: Callable[Concatenate[StateT, P], R]) -> Callable[Concatenate[StateT, P], R]:
-    """Let a method change the state of a head: one thread at a time, and not that of a snapshot."""
+    """Decorate a method that changes the state of a head: take the lock, and refuse on a snapshot."""
 
     @functools.wraps(method)
     def change(self: StateT, *args: P.args, **kwargs: P.kwargs) -> R:
         if self._is_snapshot:
             raise ValueError(
-                f"{method.__name__}: a snapshot cannot change: change the head that it was taken of, and take another"
+                f"{method.__name__}: a snapshot cannot change: change the head that it was taken from, and take another snapshot"
             )
         # A buffer made in inference mode could not be loaded into later.
         with self._lock, torch.inference_mode(False):
@@ -104,8 +105,8 @@ class HeadState(nn.Module):
         support: ``(n, D)``, features written.
         targets: ``(n,)`` long, positions in the written classes.
         base: ``(B, D)``, prototypes of base classes.
-        mean: ``(D,)``, subtracted from every feature first; empty where nothing is.
-        unknowns: ``(m, D)``, the samples of unknowns that the threshold is calibrated on; empty where it is not calibrated.
+        mean: ``(D,)``, subtracted from every feature first; empty if nothing is subtracted.
+        unknowns: ``(m, D)``, the samples of unknowns that the threshold is calibrated on; empty if the head is not calibrated.
     """
 
     support: Tensor
@@ -126,10 +127,10 @@ class HeadState(nn.Module):
         self._written_classes: list[Label] = []
         self._unknown_labels: list[Label] | None = None
         self._unknown_groups: list[Label] | None = None
-        self._target_fpr: float | None = None  # where this is set, the threshold follows from the unknowns
+        self._target_fpr: float | None = None  # if set, the threshold follows from the unknowns
         self._confidence: float | None = None
         self._calibrated_classes: list[Label] | None = None  # the classes known at the time
-        self._max_rejected: float | None = None  # where this is set, the threshold follows from the shots
+        self._max_rejected: float | None = None  # if set, the threshold follows from the shots
         self._threshold: float | None = None
         self._probability_temperature: float | None = None
         self._is_snapshot = False
@@ -138,7 +139,7 @@ class HeadState(nn.Module):
         self._outdate()
 
     def _outdate(self, only_new_classes: bool = False) -> None:
-        """Drop what was derived from the state; to be called when it has changed, with the lock.
+        """Drop what was derived from the state. Call it after a change, holding the lock.
 
         Args:
             only_new_classes: new classes were written and nothing else changed, so that what was derived may be extended.
@@ -151,7 +152,7 @@ class HeadState(nn.Module):
         self._derived_threshold: tuple[Snapshot, float] | None = None
 
     def _append_support(self, features: Tensor) -> None:
-        """Add ``features`` ``(k, D)`` to the support, of the wider of both dtypes."""
+        """Add ``features`` ``(k, D)`` to the support, in the wider of the two dtypes."""
         support, features = self.support, features.detach().to(self.targets.device)
         if not support.numel():
             support = features.new_empty(0, features.shape[1])
@@ -176,7 +177,7 @@ class HeadState(nn.Module):
         )
 
     def _outdate_refusal(self) -> None:
-        """Take over another threshold or temperature, and keep what was learned; to be called with the lock."""
+        """Use another threshold or temperature and keep what was learned. Call it holding the lock."""
         if self._derived is not None:
             self._derived = self._derived._replace(refusal=self._refusal(), temperature=self._probability_temperature)
 
@@ -206,7 +207,7 @@ class HeadState(nn.Module):
             >>> served.write(torch.ones(3), "cow")
             Traceback (most recent call last):
             ...
-            ValueError: write: a snapshot cannot change: change the head that it was taken of, and take another
+            ValueError: write: a snapshot cannot change: change the head that it was taken from, and take another snapshot
         """
         with self._lock:
             derived = self._snapshot()
@@ -218,7 +219,7 @@ class HeadState(nn.Module):
         return taken
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is copied or pickled is one state. The lock stays, and what can be derived is derived again.
+        # A copy or pickle holds one state, without the lock and without what can be derived again.
         with self._lock:
             state = self.__dict__.copy()
         for name in ("_buffers", "_modules", "_parameters"):
@@ -235,12 +236,12 @@ class HeadState(nn.Module):
         self._outdate()
 
     def _fixed_width(self) -> int:
-        """Return the width of features where the settings alone fix it, 0 where they do not."""
+        """Return the width of features if the settings alone determine it, else 0."""
         return len(self.mean)
 
     @property
     def feature_dim(self) -> int | None:
-        """Width of the features; ``None`` as long as it is not known."""
+        """Width of the features; ``None`` while it is not known."""
         holders = (self.support, self.base, self.unknowns)
         known = next((buffer for buffer in holders if buffer.numel()), None)
         return (self._fixed_width() or None) if known is None else known.shape[-1]
@@ -262,10 +263,10 @@ class HeadState(nn.Module):
         return torch.tensor(list(json.dumps(learned).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over names and numbers as ``get_extra_state`` gives them."""
+        """Load names and numbers from ``get_extra_state``."""
         try:
             learned = json.loads(bytes(state.tolist()))
-            if "stranger_labels" in learned:  # files of before "unknown_labels"
+            if "stranger_labels" in learned:  # files written before it was renamed to "unknown_labels"
                 learned["unknown_labels"] = learned.pop("stranger_labels")
             classes = [_labels(learned, name) or [] for name in ("base_classes", "written_classes")]
             if len({*classes[0], *classes[1]}) != len(classes[0]) + len(classes[1]):
@@ -281,27 +282,27 @@ class HeadState(nn.Module):
 
     @changes
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take over a state; one that is refused leaves the head as it is. Settings of the head are not in a state.
+        """Load a state; after an error, the head is unchanged. A state does not include the head's settings.
 
         Raises:
             ValueError: the state is damaged, or of another width.
             RuntimeError: parts are missing, or there are too many (``strict``).
         """
-        # Tried on a copy first: the parts are taken over one by one, and a later one may be refused.
+        # Try it on a copy first: parts are loaded one by one, and a later one may be refused.
         nn.Module.load_state_dict(copy.deepcopy(self), state_dict, strict, assign)
         return super().load_state_dict(state_dict, strict, assign)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the state, of one moment, as ``torch.nn.Module`` does."""
+        """Return the state at one moment, as ``torch.nn.Module`` does."""
         with self._lock:
             state = super().state_dict(*args, **kwargs)
             prefix = kwargs.get("prefix", "")
-            if prefix + "support" in state:  # without the memory that it may grow into
+            if prefix + "support" in state:  # without the spare memory for further rows
                 state[prefix + "support"] = self.support.clone()
             return state
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        if prefix + "strangers" in state_dict:  # files of before "unknowns"
+        if prefix + "strangers" in state_dict:  # files written before it was renamed to "unknowns"
             state_dict[prefix + "unknowns"] = state_dict.pop(prefix + "strangers")
         # The number of features and classes is learned, so these buffers take the shape of what is loaded.
         for name in BUFFERS:
@@ -316,7 +317,7 @@ class HeadState(nn.Module):
         self._check_state()
 
     def _check_state(self) -> None:
-        """Raise ``ValueError`` where loaded features, targets and class names do not belong together."""
+        """Raise ``ValueError`` if loaded features, targets and class names do not match."""
         present = torch.bincount(self.targets.clamp_min(0), minlength=len(self._written_classes))
         fits = (
             len(self.support) == len(self.targets)
@@ -347,7 +348,7 @@ class HeadState(nn.Module):
 
     @property
     def _transform(self) -> Transform:
-        """What is done to every feature before anything else."""
+        """The transform applied to every feature first."""
         return Transform(centre=self.mean if self.mean.numel() else None)
 
     def _centred(self, features: Tensor) -> Tensor:
@@ -369,7 +370,7 @@ class HeadState(nn.Module):
 
         before = held()
         moved = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
-        if held() != before:  # to where it is already changes nothing
+        if held() != before:  # a move to the present device and dtype changes nothing
             self._outdate()
         return moved
 
@@ -411,7 +412,7 @@ def _number(learned: dict[str, Any], name: str, above: float, below: float) -> f
 
 
 def appended(stored: Tensor, features: Tensor, device: torch.device) -> Tensor:
-    """Return ``stored`` ``(n, D)`` with ``features`` below it, a normal tensor even where ``features`` came from inference mode."""
+    """Return ``stored`` ``(n, D)`` with ``features`` below it; a normal tensor even if ``features`` is an inference tensor."""
     with torch.inference_mode(False), torch.no_grad():
         if not stored.numel():
             return features.detach().to(device).clone()

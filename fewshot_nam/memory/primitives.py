@@ -143,6 +143,12 @@ def write_block(
 
     Raises:
         ValueError: shapes do not fit, the ridge is negative, or it is 0 and the keys are linearly dependent.
+
+    Example:
+        >>> keys, values = torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[3.0], [5.0]])
+        >>> memory = write_block(torch.zeros(1, 2), keys, values)
+        >>> [round(read(memory, key).item(), 4) for key in keys]  # both exactly, although the keys overlap
+        [3.0, 5.0]
     """
     _check_pairs("write_block", keys, values, memory)
     batch_dims = max(memory.dim(), keys.dim(), values.dim()) - 2
@@ -196,6 +202,12 @@ def write_sequence(memory: Tensor, keys: Tensor, values: Tensor, p_write: Gate =
 
     Raises:
         ValueError: shapes do not fit.
+
+    Example:
+        >>> keys, values = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[3.0], [5.0]])
+        >>> memory = write_sequence(torch.zeros(1, 2), keys, values)
+        >>> read(memory, keys[0]).item()  # the second write has replaced the first
+        5.0
     """
     _check_pairs("write_sequence", keys, values, memory)
     batch_dims = max(memory.dim(), keys.dim(), values.dim()) - 2

@@ -200,6 +200,16 @@ class NAMTransformerEncoder(nn.Module):
     Raises:
         TypeError: the layer is of another class.
         ValueError: ``num_layers`` is below 1.
+
+    Example:
+        >>> layer = NAMTransformerEncoderLayer(d_model=16, nhead=2, batch_first=True)
+        >>> encoder = NAMTransformerEncoder(layer, num_layers=2).eval()
+        >>> x = torch.randn(3, 5, 16)
+        >>> encoder(x, is_causal=True).shape
+        torch.Size([3, 5, 16])
+        >>> output, state = encoder.step(x[:, 0], encoder.init_state(3))  # token by token, at a constant cost
+        >>> output.shape
+        torch.Size([3, 16])
     """
 
     def __init__(

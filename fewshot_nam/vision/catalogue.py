@@ -23,7 +23,7 @@ from fewshot_nam.vision.libraries.registry import LIBRARIES
 
 
 class UnknownBackbone(ValueError):
-    """There is no backbone of that name. The message names those that are like it."""
+    """There is no backbone of that name. The message suggests similar names."""
 
 
 def available() -> list[str]:
@@ -31,6 +31,11 @@ def available() -> list[str]:
 
     A timm or torchvision name may also carry the tag of its weights ("timm/resnet50.a1_in1k",
     "torchvision/resnet50.IMAGENET1K_V1"); these are not listed.
+
+    Example:
+        >>> import backbones
+        >>> [name for name in backbones.available() if "/" not in name]
+        ['conv4', 'conv5']
     """
     names: list[str] = []
     for prefix in ("", *LIBRARIES):

@@ -30,7 +30,7 @@ def as_images(images: Images) -> tuple[list[ImageLike], bool]:
     """Return images as a list, and whether a single one was given.
 
     Args:
-        images: one image, an iterable of them, an array ``(B, H, W, 3)`` or a tensor ``(B, C, H, W)``. Nothing is opened yet.
+        images: one image, an iterable of images, an array ``(B, H, W, 3)`` or a tensor ``(B, C, H, W)``. No file is opened yet.
 
     Raises:
         TypeError: it is none of these.
@@ -99,7 +99,9 @@ def _run(backbone: Backbone, batch: Tensor) -> Tensor:
 
 
 def batches(images: list[ImageLike], transform: Callable[[Image.Image], Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Yield the images, opened and transformed, as tensors ``(b, C, H, W)`` on the CPU (transformed ones where they were).
+    """Yield the images, opened and transformed, as tensors ``(b, C, H, W)`` on the CPU.
+
+    Tensors that are transformed already stay on their device.
 
     Raises:
         OSError, UnreadableImage, ValueError, TypeError: an image that cannot be read or used; the message names the file,
@@ -137,18 +139,18 @@ def transformed(image: Image.Image, transform: Callable[[Image.Image], Tensor], 
     Args:
         image: opened and decoded.
         transform: image to tensor.
-        place: which image it is, for the error.
+        place: the image's name, for the error.
 
     Raises:
         TransformFailed: the transform raised an error.
-        MemoryError: as the transform raised it: no fault of the image.
-        ValueError: it gave something else than a tensor ``(C, H, W)``.
+        MemoryError: raised by the transform; it is passed on, as the image is not the cause.
+        ValueError: it returned something other than a tensor ``(C, H, W)``.
     """
     try:
         tensor = transform(image)
     except MemoryError:
         raise
-    except Exception as error:  # transforms are of every library, or the user's
+    except Exception as error:  # a transform of any library, or the user's
         raise TransformFailed(
             f"the transform failed on {place}: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error

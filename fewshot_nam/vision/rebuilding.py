@@ -1,4 +1,4 @@
-"""The backbone that a saved model was learned with, built again from the description in the file."""
+"""Build the backbone of a saved model again, from the description in the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rebuild(
 ) -> Backbone:
     """Return the backbone that ``about`` describes: one of ``backbones.create``, with its options and its transform.
 
-    ``NAMModel.load`` checks whether its weights and its features are those of the file.
+    ``NAMModel.load`` checks that its weights and features match the file.
 
     Args:
         about: as ``fewshot_nam.vision.saving.read_head`` gives it.
@@ -53,6 +53,6 @@ def _transform_options(name: str, transform: str) -> dict[str, Any]:
         return {}
     try:
         options = json.loads(transform[start:])
-    except ValueError:  # a transform that was given, not found
+    except ValueError:  # the user's own transform, not a library's
         return {}
     return options if isinstance(options, dict) else {}

@@ -1,4 +1,4 @@
-"""Weights from a local file into a network: every key accounted for, and nothing unpickled but tensors."""
+"""Load weights from a local file into a network: every key must fit, and only tensors are unpickled."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _PREFIXES = ("module.", "_orig_mod.")  # of torch.nn.DataParallel and torch.comp
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the state dict in ``path``, without what training code wraps around it.
 
-    A file named ``*.safetensors`` is read as such, any other with ``torch.load(weights_only=True)``. A dict that holds
-    it as "state_dict" or "model" is opened, and a "module." before every key is taken off.
+    A file named ``*.safetensors`` is read as such, any other with ``torch.load(weights_only=True)``. If the state dict
+    is under "state_dict" or "model" in another dict, it is taken from there. A "module." before every key is removed.
 
     Args:
         path: the file.
 
     Returns:
-        Tensors on the CPU by key. Where torch saved the versions of the modules, they are kept as ``_metadata``.
+        Tensors on the CPU by key. Module versions that torch saved are kept as ``_metadata``.
 
     Raises:
         ValueError: no such file, empty, cut short, not a state dict, a pickle of more than tensors, or a value that is
@@ -55,14 +55,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def fit_weights(
     network: nn.Module, state: Mapping[str, Tensor], path: Path, name: str, removed: Collection[str] = ()
 ) -> None:
-    """Load ``state`` into ``network``; every key has to find its place.
+    """Load ``state`` into ``network``; every key must fit.
 
     Args:
         network: receives the weights; left in an unspecified state after an error.
         state: tensors by key, from ``read_weights``.
         path: where they come from, for the error.
-        name: what the network is called, for the error.
-        removed: keys that only the classifier had, which is gone; these are passed over.
+        name: the network's name, for the error.
+        removed: keys of the removed classifier; these are ignored.
 
     Raises:
         ValueError: keys that are missing, unexpected or of another shape.
@@ -71,7 +71,7 @@ def fit_weights(
     kept = type(own)((key, tensor) for key, tensor in state.items() if key not in removed)
     misshaped = [key for key in kept if key in own and kept[key].shape != own[key].shape]
     shapes = [f"{key}: {tuple(kept.pop(key).shape)}, not {tuple(own[key].shape)}" for key in misshaped]
-    # Modules read their older layouts by the version that torch.save keeps. A safetensors file keeps none: take ours.
+    # Modules read their older layouts by the version that torch.save keeps. A safetensors file keeps none: use the network's.
     kept._metadata = getattr(state, "_metadata", own._metadata)  # type: ignore[attr-defined]
     try:
         outcome = network.load_state_dict(kept, strict=False)
@@ -102,7 +102,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can stumble over anything
+    except Exception as error:  # a damaged pickle can raise any error
         raise ValueError(
             f"weights file {path}: cut short, not a file of torch.save, or it holds more than tensors, which is not "
             f"unpickled ({type(error).__name__}): save the model's state_dict as .safetensors"

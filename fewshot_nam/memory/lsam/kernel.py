@@ -1,4 +1,4 @@
-"""Calls of the compiled loops of LSAM (``lsam.cpp``) for ``recurrence``, with the tensors of its loops in torch."""
+"""Calls of the compiled loops of LSAM (``lsam.cpp``), which take the same tensors as the torch loops in ``recurrence``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The compiled kernels of LSAM and the NAM Turing Machine on a CPU: which files they are, and how tensors are passed to them.
 
-They replace the loops over time of ``lsam.recurrence`` and ``turing``, with the same results but for rounding. Like all compiled
-code (``native_build``) they are built on first use, in about ten seconds, once for a machine and version of this package.
+They replace the loops over time of ``lsam.recurrence`` and ``turing``; results are the same up to rounding. Like all compiled code
+(``native_build``), they are built on first use, which takes about ten seconds, once for each machine and package version.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _FLAGS = ("-ffp-contract=fast", "-fopenmp")
 def build_kernels() -> bool:
     """Build the compiled kernels now, if that has not been done, and return whether they are in use.
 
-    Without this call they are built when an LSAM or a NAM Turing Machine first runs on a CPU. Call it where that first run should
-    not wait for a compiler, for example when an image of a server is made. It needs a C++ compiler that knows OpenMP: ``$CXX``,
+    Without this call they are built when an LSAM or a NAM Turing Machine first runs on a CPU. Call it if that first run should
+    not wait for a compiler, for example when you build a server's container. It needs a C++ compiler with OpenMP: ``$CXX``,
     or else ``c++``, ``g++`` or ``clang++``. Any number of processes may call it at the same time.
 
     Returns:

@@ -170,6 +170,13 @@ def memory_step(
     Raises:
         TypeError: an argument is no floating tensor, or ``q``, ``k`` and ``v`` differ in dtype.
         ValueError: shapes do not fit, or devices differ.
+
+    Example:
+        >>> q = k = torch.nn.functional.normalize(torch.randn(1, 2, 8), dim=-1)  # one sequence, 2 heads, keys of width 8
+        >>> v = torch.randn(1, 2, 4)
+        >>> read, memory = memory_step(torch.zeros(1, 2, 4, 8), q, k, v)
+        >>> bool(torch.allclose(read, v, atol=1e-5)), memory.shape
+        (True, torch.Size([1, 2, 4, 8]))
     """
     check_tensor("memory_step", "memory", memory, (*("..." for _ in memory.shape[:-2]), "D_v", "D_k"))
     lead, (width_v, width_k) = memory.shape[:-2], memory.shape[-2:]

@@ -17,7 +17,7 @@ and a last linear layer combines the reads of all tapes. A tape starts empty, a 
 which is the ``(D_v, D_k)`` memory of the rest of the library with cells as keys. The paper and the two published versions of its
 code differ in five points: see ``TuringPreset``.
 
-Departures from all of them: a write head moves from its own position (in the code of 2022, LEFT and RIGHT moved it to the
+Differences from all of them: a write head moves from its own position (in the code of 2022, LEFT and RIGHT moved it to the
 neighbours of the read head); head and controller states are arguments and results; and a tape is by default as long as the
 sequence, where the code had 32 cells that longer sequences wrapped around.
 
@@ -52,10 +52,11 @@ _SHORTEST_TAPE = 32  # the fixed length in the published code
 class NAMTuringMachine(nn.Module):
     """A NAM Turing Machine: ``(B, T, input_size)`` to ``(B, T, input_size)``.
 
-    Heads do not keep unit length: blending of actions shrinks them, and the result of JUMP is signed and of any length. With
-    ``head_norm="none"`` a head longer than ``sqrt(2)`` erases more than there is, and tapes can grow without bound. ``"access"``
-    (of preset ``"neurips2023"``) bounds what is written and read, but not the heads: within some thousand steps they can shrink
-    until every read is 0, or grow until all is NaN, without an error. ``"state"``, the default, keeps them at length 1.
+    Heads do not keep unit length by themselves: mixing actions shrinks them, and the result of JUMP is signed and of any length.
+    With ``head_norm="none"``, a head longer than ``sqrt(2)`` erases more than is stored, and tapes can grow without bound.
+    ``"access"`` (of preset ``"neurips2023"``) bounds what is written and read, but not the heads: within some thousand steps
+    they can shrink until every read is 0, or grow until all is NaN, without an error. ``"state"``, the default, keeps them at
+    length 1.
 
     Args:
         input_size: width of inputs and outputs.
@@ -230,7 +231,7 @@ class NAMTuringMachine(nn.Module):
 
         Raises:
             ValueError: a shape or device does not fit the machine, or ``T`` is dynamic in ``torch.export``.
-            TypeError: a dtype does not.
+            TypeError: a dtype does not fit.
         """
         where = "NAMTuringMachine"
         check_tensor(where, "x", x, (*("BT" if self.batch_first else "TB"), self.input_size))

@@ -1,10 +1,10 @@
 """Stack-RNN: a recurrent network with a differentiable stack.
 
 Source: Joulin and Mikolov, "Inferring Algorithmic Patterns with Stack-Augmented Recurrent Nets" (2015), with a stack of
-vectors. At every step the controller reads the two cells at the top, and every channel of the stack is pushed, popped or left
-as it is, each with a probability of its own.
+vectors. At every step the controller reads the two cells at the top, and every channel of the stack is pushed, popped or
+kept, with probabilities of its own.
 
-Departure from the code beside the NAM paper: the empty stack is 0 at the start and 0 after a pop (there -1 after a pop).
+Departure from the code beside the NAM paper: an empty cell is 0 at the start and after a pop (in that code, -1 after a pop).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class StackRNNModel(SequenceModel):
 
     Args:
         task: see ``SequenceModel``.
-        width: of embedding and hidden state.
+        width: width of embedding and hidden state.
         cell: width of a cell of the stack.
         dropout: probability of dropping a feature of the output.
     """
@@ -52,7 +52,7 @@ class StackRNNModel(SequenceModel):
         for step in range(steps):
             top, second = stack[:, 0], stack[:, 1]
             hidden = torch.sigmoid(driven[:, step] + self.recur(torch.cat([hidden, top, second], dim=-1)))
-            # One choice a channel: (B, 1, cell) each.
+            # Probabilities for each channel, (B, 1, cell) each.
             push, pop, stay = self.act(hidden).unflatten(-1, (3, self.cell)).softmax(1).unsqueeze(2).unbind(1)
             pushed = torch.cat([torch.sigmoid(self.push(hidden)).unsqueeze(1), stack[:, :-1]], dim=1)
             popped = torch.cat([stack[:, 1:], torch.zeros_like(stack[:, :1])], dim=1)

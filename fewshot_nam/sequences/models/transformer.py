@@ -1,10 +1,10 @@
-"""Transformer encoders with four kinds of positions: the baselines that the NAM paper's claim about length is made against.
+"""Transformer encoders with four kinds of positions: the baselines for the NAM paper's claim about length generalisation.
 
-- ``learned``: a trained vector a position (the paper's). Positions beyond those trained are random vectors at test time.
+- ``learned``: a trained vector for each position, as in the paper. Positions not seen in training are random vectors at test time.
 - ``sinusoidal``: Vaswani et al. (2017).
-- ``relative``: a trained bias a head and distance (Raffel et al., "T5", 2020), the same for all distances beyond the longest.
-- ``randomised``: sinusoidal vectors of sorted random positions out of a longer range (Ruoss et al., "Randomized Positional
-  Encodings Boost Length Generalization of Transformers", 2023): every position that a test needs is met in training.
+- ``relative``: a trained bias for each head and distance (Raffel et al., "T5", 2020); distances beyond the longest share one.
+- ``randomised``: sinusoidal vectors of sorted random positions from a longer range (Ruoss et al., "Randomized Positional
+  Encodings Boost Length Generalization of Transformers", 2023), so training covers every position that a test needs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ _SIZES: dict[str, dict[str, Any]] = {
 
 @register("transformer", "Transformer encoder with learned positions", _SIZES, positions="learned")
 @register("transformer-sinusoidal", "Transformer encoder with sinusoidal positions", _SIZES, positions="sinusoidal")
-@register("transformer-relative", "Transformer encoder with a trained bias a distance", _SIZES, positions="relative")
+@register(
+    "transformer-relative", "Transformer encoder with a trained bias for each distance", _SIZES, positions="relative"
+)
 @register("transformer-randomised", "Transformer encoder with randomised positions", _SIZES, positions="randomised")
 class TransformerModel(SequenceModel):
     """A Transformer encoder, post-norm, with a final layer normalisation.
@@ -38,8 +40,8 @@ class TransformerModel(SequenceModel):
     Args:
         task: see ``SequenceModel``.
         width: ``d``, a multiple of ``heads``.
-        heads: attention heads.
-        layers: layers.
+        heads: number of attention heads.
+        layers: number of layers.
         feedforward: width of a layer's hidden layer.
         dropout: probability of dropping a feature.
         positions: ``"learned"``, ``"sinusoidal"``, ``"relative"`` or ``"randomised"``.
@@ -69,7 +71,7 @@ class TransformerModel(SequenceModel):
             nn.init.zeros_(self.bias.weight)
         layer = nn.TransformerEncoderLayer(width, heads, feedforward, dropout, batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
-        for parameter in self.encoder.parameters():  # the layers are copies of one: begin them apart
+        for parameter in self.encoder.parameters():  # the layers start as copies of one: initialise each by itself
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
         self.dropout = nn.Dropout(dropout)

@@ -4,7 +4,7 @@ Source: Delétang et al., "Neural Networks and the Chomsky Hierarchy" (ICLR 2023
 followed by a blank for every token of the answer. The test sets are ``id`` (the lengths of training), ``ood_easy`` (41 to 100)
 and ``ood_hard`` (101 to 500); ``SequenceTask.examples(length)`` gives any single length.
 
-Departure: the answer tokens of one task are never tokens of blanks, so that a model that repeats its input is never right.
+Departure: no answer token is the blank token, so a model that repeats its input is never right.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _ChomskyTask(SequenceTask):
     splits = _from(1)
 
     def _asked(self, prompt: Tensor, answer: Tensor) -> Batch:
-        """Return the prompt followed by one ``?`` (the last token but the padding) for every token of the answer."""
+        """Return the prompt followed by one ``?`` (the token before the padding token) for every token of the answer."""
         return answered(prompt, answer, self.pad - 1)
 
 
@@ -52,7 +52,7 @@ class Parity(_BinaryTask):
 class EvenPairs(_BinaryTask):
     """Say whether ab and ba occur together an even number of times (answer a) or an odd one (answer b). Length: the string's.
 
-    The number is even exactly where the first symbol is the last one.
+    The number is even exactly if the first symbol equals the last one.
     """
 
     def _draw(self, count: int, length: int, generator: torch.Generator) -> Batch:
@@ -76,7 +76,7 @@ class CycleNavigation(_ChomskyTask):
 class ModularArithmetic(_ChomskyTask):
     """Evaluate a sum of digits 0 to 4 with +, - and *, modulo 5, without brackets. Length: digits and operators.
 
-    Products bind first. A length is rounded down to an odd one, which an expression has.
+    Products are computed first. An even length is rounded down, as every expression has an odd length.
     """
 
     vocabulary = ("0", "1", "2", "3", "4", "+", "-", "*", "?", "pad")
@@ -125,7 +125,7 @@ class OddsFirst(_BinaryTask):
 
 @register("missing_duplicate")
 class MissingDuplicate(_ChomskyTask):
-    """Find the symbol that is blotted out in a string repeated twice. Length: of both copies, rounded down to an even one."""
+    """Find the one masked symbol in a string repeated twice. Length: of both copies, rounded down to an even number."""
 
     vocabulary = ("a", "b", "#", "?", "pad")
     splits = _from(2)
@@ -142,10 +142,10 @@ class MissingDuplicate(_ChomskyTask):
 
 @register("stack_manipulation")
 class StackManipulation(_ChomskyTask):
-    """Push to and pop from a stack, and say what is on it, from the top. Length: symbols on the stack at first, and actions.
+    """Push to and pop from a stack, and list its content from the top. Length: symbols on the stack at first, plus actions.
 
-    At least one symbol is on the stack at first. As many tokens as the input has, and one more, are asked for: the stack from
-    its top, then ``.`` to the end. A pop from an empty stack does nothing.
+    At least one symbol is on the stack at first. The answer has one token more than the input: the stack from its
+    top, then ``.`` to the end. A pop from an empty stack does nothing.
     """
 
     vocabulary = ("a", "b", "pop", "push a", "push b", ".", "?", "pad")
@@ -171,8 +171,8 @@ class StackManipulation(_ChomskyTask):
 class BinaryAddition(_ChomskyTask):
     """Add two binary numbers. Length: of both numbers and the plus sign.
 
-    Numbers begin with their last digit and may end with zeros. As many tokens as the sum can have are asked for: its digits, then
-    ``.`` behind the last 1.
+    Numbers begin with the least significant digit and may end with zeros. The answer is as long as the input: the digits of the
+    sum up to its last 1, then ``.``.
     """
 
     vocabulary = ("0", "1", "+", ".", "?", "pad")

@@ -1,8 +1,8 @@
-"""Multi-query associative recall (MQAR): pairs of a key and a value, then keys again, whose values are asked for.
+"""Multi-query associative recall (MQAR): pairs of a key and a value, then the keys again; the answers are their values.
 
 Source: Arora et al., "Zoology: Measuring and Improving Recall in Efficient Language Models" (2023), section 4 and the generator
-of its public code: keys and values are halves of the vocabulary, the pairs come first, and each key is asked once, at a
-distance that follows a power law. Where no key stands is a random token, of either half.
+of its public code: keys and values are halves of the vocabulary, the pairs come first, and each key comes once more,
+at a distance that follows a power law. All other places hold random tokens of either half.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class MultiQueryRecall(SequenceTask):
     Args:
         pairs: pairs of a key and a value in a sequence; ``None`` for an eighth of the length.
         vocabulary_size: keys and values together; the published one is 8,192.
-        power: of the law of distances: the share of queries within a distance grows with its ``power``-th power.
-        fill: what stands where no pair and no query stands: ``"random"`` tokens, as published, or ``"blank"``.
+        power: exponent of the power law: the share of queries within a distance grows as the distance to this power.
+        fill: what fills the other places: ``"random"`` tokens, as published, or ``"blank"``.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class MultiQueryRecall(SequenceTask):
         if length % 2 or pairs < 1 or places < pairs:
             raise ValueError(f"mqar: {pairs} pairs need an even length of at least {max(8, 4 * pairs)}, got {length}")
         if pairs > self.half:
-            raise ValueError(f"mqar: {pairs} pairs need as many keys, and the vocabulary has {self.half}")
+            raise ValueError(f"mqar: {pairs} pairs need {pairs} keys, but the vocabulary has {self.half}")
         keys, values = (_distinct(self.half, pairs, count, generator) for _ in range(2))
         law = self.power * np.arange(1, places + 1) ** (self.power - 1)
         weights = torch.from_numpy(law / law.sum()).expand(count, -1)
@@ -63,5 +63,5 @@ class MultiQueryRecall(SequenceTask):
 
 
 def _distinct(choices: int, wanted: int, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Return ``(count, wanted)`` numbers below ``choices``, none twice in a row."""
+    """Return ``(count, wanted)`` numbers below ``choices``, distinct within each row."""
     return torch.rand(count, choices, generator=generator).topk(wanted, dim=1).indices

@@ -1,9 +1,9 @@
 """Recognition: is a string in the language? Marked copy ``w # w`` and marked reversal ``w # w`` backwards.
 
 Source: Butoi et al., "Training Neural Networks as Recognizers of Formal Languages" (ICLR 2025, FLaRe): train up to length 40,
-test up to 500, accuracy of the decision. Half of the strings are in the language. Of the others half are strings in it with one
-to three symbols changed, and half random strings of the alphabet: the suite mixes near misses and random strings too. All
-lengths are odd, as those of the language are, so that the length alone decides nothing.
+test up to 500, accuracy of the decision. Half of the strings are in the language, a quarter are strings of the language
+with one to three symbols changed, and a quarter are random strings; the suite also mixes near misses and random strings. All
+lengths are odd, as in the language, so the length alone gives no hint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _MarkedTask(SequenceTask):
     splits = splits_of(Split((1, 40), 10000), Split((1, 40), 1000), Split((41, 100), 1000), Split((101, 500), 1000))
 
     def _second(self, word: Tensor) -> Tensor:
-        """Return what must stand behind the mark."""
+        """Return what must follow the mark."""
         raise NotImplementedError
 
     def _draw(self, count: int, length: int, generator: torch.Generator) -> Batch:
@@ -50,7 +50,7 @@ class _MarkedTask(SequenceTask):
 
 @register("marked_copy")
 class MarkedCopy(_MarkedTask):
-    """Say whether a string is a word, a mark and the word again. Length: the string's, rounded down to an odd one."""
+    """Say whether a string is a word, a mark and the word again. Length: the string's, rounded down to an odd number."""
 
     def _second(self, word: Tensor) -> Tensor:
         return word
@@ -58,7 +58,7 @@ class MarkedCopy(_MarkedTask):
 
 @register("marked_reversal")
 class MarkedReversal(_MarkedTask):
-    """Say whether a string is a word, a mark and the word backwards. Length: the string's, rounded down to an odd one."""
+    """Say whether a string is a word, a mark and the word backwards. Length: the string's, rounded down to an odd number."""
 
     def _second(self, word: Tensor) -> Tensor:
         return word.flip(1)

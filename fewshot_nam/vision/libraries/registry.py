@@ -1,4 +1,4 @@
-"""The libraries whose models are backbones. A new one is a file beside this one and a line in ``LIBRARIES``."""
+"""The libraries whose models are backbones. To add one, write a file beside this one and add it to ``LIBRARIES``."""
 
 from __future__ import annotations
 
