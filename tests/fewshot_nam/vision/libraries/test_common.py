@@ -28,7 +28,8 @@ def _broken(**options):
 
 def test_failed_download_says_how_to_do_without():
     with pytest.raises(
-        ValueError, match=r"backbone x: its weights could not be downloaded \(URLError\).*pretrained= of backbones.create"
+        ValueError,
+        match=r"backbone x: its weights could not be downloaded \(URLError\).*pretrained= of backbones.create",
     ):
         build("x", _offline, {}, downloads=True)
 
