@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fewshot_nam.vision.rgb import opaque
+from fewshot_nam.vision.image_transform import opaque
 
 
 class Conv4(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fewshot_nam.vision.rgb import check_aspect, opaque
+from fewshot_nam.vision.image_transform import check_aspect, opaque
 
 
 class Conv5(nn.Module):

@@ -12,7 +12,7 @@ MOVED_MODULES = {
     "backbones.ink": "backbones.pretraining.omniglot_augment",
     "backbones.own": "backbones.bundled",
     "backbones.photos": "backbones.pretraining.photo_augment",
-    "backbones.pictures": "fewshot_nam.vision.rgb",
+    "backbones.pictures": "fewshot_nam.vision.image_transform",
     "backbones.timm_models": "fewshot_nam.vision.libraries.timm_models",
     "backbones.torchvision_models": "fewshot_nam.vision.libraries.torchvision_models",
     "backbones.weights": "fewshot_nam.vision.weight_files",

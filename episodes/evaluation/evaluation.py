@@ -18,17 +18,16 @@ import torch
 from torch import Tensor
 
 import episodes.training.meta_learning  # noqa: F401  registers MAML and ANIL as heads
-from episodes.evaluation.scoring import Scorer
+from episodes.evaluation.scoring import Scorer, in_order
 from episodes.evaluation.validation_thresholds import CALIBRATION_EPISODES, TEMPERATURE_EPISODES, choose_frozen
 from episodes.features.bank import FeatureBank
 from episodes.features.holdout import hold_out
-from episodes.features.threads import in_order
 from episodes.metrics.intervals import ci95_over_classes, class_groups, interval, paired
 from episodes.metrics.registry import PROTOCOLS, measured, pooled
 from episodes.metrics.scores import Frozen, Scores
 from episodes.reporting.report import Report
 from episodes.sampling.sampler import Episodes, EpisodeSampler
-from fewshot_nam._deprecation import renamed_parameter, warn_renamed
+from fewshot_nam._deprecation import warn_renamed
 from fewshot_nam.heads import BaseStatistics, Head, create, needs_base
 from fewshot_nam.heads.base_statistics import base_from_old_words
 from fewshot_nam.heads.registry import spec
@@ -98,7 +97,6 @@ class EvaluationSettings:
         return 0 if self.protocol == "closed" else self.open_ways
 
 
-@renamed_parameter("watch", "callback")
 def evaluate(
     bank: FeatureBank,
     heads: Sequence[str] | Mapping[str, Head] = ("nam", "cosine"),
@@ -122,6 +120,7 @@ def evaluate(
     batch_size: int | None = None,
     progress: bool = False,
     callback: Callback | None = None,
+    watch: Callback | None = None,
 ) -> Report:
     """Return how well heads do on N-way K-shot episodes, with 95% intervals and paired differences.
 
@@ -152,6 +151,7 @@ def evaluate(
         batch_size: likewise.
         progress: show a progress bar on stderr.
         callback: called with every head's scores of every batch; see ``episodes.reporting.collectors``.
+        watch: deprecated, use ``callback``.
 
     Raises:
         ValueError: an unknown protocol or head, too few classes or images for the episodes, banks whose widths differ, a missing
@@ -166,6 +166,11 @@ def evaluate(
         {'mean': 1.0, 'ci95': 0.0}
     """
     began = time.perf_counter()
+    if watch is not None:
+        if callback is not None:
+            raise TypeError("evaluate: watch= is the old word for callback=: give callback alone")
+        warn_renamed("evaluate: watch=", "callback=")
+        callback = watch
     shortcuts = {
         "protocol": protocol,
         "ways": ways,

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from episodes.evaluation.scoring import Scorer
-from episodes.features.threads import in_order
+from episodes.evaluation.scoring import Scorer, in_order
 from episodes.metrics.calibration import fit_temperature
 from episodes.metrics.scores import Frozen, Scores, harmonic_mean, joint_scores, shape_and_dtype, threshold_at_tpr
 from episodes.sampling.sampler import Episodes

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from episodes.data.class_names import Label, check_classes, nearest, select_classes
 from episodes.features.bank_files import NotABank, read_bank_file, write_bank_file
-from fewshot_nam._deprecation import renamed_parameter
+from fewshot_nam._deprecation import warn_renamed
 from fewshot_nam.heads.base_statistics import BaseStatistics
 from fewshot_nam.heads.power_norm import power_normalise
 
@@ -135,14 +135,14 @@ class FeatureBank:
             features = self.features[torch.from_numpy(rows).to(self.features.device)]
         return FeatureBank(features, labels, names, provenance=self.provenance, check=False)
 
-    @renamed_parameter("root", "power_norm")
-    def class_means(self, power_norm: bool = False) -> Tensor:
+    def class_means(self, power_norm: bool = False, *, root: bool | None = None) -> Tensor:
         """Return the mean feature of each class, ``(C, D)`` float32, summed in float64.
 
         Args:
             power_norm: return power means instead: features are replaced by their signed square roots, averaged, and the mean is
                 squared with its sign. A few large features influence a power mean less. Heads that power-normalise features use
                 power means as base prototypes.
+            root: deprecated, use ``power_norm``.
 
         Raises:
             ValueError: a class without items; it is named.
@@ -152,6 +152,9 @@ class FeatureBank:
             >>> bank.class_means().tolist(), bank.class_means(power_norm=True).tolist()
             ([[5.0, 4.0]], [[4.0, 4.0]])
         """
+        if root is not None:
+            warn_renamed("class_means: root=", "power_norm=")
+            power_norm = root
         if int(self.counts.min()) == 0:
             empty = self.classes[int(self.counts.argmin())]
             raise ValueError(

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from episodes.data.image_dataset import ImageSet, open_image
 from fewshot_nam.io.image_io import UnreadableImage
-from fewshot_nam.vision.image_batches import TransformFailed, transformed
+from fewshot_nam.vision.image_transform import TransformFailed, transformed
 
 
 class ImageBatch(NamedTuple):

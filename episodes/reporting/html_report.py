@@ -22,7 +22,7 @@ from episodes.reporting.formatting import Table, cell, head_meanings, heading, v
 from episodes.reporting.plots import save, sections, shown_heads
 from episodes.reporting.report import Report
 from fewshot_nam.io.atomic import replacing
-from fewshot_nam.vision.rgb import opaque
+from fewshot_nam.vision.image_transform import opaque
 
 _SIDE = 112  # of an image on the page, in pixels
 

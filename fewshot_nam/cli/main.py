@@ -302,7 +302,7 @@ def _features(model: NAMModel, images: list[Path], options: argparse.Namespace) 
     from tqdm import tqdm
 
     from fewshot_nam.io.image_io import UnreadableImage
-    from fewshot_nam.vision.image_batches import TransformFailed
+    from fewshot_nam.vision.image_transform import TransformFailed
 
     parts: list[Tensor] = []
     kept: list[int] = []

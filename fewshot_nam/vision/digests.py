@@ -25,8 +25,7 @@ def tensors_digest(tensors: Iterable[Tensor]) -> str:
     """Return the digest of tensors in their order: of dtypes, shapes and values."""
     total = hashlib.sha256()
     for tensor in tensors:
-        total.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(_bytes(tensor))
+        _add(total, "", tensor)
     return total.hexdigest()
 
 
@@ -55,10 +54,11 @@ def features_digest(name: str, model_options: Mapping[str, Any], state: Mapping[
     options = json.dumps(model_options, sort_keys=True, default=lambda value: getattr(value, "__name__", str(value)))
     total = hashlib.sha256(f"{name}\n{options}\n".encode())
     for key, tensor in sorted(state.items()):
-        total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(_bytes(tensor))
+        _add(total, f"{key} ", tensor)
     return total.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+def _add(total: hashlib._Hash, name: str, tensor: Tensor) -> None:
+    """Add a tensor to a digest: its name, dtype, shape and values."""
+    total.update(f"{name}{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -31,10 +31,10 @@ from fewshot_nam.heads import Head
 from fewshot_nam.heads.registry import exportable, specs
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.vision.digests import tensors_digest, weights_digest
+from fewshot_nam.vision.image_transform import without_addresses
 from fewshot_nam.vision.layers import LayerFeatures, find_layer
 from fewshot_nam.vision.libraries.common import LibraryNotInstalled
 from fewshot_nam.vision.model import NAMModel
-from fewshot_nam.vision.rgb import without_addresses
 from fewshot_nam.vision.saving import current_settings, settings
 
 if TYPE_CHECKING:

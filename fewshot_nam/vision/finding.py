@@ -18,10 +18,10 @@ from fewshot_nam.heads.validation import as_labels
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.catalogue import create
 from fewshot_nam.vision.image_batches import Images, features_of
+from fewshot_nam.vision.image_transform import RGBTransform, without_addresses
 from fewshot_nam.vision.layers import LayerFeatures, Pool, find_layer
 from fewshot_nam.vision.libraries.common import Library, class_name
 from fewshot_nam.vision.libraries.registry import LIBRARIES, library_of
-from fewshot_nam.vision.rgb import RGBTransform, without_addresses
 
 Transform = Callable[[Image.Image], Tensor]
 

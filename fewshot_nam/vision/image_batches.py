@@ -14,6 +14,7 @@ from torch import Tensor
 from fewshot_nam._deprecation import renamed_names
 from fewshot_nam.io.image_io import read_image, upright
 from fewshot_nam.vision.backbone import Backbone
+from fewshot_nam.vision.image_transform import transformed
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor"
 Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
@@ -127,37 +128,6 @@ def _transformed(image: ImageLike, index: int, transform: Callable[[Image.Image]
             raise ValueError(f"{place}: a transformed image must be (C, H, W), got shape {tuple(image.shape)}")
         return image
     return transformed(_opened(image, place), transform, place)
-
-
-class TransformFailed(ValueError):
-    """The transform raised an error on an image. The message names the image."""
-
-
-def transformed(image: Image.Image, transform: Callable[[Image.Image], Tensor], place: str) -> Tensor:
-    """Return an image as the transform gives it, ``(C, H, W)``.
-
-    Args:
-        image: opened and decoded.
-        transform: image to tensor.
-        place: the image's name, for the error.
-
-    Raises:
-        TransformFailed: the transform raised an error.
-        MemoryError: raised by the transform; it is passed on, as the image is not the cause.
-        ValueError: it returned something other than a tensor ``(C, H, W)``.
-    """
-    try:
-        tensor = transform(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # a transform of any library, or the user's
-        raise TransformFailed(
-            f"the transform failed on {place}: {type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
-    if not isinstance(tensor, Tensor) or tensor.dim() != 3:
-        got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ValueError(f"the transform gave {got} for {place}, expected a tensor (C, H, W)")
-    return tensor
 
 
 def _opened(image: ImageLike, place: str) -> Image.Image:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewshot_nam.vision.backbone import Backbone
+from fewshot_nam.vision.image_transform import RGBTransform
 from fewshot_nam.vision.libraries.common import (
     GIVE_FILE,
     FoundTransform,
@@ -22,7 +23,6 @@ from fewshot_nam.vision.libraries.common import (
     removed_keys,
     three,
 )
-from fewshot_nam.vision.rgb import RGBTransform
 from fewshot_nam.vision.weight_files import fit_weights, read_weights
 
 PREFIX = "timm/"

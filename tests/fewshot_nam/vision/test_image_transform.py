@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from backbones.conv4 import ink_transform
-from fewshot_nam.vision.rgb import RGBTransform, opaque, without_addresses
+from fewshot_nam.vision.image_transform import RGBTransform, opaque, without_addresses
 
 SIZE = (5, 3)
 

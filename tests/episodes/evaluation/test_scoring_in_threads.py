@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from episodes.features.threads import in_order
+from episodes.evaluation.scoring import in_order
 
 
 @pytest.fixture(autouse=True)

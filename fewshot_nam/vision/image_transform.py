@@ -1,4 +1,4 @@
-"""The first step of every transform: 8 bits a channel, and nothing transparent."""
+"""What every transform begins with (8 bits a channel, nothing transparent), and applying one with errors that name the image."""
 
 from __future__ import annotations
 
@@ -76,3 +76,34 @@ class RGBTransform:
         rgb = opaque(image).convert("RGB")
         check_aspect(rgb)
         return self.transform(rgb)
+
+
+class TransformFailed(ValueError):
+    """The transform raised an error on an image. The message names the image."""
+
+
+def transformed(image: Image.Image, transform: Callable[[Image.Image], Tensor], place: str) -> Tensor:
+    """Return an image as the transform gives it, ``(C, H, W)``.
+
+    Args:
+        image: opened and decoded.
+        transform: image to tensor.
+        place: the image's name, for the error.
+
+    Raises:
+        TransformFailed: the transform raised an error.
+        MemoryError: raised by the transform; it is passed on, as the image is not the cause.
+        ValueError: it returned something other than a tensor ``(C, H, W)``.
+    """
+    try:
+        tensor = transform(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # a transform of any library, or the user's
+        raise TransformFailed(
+            f"the transform failed on {place}: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(tensor, Tensor) or tensor.dim() != 3:
+        got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"the transform gave {got} for {place}, expected a tensor (C, H, W)")
+    return tensor
