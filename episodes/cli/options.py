@@ -12,10 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+import episodes.training.registry  # noqa: F401  registers MAML and ANIL as heads
 from episodes.data import registry
 from episodes.metrics.registry import MEASURES, PROTOCOLS, short_table
 from fewshot_nam import __version__
+from fewshot_nam.heads.registry import specs
 from fewshot_nam.io.yaml_input import read_yaml, shown
+from fewshot_nam.vision.libraries import names
 
 COMMAND = "fewshot-nam-eval"
 DEFAULT_HEADS = ["nam", "nam-sequential", "cosine", "cosine-centred", "protonet"]
@@ -118,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="HEAD",
         default=None,
-        help=f"which heads to compare (default: {' '.join(DEFAULT_HEADS)})",
+        help=f"which heads to compare: {', '.join(entry.name for entry in specs())} (default: {' '.join(DEFAULT_HEADS)})",
     )
 
     data = made.add_argument_group("images")
@@ -155,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
         "--backbone",
         default="conv4",
         metavar="NAME",
-        help="conv4, conv5 (with --weights), timm/MODEL or torchvision/MODEL (default: %(default)s)",
+        help=names.help_line() + " (default: %(default)s)",
     )
     model.add_argument(
         "--weights",

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import episodes.training.meta_learning  # noqa: F401  registers MAML and ANIL as heads
+import episodes.training.registry  # noqa: F401  registers MAML and ANIL as heads
 from episodes.evaluation.scoring import Scorer, in_order
 from episodes.evaluation.validation_thresholds import CALIBRATION_EPISODES, TEMPERATURE_EPISODES, choose_frozen
 from episodes.features.bank import FeatureBank
@@ -347,8 +347,9 @@ def _heads(
 def _head(name: str, banks: _Banks, settings: EvaluationSettings, known: BaseStatistics | None) -> Head:
     """Return a head by name, trained on the base bank where it has to be."""
     entry = spec(name)
-    if entry.train is not None:
-        return entry.train(banks.base, name, settings.ways, settings.shots, settings.queries, seed=settings.seed)
+    train = entry.trainer()
+    if train is not None:
+        return train(banks.base, name, settings.ways, settings.shots, settings.queries, seed=settings.seed)
     # In the generalized protocol base classes are answers like the others, so only heads that cannot be made without base
     # classes get them as a cohort too.
     return create(name, known if settings.protocol != "generalized" or entry.needs != "nothing" else None)

@@ -23,19 +23,13 @@ from torch.nn.functional import cross_entropy
 from episodes.features.bank import FeatureBank
 from episodes.sampling.learn2learn_tasks import require_learn2learn
 from episodes.sampling.sampler import EpisodeSampler
+from episodes.training.registry import META_LEARNED
 from fewshot_nam.heads import BaseStatistics
 from fewshot_nam.heads.base import Head, Support
 from fewshot_nam.heads.base_statistics import accepts_old_base_words
-from fewshot_nam.heads.registry import HeadSpec, register
 from fewshot_nam.memory.primitives import unit
 
 __all__ = ["META_LEARNED", "MetaLearnedHead", "meta_train"]
-
-META_LEARNED = {
-    "maml": "MAML (learn2learn): a small network, all layers adapted from a meta-learned initialisation",
-    "anil": "ANIL (learn2learn): a small network, its last layer adapted from a meta-learned initialisation",
-}
-"""The algorithms, each with one line about it; importing this module registers them as heads."""
 
 
 class MetaLearnedHead(Head):
@@ -205,17 +199,3 @@ def meta_train(
             optimizer.step()
         network.requires_grad_(False)
     return head
-
-
-for _algorithm, _summary in META_LEARNED.items():
-    register(
-        HeadSpec(
-            _algorithm,
-            MetaLearnedHead,
-            _summary,
-            needs="prototypes",
-            uses_base=True,
-            requires="learn2learn",
-            train=meta_train,
-        )
-    )

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewshot_nam.cli.options import DEFAULT_BACKBONE, key_values, parser
+from fewshot_nam.cli.options import DEFAULT_BACKBONE, DEFAULT_HEAD, key_values, parser
 from fewshot_nam.heap import keep_freed_memory
+from fewshot_nam.vision.libraries import names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -226,7 +227,7 @@ def _new(options: argparse.Namespace) -> tuple[NAMModel, dict[str, Any]]:
     if options.backbone is None and not options.quiet:
         print(
             f"note: the backbone is {DEFAULT_BACKBONE}, which is for handwritten characters; for photographs, start a memory with "
-            "--backbone timm/MODEL or torchvision/MODEL",
+            f"--backbone {names.forms()}",
             file=sys.stderr,
         )
     source = _source(options.weights, options.memory) or "published"
@@ -237,7 +238,7 @@ def _new(options: argparse.Namespace) -> tuple[NAMModel, dict[str, Any]]:
         transform_options=key_values("--transform-option", options.transform_option),
         device=options.device,
     )
-    head = heads.create(options.head or "nam", base=backbone.base_statistics)
+    head = heads.create(options.head or DEFAULT_HEAD, base=backbone.base_statistics)
     return NAMModel(backbone, head), {"weights": source}
 
 

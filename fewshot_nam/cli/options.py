@@ -6,9 +6,12 @@ import argparse
 from typing import Any, NoReturn
 
 from fewshot_nam import __version__
+from fewshot_nam.heads import registry
 from fewshot_nam.io.yaml_input import load_yaml, shown
+from fewshot_nam.vision.libraries import names
 
 DEFAULT_BACKBONE = "conv4"
+DEFAULT_HEAD = "nam"
 
 _DESCRIPTION = """\
 Teach a vision model classes from a few images each, recognise them, and refuse images of unknown classes.
@@ -58,10 +61,14 @@ def parser() -> argparse.ArgumentParser:
     learn.add_argument(
         "--backbone",
         metavar="NAME",
-        help="of a new memory: conv4 (handwritten characters; comes with the package), timm/MODEL or torchvision/MODEL "
-        f"(default: {DEFAULT_BACKBONE})",
+        help=f"of a new memory: {names.help_line()} (default: {DEFAULT_BACKBONE})",
     )
-    learn.add_argument("--head", choices=("nam", "cosine"), help="of a new memory (default: nam)")
+    learn.add_argument(
+        "--head",
+        choices=head_names(),
+        metavar="HEAD",
+        help=f"of a new memory: {', '.join(head_names())} (default: {DEFAULT_HEAD})",
+    )
     for kind, example in (("model", "pad_type=same"), ("transform", "input_size=160")):
         learn.add_argument(
             f"--{kind}-option",
@@ -127,6 +134,11 @@ def parser() -> argparse.ArgumentParser:
     _memory(export)
     _machine(export)
     return made
+
+
+def head_names() -> list[str]:
+    """Return the heads that a memory can have: those that can be read back from its file, which needs no base prototypes."""
+    return [entry.name for entry in registry.specs() if entry.train is None and entry.needs != "prototypes"]
 
 
 def _command(commands: argparse._SubParsersAction[_Parser], name: str, meaning: str) -> argparse.ArgumentParser:

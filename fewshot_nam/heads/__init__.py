@@ -1,6 +1,9 @@
 """Few-shot classifier heads over features: write a class from a few of them, score, forget. See ``Head`` for the contract.
 
+Names are imported when they are first used, so that ``--help`` of a command need not wait for torch to list the heads.
+
 >>> import torch
+>>> from fewshot_nam.heads import create
 >>> head = create("nam")
 >>> _ = head.write(torch.eye(3)[:2], ["cat", "dog"])
 >>> head.predict(torch.tensor([0.9, 0.1, 0.2]))
@@ -9,20 +12,24 @@
 
 from __future__ import annotations
 
-from fewshot_nam.heads.base import Head
-from fewshot_nam.heads.base_statistics import BaseStatistics
-from fewshot_nam.heads.calibration import Calibration
-from fewshot_nam.heads.cosine import CosineHead
-from fewshot_nam.heads.generator import GeneratorHead
-from fewshot_nam.heads.logistic import LogisticHead
-from fewshot_nam.heads.mahalanobis import MahalanobisHead
-from fewshot_nam.heads.nam.head import NAMHead
-from fewshot_nam.heads.nearest import NearestHead
-from fewshot_nam.heads.plda import PLDAHead
-from fewshot_nam.heads.protonet import ProtoNetHead
-from fewshot_nam.heads.registry import HeadSpec, available, create, needs_base, register
-from fewshot_nam.heads.ridge import RidgeHead
-from fewshot_nam.heads.validation import Label
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fewshot_nam.heads.base import Head
+    from fewshot_nam.heads.base_statistics import BaseStatistics
+    from fewshot_nam.heads.calibration import Calibration
+    from fewshot_nam.heads.cosine import CosineHead
+    from fewshot_nam.heads.generator import GeneratorHead
+    from fewshot_nam.heads.logistic import LogisticHead
+    from fewshot_nam.heads.mahalanobis import MahalanobisHead
+    from fewshot_nam.heads.nam.head import NAMHead
+    from fewshot_nam.heads.nearest import NearestHead
+    from fewshot_nam.heads.plda import PLDAHead
+    from fewshot_nam.heads.protonet import ProtoNetHead
+    from fewshot_nam.heads.registry import HeadSpec, available, create, needs_base, register
+    from fewshot_nam.heads.ridge import RidgeHead
+    from fewshot_nam.heads.validation import Label
 
 __all__ = [
     "BaseStatistics",
@@ -44,3 +51,36 @@ __all__ = [
     "needs_base",
     "register",
 ]
+
+_HOMES = {
+    "BaseStatistics": "base_statistics",
+    "Calibration": "calibration",
+    "CosineHead": "cosine",
+    "GeneratorHead": "generator",
+    "Head": "base",
+    "HeadSpec": "registry",
+    "Label": "validation",
+    "LogisticHead": "logistic",
+    "MahalanobisHead": "mahalanobis",
+    "NAMHead": "nam.head",
+    "NearestHead": "nearest",
+    "PLDAHead": "plda",
+    "ProtoNetHead": "protonet",
+    "RidgeHead": "ridge",
+    "available": "registry",
+    "create": "registry",
+    "needs_base": "registry",
+    "register": "registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,7 @@
 """The heads by name: how each is made, what it needs to know of base classes, and what else the toolkit asks about it.
 
-A new head is a file beside this one and an entry here. Heads of other packages are added by ``register``.
+A new head is a file beside this one and an entry here. Heads of other packages are added by ``register``. Importing this module
+imports no head and no torch, so that ``--help`` of a command can list the heads at once.
 """
 
 from __future__ import annotations
@@ -9,22 +10,16 @@ import difflib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from torch import Tensor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
 from fewshot_nam._deprecation import warn_renamed
-from fewshot_nam.heads.base import Head
-from fewshot_nam.heads.base_statistics import BaseStatistics, base_from_old_words
-from fewshot_nam.heads.cosine import CosineHead
-from fewshot_nam.heads.logistic import LogisticHead
-from fewshot_nam.heads.mahalanobis import MahalanobisHead
-from fewshot_nam.heads.nam.head import NAMHead
-from fewshot_nam.heads.nearest import NearestHead
-from fewshot_nam.heads.plda import PLDAHead
-from fewshot_nam.heads.protonet import ProtoNetHead
-from fewshot_nam.heads.ridge import RidgeHead
-from fewshot_nam.heads.score_norm import COHORT_SIZE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewshot_nam.heads.base import Head
+    from fewshot_nam.heads.base_statistics import BaseStatistics
 
 Needs = Literal["nothing", "mean", "prototypes"]
 
@@ -35,7 +30,8 @@ class HeadSpec:
 
     Attributes:
         name: what ``create``, tables and the command line call it.
-        build: the class of the head, or a function that returns one; called with ``settings`` and the caller's options.
+        build: the class of the head, or a function that returns one; called with ``settings`` and the caller's options. It may be
+            given as ``"module:name"``, to be imported when it is used.
         summary: one line on what the head is.
         settings: keyword arguments that are part of the definition.
         needs: what must be known of base classes: nothing, their mean feature, or their prototypes.
@@ -46,10 +42,11 @@ class HeadSpec:
         requires: the optional package that the head needs, as it is imported; ``None`` for none.
         train: for a head that is trained on episodes of base classes before it is used: the function that does it, called by
             ``episodes.evaluate`` as ``train(base_bank, name, ways, shots, queries, seed=seed)``. ``create`` refuses such a head.
+            It may be given as ``"module:name"`` too.
     """
 
     name: str
-    build: Callable[..., Head]
+    build: str | Callable[..., Head]
     summary: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     needs: Needs = "nothing"
@@ -57,13 +54,29 @@ class HeadSpec:
     least_base: int = 0
     exports: bool = False
     requires: str | None = None
-    train: Callable[..., Head] | None = None
+    train: str | Callable[..., Head] | None = None
 
     def __post_init__(self) -> None:
         if self.needs != "nothing" and not self.uses_base:
             raise ValueError(f"HeadSpec {self.name!r}: needs={self.needs!r} takes uses_base=True")
-        if self.exports and not isinstance(self.build, type):
+        if self.exports and not isinstance(self.build, type | str):
             raise ValueError(f"HeadSpec {self.name!r}: exports=True takes the head's class for build")
+
+    def builder(self) -> Callable[..., Head]:
+        """Return ``build``, imported where it was given by name."""
+        return _imported(self.build)
+
+    def trainer(self) -> Callable[..., Head] | None:
+        """Return ``train``, imported where it was given by name; ``None`` for a head that needs no training."""
+        return None if self.train is None else _imported(self.train)
+
+
+def _imported(function: str | Callable[..., Head]) -> Callable[..., Head]:
+    if not isinstance(function, str):
+        return function
+    module, _, name = function.partition(":")
+    found: Callable[..., Head] = getattr(import_module(module), name)
+    return found
 
 
 _SPECS: dict[str, HeadSpec] = {}
@@ -115,7 +128,7 @@ def needs_base(name: str) -> bool:
 
 def exportable(head: Head) -> bool:
     """Return whether a head is of a class that can be exported, by the registry."""
-    return any(entry.exports and type(head) is entry.build for entry in specs())
+    return any(entry.exports and type(head) is entry.builder() for entry in specs())
 
 
 def create(
@@ -143,6 +156,7 @@ def create(
 
     Example:
         >>> import torch
+        >>> from fewshot_nam.heads import BaseStatistics, create
         >>> base = BaseStatistics.from_prototypes(torch.eye(4) + 0.1)
         >>> create("cosine-centred", base=base).write(torch.eye(4)[:2], ["cat", "dog"]).predict(torch.eye(4)[1])
         'dog'
@@ -151,6 +165,10 @@ def create(
         ...
         ValueError: the head 'cosine-centred' subtracts the mean base feature, and none is known: give base=
     """
+    from torch import Tensor
+
+    from fewshot_nam.heads.base_statistics import base_from_old_words
+
     entry = spec(name)
     if isinstance(base, Tensor):  # the second parameter of version 0.1
         base, mean = None, base
@@ -173,7 +191,7 @@ def create(
     if entry.uses_base and base is not None and (entry.needs != "nothing" or len(base) >= max(entry.least_base, 1)):
         options.setdefault("base", base)
     try:
-        return entry.build(**{**entry.settings, **options})
+        return entry.builder()(**{**entry.settings, **options})
     except TypeError as error:
         raise ValueError(f"the head {name!r} cannot take these settings: {error}") from None
 
@@ -181,40 +199,46 @@ def create(
 for _entry in (
     HeadSpec(
         "nam",
-        NAMHead,
+        "fewshot_nam.heads.nam.head:NAMHead",
         "Neural Attention Memory: a joint write and a prototype memory; uses base classes where known",
         {"mode": "block"},
         uses_base=True,
-        least_base=COHORT_SIZE,
+        least_base=10,  # score_norm.COHORT_SIZE
         exports=True,
     ),
     HeadSpec(
         "nam-sequential",
-        NAMHead,
+        "fewshot_nam.heads.nam.head:NAMHead",
         "the paper's rule: one prototype written after another",
         {"mode": "sequential"},
         exports=True,
     ),
     HeadSpec(
         "nam-parallel",
-        NAMHead,
+        "fewshot_nam.heads.nam.head:NAMHead",
         "the paper's rule with every prototype erased from the same earlier memory",
         {"mode": "parallel"},
         exports=True,
     ),
-    HeadSpec("cosine", CosineHead, "cosine to the class prototypes", exports=True),
+    HeadSpec("cosine", "fewshot_nam.heads.cosine:CosineHead", "cosine to the class prototypes", exports=True),
     HeadSpec(
         "cosine-centred",
-        CosineHead,
+        "fewshot_nam.heads.cosine:CosineHead",
         "cosine after subtracting the mean base feature (CL2N)",
         needs="mean",
         uses_base=True,
         exports=True,
     ),
-    HeadSpec("cosine-root", CosineHead, "cosine of power-normalised features", {"power_norm": True}, exports=True),
+    HeadSpec(
+        "cosine-root",
+        "fewshot_nam.heads.cosine:CosineHead",
+        "cosine of power-normalised features",
+        {"power_norm": True},
+        exports=True,
+    ),
     HeadSpec(
         "cosine-root-centred",
-        CosineHead,
+        "fewshot_nam.heads.cosine:CosineHead",
         "cosine of power-normalised features, centred by their mean over base classes",
         {"power_norm": True},
         needs="prototypes",
@@ -223,27 +247,35 @@ for _entry in (
     ),
     HeadSpec(
         "cosine-msp",
-        CosineHead,
+        "fewshot_nam.heads.cosine:CosineHead",
         "cosine, accepted by its largest softmax probability",
         {"log_partition_penalty": 1.0, "temperature": 1.0},
         exports=True,
     ),
-    HeadSpec("protonet", ProtoNetHead, "Euclidean distance to the class prototypes"),
-    HeadSpec("nearest", NearestHead, "cosine to the nearest support image"),
-    HeadSpec("ridge", RidgeHead, "ridge regression"),
+    HeadSpec("protonet", "fewshot_nam.heads.protonet:ProtoNetHead", "Euclidean distance to the class prototypes"),
+    HeadSpec("nearest", "fewshot_nam.heads.nearest:NearestHead", "cosine to the nearest support image"),
+    HeadSpec("ridge", "fewshot_nam.heads.ridge:RidgeHead", "ridge regression"),
     HeadSpec(
-        "logistic", LogisticHead, "logistic regression (scikit-learn)", {"inverse_penalty": 10.0}, requires="sklearn"
+        "logistic",
+        "fewshot_nam.heads.logistic:LogisticHead",
+        "logistic regression (scikit-learn)",
+        {"inverse_penalty": 10.0},
+        requires="sklearn",
     ),
-    HeadSpec("mahalanobis", MahalanobisHead, "nearest class mean under the shrunk pooled covariance of the support"),
+    HeadSpec(
+        "mahalanobis",
+        "fewshot_nam.heads.mahalanobis:MahalanobisHead",
+        "nearest class mean under the shrunk pooled covariance of the support",
+    ),
     HeadSpec(
         "mahalanobis-diagonal",
-        MahalanobisHead,
+        "fewshot_nam.heads.mahalanobis:MahalanobisHead",
         "a Gaussian for each class with shrunk variances: PEELER's score without its training",
         {"covariance": "diagonal"},
     ),
     HeadSpec(
         "plda",
-        PLDAHead,
+        "fewshot_nam.heads.plda:PLDAHead",
         "likelihood ratio of class to any class: Gaussians, covariance from base prototypes",
         needs="prototypes",
         uses_base=True,

@@ -19,6 +19,7 @@ import torch
 
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.libraries.common import Library, LibraryNotInstalled
+from fewshot_nam.vision.libraries.names import BUNDLED as BUNDLED_NAMES
 from fewshot_nam.vision.libraries.registry import LIBRARIES
 
 
@@ -56,8 +57,7 @@ def create(
     """Return the backbone of that name, frozen and in eval mode.
 
     Args:
-        name: "conv4" (handwritten characters; its weights come with the package), "conv5" (photographs; without weights),
-            "timm/<model>" or "torchvision/<model>"; see ``available``.
+        name: one of ``available()``, such as "conv4", "timm/<model>" or "torchvision/<model>".
         pretrained: ``True`` for the published weights (timm and torchvision download theirs), ``False`` for random
             ones, or the path of a local file of weights, with or without a classifier.
         model_options: passed to the model, as ``{"pad_type": "same"}`` or ``{"img_size": 160}``.
@@ -102,11 +102,14 @@ def _bundled(name: str = "") -> Library:
 
     Raises:
         LibraryNotInstalled: the package ``backbones`` is not ours.
+        UnknownBackbone: nor has ours a backbone of that name.
     """
     # Found before it is imported: the code of another project's package must not run.
     spec = importlib.util.find_spec("backbones")
     places = [] if spec is None else list(spec.submodule_search_locations or [])
     if PathFinder.find_spec("backbones.bundled", places) is None:
+        if name and name not in BUNDLED_NAMES:
+            raise UnknownBackbone(_unknown(name))
         found = "does not find it" if spec is None else f"finds {spec.origin or places[0]} in its place"
         raise LibraryNotInstalled(
             f"backbone {name!r}: names that do not start with {' or '.join(LIBRARIES)} are looked up in fewshot-nam's "

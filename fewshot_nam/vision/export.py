@@ -57,7 +57,7 @@ def memory_of(model: NAMModel) -> dict[str, Tensor]:
     """
     head = model.head
     if not exportable(head):
-        names = sorted({entry.build.__name__ for entry in specs() if entry.exports})
+        names = sorted({entry.builder().__name__ for entry in specs() if entry.exports})
         raise ValueError(f"export: a {type(head).__name__} cannot be exported: attach with {' or '.join(names)}")
     if not head.classes:
         raise ValueError("export: the model knows no class yet: call learn(images, labels) first")

@@ -29,6 +29,12 @@ try:
     attach("conv4")
 except ImportError as error:
     print(error)
+try:
+    attach("nonsense")
+except ValueError as error:
+    assert str(error).startswith("no backbone 'nonsense': "), error
+else:
+    raise AssertionError
 assert not {"backbones", "episodes"} & set(sys.modules)
 """
 

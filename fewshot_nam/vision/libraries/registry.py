@@ -1,14 +1,22 @@
-"""The libraries whose models are backbones. To add one, write a file beside this one and add it to ``LIBRARIES``."""
+"""The libraries whose models are backbones. To add one, write a file beside this one and a line in ``names.py``."""
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from torch import nn
 
+from fewshot_nam.vision.libraries import names
 from fewshot_nam.vision.libraries.common import Library
-from fewshot_nam.vision.libraries.timm_models import TIMM
-from fewshot_nam.vision.libraries.torchvision_models import TORCHVISION
 
-LIBRARIES: dict[str, Library] = {library.prefix: library for library in (TIMM, TORCHVISION)}
+
+def _imported(place: str) -> Library:
+    module, _, name = place.partition(":")
+    library: Library = getattr(import_module(module), name)
+    return library
+
+
+LIBRARIES: dict[str, Library] = {prefix: _imported(place) for prefix, place in names.LIBRARIES.items()}
 """Libraries by the prefix of their models' names, in the order in which names are listed."""
 
 

@@ -1,6 +1,7 @@
 """The command as a user meets it: the main job, files, configuration, and one clear line for whatever is wrong."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,14 @@ import torch
 import yaml
 from PIL import Image
 
+from backbones.bundled import NETWORKS
 from episodes import Episodes, FeatureBank
 from episodes.cli.main import main
 from episodes.cli.options import parser, read_options
+from episodes.data import registry
 from episodes.metrics.registry import MEASURES, PROTOCOLS, short_table
+from fewshot_nam.heads.registry import specs
+from fewshot_nam.vision.libraries.registry import LIBRARIES
 
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "episode_eval.py"
 FEW = ["--episodes", "20", "--quiet"]
@@ -320,10 +325,19 @@ def test_help_and_version_use_the_name_that_was_called(called, name, monkeypatch
         assert name in capsys.readouterr().out.splitlines()[0]
 
 
-def test_help_lists_data_sets_and_measures(capsys):
+def test_help_lists_heads_backbones_data_sets_and_measures(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")  # no line is broken
     with pytest.raises(SystemExit):
         main(["--help"])
     out = capsys.readouterr().out
+    heads = re.search(r"which heads to compare: (.*) \(default", out)[1].split(", ")
+    assert heads == [entry.name for entry in specs()]
+    assert {"nam", "maml", "anil"} <= set(heads)
+    backbone = re.search(r"--backbone NAME +(.*)", out)[1]
+    for name in [*NETWORKS, *(f"{prefix}MODEL" for prefix in LIBRARIES)]:
+        assert name in backbone
+    for form in registry.entries():
+        assert f"{form.name} (" in out or f"{form.name}:" in out
     for protocol in PROTOCOLS:
         for measure in short_table(protocol):
             assert MEASURES[measure].meaning in out

@@ -24,7 +24,7 @@ WIDTH = 8
 @pytest.mark.parametrize("algorithm", META_LEARNED)
 def test_the_registry_of_heads_knows_them_as_heads_that_are_trained_first(algorithm):
     entry = spec(algorithm)
-    assert (entry.train, entry.summary, entry.requires) == (meta_train, META_LEARNED[algorithm], "learn2learn")
+    assert (entry.trainer(), entry.summary, entry.requires) == (meta_train, META_LEARNED[algorithm], "learn2learn")
     assert algorithm not in available(), "create cannot make it"
     with pytest.raises(ValueError, match="has to be trained on episodes of base classes first"):
         create(algorithm)

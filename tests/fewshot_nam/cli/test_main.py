@@ -1,6 +1,7 @@
 """The command ``fewshot-nam``: a walk through all of it on images made on the spot, and what it refuses."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -9,8 +10,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from backbones.bundled import NETWORKS
 from fewshot_nam import NAMModel, attach
 from fewshot_nam.cli.main import main
+from fewshot_nam.cli.options import head_names
+from fewshot_nam.heads.registry import available, spec
+from fewshot_nam.vision.libraries.registry import LIBRARIES
 
 SMALL = ["--backbone", "timm/test_resnet", "--weights", "random", "--transform-option", "input_size=32"]
 
@@ -260,6 +265,28 @@ def test_two_commands_at_once_both_add_their_class(memory, images):
     both = [subprocess.Popen([*words, image, "--label", label]) for label in ("left", "right")]
     assert [process.wait() for process in both] == [0, 0]
     assert set(made(memory, []).classes) == {"digit 0", "digit 1", "digit 2", "left", "right"}
+
+
+def test_help_lists_the_heads_and_backbones(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")  # no line is broken
+    with pytest.raises(SystemExit):
+        main(["learn", "--help"])
+    out = capsys.readouterr().out
+    assert re.search(r"--head HEAD +of a new memory: (.*) \(default: nam\)", out)[1].split(", ") == head_names()
+    assert head_names() == [name for name in available() if spec(name).needs != "prototypes"]
+    backbone = re.search(r"--backbone NAME +(.*)", out)[1]
+    for name in [*NETWORKS, *(f"{prefix}MODEL" for prefix in LIBRARIES)]:
+        assert name in backbone
+
+
+@pytest.mark.parametrize("head", head_names())
+def test_every_head_learns_is_saved_and_predicts(images, tmp_path, head, capsys):
+    path = str(tmp_path / "m")
+    assert main(["learn", str(images / "photos"), "--out", path, "--head", head, "--backbone", "conv4", "--quiet"]) == 0
+    one = next((images / "photos").rglob("*.png"))
+    capsys.readouterr()
+    assert main(["predict", str(one), "--memory", path, "--quiet"]) == 0
+    assert capsys.readouterr().out.split("\t")[1] == one.parent.name
 
 
 def test_help_and_mistakes_need_no_torch():

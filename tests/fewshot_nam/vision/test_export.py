@@ -201,7 +201,7 @@ def test_what_cannot_be_exported_is_refused_by_name(exported, attached, nam, pai
     make, image, _ = exported
     with pytest.raises(ValueError, match="knows no class yet"):
         export_onnx(nam, tmp_path / "m.onnx")
-    can = sorted({entry.build.__name__ for entry in registry.specs() if entry.exports})
+    can = sorted({entry.builder().__name__ for entry in registry.specs() if entry.exports})
     with pytest.raises(ValueError, match=f"a RidgeHead cannot be exported: attach with {' or '.join(can)}$"):
         export_onnx(attached(head=RidgeHead()).learn(painted(0), "a"), tmp_path / "m.onnx")
     half = make()
