@@ -380,4 +380,4 @@ def test_alphabets_and_thresholds_frozen_on_another_alphabet(data_dir, capsys):
     assert main([*arguments, *validation, *FEW]) == 0
     out = capsys.readouterr().out
     assert "Gurmukhi: 900 images of 45 classes" in out
-    assert "open_fpr@95tpr:frozen" in out
+    assert "@95tpr:frozen ↓" in out  # headings are on two lines
