@@ -1,7 +1,7 @@
 """What backbones are called, with a line about each kind. Nothing heavy is imported here, so that ``--help`` can read it.
 
-To add a library, write a file beside this one and a line in ``LIBRARIES``; a new bundled network (package ``backbones``) has a line in
-``BUNDLED``.
+To add a library, write a file beside this one and a line in ``LIBRARIES``. To add a bundled network (package ``backbones``), write
+a line in ``BUNDLED`` too.
 """
 
 from __future__ import annotations
