@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from episodes.cli.options import DEFAULT_HEADS, command_line, read_options
+from episodes.cli.options import DEFAULT_HEADS, command_line, parser, read_options
 from fewshot_nam.cli.options import key_values
 from fewshot_nam.distributed import joined, processes
 from fewshot_nam.io.image_folders import EXTENSIONS
@@ -21,8 +21,6 @@ from fewshot_nam.io.image_folders import EXTENSIONS
 if TYPE_CHECKING:
     from episodes.features.sources import Sources
     from episodes.reporting.report import Report
-
-_FILES = ("json", "markdown", "save_features", "episodes_file")  # options that name files to be written
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,16 +65,9 @@ def run(options: argparse.Namespace) -> Report | None:
         if options.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
-    settings = EvaluationSettings(
-        protocol=options.protocol,
-        ways=options.ways,
-        shots=options.shots,
-        queries=options.queries,
-        open_ways=options.open_ways,
-        episodes=options.episodes,
-        seed=options.seed,
-        device=as_device(options.device),
-    )
+    fields = [field.name for field in dataclasses.fields(EvaluationSettings)]
+    chosen = {name: getattr(options, name) for name in fields if hasattr(options, name)}
+    settings = EvaluationSettings(**{**chosen, "device": as_device(options.device)})
     sources = _sources(options)
     banks, known, notes = sources.banks, sources.base_statistics, list(sources.notes)
     if processes()[0] > 0:
@@ -105,9 +96,7 @@ def run(options: argparse.Namespace) -> Report | None:
         progress=not options.quiet and sys.stderr.isatty(),
         callback=collected,
     )
-    # Options that change the numbers; paths and speed do not.
-    kept = ("backbone", "model_option", "transform_option", "split", "skip_unreadable", "precision")
-    given = {name: getattr(options, name) for name in kept}
+    given = {name: getattr(options, name) for name in parser().marked("in the report")}
     report = dataclasses.replace(report, config={**report.config, "options": given}, notes=notes + report.notes)
     print(report.table(), end="")
     print(
@@ -134,7 +123,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
     Raises ``ImportError`` if ``--report`` is given and matplotlib, which it needs, is not installed.
     """
-    files = {f"--{name.replace('_', '-')}": getattr(options, name) for name in _FILES}
+    files = {f"--{name.replace('_', '-')}": getattr(options, name) for name in parser().marked("file to write")}
     taken: dict[Path, str] = {}
     for flag, given in files.items():
         if given is None:
@@ -196,11 +185,12 @@ def _check_inputs_are_kept(options: argparse.Namespace, outputs: Mapping[Path, s
 
 def _inputs(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Yield the flags that name files or directories to read, with what they name."""
-    for name in ("dataset", "base", "base_queries", "validation"):
+    made = parser()
+    for name in made.marked("specification"):
         kind, colon, path = (getattr(options, name) or "").partition(":")
         if colon and path:
             yield f"--{name.replace('_', '-')} {kind}:", path
-    for name in ("weights", "split", "config"):
+    for name in made.marked("file to read"):
         if getattr(options, name):
             yield f"--{name}", getattr(options, name)
 

@@ -10,7 +10,7 @@ import difflib
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import episodes.training.registry  # noqa: F401  registers MAML and ANIL as heads
 from episodes.data import registry
@@ -23,20 +23,9 @@ from fewshot_nam.vision.libraries import names
 COMMAND = "fewshot-nam-eval"
 DEFAULT_HEADS = ["nam", "nam-sequential", "cosine", "cosine-centred", "protonet"]
 
-# Options that change no number.
-_NO_NUMBERS = {
-    "help",
-    "version",
-    "config",
-    "json",
-    "markdown",
-    "report",
-    "save_features",
-    "quiet",
-    "cache_dir",
-    "threads",
-    "workers",
-}
+Mark = Literal["changes no number", "in the report", "file to read", "file to write", "specification"]
+"""What the command knows of an option besides its value: it is left out of the command that gives the same numbers; its value is
+part of the JSON; it names a file to read or to write; or it is the specification of a data set (``folder:DIR``)."""
 
 _DESCRIPTION = """\
 Measure few-shot heads on N-way K-shot episodes: their accuracy and their false alarms.
@@ -75,12 +64,26 @@ def _program() -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    """A parser that knows the marks of its options."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.marks: dict[str, tuple[Mark, ...]] = {}
+        super().__init__(**settings)
+
+    def mark(self, option: argparse.Action, *marks: Mark) -> None:
+        """Mark an option."""
+        self.marks[option.dest] = marks
+
+    def marked(self, mark: Mark) -> list[str]:
+        """Return the options with this mark."""
+        return [name for name, marks in self.marks.items() if mark in marks]
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (--help lists the options)\n")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of all options; each option's default is in ``parser().get_default(name)``."""
+def parser() -> _Parser:
+    """Return the parser of all options; each option's default is in ``parser().get_default(name)``, its marks in ``marks``."""
     made = _Parser(
         prog=_program(),
         description=_DESCRIPTION,
@@ -111,8 +114,11 @@ def parser() -> argparse.ArgumentParser:
     episode.add_argument(
         "--seed", type=int, default=0, help="of the episodes and of a seeded split (default: %(default)s)"
     )
-    episode.add_argument(
-        "--episodes-file", metavar="FILE", help="use the episodes in FILE; if it does not exist, write them to it"
+    made.mark(
+        episode.add_argument(
+            "--episodes-file", metavar="FILE", help="use the episodes in FILE; if it does not exist, write them to it"
+        ),
+        "file to write",
     )
 
     heads = made.add_argument_group("heads")
@@ -125,11 +131,14 @@ def parser() -> argparse.ArgumentParser:
     )
 
     data = made.add_argument_group("images")
-    data.add_argument(
-        "--dataset",
-        default="digits",
-        metavar="SPEC",
-        help=registry.help_line().replace("%", "%%") + " (default: %(default)s)",
+    made.mark(
+        data.add_argument(
+            "--dataset",
+            default="digits",
+            metavar="SPEC",
+            help=registry.help_line().replace("%", "%%") + " (default: %(default)s)",
+        ),
+        "specification",
     )
     data.add_argument(
         "--data-dir", metavar="DIR", help=f"where the files of {', '.join(registry.taking('data_dir'))} are"
@@ -139,69 +148,131 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help=f"fetch the data set into --data-dir if it is not there ({', '.join(registry.taking('download'))})",
     )
-    data.add_argument(
-        "--split",
-        metavar="FILE|B/V/N",
-        help="classes for base, validation and novel: a YAML or JSON file, or counts, or shares",
+    made.mark(
+        data.add_argument(
+            "--split",
+            metavar="FILE|B/V/N",
+            help="classes for base, validation and novel: a YAML or JSON file, or counts, or shares",
+        ),
+        "file to read",
+        "in the report",
     )
-    data.add_argument("--base", metavar="SPEC", help="images or features of base classes")
-    data.add_argument(
-        "--base-queries", metavar="SPEC", help="other images of the base classes, for the generalized protocol"
+    made.mark(data.add_argument("--base", metavar="SPEC", help="images or features of base classes"), "specification")
+    made.mark(
+        data.add_argument(
+            "--base-queries", metavar="SPEC", help="other images of the base classes, for the generalized protocol"
+        ),
+        "specification",
     )
-    data.add_argument("--validation", metavar="SPEC", help="classes for choosing thresholds, which are then frozen")
-    data.add_argument(
-        "--skip-unreadable", action="store_true", help="leave out images that cannot be read, and list them"
+    made.mark(
+        data.add_argument(
+            "--validation", metavar="SPEC", help="classes for choosing thresholds, which are then frozen"
+        ),
+        "specification",
+    )
+    made.mark(
+        data.add_argument(
+            "--skip-unreadable", action="store_true", help="leave out images that cannot be read, and list them"
+        ),
+        "in the report",
     )
 
     model = made.add_argument_group("backbone")
-    model.add_argument(
-        "--backbone",
-        default="conv4",
-        metavar="NAME",
-        help=names.help_line() + " (default: %(default)s)",
+    made.mark(
+        model.add_argument(
+            "--backbone",
+            default="conv4",
+            metavar="NAME",
+            help=names.help_line() + " (default: %(default)s)",
+        ),
+        "in the report",
     )
-    model.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="a weights file, or 'random' (default: the backbone's own, which timm and torchvision download)",
+    made.mark(
+        model.add_argument(
+            "--weights",
+            metavar="FILE",
+            help="a weights file, or 'random' (default: the backbone's own, which timm and torchvision download)",
+        ),
+        "file to read",
     )
     for kind in ("model", "transform"):
-        model.add_argument(
-            f"--{kind}-option",
-            nargs="+",
-            metavar="KEY=VALUE",
-            default=None,
-            help=f"options of the {kind}, such as "
-            + ("pad_type=same" if kind == "model" else "input_size=160 mean=0.5 std=0.5"),
+        made.mark(
+            model.add_argument(
+                f"--{kind}-option",
+                nargs="+",
+                metavar="KEY=VALUE",
+                default=None,
+                help=f"options of the {kind}, such as "
+                + ("pad_type=same" if kind == "model" else "input_size=160 mean=0.5 std=0.5"),
+            ),
+            "in the report",
         )
 
     machine = made.add_argument_group("machine")
     machine.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    machine.add_argument(
-        "--workers", type=int, default=0, metavar="W", help="processes that read images (default: one thread)"
+    made.mark(
+        machine.add_argument(
+            "--workers", type=int, default=0, metavar="W", help="processes that read images (default: one thread)"
+        ),
+        "changes no number",
     )
-    machine.add_argument(
-        "--precision", default="float32", help="float32 or bfloat16, of the backbone (default: %(default)s)"
+    made.mark(
+        machine.add_argument(
+            "--precision", default="float32", help="float32 or bfloat16, of the backbone (default: %(default)s)"
+        ),
+        "in the report",
     )
     machine.add_argument(
         "--channels-last", action="store_true", help="lay out images and weights channels last, often faster"
     )
-    machine.add_argument(
-        "--threads", type=int, default=None, metavar="T", help="processor threads (default: torch's choice)"
+    made.mark(
+        machine.add_argument(
+            "--threads", type=int, default=None, metavar="T", help="processor threads (default: torch's choice)"
+        ),
+        "changes no number",
     )
-    machine.add_argument(
-        "--cache-dir", default="auto", metavar="DIR", help="where features are cached, or 'none' (default: %(default)s)"
+    made.mark(
+        machine.add_argument(
+            "--cache-dir",
+            default="auto",
+            metavar="DIR",
+            help="where features are cached, or 'none' (default: %(default)s)",
+        ),
+        "changes no number",
     )
 
     output = made.add_argument_group("output")
-    output.add_argument("--json", metavar="FILE", help="write all measures as JSON")
-    output.add_argument("--markdown", metavar="FILE", help="write all measures as Markdown")
-    output.add_argument(
-        "--report", metavar="DIR", help="write a page with tables, figures and images of false alarms: DIR/index.html"
+    made.mark(
+        output.add_argument("--json", metavar="FILE", help="write all measures as JSON"),
+        "changes no number",
+        "file to write",
     )
-    output.add_argument("--save-features", metavar="FILE", help="write the features, for --dataset features:FILE")
-    output.add_argument("--quiet", action="store_true", help="no progress bars")
-    output.add_argument("--config", metavar="FILE", help="a YAML file with any of these options; flags take precedence")
+    made.mark(
+        output.add_argument("--markdown", metavar="FILE", help="write all measures as Markdown"),
+        "changes no number",
+        "file to write",
+    )
+    made.mark(
+        output.add_argument(
+            "--report",
+            metavar="DIR",
+            help="write a page with tables, figures and images of false alarms: DIR/index.html",
+        ),
+        "changes no number",
+    )
+    made.mark(
+        output.add_argument("--save-features", metavar="FILE", help="write the features, for --dataset features:FILE"),
+        "changes no number",
+        "file to write",
+    )
+    made.mark(output.add_argument("--quiet", action="store_true", help="no progress bars"), "changes no number")
+    made.mark(
+        output.add_argument(
+            "--config", metavar="FILE", help="a YAML file with any of these options; flags take precedence"
+        ),
+        "changes no number",
+        "file to read",
+    )
     return made
 
 
@@ -222,10 +293,11 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def command_line(options: argparse.Namespace) -> str:
     """Return the command that gives the same numbers: the options that differ from their defaults and change a number."""
-    words = [COMMAND]
-    for action in parser()._actions:
+    words, made = [COMMAND], parser()
+    unused = {"help", "version", *made.marked("changes no number")}
+    for action in made._actions:
         value = getattr(options, action.dest, None)
-        if action.dest in _NO_NUMBERS or value == action.default:
+        if action.dest in unused or value == action.default:
             continue
         words.append(action.option_strings[0])
         if action.nargs != 0:

@@ -165,23 +165,16 @@ def evaluate(
         >>> report.results["nam"]["accuracy"]
         {'mean': 1.0, 'ci95': 0.0}
     """
+    keywords = locals()
     began = time.perf_counter()
     if watch is not None:
         if callback is not None:
             raise TypeError("evaluate: watch= is the old word for callback=: give callback alone")
         warn_renamed("evaluate: watch=", "callback=")
         callback = watch
-    shortcuts = {
-        "protocol": protocol,
-        "ways": ways,
-        "shots": shots,
-        "queries": queries,
-        "open_ways": open_ways,
-        "episodes": len(episodes) if isinstance(episodes, Episodes) else episodes,
-        "seed": seed,
-        "device": device,
-        "batch_size": batch_size,
-    }
+    shortcuts = {field.name: keywords[field.name] for field in dataclasses.fields(EvaluationSettings)}
+    if isinstance(episodes, Episodes):
+        shortcuts["episodes"] = len(episodes)
     chosen = _settings(settings, shortcuts)
     place = as_device(chosen.device)
     banks = _banks(bank, base, base_queries, validation, chosen)

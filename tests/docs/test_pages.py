@@ -22,6 +22,7 @@ import fewshot_nam.cli.main
 from episodes.data import registry as data_sets
 from episodes.metrics import registry as measures
 from fewshot_nam.heads import registry as head_registry
+from fewshot_nam.vision.libraries import registry as libraries
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
@@ -64,7 +65,12 @@ def desk(tmp_path, monkeypatch):
 @pytest.fixture
 def registries(monkeypatch):
     """Forget afterwards what a page registers."""
-    for module, name in ((data_sets, "_ENTRIES"), (head_registry, "_SPECS"), (measures, "MEASURES")):
+    for module, name in (
+        (data_sets, "_ENTRIES"),
+        (head_registry, "_SPECS"),
+        (libraries, "LIBRARIES"),
+        (measures, "MEASURES"),
+    ):
         monkeypatch.setattr(module, name, dict(getattr(module, name)))
 
 

@@ -87,8 +87,8 @@ def class_name(network: nn.Module) -> str:
     return f"{type(network).__module__}.{type(network).__qualname__}"
 
 
-def library(name: str, submodule: str = "") -> Any:
-    """Return the module ``name`` or ``name.submodule`` of an optional library.
+def library(name: str, submodule: str = "", extra: str = "vision") -> Any:
+    """Return the module ``name`` or ``name.submodule`` of an optional library, which the extra ``extra`` of this package installs.
 
     Raises:
         LibraryNotInstalled: it is not installed.
@@ -99,7 +99,7 @@ def library(name: str, submodule: str = "") -> Any:
         if error.name != name:
             raise
         raise LibraryNotInstalled(
-            f'{name} is not installed, and its backbones need it: pip install "fewshot-nam[vision]"'
+            f'{name} is not installed, and its backbones need it: pip install "fewshot-nam[{extra}]"'
         ) from error
     return import_module(f"{name}.{submodule}") if submodule else found
 
