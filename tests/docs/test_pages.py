@@ -63,15 +63,14 @@ def desk(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def registries(monkeypatch):
+def registries():
     """Forget afterwards what a page registers."""
-    for module, name in (
-        (data_sets, "_ENTRIES"),
-        (head_registry, "_SPECS"),
-        (libraries, "LIBRARIES"),
-        (measures, "MEASURES"),
-    ):
-        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+    changed = [data_sets._ENTRIES, head_registry._SPECS, libraries.LIBRARIES, measures.MEASURES]
+    before = [dict(registry) for registry in changed]
+    yield
+    for registry, entries in zip(changed, before, strict=True):
+        registry.clear()
+        registry.update(entries)
 
 
 @pytest.mark.usefixtures("desk", "registries")
