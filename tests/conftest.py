@@ -24,7 +24,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """Return where the real data sets are laid out; skip where nobody says."""
+    """Return where the real data sets are laid out; skip where FEWSHOT_DATA is unset."""
     place = os.environ.get("FEWSHOT_DATA")
     if not place:
         pytest.skip("FEWSHOT_DATA is not set: it names the directory of real data sets")

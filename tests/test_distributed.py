@@ -105,7 +105,7 @@ def work(out):
         bank.save(out / f"{name}-{rank}.safetensors")
     weights, losses = pretraining(out)
     save_file(weights, out / f"weights-{rank}.safetensors")
-    (out / f"told-{rank}.json").write_text(json.dumps([passed, losses, [bank.skipped for bank in banks.values()]]))
+    (out / f"saw-{rank}.json").write_text(json.dumps([passed, losses, [bank.skipped for bank in banks.values()]]))
 
 
 def prepared(out):
@@ -162,7 +162,7 @@ def test_two_processes_extract_the_bits_of_one_and_both_have_them(found, rank):
 
 def test_every_batch_goes_through_one_process_and_nothing_is_done_again(found):
     _, both = found
-    first, second = (json.loads((both / f"told-{rank}.json").read_text())[0] for rank in (0, 1))
+    first, second = (json.loads((both / f"saw-{rank}.json").read_text())[0] for rank in (0, 1))
     assert (first["cached"], second["cached"]) == ([4, 4, 4], [4, 4, 1])
     assert (first["cached again"], second["cached again"]) == ([], [])
     assert (first["resumed"], second["resumed"]) == ([5, 3], [5])  # two of five batches were there
@@ -182,7 +182,7 @@ def test_two_processes_pretrain_to_the_weights_of_one(found):
         if name in start and value.dtype.is_floating_point:
             assert (value - start[name]).abs().max() > 2e-3, f"{name} has not been trained"
     (_, of_one, _), (_, of_both, _) = (
-        json.loads(path.read_text()) for path in (alone / "told-alone.json", both / "told-1.json")
+        json.loads(path.read_text()) for path in (alone / "saw-alone.json", both / "saw-1.json")
     )
     assert len(of_one) == 2 * (1 + 4 * 24 // 15)
     for ours, theirs in zip(of_one, of_both, strict=True):

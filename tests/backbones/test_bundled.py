@@ -126,7 +126,7 @@ def test_conv5_reads_its_own_file_and_not_that_of_conv4(tmp_path, bundled_file):
 
 
 def test_backbone_goes_to_the_device(bundled_file):
-    # "meta" is there on every machine, and differs from where a backbone is without being told.
+    # "meta" is there on every machine, and a backbone is never on it unless asked.
     device = "cuda" if torch.cuda.is_available() else "meta"
     backbone = backbones.create("conv4", pretrained=bundled_file(), device=device)
     assert {tensor.device.type for tensor in backbone.network.state_dict().values()} == {device}

@@ -85,8 +85,8 @@ def test_an_old_module_path_gives_the_module_with_at_most_one_warning(old, new):
         module = importlib.import_module(old)
     assert module is importlib.import_module(new)
     assert (module.__name__, module.__spec__.name) == (new, new)
-    told = [str(warning.message) for warning in caught if "is deprecated" in str(warning.message)]
-    assert told == (
+    said = [str(warning.message) for warning in caught if "is deprecated" in str(warning.message)]
+    assert said == (
         [] if hasattr(module, "__path__") else [f"{old} is deprecated and will be removed in {REMOVED_IN}: use {new}"]
     )
 

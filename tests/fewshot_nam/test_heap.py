@@ -30,7 +30,7 @@ with keep_freed_memory():
 print(outside, inner, between, large - small, megabytes() - small)
 """
 
-needs_glibc = pytest.mark.skipif(heap._libc() is None, reason="no glibc here, or it was told how to keep memory")
+needs_glibc = pytest.mark.skipif(heap._libc() is None, reason="no glibc here, or its settings say how to keep memory")
 
 
 def measured(**environment: str) -> list[int]:

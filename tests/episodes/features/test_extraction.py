@@ -31,7 +31,7 @@ def to_tensor(image):
 
 
 class Backbone(nn.Module):
-    """A small network that counts what goes through it, and can be told to fail after so many batches."""
+    """A small network that counts what goes through it, and can fail after a given number of batches."""
 
     def __init__(self, transform=to_tensor, name="small", seed=0, fail_at=None, error=KeyboardInterrupt):
         super().__init__()

@@ -69,10 +69,10 @@ def distracted(classes: int, seed: int) -> FeatureBank:
     """Return features of which half say what class it is, and half nothing: what a classifier can learn to look past."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.rand(classes, 1, D, generator=generator)
-    told = (centres + 0.1 * torch.randn(classes, 16, D, generator=generator)).flatten(0, 1)
-    noise = 1.5 * torch.rand(len(told), D, generator=generator)
+    signal = (centres + 0.1 * torch.randn(classes, 16, D, generator=generator)).flatten(0, 1)
+    noise = 1.5 * torch.rand(len(signal), D, generator=generator)
     labels = torch.arange(classes).repeat_interleave(16)
-    return FeatureBank(torch.cat([told, noise], dim=1), labels, [f"class{seed}-{i}" for i in range(classes)])
+    return FeatureBank(torch.cat([signal, noise], dim=1), labels, [f"class{seed}-{i}" for i in range(classes)])
 
 
 @pytest.mark.parametrize("ingredients", [(), ("attention",), ("write", "erase"), ALL], ids="+".join)

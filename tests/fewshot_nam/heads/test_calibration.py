@@ -348,10 +348,12 @@ def test_a_calibrated_state_of_version_0_1_loads():
     head.calibrate(unknowns(1, 43), target_fpr=0.1, unknown_labels=[f"s{i % 20}" for i in range(43)])
     state = head.state_dict()
     state["strangers"] = state.pop("unknowns")
-    told = json.loads(bytes(state["_extra_state"].tolist()))
-    told = {name: told[name] for name in told if name not in ("unknown_groups", "confidence", "calibrated_classes")}
-    told["stranger_labels"] = told.pop("unknown_labels")
-    state["_extra_state"] = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
+    settings = json.loads(bytes(state["_extra_state"].tolist()))
+    settings = {
+        name: settings[name] for name in settings if name not in ("unknown_groups", "confidence", "calibrated_classes")
+    }
+    settings["stranger_labels"] = settings.pop("unknown_labels")
+    state["_extra_state"] = torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8)
     loaded = make("cosine")
     loaded.load_state_dict(state)
     assert loaded.threshold == head.threshold
