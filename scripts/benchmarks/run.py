@@ -64,8 +64,8 @@ def run(name: str, short: bool, out: Path) -> bool:
     if process.wait() != 0:
         return False
     if not short:
-        command = f"python scripts/benchmarks/run.py {name}"
-        text = "\n".join([f"# {name}", "", f"`{command}`", "", "```text", *lines, "```", ""])
+        shown = f"python scripts/benchmarks/run.py {name}"
+        text = "\n".join([f"# {name}", "", f"`{shown}`", "", "```text", *lines, "```", ""])
         (out / f"{name}.md").write_text(text, encoding="utf-8")
     return True
 
