@@ -3,7 +3,7 @@
 Source: Nam and Seo, "Neural Attention Memory" (ICLR 2023 submission), the experiments on algorithmic tasks, and the authors'
 code of 2022 (``wiring="tapes"``): both machines read the same embedded tokens, and the second begins with the value tape that
 the first leaves. ``wiring="residual"`` is ours: machines in a stack, each with dropout, a residual connection and layer
-normalisation; it trains faster at small sizes.
+normalisation.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from fewshot_nam.sequences.tasks.task import SequenceTask
 
 _PAPER = {"width": 1024, "tapes": 8, "dropout": 0.1, "wiring": "tapes", "preset": "iclr2022"}
 _SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"width": 16, "tapes": 2},
-    "small": {"width": 32, "tapes": 4},
+    "tiny": {"width": 16, "tapes": 2, "controller": "mlp"},
+    "small": {"width": 32, "tapes": 4, "controller": "mlp"},
     "paper": _PAPER,
 }
 _SIZES_NO_JUMP: dict[str, dict[str, Any]] = {**_SIZES, "paper": {**_PAPER, "controller": "bilstm"}}
@@ -59,15 +59,13 @@ class TuringModel(SequenceModel):
         dropout: float = 0.3,
         wiring: Literal["residual", "tapes"] = "residual",
         preset: str = "neurips2023",
-        controller: str | None = "mlp",
+        controller: str | None = None,
         actions: Sequence[str] | None = None,
         tape_length: int | None = None,
     ) -> None:
         super().__init__(task, width, width)
         if wiring not in ("residual", "tapes"):
             raise ValueError(f"nam-tm: wiring must be 'residual' or 'tapes', got {wiring!r}")
-        if wiring == "tapes" and controller == "mlp" and preset != "paper":
-            controller = None
         self.wiring = wiring
         self.project = (
             nn.Sequential(nn.Linear(width, width), nn.Dropout(0.2), nn.LayerNorm(width)) if wiring == "tapes" else None
