@@ -48,6 +48,7 @@ class TuringModel(SequenceModel):
         controller: ``None`` for the preset's.
         actions: ``None`` for the preset's.
         tape_length: cells of a tape, or ``None`` for as many as there are tokens, at least 32.
+        move_noise: noise on the moves of heads in training, see ``NAMTuringMachine``; the paper has none.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class TuringModel(SequenceModel):
         controller: str | None = None,
         actions: Sequence[str] | None = None,
         tape_length: int | None = None,
+        move_noise: float = 0.0,
     ) -> None:
         super().__init__(task, width, width)
         if wiring not in ("residual", "tapes"):
@@ -72,7 +74,13 @@ class TuringModel(SequenceModel):
         )
         self.machines = nn.ModuleList(
             NAMTuringMachine(
-                width, tapes, preset=preset, controller=controller, actions=actions, tape_length=tape_length
+                width,
+                tapes,
+                preset=preset,
+                controller=controller,
+                actions=actions,
+                tape_length=tape_length,
+                move_noise=move_noise,
             )
             for _ in range(layers)
         )

@@ -686,6 +686,35 @@ def test_the_representation_names_sizes_and_flags():
         "key_erase='key', head_norm='state', order='write_first', backend='auto'"
     )
     assert machine(batch_first=False).extra_repr().endswith("backend='auto', batch_first=False")
+    assert "order='write_first', move_noise=0.5, backend" in machine(move_noise=0.5).extra_repr()
+
+
+# --- noise ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("actions", [SHIFTS, ALL])
+def test_noise_on_moves_acts_in_training_alone_and_leaves_gates_as_they_are(actions):
+    quiet, noisy = (machine(actions=actions, move_noise=noise) for noise in (0.0, 1.0))
+    x = normal(1, B, T, D)
+    assert torch.equal(noisy.eval()(x)[0], quiet.eval()(x)[0])
+    plain, first, second = (built.train()(x, return_trace=True)[2] for built in (quiet, noisy, noisy))
+    assert torch.equal(first.p_write, plain.p_write)
+    for name in ("read_actions", "write_actions"):
+        moves, others = getattr(first, name), getattr(second, name)
+        assert not torch.allclose(moves, getattr(plain, name))
+        assert not torch.allclose(moves, others)
+        torch.testing.assert_close(moves.sum(-1), torch.ones_like(moves[..., 0]), **EXACT)
+
+
+def test_noise_on_moves_has_the_given_standard_deviation():
+    built = machine(move_noise=0.5)
+    steer(built, read=0, write=0)
+    with torch.no_grad():
+        built.action_proj.bias.zero_()
+    x = normal(1, 50, T, D)
+    logits = built(x, return_trace=True)[2].read_actions.log()
+    spread = (logits - logits.mean(-1, keepdim=True)).square().sum(-1).mean() / (len(built.actions) - 1)
+    assert abs(spread.sqrt().item() - 0.5) < 0.02  # 1,650 sets of four: the standard error is 0.005
 
 
 # --- looking at it --------------------------------------------------------------------------------------------------------
@@ -772,6 +801,7 @@ def test_the_example_runs(monkeypatch, capsys, tmp_path):
         ({"hidden_size": "8"}, TypeError, "hidden_size must be an integer, got '8'"),
         ({"actions": (3,)}, TypeError, "a name or a callable, got int"),
         ({"backend": "fast"}, ValueError, "backend must be"),
+        ({"move_noise": -1.0}, ValueError, "move_noise must be a finite number of at least 0, got -1.0"),
         ({"num_tapes": 0}, ValueError, "num_tapes must be at least 1, got 0"),
         ({"tape_width": None}, ValueError, "input_size 7 does not divide among 3 tapes: pass tape_width"),
     ],
