@@ -1,6 +1,7 @@
-"""What every sequence model is: tokens in, logits over the same vocabulary out, padding ignored.
+"""What every sequence model is: tokens or vectors in, logits over the vocabulary out, padding ignored.
 
-Legend: ``B`` sequences, ``T`` tokens, ``d`` features, ``V`` words of the vocabulary.
+Legend: ``B`` sequences, ``T`` tokens or rows, ``F`` numbers in a row, ``d`` features, ``A`` answers at a position, ``V`` words of
+the vocabulary.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from fewshot_nam.sequences.tasks.task import SequenceTask
 class SequenceModel(nn.Module):
     """An embedding, a body that a subclass gives as ``_encode``, and a linear classifier over the vocabulary.
 
+    Vectors are embedded by a linear layer. Where a position has several answers, the classifier gives logits for each.
+
     Args:
-        task: whose vocabulary and padding it has.
+        task: whose vocabulary, padding and sizes it has.
         embedding_dim: width of the embedding.
         width: ``d``, width of what ``_encode`` returns.
     """
@@ -24,21 +27,41 @@ class SequenceModel(nn.Module):
     def __init__(self, task: SequenceTask, embedding_dim: int, width: int) -> None:
         super().__init__()
         self.pad = task.pad
-        self.embed = nn.Embedding(len(task.vocabulary), embedding_dim)
-        self.classify = nn.Linear(width, len(task.vocabulary))
+        self.input_size, self.target_size = task.input_size, task.target_size
+        self.embed: nn.Module
+        if task.input_size is None:
+            self.embed = nn.Embedding(len(task.vocabulary), embedding_dim)
+        else:
+            self.embed = nn.Linear(task.input_size, embedding_dim)
+        self.classify = nn.Linear(width, (task.target_size or 1) * len(task.vocabulary))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits ``(B, T, V)`` for ``tokens`` ``(B, T)`` long; what stands behind a sequence changes nothing before it.
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits ``(B, T, V)``; what stands behind a sequence changes nothing before it.
+
+        Args:
+            inputs: tokens ``(B, T)`` long, or for a task with vectors ``(B, T, F)`` float.
+
+        Returns:
+            ``(B, T, V)``, or for a task with several answers at a position ``(B, T, A, V)``.
 
         Raises:
-            ValueError: tokens of another shape or kind.
+            ValueError: inputs of another shape or kind.
         """
-        if tokens.dim() != 2 or tokens.dtype != torch.long:
-            raise ValueError(
-                f"{type(self).__name__}: tokens must be (B, T) long, got {tuple(tokens.shape)} {tokens.dtype}"
-            )
-        logits: Tensor = self.classify(self._encode(self.embed(tokens), tokens != self.pad))
-        return logits
+        if self.input_size is None:
+            if inputs.dim() != 2 or inputs.dtype != torch.long:
+                raise ValueError(
+                    f"{type(self).__name__}: tokens must be (B, T) long, got {tuple(inputs.shape)} {inputs.dtype}"
+                )
+            present = inputs != self.pad
+        else:
+            if inputs.dim() != 3 or inputs.shape[-1] != self.input_size or not inputs.is_floating_point():
+                raise ValueError(
+                    f"{type(self).__name__}: vectors must be (B, T, {self.input_size}) of a floating dtype, got "
+                    f"{tuple(inputs.shape)} {inputs.dtype}"
+                )
+            present = inputs[..., -1] == 0
+        logits: Tensor = self.classify(self._encode(self.embed(inputs), present))
+        return logits if self.target_size is None else torch.unflatten(logits, -1, (self.target_size, -1))
 
     def _encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return features ``(B, T, d)`` of embedded tokens ``(B, T, E)``; ``mask`` ``(B, T)`` is False on padding."""

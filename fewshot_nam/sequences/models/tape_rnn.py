@@ -45,12 +45,16 @@ class TapeRNNModel(SequenceModel):
         self.cell, self.tape_length = cell, tape_length
         self.blank = task.vocabulary.index(blank) if blank in task.vocabulary else None
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits ``(B, T, V)`` for ``tokens`` ``(B, T)``; the length of the input is where its first blank stands."""
-        asks = torch.zeros_like(tokens, dtype=torch.bool) if self.blank is None else tokens == self.blank
-        ends = torch.where(asks.any(dim=1), asks.long().argmax(dim=1), (tokens != self.pad).sum(dim=1))
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits, see ``SequenceModel``; the length of the input is where its first blank stands."""
+        if self.input_size is not None:
+            asks, present = inputs[..., -2] == 1, inputs[..., -1] == 0
+        else:
+            asks = torch.zeros_like(inputs, dtype=torch.bool) if self.blank is None else inputs == self.blank
+            present = inputs != self.pad
+        ends = torch.where(asks.any(dim=1), asks.long().argmax(dim=1), present.sum(dim=1))
         self._jump = ends.clamp_min(1)
-        return super().forward(tokens)
+        return super().forward(inputs)
 
     def _encode(self, x: Tensor, mask: Tensor) -> Tensor:
         batch, steps, width = x.shape

@@ -15,7 +15,8 @@ class Accuracy(NamedTuple):
     Attributes:
         exact: sequences whose every asked token is right.
         row: sequences whose every token is right, padding and repeated input included: what the NAM paper publishes.
-        token: asked tokens that are right, averaged over all asked tokens of the batch.
+        token: asked tokens that are right, averaged over all asked tokens of the batch; where a position has several answers,
+            each counts.
     """
 
     exact: float
@@ -24,7 +25,7 @@ class Accuracy(NamedTuple):
 
 
 def accuracy(predictions: Tensor, batch: Batch) -> Accuracy:
-    """Return how right ``predictions`` ``(B, T)`` of tokens are.
+    """Return how right ``predictions`` of tokens, in the shape of the targets, are.
 
     Raises:
         ValueError: predictions of another shape than the targets, or a batch that asks for nothing.
@@ -41,5 +42,8 @@ def accuracy(predictions: Tensor, batch: Batch) -> Accuracy:
     if not bool(batch.mask.any()):
         raise ValueError("accuracy: the batch asks for no token: mask is False everywhere")
     right = predictions == batch.targets
+    token = float(right[batch.mask].double().mean())
+    if right.dim() == 3:
+        right = right.all(dim=2)
     exact = (right | ~batch.mask).all(dim=1).double().mean()
-    return Accuracy(float(exact), float(right.all(dim=1).double().mean()), float(right[batch.mask].double().mean()))
+    return Accuracy(float(exact), float(right.all(dim=1).double().mean()), token)

@@ -1,6 +1,9 @@
 """What every sequence task offers: batches of tokens, targets and masks, and named splits that are fixed and seeded.
 
-Legend: ``B`` sequences, ``T`` tokens of the longest one.
+Inputs are tokens, or vectors: rows of ``F`` numbers, whose last is 1 in padding and whose second to last is 1 in a row that asks
+for an answer (all else in such a row is 0), and both are 0 elsewhere. An answer is a word of the vocabulary, or ``A`` words.
+
+Legend: ``B`` sequences, ``T`` tokens or rows of the longest one, ``F`` features of a row, ``A`` answers at a position.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ class Batch(NamedTuple):
     """Sequences of a task.
 
     Attributes:
-        inputs: ``(B, T)`` long.
-        targets: ``(B, T)`` long: the answer where ``mask`` is True, the input elsewhere.
+        inputs: ``(B, T)`` long; of a task with vectors ``(B, T, F)`` float.
+        targets: ``(B, T)`` long: the answer where ``mask`` is True, the input elsewhere (padding where inputs are vectors). Of a
+            task with several answers at a position ``(B, T, A)`` long.
         mask: ``(B, T)`` bool: True where a prediction counts.
     """
 
@@ -52,11 +56,15 @@ class SequenceTask:
         vocabulary: what each token stands for; the last is the padding.
         splits: the lengths and sizes of ``train`` and of the test sets. ``train`` is only the range of lengths that training
             draws from without end; its size says how many sequences the papers call an epoch.
+        input_size: ``F``, or None where inputs are tokens.
+        target_size: ``A``, or None where there is one answer at a position.
     """
 
     name: str = ""
     vocabulary: Sequence[str] = ()
     splits: Mapping[str, Split]
+    input_size: int | None = None
+    target_size: int | None = None
 
     @property
     def pad(self) -> int:
@@ -136,11 +144,13 @@ class SequenceTask:
     def _padded(self, batch: Batch, width: int) -> Batch:
         extra = (0, width - batch.inputs.shape[1])
         fill = torch.nn.functional.pad
-        return Batch(
-            fill(batch.inputs, extra, value=self.pad),
-            fill(batch.targets, extra, value=self.pad),
-            fill(batch.mask, extra, value=False),
-        )
+        answers = extra if self.target_size is None else (0, 0, *extra)
+        targets, mask = fill(batch.targets, answers, value=self.pad), fill(batch.mask, extra, value=False)
+        if self.input_size is None:
+            return Batch(fill(batch.inputs, extra, value=self.pad), targets, mask)
+        inputs = fill(batch.inputs, (0, 0, *extra))
+        inputs[:, width - extra[1] :, -1] = 1.0
+        return Batch(inputs, targets, mask)
 
 
 def answered(prompt: Tensor, answer: Tensor, blank: int, end: Tensor | None = None) -> Batch:

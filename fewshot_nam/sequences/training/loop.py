@@ -132,9 +132,9 @@ class _Run:
         logits = self.net(batch.inputs.to(self.fabric.device))
         targets, mask = batch.targets.to(logits.device), batch.mask.to(logits.device)
         if settings.loss == "row":
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+            loss = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
         else:
-            loss = F.cross_entropy(logits[mask].float(), targets[mask])
+            loss = F.cross_entropy(logits[mask].flatten(0, -2).float(), targets[mask].flatten())
         self.optimiser.zero_grad()
         self.fabric.backward(loss)
         self.fabric.clip_gradients(self.net, self.optimiser, max_norm=settings.clip, error_if_nonfinite=True)
