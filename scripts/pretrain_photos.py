@@ -1,11 +1,14 @@
-"""Train Conv5 on the base classes of a split folder of photographs, by cosine softmax.
+"""Train Conv5 on the base classes of a split folder of photographs: by cosine softmax, or in episodes through a few-shot head.
 
     python scripts/pretrain_photos.py DIR --out conv5.safetensors
+    python scripts/pretrain_photos.py DIR --start conv5.safetensors --head nam --out conv5-nam.safetensors --checkpoint conv5-nam.pt
 
 DIR holds the directories "base" and, if there are validation classes, "val", each with a directory of images for every class.
 Only base classes are trained on; validation classes show how training goes. The file has the weights and the base classes' mean
 features, and ``episode_eval.py --backbone conv5 --weights conv5.safetensors`` uses it. A run that was stopped resumes after its
-last complete epoch; ``torchrun --nproc-per-node N scripts/pretrain_photos.py ...`` divides every batch among N processes.
+last complete epoch. ``--start`` begins with given weights. With ``--head`` every batch is an episode: the class weights of a few
+classes are written from images, and the gradient flows through the write (``backbones.pretraining.episodic``). Without it,
+``torchrun --nproc-per-node N scripts/pretrain_photos.py ...`` divides every batch among N processes.
 """
 
 from __future__ import annotations
@@ -13,21 +16,25 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+import backbones
 from backbones.bundled import save_weights
 from backbones.conv5 import Conv5, square, standardize
+from backbones.pretraining.episodic import HEADS, EpisodeClassifier, EpisodeRecipe, StartedRecipe
 from backbones.pretraining.photo_augment import PhotoExamples, PhotoRecipe
-from backbones.pretraining.training import Pretraining, train
+from backbones.pretraining.training import CosineSoftmax, Objective, Pretraining, train
 from episodes.data.folders import folder
 from episodes.data.image_dataset import ImageSet
 from episodes.evaluation.evaluation import evaluate
 from episodes.features.bank import FeatureBank
 from fewshot_nam.distributed import joined
 from fewshot_nam.heap import keep_freed_memory
+from fewshot_nam.memory import unit
 
 
 def pixels(images: ImageSet) -> Tensor:
@@ -66,10 +73,61 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--width", type=int, default=32, help="channels of the first convolution; features are 16 times"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--start", type=Path, metavar="WEIGHTS", help="begin with these weights, not with random ones")
     for field in fields(PhotoRecipe):
         option = "--" + field.name.replace("_", "-")
         parser.add_argument(option, type=type(field.default), default=field.default, help="default %(default)s")
+    episodes = parser.add_argument_group("training in episodes")
+    episodes.add_argument("--head", choices=HEADS, help="how class weights are written: a batch becomes an episode")
+    episodes.add_argument(
+        "--ways", type=int, default=EpisodeRecipe.ways, help="classes written in an episode (default %(default)s)"
+    )
+    episodes.add_argument(
+        "--shots",
+        type=int,
+        nargs="+",
+        default=EpisodeRecipe.shots,
+        help="images that a class is written from; with several numbers, from each of them (default 1 5)",
+    )
+    episodes.add_argument(
+        "--queries",
+        type=int,
+        default=EpisodeRecipe.queries,
+        help="queries of each class written; the rest of the batch are queries of other classes (default %(default)s)",
+    )
+    episodes.add_argument(
+        "--ridge", type=float, default=EpisodeRecipe.ridge, help="damping of the joint write (default %(default)s)"
+    )
     return parser.parse_args(arguments)
+
+
+def recipe_of(options: argparse.Namespace, start: str) -> PhotoRecipe:
+    """Return the recipe that the options give; a run without ``--start`` and ``--head`` has today's."""
+    given = {field.name: getattr(options, field.name) for field in fields(PhotoRecipe)}
+    if options.head is not None:
+        episodes = {name: getattr(options, name) for name in ("head", "ways", "queries", "ridge")}
+        return EpisodeRecipe(**given, start=start, shots=tuple(options.shots), **episodes)
+    return StartedRecipe(**given, start=start) if start else PhotoRecipe(**given)
+
+
+def begin(options: argparse.Namespace) -> tuple[Conv5, str]:
+    """Return the network to begin with and the fingerprint of its weights, empty for random ones."""
+    if options.start is None:
+        torch.manual_seed(options.seed)
+        return Conv5(options.width), ""
+    started = backbones.create("conv5", options.start, model_options={"width": options.width})
+    torch.manual_seed(options.seed)
+    return cast(Conv5, started.network.requires_grad_(True)), started.weights_hash
+
+
+def classifier_of(means: Tensor, recipe: PhotoRecipe) -> Objective:
+    """Return what is trained besides the network, with class weights along the mean features ``(classes, D)`` to begin with."""
+    if isinstance(recipe, EpisodeRecipe):
+        return EpisodeClassifier.from_means(means, recipe)
+    softmax = CosineSoftmax(means.shape[1], len(means), recipe.scale)
+    with torch.no_grad():
+        softmax.weight.copy_(unit(means))
+    return softmax
 
 
 def main() -> None:
@@ -81,8 +139,9 @@ def main() -> None:
 
 def pretrain(options: argparse.Namespace, process: int) -> None:
     """Train, evaluate and write; a ``process`` other than the first only takes part in the training."""
-    recipe = PhotoRecipe(**{field.name: getattr(options, field.name) for field in fields(PhotoRecipe)})
     try:
+        model, start = begin(options)
+        recipe = recipe_of(options, start)
         data = {
             role: folder(options.folder / role)
             for role in ("base", "val")
@@ -92,11 +151,16 @@ def pretrain(options: argparse.Namespace, process: int) -> None:
         raise SystemExit(f"pretrain_photos: {error}") from None
     check_role = "val" if "val" in data else None
     levels = {role: pixels(data[role]) for role in ("base", check_role) if role is not None}
-    torch.manual_seed(recipe.seed)
-    model = Conv5(options.width)
     labels = torch.from_numpy(data["base"].labels)
     examples = PhotoExamples(levels["base"], labels, recipe)
-    run = Pretraining(model, examples, recipe, options.checkpoint, options.device)
+    try:
+        classifier = None
+        if type(recipe) is not PhotoRecipe:
+            means = features(model.to(options.device), levels["base"], data["base"]).class_means()
+            classifier = classifier_of(means, recipe)
+        run = Pretraining(model, examples, recipe, options.checkpoint, options.device, classifier)
+    except ValueError as error:
+        raise SystemExit(f"pretrain_photos: {error}") from None
     scores: dict[str, tuple[float, float]] = {}
 
     def check() -> str:

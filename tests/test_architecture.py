@@ -32,7 +32,13 @@ MAY_IMPORT = {
         "fewshot_nam.sequences",
         "fewshot_nam.vision",
     },
-    "backbones": {"fewshot_nam.distributed", "fewshot_nam.heads", "fewshot_nam.io", "fewshot_nam.vision"},
+    "backbones": {
+        "fewshot_nam.distributed",
+        "fewshot_nam.heads",
+        "fewshot_nam.io",
+        "fewshot_nam.memory",
+        "fewshot_nam.vision",
+    },
     "episodes": {"backbones", "fewshot_nam"},
 }
 FOR_ALL = {"fewshot_nam", "fewshot_nam._deprecation"}  # the version, and old names

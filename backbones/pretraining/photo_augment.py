@@ -53,6 +53,11 @@ class PhotoExamples:
         self.images, self.labels, self.recipe = images, labels, recipe
         self.classes = int(labels.max()) + 1
 
+    @property
+    def targets(self) -> Tensor:
+        """The targets ``(n,)`` of all examples."""
+        return self.labels
+
     def __len__(self) -> int:
         return len(self.images)
 

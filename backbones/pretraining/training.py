@@ -1,16 +1,17 @@
-"""Supervised pretraining of a backbone on base classes: a cosine-softmax classifier on augmented images.
+"""Supervised pretraining of a backbone on base classes: by default a cosine-softmax classifier on augmented images.
 
-The classifier is that of Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (2018), section 3.1:
+This classifier is that of Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (2018), section 3.1:
 logits are ``scale * cos(features, class weight)``. The images and their augmentation are in
-``backbones.pretraining.omniglot_augment`` (handwriting) and ``backbones.pretraining.photo_augment``. In a group of processes each
-computes its share of every batch (``backbones.pretraining.distributed``).
+``backbones.pretraining.omniglot_augment`` (handwriting) and ``backbones.pretraining.photo_augment``, a classifier that is trained
+in episodes in ``backbones.pretraining.episodic``. In a group of processes each computes its share of every batch
+(``backbones.pretraining.distributed``).
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -66,7 +67,41 @@ class Examples(Protocol):
         ...
 
 
-class CosineSoftmax(nn.Module):
+class Objective(nn.Module):
+    """What is trained besides the backbone: it says which examples make a batch, and scores their features.
+
+    It has a parameter ``weight`` ``(classes, D)``.
+
+    Attributes:
+        divisible: whether the images of a batch can be scored apart from one another, by several processes.
+    """
+
+    divisible = True
+    weight: nn.Parameter
+
+    def check(self, examples: Examples) -> None:
+        """Raise ``ValueError`` where the examples cannot be trained on; here any can."""
+
+    def batches(self, examples: Examples, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield the numbers of the examples ``(batch_size,)`` of each step of an epoch: here each example once, in random order.
+
+        A last, smaller batch is left out, so that there are ``len(examples) // batch_size`` steps.
+        """
+        order = torch.randperm(len(examples), generator=generator)
+        for step in range(len(examples) // batch_size):
+            yield order[step * batch_size : (step + 1) * batch_size]
+
+    def logits(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits that the loss is taken of, ``(n, classes)``, and their targets ``(n,)``.
+
+        Args:
+            features: ``(B, D)`` of a batch.
+            targets: ``(B,)`` long, of the same images.
+        """
+        raise NotImplementedError
+
+
+class CosineSoftmax(Objective):
     """Training logits ``scale * cos(features, weight)``: features ``(B, D)`` to ``(B, classes)``."""
 
     def __init__(self, feature_dim: int, classes: int, scale: float) -> None:
@@ -77,6 +112,10 @@ class CosineSoftmax(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return logits ``(B, classes)`` of features ``(B, D)``."""
         return self.scale * F.linear(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1))
+
+    def logits(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits ``(B, classes)`` of all images, and the targets as given."""
+        return self(features), targets
 
 
 class Pretraining:
@@ -89,10 +128,12 @@ class Pretraining:
         checkpoint: a file to resume from if it exists, and to write after every epoch; ``None`` for none. All processes read
             it, and the first writes it.
         device: where to train; images are augmented on the CPU.
+        classifier: what is trained besides the backbone; ``None`` for a new ``CosineSoftmax``.
 
     Raises:
-        ValueError: the checkpoint was made with another recipe or other classes; or several processes resume at different
-            epochs, or are more than the images of a batch.
+        ValueError: the checkpoint was made with another recipe or other classes; the examples do not suit the classifier; or
+            several processes resume at different epochs, are more than the images of a batch, or would divide the batches of a
+            classifier that needs them whole.
     """
 
     def __init__(
@@ -102,12 +143,17 @@ class Pretraining:
         recipe: Recipe,
         checkpoint: Path | None = None,
         device: str | torch.device = "cpu",
+        classifier: Objective | None = None,
     ) -> None:
         self.recipe, self.checkpoint = recipe, checkpoint
         self.examples = examples
         self.device = torch.device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        classifier = CosineSoftmax(int(model.feature_dim), examples.classes, recipe.scale)  # type: ignore[arg-type]
+        if classifier is None:
+            classifier = CosineSoftmax(int(model.feature_dim), examples.classes, recipe.scale)  # type: ignore[arg-type]
+        if processes()[1] > 1 and not classifier.divisible:
+            raise ValueError("an episode cannot be divided among processes: train with one")
+        classifier.check(examples)
         self.classifier = classifier.to(self.device)
         self.parameters = [*self.model.parameters(), *self.classifier.parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -133,11 +179,10 @@ class Pretraining:
         recipe, steps, (rank, count) = self.recipe, self.steps_per_epoch, processes()
         # Every epoch has a generator of its own, so that a resumed run sees the same images as one that was not interrupted.
         generator = torch.Generator().manual_seed(recipe.seed * 100_003 + self.epoch)
-        order = torch.randperm(len(self.examples), generator=generator)
         self.model.train()
+        self.classifier.train()
         loss_sum = correct = 0.0
-        for step in range(steps):
-            chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+        for step, chosen in enumerate(self.classifier.batches(self.examples, recipe.batch_size, generator)):
             # Every process augments the whole batch, so that all generators stay in step and the images are the same.
             inputs, targets = self.examples.batch(chosen, generator)
             inputs = inputs[rank::count].to(self.device).contiguous(memory_format=torch.channels_last)
@@ -146,8 +191,8 @@ class Pretraining:
                 group["lr"] = recipe.learning_rate * self._rate(self.epoch * steps + step)
             with torch.autocast(self.device.type, dtype=torch.bfloat16):
                 features = self.model(inputs)
-            logits = self.classifier(features.float())
             share = len(targets) / len(chosen)  # 1 for a process alone
+            logits, targets = self.classifier.logits(features.float(), targets)
             loss = share * F.cross_entropy(logits, targets)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -193,7 +238,9 @@ class Pretraining:
         if state["recipe"] != asdict(self.recipe):
             theirs, ours = state["recipe"], asdict(self.recipe)
             differ = ", ".join(
-                f"{key} {theirs.get(key)!r} not {ours[key]!r}" for key in ours if theirs.get(key) != ours[key]
+                f"{key} {theirs.get(key)!r} not {ours.get(key)!r}"
+                for key in {**ours, **theirs}
+                if theirs.get(key) != ours.get(key)
             )
             raise ValueError(
                 f"the checkpoint {path} was made with another recipe ({differ}): remove it to start afresh"
