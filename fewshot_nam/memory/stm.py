@@ -1,0 +1,318 @@
+"""The SAM-based two-memory model (STM): an item memory for what came, a relational memory for how it belongs together.
+
+Source: Le, Tran and Venkatesh, "Self-Attentive Associative Memory" (ICML 2020), section 3, and the authors' code. With an item
+memory ``I (d x d)`` and a relational memory ``R (n x d x d)``, one step on an input ``x`` is, as in the code::
+
+    a = f_1 x      b = f_2 x      c = softmax(f_3 x)                   f: linear, d, d and n features
+    X = a a^T
+    [g_i | g_f] = tanh(I) W^T + U a                                    U a is added to every row
+    I' = sigmoid(g_i + beta_i) * tanh(X) + sigmoid(g_f + beta_f) * I   without gates: I' = I + X
+    r = sum_s c_s R_s^T b                                              read
+    A = SAM(I' + alpha_2 r b^T)                                        see ``SelfAttentiveMemory``
+    I <- I' + alpha_3 (G_1 A)                                          transfer: G_1 is linear, from n d to d, for each column of A
+    R <- alpha_1 R + A
+    o = MLP(G_3 [G_2 R_1; ...; G_2 R_n])                               output: G linear
+
+The text and the code differ in six points, which are the two presets:
+
+====================  =================================  ==================================
+point                 ``"paper"``                        ``"code"``
+====================  =================================  ==================================
+write                 ``X = a b^T``                      ``X = a a^T``
+tanh of a write       no                                 ``tanh(X)`` under gates
+read                  ``r = sum_s c_s R_s b``            ``r = sum_s c_s R_s^T b``
+norm in SAM           queries, keys and values each      all together
+transfer              from the new ``R``, after it       from ``A``, before it
+``alpha_1``           ``R <- R + alpha_1 A``             ``R <- alpha_1 R + A``
+====================  =================================  ==================================
+
+In the code ``alpha`` are learned from 0. Under ``"paper"`` ``alpha_1`` is learned from 1 here: from 0, the first outputs would not
+depend on the input. Departure from both: where a weight ``alpha`` is the constant 0, its part of the step is left out.
+
+In time, the projections of inputs and the multilayer perceptron run for all steps at once. Under ``"code"``, the transfer uses that
+``A`` is a sum of ``n`` outer products: it costs ``n^2 d^2`` products for an input instead of ``n d^3``.
+
+Legend: ``B`` sequences, ``T`` steps, ``D`` input size, ``d`` width of the memories, ``n`` slots of the relational memory.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fewshot_nam.memory.associative import PRESET_NORMS, SelfAttentiveMemory, bindings, check_sizes
+from fewshot_nam.memory.torch_modes import full_precision
+from fewshot_nam.memory.validation import check_alike, check_mask, check_tensor
+
+Preset = Literal["paper", "code"]
+
+
+class STMState(NamedTuple):
+    """What an STM keeps between steps.
+
+    Attributes:
+        item: ``(B, d, d)``, the item memory.
+        relational: ``(B, n, d, d)``, the relational memory.
+    """
+
+    item: Tensor
+    relational: Tensor
+
+
+class _Controls(NamedTuple):
+    """What an input does at one step: ``a``, ``b``, ``c`` of the equations, and what it adds to the gates, if there are any."""
+
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    gates: Tensor | None
+
+
+class STM(nn.Module):
+    """The SAM-based two-memory model: ``(B, T, input_size)`` to ``(B, T, output_size)``.
+
+    Args:
+        input_size: ``D``, width of an input, at least 1.
+        output_size: width of an output, at least 1.
+        memory_size: ``d``, rows and columns of the memories. Default 96.
+        num_slots: ``n``, slots of the relational memory, and queries, keys and values of SAM. Default 8.
+        relation_size: features that ``G_2`` reads from a slot. Default 96.
+        readout_size: features that ``G_3`` makes of all slots. Default 64.
+        hidden_size: width of the two hidden layers of the multilayer perceptron. Default 128.
+        preset: ``"paper"`` or ``"code"``, see the module. Default ``"code"``, with which the published figures were made.
+        gates: whether the item memory has gates. (The published runs of N-th farthest have none.) Default True.
+        alphas: ``alpha_1`` (history of the relational memory), ``alpha_2`` (relations in SAM's input) and ``alpha_3`` (transfer):
+            a constant each, or None to learn it. Default: all are learned.
+        device: where the parameters are.
+        dtype: dtype of the parameters.
+
+    Raises:
+        ValueError: a size below 1, an unknown preset, or not three alphas.
+
+    Example:
+        >>> stm = STM(input_size=10, output_size=5, memory_size=16, num_slots=2)
+        >>> outputs, state = stm(torch.randn(3, 7, 10))
+        >>> outputs.shape
+        torch.Size([3, 7, 5])
+        >>> output, state = stm.step(torch.randn(3, 10), state)  # one more input
+        >>> output.shape
+        torch.Size([3, 5])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        memory_size: int = 96,
+        num_slots: int = 8,
+        *,
+        relation_size: int = 96,
+        readout_size: int = 64,
+        hidden_size: int = 128,
+        preset: Preset = "code",
+        gates: bool = True,
+        alphas: tuple[float | None, float | None, float | None] = (None, None, None),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"input_size": input_size, "output_size": output_size, "memory_size": memory_size}
+        sizes |= {"num_slots": num_slots, "relation_size": relation_size}
+        check_sizes("STM", **sizes, readout_size=readout_size, hidden_size=hidden_size)
+        if preset not in PRESET_NORMS:
+            raise ValueError(f"STM: preset must be one of {', '.join(PRESET_NORMS)}, got {preset!r}")
+        if not isinstance(alphas, (tuple, list)) or len(alphas) != 3:
+            raise ValueError(f"STM: alphas must be three numbers, or None for what is learned, got {alphas!r}")
+        self.input_size, self.output_size = input_size, output_size
+        self.memory_size, self.num_slots = memory_size, num_slots
+        self.preset: Preset = preset
+        self.gates = gates
+
+        def linear(wide: int, out: int) -> nn.Linear:
+            return nn.Linear(wide, out, device=device, dtype=dtype)
+
+        width = memory_size
+        self.first, self.second, self.address = (linear(input_size, out) for out in (width, width, num_slots))
+        self.input_gates = linear(width, 2 * width) if gates else None
+        self.memory_gates = linear(width, 2 * width) if gates else None
+        # (beta_i, beta_f): at first more is kept than forgotten.
+        self.gate_bias = nn.Parameter(torch.tensor([0.0, 1.0], device=device, dtype=dtype)) if gates else None
+        self.relate = SelfAttentiveMemory(width, num_slots, preset=preset, device=device, dtype=dtype)
+        self.transfer = linear(num_slots * width, width) if alphas[2] != 0 else None
+        self.read_slot = linear(width * width, relation_size)
+        self.join_slots = linear(num_slots * relation_size, readout_size)
+        self.output = nn.Sequential(
+            linear(readout_size, hidden_size),
+            nn.ReLU(),
+            linear(hidden_size, hidden_size),
+            nn.ReLU(),
+            linear(hidden_size, output_size),
+        )
+        self.item = nn.Parameter(torch.empty(width, width, device=device, dtype=dtype))
+        self.relational = nn.Parameter(torch.empty(num_slots, width, width, device=device, dtype=dtype))
+        nn.init.uniform_(self.item, -((2 * width) ** -0.5), (2 * width) ** -0.5)
+        bound = (2 * width + num_slots) ** -0.5
+        nn.init.uniform_(self.relational, -bound, bound)
+        starts = (1.0 if preset == "paper" else 0.0, 0.0, 0.0)
+        self.alphas: list[float | None] = [None if alpha is None else float(alpha) for alpha in alphas]
+        for number, (alpha, start) in enumerate(zip(alphas, starts, strict=True), start=1):
+            learned = nn.Parameter(torch.tensor(start, device=device, dtype=dtype)) if alpha is None else None
+            self.register_parameter(f"alpha_{number}", learned)
+
+    def init_state(self, batch_size: int) -> STMState:
+        """Return the state before the first step, which is learned, for ``batch_size`` sequences.
+
+        Raises:
+            ValueError: a batch size below 1.
+        """
+        check_sizes("STM.init_state", batch_size=batch_size)
+        kind = self._state_dtype()
+        return STMState(*(part.to(kind).expand(batch_size, *part.shape) for part in (self.item, self.relational)))
+
+    def forward(self, x: Tensor, state: STMState | None = None, mask: Tensor | None = None) -> tuple[Tensor, STMState]:
+        """Return the outputs, and the state after the last step.
+
+        Args:
+            x: ``(B, T, input_size)``; at least one step.
+            state: the result of an earlier call; default: ``init_state``.
+            mask: ``(B, T)`` bool, True where there is an input; elsewhere the state stays as it is and the output is 0.
+
+        Returns:
+            ``(B, T, output_size)`` in the dtype of the projections, and the state, in float32 at least.
+
+        Raises:
+            TypeError: a dtype does not fit.
+            ValueError: a shape or device does not fit.
+        """
+        check_tensor("STM", "x", x, ("B", "T", self.input_size))
+        batch, steps, _ = x.shape
+        if steps < 1:
+            raise ValueError(f"STM: x must have at least one step, got shape {tuple(x.shape)}")
+        state = self._admit("STM", x, state)
+        present: tuple[Tensor | None, ...] = (None,) * steps
+        if mask is not None:
+            check_mask("STM", "mask", mask, (batch, steps))
+            check_alike("STM", dtype=False, x=x, mask=mask)
+            x = x.masked_fill(~mask.unsqueeze(-1), 0.0)  # padding may hold NaN
+            present = mask.unbind(1)
+        controls, kind = self._controls(x, state.item.dtype)
+        readouts = []
+        with full_precision(x.device):
+            for now, here in zip(controls, present, strict=True):
+                after = self._advance(now, state)
+                readouts.append(self._read_out(after.relational))
+                if here is not None:
+                    kept = here[:, None, None]
+                    item = torch.where(kept, after.item, state.item)
+                    after = STMState(item, torch.where(kept.unsqueeze(1), after.relational, state.relational))
+                state = after
+        outputs: Tensor = self.output(torch.stack(readouts, dim=1).to(kind))
+        return outputs if mask is None else outputs.masked_fill(~mask.unsqueeze(-1), 0.0), state
+
+    def step(self, x: Tensor, state: STMState) -> tuple[Tensor, STMState]:
+        """Return the output ``(B, output_size)`` for one input ``(B, input_size)``, and the state after it.
+
+        Raises:
+            TypeError: a dtype does not fit.
+            ValueError: a shape or device does not fit.
+        """
+        check_tensor("STM.step", "x", x, ("B", self.input_size))
+        outputs, state = self(x.unsqueeze(1), state)
+        return outputs.squeeze(1), state
+
+    def _controls(self, x: Tensor, dtype: torch.dtype) -> tuple[list[_Controls], torch.dtype]:
+        """Return what inputs ``(B, T, D)`` do at each step, in ``dtype``, and the dtype of the projections."""
+        a, b, c = self.first(x), self.second(x), self.address(x).softmax(-1)
+        driven: tuple[Tensor | None, ...] = (None,) * x.shape[1]
+        if self.input_gates is not None and self.gate_bias is not None:
+            driven = (self.input_gates(a) + self.gate_bias.repeat_interleave(self.memory_size)).to(dtype).unbind(1)
+        by_step = zip(*(part.to(dtype).unbind(1) for part in (a, b, c)), driven, strict=True)
+        return [_Controls(*now) for now in by_step], a.dtype
+
+    def _advance(self, now: _Controls, state: STMState) -> STMState:
+        """Return the state after one step of the equations."""
+        a, b, c, driven = now
+        item, relational = state
+        written = a.unsqueeze(2) * (b if self.preset == "paper" else a).unsqueeze(1)
+        if driven is not None and self.memory_gates is not None:
+            written = written.tanh() if self.preset == "code" else written
+            logits = _linear(item.tanh(), self.memory_gates) + driven.unsqueeze(1)
+            enter, keep = logits.sigmoid().chunk(2, dim=-1)
+            item = torch.addcmul(enter * written, keep, item)
+        else:
+            item = item + written
+        source, alpha_2 = item, self._alpha(2, item)
+        if alpha_2 is not None:
+            source = torch.addcmul(item, (self._read(b, c, relational) * alpha_2).unsqueeze(2), b.unsqueeze(1))
+        q, k, v = self.relate.queries_keys_values(source)
+        bound = bindings(q, k)
+        fresh = bound.mT @ v.unsqueeze(1)
+        alpha_1 = self._alpha(1, item)
+        if self.preset == "paper":
+            relational = relational if alpha_1 is None else relational + alpha_1 * fresh
+        else:
+            relational = fresh if alpha_1 is None else torch.addcmul(fresh, alpha_1, relational)
+        alpha_3 = self._alpha(3, item)
+        if alpha_3 is not None and self.transfer is not None:
+            if self.preset == "paper":
+                moved = _linear(relational.flatten(1, 2).mT, self.transfer)
+            else:
+                # G_1 applied to the bindings of each value, and then to the values: the same sum in another order.
+                weight, bias = self.transfer.weight.to(item.dtype), self.transfer.bias.to(item.dtype)
+                of_values = F.linear(bound.transpose(1, 2).flatten(2), weight)
+                moved = v.mT @ of_values + bias
+            item = item + alpha_3 * moved
+        return STMState(item, relational)
+
+    def _read(self, b: Tensor, c: Tensor, relational: Tensor) -> Tensor:
+        """Return what the relational memory holds at the address ``(b, c)``, ``(B, d)``."""
+        if self.preset == "paper":
+            return (c.unsqueeze(1) @ (relational @ b[:, None, :, None]).squeeze(-1)).squeeze(1)
+        address = (c.unsqueeze(2) * b.unsqueeze(1)).flatten(1)  # (B, n d)
+        return (address.unsqueeze(1) @ relational.flatten(1, 2)).squeeze(1)
+
+    def _read_out(self, relational: Tensor) -> Tensor:
+        """Return ``G_3 [G_2 R_1; ...; G_2 R_n]``, ``(B, readout_size)``."""
+        return _linear(_linear(relational.flatten(2), self.read_slot).flatten(1), self.join_slots)
+
+    def _alpha(self, number: int, like: Tensor) -> Tensor | None:
+        """Return a weight in the dtype of ``like``, or None where it is the constant 0."""
+        fixed = self.alphas[number - 1]
+        if fixed is not None:
+            return like.new_tensor(fixed) if fixed else None
+        learned: Tensor = getattr(self, f"alpha_{number}")
+        return learned.to(like.dtype)
+
+    def _admit(self, where: str, x: Tensor, state: object) -> STMState:
+        """Check ``x`` and ``state``, and return ``state`` in at least the model's precision."""
+        kind = x.device.type
+        mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        check_alike(where, dtype=not mixed, x=x, weights=self.item)
+        if state is None:
+            return self.init_state(x.shape[0])
+        if not isinstance(state, STMState):
+            raise TypeError(f"{where}: state must be an STMState, of init_state, got {type(state).__name__}")
+        square = (self.memory_size, self.memory_size)
+        check_tensor(where, "state.item", state.item, (x.shape[0], *square))
+        check_tensor(where, "state.relational", state.relational, (x.shape[0], self.num_slots, *square))
+        check_alike(where, item=state.item, relational=state.relational)
+        check_alike(where, dtype=False, x=x, state=state.item)
+        return STMState(*(part.to(torch.promote_types(part.dtype, self._state_dtype())) for part in state))
+
+    def _state_dtype(self) -> torch.dtype:
+        return torch.promote_types(self.item.dtype, torch.float32)
+
+    def extra_repr(self) -> str:
+        """Return sizes and options."""
+        return (
+            f"{self.input_size}, {self.output_size}, memory_size={self.memory_size}, num_slots={self.num_slots}, "
+            f"preset={self.preset!r}, gates={self.gates}, alphas={tuple(self.alphas)}"
+        )
+
+
+def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """Return the layer's output in the dtype of ``x``, which is that of the memories."""
+    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
