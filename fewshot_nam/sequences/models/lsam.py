@@ -35,26 +35,39 @@ class LSAMModel(SequenceModel):
         heads: memories, an even number; each is ``(d / heads, d / heads)``.
         feedforward: width of the encoder's hidden layer.
         dropout: probability of dropping a feature.
+        layer_options: further arguments of ``fewshot_nam.memory.LSAM``, such as ``max_erase=2`` and ``conv_size``; the decoder
+            has no convolution, since its input has seen the neighbours already.
     """
 
-    def __init__(self, task: SequenceTask, width: int, heads: int, feedforward: int, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        task: SequenceTask,
+        width: int,
+        heads: int,
+        feedforward: int,
+        dropout: float = 0.1,
+        **layer_options: Any,
+    ) -> None:
         super().__init__(task, width, width)
         if heads % 2:
             raise ValueError(f"lsam: heads must be even, half of them read in each direction, got {heads}")
-        self.encoder = LSAM(width, width // 2, num_heads=heads // 2, batch_first=True, bidirectional=True)
+        self.encoder = LSAM(
+            width, width // 2, num_heads=heads // 2, batch_first=True, bidirectional=True, **layer_options
+        )
         self.mix = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout), nn.ReLU())
         self.feed_forward = nn.Sequential(
             nn.Linear(width, feedforward), nn.ReLU(), nn.Dropout(dropout), nn.Linear(feedforward, width)
         )
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(width)
-        self.decoder = LSAM(width, width, num_heads=heads, batch_first=True)
+        of_decoder = {**layer_options, "conv_size": None}
+        self.decoder = LSAM(width, width, num_heads=heads, batch_first=True, **of_decoder)
         self.head = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout), nn.ReLU(), nn.LayerNorm(width))
 
     def _encode(self, x: Tensor, mask: Tensor) -> Tensor:
         lengths = mask.sum(dim=1).cpu()
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-        outputs, (_, memory) = self.encoder(packed)
+        outputs, (_, memory, *_) = self.encoder(packed)
         read = pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])[0]
         a = x + self.dropout(self.mix(read))
         encoded = self.norm(a + self.dropout(self.feed_forward(a)))

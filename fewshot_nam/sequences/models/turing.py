@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fewshot_nam.memory import NAMTuringMachine
+from fewshot_nam.memory.turing.heads import Shift
 from fewshot_nam.sequences.models.model import SequenceModel
 from fewshot_nam.sequences.models.registry import register
 from fewshot_nam.sequences.tasks.task import SequenceTask
@@ -46,9 +47,12 @@ class TuringModel(SequenceModel):
         wiring: ``"residual"`` or ``"tapes"``, see the module.
         preset: of the machines, see ``NAMTuringMachine``.
         controller: ``None`` for the preset's.
-        actions: ``None`` for the preset's.
+        actions: names of actions, and whole numbers: shifts by that many cells. ``None`` for the preset's.
         tape_length: cells of a tape, or ``None`` for as many as there are tokens, at least 32.
-        move_noise: noise on the moves of heads in training, see ``NAMTuringMachine``; the paper has none.
+        feedforward: width of the hidden layer of a feed-forward part behind every machine, with a residual connection and layer
+            normalisation, as in a Transformer; ``None`` for none. A machine returns what it reads, a linear function of its
+            inputs at every position of the heads: adding digits needs more. Only with ``"residual"``.
+        machine_options: further arguments of ``NAMTuringMachine``, such as ``move_noise=1.0`` and ``head_norm="state"``.
     """
 
     def __init__(
@@ -61,36 +65,45 @@ class TuringModel(SequenceModel):
         wiring: Literal["residual", "tapes"] = "residual",
         preset: str = "neurips2023",
         controller: str | None = None,
-        actions: Sequence[str] | None = None,
+        actions: Sequence[str | int] | None = None,
         tape_length: int | None = None,
-        move_noise: float = 0.0,
+        feedforward: int | None = None,
+        **machine_options: Any,
     ) -> None:
         super().__init__(task, width, width)
         if wiring not in ("residual", "tapes"):
             raise ValueError(f"nam-tm: wiring must be 'residual' or 'tapes', got {wiring!r}")
+        if wiring == "tapes" and feedforward is not None:
+            raise ValueError("nam-tm: feedforward belongs to wiring='residual'")
         self.wiring = wiring
         self.project = (
             nn.Sequential(nn.Linear(width, width), nn.Dropout(0.2), nn.LayerNorm(width)) if wiring == "tapes" else None
         )
+        moves = None if actions is None else [Shift(a) if isinstance(a, int) else a for a in actions]
         self.machines = nn.ModuleList(
             NAMTuringMachine(
                 width,
                 tapes,
                 preset=preset,
                 controller=controller,
-                actions=actions,
+                actions=moves,
                 tape_length=tape_length,
-                move_noise=move_noise,
+                **machine_options,
             )
             for _ in range(layers)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers if wiring == "residual" else 1))
         self.dropout = nn.Dropout(dropout)
+        self.feed_forwards = nn.ModuleList(
+            _FeedForward(width, feedforward, dropout) for _ in range(layers) if feedforward is not None
+        )
 
     def _encode(self, x: Tensor, mask: Tensor) -> Tensor:
         if self.project is None:
-            for machine, norm in zip(self.machines, self.norms, strict=True):
+            for layer, (machine, norm) in enumerate(zip(self.machines, self.norms, strict=True)):
                 x = norm(x + self.dropout(machine(x, mask=mask)[0]))
+                if self.feed_forwards:
+                    x = self.feed_forwards[layer](x)
             return x
         x = self.project(x)
         tape, outputs = None, x
@@ -99,3 +112,19 @@ class TuringModel(SequenceModel):
             outputs, after = machine(x, state if tape is None else state._replace(value_tape=tape), mask)
             tape = after.value_tape
         return self.dropout(self.norms[0](outputs)).relu()
+
+
+class _FeedForward(nn.Module):
+    """The feed-forward part of a Transformer layer, normalised at its end."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width), nn.Dropout(dropout)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(B, T, width)`` for ``x`` of that shape."""
+        features: Tensor = self.norm(x + self.layers(x))
+        return features

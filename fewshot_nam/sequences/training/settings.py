@@ -118,7 +118,7 @@ def preset(name: str, **changes: Any) -> TrainingSettings:
 
     Args:
         name: ``TASK/MODEL`` or ``TASK/MODEL/paper``.
-        changes: settings in place of the preset's.
+        changes: settings in place of the preset's; ``task_options`` and ``model_options`` replace single options.
 
     Raises:
         ValueError: an unknown name, or changes that are refused.
@@ -134,16 +134,20 @@ def preset(name: str, **changes: Any) -> TrainingSettings:
             f"no preset {name!r}{f': did you mean {near[0]!r}?' if near else ''}; a preset is TASK/MODEL, or TASK/MODEL/paper"
         )
     table = _table()["paper" if size else "small"]
-    found = {
-        "task": task,
-        "model": model,
-        "size": size or "small",
-        **table["all"],
-        **table.get("models", {}).get(model, {}),
-        **table.get("tasks", {}).get(task, {}),
-        **table.get("pairs", {}).get(f"{task}/{model}", {}),
-    }
-    return TrainingSettings.from_dict({**found, **changes})
+    levels = [
+        table["all"],
+        table.get("models", {}).get(model, {}),
+        table.get("tasks", {}).get(task, {}),
+        table.get("pairs", {}).get(f"{task}/{model}", {}),
+        changes,
+    ]
+    found: dict[str, Any] = {"task": task, "model": model, "size": size or "small"}
+    for level in levels:
+        merged = {
+            name: {**found.get(name, {}), **level[name]} for name in ("task_options", "model_options") if name in level
+        }
+        found |= {**level, **merged}
+    return TrainingSettings.from_dict(found)
 
 
 @functools.cache

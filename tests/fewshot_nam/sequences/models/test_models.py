@@ -105,6 +105,8 @@ def test_what_does_not_fit_is_refused(task):
         models.create("lstm", task, width=7)
     with pytest.raises(ValueError, match="wiring must be"):
         models.create("nam-tm", task, wiring="spaghetti")
+    with pytest.raises(ValueError, match="feedforward belongs to wiring='residual'"):
+        models.create("nam-tm", task, "paper", feedforward=8)
     with pytest.raises(ValueError, match="there are 8 positions: pass longest="):
         models.create("transformer", task, "tiny", longest=8)(torch.zeros(1, 9, dtype=torch.long))
 
@@ -145,3 +147,31 @@ def test_stack_rnn_pushes_and_pops_as_a_stack(task):
         else:
             stack.append(1 if token == 1 else 0)
     assert shown[0].round().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lsam", {"max_erase": 2.0, "erase": "separate", "conv_size": 3, "value_activation": "tanh"}),
+        ("nam-attention-erase", {"max_erase": 2.0, "conv_size": 3, "output_norm": True}),
+        ("nam-tm", {"actions": ("noop", "right", 2), "move_noise": 1.0, "head_norm": "state", "feedforward": 12}),
+    ],
+    ids=["lsam", "nam-attention-erase", "nam-tm"],
+)
+def test_options_of_layers_reach_them(name, options, task):
+    model = models.create(name, task, "tiny", **options)
+    inside = [vars(module) for module in model.modules()]
+    for option, value in options.items():
+        if option not in ("actions", "feedforward", "output_norm", "conv_size"):
+            assert any(attributes.get(option) == value for attributes in inside), option
+    words = str(model)
+    if "conv_size" in options:
+        assert "ShortConvolution" in words
+    if "actions" in options:
+        assert "actions=(noop, right, shift(+2))" in words
+        assert "in_features=16, out_features=12" in words
+    tokens = task.sample(3, torch.Generator().manual_seed(0), (2, 5)).inputs
+    logits = model.eval()(tokens)
+    assert logits.shape == (*tokens.shape, len(task.vocabulary))
+    longer = torch.nn.functional.pad(tokens, (0, 3), value=task.pad)
+    assert torch.allclose(model(longer)[:, : tokens.shape[1]], logits, atol=1e-5)

@@ -152,6 +152,12 @@ def test_every_preset_is_made_of_known_parts():
         assert dataclasses.asdict(settings) == TrainingSettings.from_dict(settings.as_dict()).as_dict()
 
 
+def test_a_changed_option_leaves_the_other_options_of_a_preset():
+    options = preset("reduce/nam-tm", model_options={"dropout": 0.1}).model_options
+    assert options == {"move_noise": 1.0, "dropout": 0.1}
+    assert preset("reduce/nam-tm").model_options == {"move_noise": 1.0}
+
+
 def test_models_of_a_task_have_the_same_budget():
     for task in tasks.available():
         budgets = {

@@ -1,0 +1,60 @@
+"""Plots of trained sequence models: accuracy against length. They need matplotlib, the extra ``plot``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fewshot_nam.sequences.reporting.plan import Experiment
+from fewshot_nam.sequences.reporting.records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_lengths(experiment: Experiment, records: Sequence[Record], trained_to: int | None = None) -> Figure:
+    """Return a figure of accuracy against length: for every model a line for the mean over seeds, and a band from worst to best.
+
+    Args:
+        experiment: whose models, in this order.
+        records: its runs.
+        trained_to: the longest length of training, which is marked; ``None`` for no mark.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    styles = ["-", "--", "-.", ":"]
+    for number, label in enumerate(experiment.models):
+        rows = [record.lengths for record in records if record.label == label]
+        if not rows:
+            continue
+        lengths = [int(length) for length in rows[0]]
+        values = [[100 * row[str(length)][experiment.measure] for row in rows] for length in lengths]
+        axes.plot(
+            lengths,
+            [sum(value) / len(value) for value in values],
+            styles[number // 10 % 4],
+            color=f"C{number % 10}",
+            marker=".",
+            label=label,
+        )
+        axes.fill_between(
+            lengths, [min(v) for v in values], [max(v) for v in values], color=f"C{number % 10}", alpha=0.15
+        )
+    if trained_to is not None:
+        axes.axvline(trained_to, color="gray", linewidth=1, linestyle=":")
+        axes.text(trained_to, 102, f"trained to {trained_to}", color="gray", fontsize=8, ha="center", va="bottom")
+    axes.set_ylim(-3, 112)
+    axes.set_xscale("log")
+    lengths = sorted({int(length) for record in records for length in record.lengths})
+    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.minorticks_off()
+    axes.set_xlabel("length")
+    axes.set_ylabel("sequences right, %" if experiment.measure == "exact" else "tokens right, %")
+    axes.set_title(experiment.name)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure

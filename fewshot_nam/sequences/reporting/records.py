@@ -1,0 +1,59 @@
+"""What trained models measured, read from the directories of runs and kept in one JSON file for each experiment."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fewshot_nam.io.atomic import replacing
+from fewshot_nam.sequences.reporting.plan import Experiment
+
+
+class Record(NamedTuple):
+    """One run: what was trained how, what it measured, and its log."""
+
+    label: str
+    """The model, or the variant of one."""
+    seed: int
+    command: str
+    """What makes this run."""
+    result: dict[str, Any]
+    """``result.json`` of the run."""
+    lengths: dict[str, dict[str, float]]
+    """Accuracies at exact lengths."""
+    settings: dict[str, Any]
+    log: list[list[str]]
+    """``log.csv``, the names of the columns first."""
+
+
+def read_runs(experiment: Experiment, runs: str | os.PathLike[str]) -> list[Record]:
+    """Return the finished runs of an experiment, in the order of its models."""
+    found = []
+    for label, seeds in experiment.models.items():
+        for seed in range(seeds):
+            directory = Path(runs) / experiment.name / f"{label}-{seed}"
+            if not (directory / "lengths.json").is_file():
+                continue
+            with (directory / "log.csv").open(newline="", encoding="utf-8") as file:
+                log = list(csv.reader(file))
+            result, lengths, settings = (
+                json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
+                for name in ("result", "lengths", "settings")
+            )
+            found.append(Record(label, seed, experiment.command(label, seed), result, lengths, settings, log))
+    return found
+
+
+def write_records(records: list[Record], path: str | os.PathLike[str]) -> None:
+    """Write records to a JSON file: whole or not at all."""
+    lines = ",\n".join(json.dumps(record._asdict()) for record in records)
+    with replacing(Path(path)) as unfinished:
+        unfinished.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+def read_records(path: str | os.PathLike[str]) -> list[Record]:
+    """Return what ``write_records`` wrote."""
+    return [Record(**record) for record in json.loads(Path(path).read_text(encoding="utf-8"))]

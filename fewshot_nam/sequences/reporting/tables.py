@@ -1,0 +1,68 @@
+"""Tables of accuracy: a row a model, a column a test set or a length, with the spread over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fewshot_nam.sequences.reporting.plan import Experiment
+from fewshot_nam.sequences.reporting.records import Record
+
+_MEASURES = {"exact": "sequences that are right in every asked token", "token": "asked tokens that are right"}
+
+
+def table(experiment: Experiment, records: Sequence[Record]) -> str:
+    """Return a page in Markdown: the budget, the table, figures of others, and the commands.
+
+    A cell is the mean over seeds in percent, and the worst and best seed where they differ.
+
+    Raises:
+        ValueError: there is no record.
+    """
+    if not records:
+        raise ValueError(f"{experiment.name}: no finished run")
+    tests = [*records[0].result["accuracy"], *records[0].lengths]
+    lines = [
+        f"# {experiment.name}",
+        "",
+        f"Task `{experiment.task or experiment.name}`. {_budget(records)} Percent of {_MEASURES[experiment.measure]}: the mean "
+        "over seeds, and in brackets the worst and the best seed.",
+        "",
+        "| model | parameters | seeds | " + " | ".join(_heading(test) for test in tests) + " | seconds |",
+        "|---" * (len(tests) + 4) + "|",
+    ]
+    for label in experiment.models:
+        rows = [record for record in records if record.label == label]
+        if not rows:
+            continue
+        cells = [
+            _cell([{**row.result["accuracy"], **row.lengths}[test][experiment.measure] for row in rows])
+            for test in tests
+        ]
+        seconds = sum(row.result["seconds"] for row in rows) / len(rows)
+        lines.append(
+            f"| {label} | {rows[0].result['parameters']:,} | {len(rows)} | {' | '.join(cells)} | {seconds:.0f} |"
+        )
+    if experiment.published:
+        lines += ["", "Published:", "", *(f"- {line}" for line in experiment.published)]
+    lines += ["", "Made by, with other seeds in place of 0:", "", "```bash"]
+    lines += [experiment.command(label, 0) for label in experiment.models if any(r.label == label for r in records)]
+    return "\n".join([*lines, "```", ""])
+
+
+def _budget(records: Sequence[Record]) -> str:
+    """Return a sentence on what all runs were given."""
+    parts = []
+    for name, text in (("steps", "{} steps"), ("batch_size", "of {} sequences")):
+        values = {record.settings[name] for record in records}
+        parts.append(text.format(values.pop() if len(values) == 1 else " or ".join(map(str, sorted(values)))))
+    return f"Every model was given {' '.join(parts)}, on one core; weights were chosen on `ood_easy` lengths."
+
+
+def _heading(test: str) -> str:
+    return f"at {test}" if test.isdigit() else f"`{test}`"
+
+
+def _cell(values: Sequence[float]) -> str:
+    mean, low, high = (100 * value for value in (sum(values) / len(values), min(values), max(values)))
+    whole = f"{mean:.1f}"
+    return whole if f"{low:.1f}" == f"{high:.1f}" else f"{whole} ({low:.1f} to {high:.1f})"

@@ -1,0 +1,129 @@
+"""Plans, records, tables and plots of sequence runs: missing runs are made once, and figures are those of the runs."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lightning_fabric")
+
+from fewshot_nam.cli import sequence_results, train_sequence
+from fewshot_nam.sequences import models, tasks
+from fewshot_nam.sequences.reporting import Experiment, carry_out, load_plan, read_records, read_runs, table
+from fewshot_nam.sequences.training import evaluate, load_trained, preset
+
+ROOT = Path(__file__).resolve().parents[4]
+RESULTS = ROOT / "results" / "sequences"
+CHECKPOINTS = sorted(path for path in (RESULTS / "checkpoints").glob("*") if path.is_dir())
+SMALL = {"size": "tiny", "steps": 3, "batch_size": 4, "validation_size": 4, "test_size": 5}
+PLAN = f"""
+quick:
+  task: reverse
+  models: {{lstm: 2, deaf: 1}}
+  variants: {{deaf: lstm-attention}}
+  options: {{deaf: {{dropout: 0.5}}}}
+  changes: {json.dumps(SMALL)}
+  lengths: [2, 12]
+  size: 6
+  published: ["Someone (2020): 50."]
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN, encoding="utf-8")
+    return path
+
+
+def test_the_command_makes_missing_runs_records_tables_and_plots(plan, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    given = ["--plan", str(plan), "--runs", str(tmp_path / "runs"), "--device", "cpu", "--quiet"]
+    assert sequence_results.main([*given, "--checkpoint", "quick/lstm-1"]) == 0
+    assert capsys.readouterr().out.count("quick: ") == 3
+    page = (tmp_path / "quick.md").read_text(encoding="utf-8")
+    assert (tmp_path / "quick.png").read_bytes().startswith(b"\x89PNG")
+    assert [(r.label, r.seed) for r in read_records(tmp_path / "quick.json")] == [("lstm", 0), ("lstm", 1), ("deaf", 0)]
+    assert "3 steps of 4 sequences" in page
+    assert "Someone (2020): 50." in page
+    model, task = load_trained(tmp_path / "checkpoints" / "quick-lstm")
+    assert evaluate(model, task, [2, 12], 6) == read_records(tmp_path / "quick.json")[1].lengths
+    assert sequence_results.main(given) == 0  # nothing is trained twice
+    assert "seed" not in capsys.readouterr().out
+    (tmp_path / "quick.md").unlink()
+    assert sequence_results.main(given[:2]) == 0  # from the records alone
+    assert (tmp_path / "quick.md").read_text(encoding="utf-8") == page
+
+
+def test_a_run_is_what_its_command_makes(plan, tmp_path, capsys):
+    experiment = load_plan(plan)["quick"]
+    carry_out(experiment, tmp_path / "runs", device="cpu")
+    record = read_runs(experiment, tmp_path / "runs")[2]
+    assert record.settings["model_options"] == {"dropout": 0.5}
+    words = shlex.split(experiment.command("deaf", 0, str(tmp_path / "again")))[2:]
+    assert train_sequence.main([*words, "--device", "cpu", "--quiet"]) == 0
+    capsys.readouterr()
+    result = json.loads((tmp_path / "again" / "quick" / "deaf-0" / "result.json").read_text())
+    assert result["accuracy"] == record.result["accuracy"]
+
+
+def test_a_table_shows_means_and_extremes_of_seeds(plan, tmp_path):
+    experiment = load_plan(plan)["quick"]
+    carry_out(experiment, tmp_path / "runs", device="cpu")
+    records = read_runs(experiment, tmp_path / "runs")
+    at = {"exact": 0.0, "row": 0.0, "token": 0.0}
+    records = [
+        record._replace(
+            result={**record.result, "accuracy": {"id": {**at, "exact": exact}}, "seconds": 2},
+            lengths={"2": {**at, "exact": 0.25}},
+        )
+        for record, exact in zip(records, (0.5, 1.0, 0.0), strict=True)
+    ]
+    lines = table(experiment, records).splitlines()
+    parameters = f"{records[0].result['parameters']:,}"
+    assert f"| lstm | {parameters} | 2 | 75.0 (50.0 to 100.0) | 25.0 | 2 |" in lines
+    with pytest.raises(ValueError, match="quick: no finished run"):
+        table(experiment, [])
+
+
+def test_a_mistake_in_a_plan_is_named(plan, tmp_path, capsys):
+    plan.write_text(PLAN.replace("lengths", "lenghts"), encoding="utf-8")
+    with pytest.raises(ValueError, match="lenghts"):
+        load_plan(plan)
+    plan.write_text(PLAN, encoding="utf-8")
+    assert sequence_results.main(["--plan", str(plan), "quik"]) == 2
+    assert "no experiment 'quik': there are quick" in capsys.readouterr().err
+    assert sequence_results.main(["--plan", str(plan), "--checkpoint", "quick/lstm-0"]) == 2
+    assert "--checkpoint needs --runs" in capsys.readouterr().err
+
+
+# --- the published runs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("experiment", load_plan(RESULTS / "plan.yaml").values(), ids=lambda e: e.name)
+def test_every_published_run_can_be_made(experiment: Experiment):
+    assert set(experiment.variants) | set(experiment.options) <= set(experiment.models)
+    budgets = set()
+    for label in experiment.models:
+        settings = preset(experiment._preset(label), **experiment._changes(label))
+        task = tasks.create(settings.task, **settings.task_options)
+        models.create(settings.model, task, settings.size, **settings.model_options)
+        budgets.add((settings.steps, settings.batch_size, settings.lengths, settings.curriculum))
+    assert len(budgets) == 1  # the same for every model of a table
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_published_tables_are_those_of_the_records(path):
+    experiment = load_plan(RESULTS / "plan.yaml")[path.stem]
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == table(experiment, read_records(path))
+
+
+@pytest.mark.parametrize("directory", CHECKPOINTS, ids=lambda path: path.name)
+def test_a_checkpoint_that_ships_keeps_its_claim(directory):
+    assert (directory / "model.safetensors").stat().st_size < 2**20
+    claimed = json.loads((directory / "lengths.json").read_text())
+    model, task = load_trained(directory)
+    shortest = min(claimed, key=int)
+    found = evaluate(model, task, [int(shortest)], 50)[shortest]
+    assert found["token"] > claimed[shortest]["token"] - 0.05  # 50 of the sequences of the claim
