@@ -15,7 +15,21 @@ ModelT = TypeVar("ModelT", bound=type[SequenceModel])
 SIZES = ("tiny", "small", "paper")
 """``tiny`` for tests, ``small`` for two processor cores, ``paper`` as published."""
 
-_FAMILIES = ("turing", "lsam", "nam_transformer", "transformer", "universal", "lstm", "stack_rnn", "tape_rnn", "ibert")
+_FAMILIES = (
+    "turing",
+    "lsam",
+    "nam_transformer",
+    "transformer",
+    "universal",
+    "lstm",
+    "stack_rnn",
+    "tape_rnn",
+    "ibert",
+    "stm",
+    "forward_lstm",
+    "rmc",
+    "ntm",
+)
 
 
 class _Entry(NamedTuple):

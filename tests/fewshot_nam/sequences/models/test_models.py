@@ -71,6 +71,7 @@ PUBLISHED = {  # millions; the vocabulary of the published models has 16 words, 
     "lstm-attention": 31.5,
     "universal-transformer": 26.0,
     "stack-rnn": 15.8,
+    "stm": 6.2,
     # Published: 28.7 million. Eight layers of the published sizes have 25.5, nine have 28.7.
     "transformer": 25.5,
 }
