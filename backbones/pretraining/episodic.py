@@ -5,7 +5,7 @@ Every batch is one episode, as in the second stage of Gidaris and Komodakis, "Dy
 ones. Their class weights are written from their support images, the other base classes keep trained weights, and all classes
 share one label space. The gradient of the cross-entropy of the queries flows through the write into the backbone.
 
-``joint_weights`` (head ``nam``) and ``mean_weights`` (head ``cosine``) differ in the write alone.
+``write_jointly`` (head ``nam``) and ``write_means`` (head ``cosine``) differ in the write alone.
 """
 
 from __future__ import annotations
@@ -55,35 +55,40 @@ class EpisodeRecipe(StartedRecipe):
     ways: int = 10
     shots: tuple[int, ...] = (1, 5)
     queries: int = 4
-    ridge: float = 0.2
+    ridge: float = 1.0
 
 
-def mean_weights(keys: Tensor, members: Tensor) -> Tensor:
-    """Return class weights ``(C, D)``: the mean key of each class, at unit length.
+def write_means(weights: Tensor, support: Tensor, labels: Tensor) -> Tensor:
+    """Return class weights ``(C, D)`` in which those of ``labels`` are the unit mean keys of their support; the others stay.
 
     Args:
-        keys: ``(n, D)``, unit keys.
-        members: ``(n, C)`` float, one-hot: the class of each key. Every class has a key.
+        weights: ``(C, D)``, unit class weights.
+        support: ``(N, K, D)``, unit keys.
+        labels: ``(N,)`` long, the class of each row of ``support``, all different.
     """
-    return unit(members.mT @ keys)
+    return weights.index_copy(0, labels, unit(support.mean(dim=1)))
 
 
-def joint_weights(keys: Tensor, members: Tensor, ridge: float) -> Tensor:
-    """Return class weights ``(C, D)`` from a joint write, each divided by what it reads for the mean key of its class.
+def write_jointly(weights: Tensor, support: Tensor, labels: Tensor, ridge: float) -> Tensor:
+    """Return class weights ``(C, D)`` after a joint write of all supports into a memory that holds the other classes' weights.
 
-    With ``R = (ridge I + sum of x x^T over all keys x)^-1`` and the mean key ``u_c`` of class c, the weights are
-    ``w_c = R u_c / (u_c^T R u_c)``. So ``w_c . u_c = 1`` at any ridge, as after a single write of the paper (Theorem 1).
+    This is the rule of the paper, ``W <- WR(W, y, x, 1, 1)``, for all pairs at once (``write_block``): the classes in ``labels``
+    are written into empty rows, and their keys are erased from the rows of the others. With
+    ``R = (ridge I + sum of x x^T)^-1``, the sum over all keys, and the mean key ``u_c`` of class c, a written class then gets
+    ``w_c = R u_c / (u_c^T R u_c)``: it is divided by what it reads for its own mean key, so that ``w_c . u_c = 1`` at any ridge,
+    as after a single write of the paper (Theorem 1).
 
     Args:
-        keys: ``(n, D)``, unit keys.
-        members: ``(n, C)`` float, one-hot: the class of each key. Every class has a key.
+        weights: ``(C, D)``, unit class weights; those of ``labels`` are not used.
+        support: ``(N, K, D)``, unit keys.
+        labels: ``(N,)`` long, the class of each row of ``support``, all different.
         ridge: above 0.
     """
-    counts = members.sum(dim=0).unsqueeze(-1)
-    means = members.mT @ keys / counts
-    empty = keys.new_zeros(members.shape[1], keys.shape[1])
-    written = write_block(empty, keys, members / counts.mT, p_erase=0.0, ridge=ridge)
-    return written / (written * means).sum(dim=-1, keepdim=True)
+    values = F.one_hot(labels.repeat_interleave(support.shape[1]), len(weights)).to(support.dtype)
+    memory = write_block(weights.index_fill(0, labels, 0.0), support.flatten(0, 1), values, ridge=ridge)
+    written = memory[labels]
+    reads = (written * support.mean(dim=1)).sum(dim=-1, keepdim=True)
+    return memory.index_copy(0, labels, written / reads)
 
 
 class EpisodeClassifier(Objective):
@@ -190,14 +195,10 @@ class EpisodeClassifier(Objective):
             support: ``(N, K, D)``, unit keys.
             labels: ``(N,)``, the class of each N.
         """
-        classes = len(self.weight)
-        kept = torch.ones(classes, dtype=torch.bool, device=labels.device).index_fill_(0, labels, False)
-        columns = torch.cat([torch.nonzero(kept).flatten(), labels.repeat_interleave(support.shape[1])])
-        keys = torch.cat([unit(self.weight[kept]), support.flatten(0, 1)])
-        members = F.one_hot(columns, classes).to(keys.dtype)
+        weights = unit(self.weight)
         if self.recipe.head == "cosine":
-            return mean_weights(keys, members)
-        return joint_weights(keys, members, self.recipe.ridge)
+            return write_means(weights, support, labels)
+        return write_jointly(weights, support, labels, self.recipe.ridge)
 
 
 def _targets(examples: Examples) -> Tensor:

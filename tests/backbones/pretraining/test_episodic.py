@@ -12,54 +12,67 @@ from backbones.pretraining.episodic import (
     EpisodeClassifier,
     EpisodeRecipe,
     StartedRecipe,
-    joint_weights,
-    mean_weights,
+    write_jointly,
+    write_means,
 )
 from backbones.pretraining.photo_augment import PhotoExamples
 from backbones.pretraining.training import Pretraining
-from fewshot_nam.memory import unit
+from fewshot_nam.memory import unit, write
 
 RECIPE = EpisodeRecipe(
     epochs=3, batch_size=20, learning_rate=1e-2, side=32, ways=2, shots=(1, 3), queries=2, head="nam", seed=3
 )
 
 
-def some_keys(counts=(1, 2, 3), width=5) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return unit keys of three classes and their one-hot classes, in float64."""
+def some_weights(shots=2, ways=2, width=5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return unit weights of four classes, the unit supports of classes 3 and 1, and these labels; in float64."""
     generator = torch.Generator().manual_seed(7)
-    columns = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    keys = unit(torch.randn(len(columns), width, generator=generator, dtype=torch.float64))
-    return keys, F.one_hot(columns).double()
+    weights = unit(torch.randn(4, width, generator=generator, dtype=torch.float64))
+    support = unit(torch.randn(ways, shots, width, generator=generator, dtype=torch.float64))
+    return weights, support, torch.tensor([3, 1])[:ways]
 
 
 @pytest.mark.parametrize("ridge", [0.01, 0.2, 3.0])
-@pytest.mark.parametrize("counts", [(1, 1, 1), (1, 2, 3), (4, 4, 4)])
-def test_joint_weights_are_those_of_the_formula(ridge, counts):
-    keys, members = some_keys(counts)
+@pytest.mark.parametrize("shots", [1, 2, 4])
+def test_written_classes_follow_the_formula_and_the_others_are_erased(ridge, shots):
+    weights, support, labels = some_weights(shots)
+    keys = support.flatten(0, 1)
     inverse = torch.linalg.inv(ridge * torch.eye(5, dtype=torch.float64) + keys.T @ keys)
-    for weights, column in zip(joint_weights(keys, members, ridge), members.T, strict=True):
-        mean = keys[column.bool()].mean(dim=0)
-        torch.testing.assert_close(weights, inverse @ mean / (mean @ inverse @ mean))
+    found = write_jointly(weights, support, labels, ridge)
+    for label, mean in zip(labels.tolist(), support.mean(dim=1), strict=True):
+        torch.testing.assert_close(found[label], inverse @ mean / (mean @ inverse @ mean))
+    for other in (0, 2):
+        torch.testing.assert_close(found[other], ridge * inverse @ weights[other])
 
 
 @pytest.mark.parametrize("ridge", [1e-3, 0.2, 50.0])
-def test_every_class_reads_one_for_its_own_mean_at_any_ridge(ridge):
-    keys, members = some_keys()
-    means = members.T @ keys / members.sum(dim=0)[:, None]
-    reads = (joint_weights(keys, members, ridge) * means).sum(dim=1)
-    torch.testing.assert_close(reads, torch.ones(3, dtype=torch.float64))
+def test_every_written_class_reads_one_for_its_own_mean_at_any_ridge(ridge):
+    weights, support, labels = some_weights()
+    reads = (write_jointly(weights, support, labels, ridge)[labels] * support.mean(dim=1)).sum(dim=1)
+    torch.testing.assert_close(reads, torch.ones(2, dtype=torch.float64))
 
 
-def test_mean_weights_are_unit_class_means():
-    keys, members = some_keys()
-    expected = torch.stack([unit(keys[column.bool()].mean(dim=0)) for column in members.T])
-    torch.testing.assert_close(mean_weights(keys, members), expected)
+def test_one_shot_of_one_class_is_the_write_of_the_paper():
+    weights, support, labels = some_weights(shots=1, ways=1)
+    memory = weights.clone()
+    memory[labels] = 0
+    value = F.one_hot(labels, 4).double()[0]
+    expected = write(memory, support[0, 0], value)
+    torch.testing.assert_close(write_jointly(weights, support, labels, 1e-9), expected)
 
 
-def test_the_gradient_through_the_write_agrees_with_finite_differences():
-    keys, members = some_keys()
-    assert torch.autograd.gradcheck(lambda k: joint_weights(unit(k), members, 0.2), keys.clone().requires_grad_())
-    assert torch.autograd.gradcheck(lambda k: mean_weights(unit(k), members), keys.clone().requires_grad_())
+def test_means_are_written_at_unit_length_and_the_others_stay():
+    weights, support, labels = some_weights()
+    found = write_means(weights, support, labels)
+    assert torch.equal(found[[0, 2]], weights[[0, 2]])
+    torch.testing.assert_close(found[[3, 1]], unit(support.mean(dim=1)))
+
+
+@pytest.mark.parametrize("head", [write_means, lambda *given: write_jointly(*given, 0.2)], ids=["cosine", "nam"])
+def test_the_gradient_through_the_write_agrees_with_finite_differences(head):
+    weights, support, labels = some_weights()
+    parts = (weights.requires_grad_(), support.requires_grad_())
+    assert torch.autograd.gradcheck(lambda w, s: head(unit(w), unit(s), labels), parts)
 
 
 def classifier(recipe=RECIPE, classes=4, width=6) -> EpisodeClassifier:
@@ -109,18 +122,8 @@ def test_logits_of_an_episode_are_those_of_each_number_of_shots_in_turn(head):
     assert wanted.tolist() == 2 * targets[6:].tolist()
     keys = unit(features - episode.centre)
     for shots, found in zip((1, 3), logits.chunk(2), strict=True):
-        rows = unit(episode.weight)
-        pairs = [(rows[0], 0), (rows[2], 2)]
-        pairs += [(keys[i], 1) for i in range(shots)] + [(keys[3 + i], 3) for i in range(shots)]
-        written, members = (
-            torch.stack([key for key, _ in pairs]),
-            F.one_hot(torch.tensor([label for _, label in pairs])),
-        )
-        weights = (
-            mean_weights(written, members.float())
-            if head == "cosine"
-            else joint_weights(written, members.float(), RECIPE.ridge)
-        )
+        given = (unit(episode.weight), keys[:6].view(2, 3, 6)[:, :shots], torch.tensor([1, 3]))
+        weights = write_means(*given) if head == "cosine" else write_jointly(*given, RECIPE.ridge)
         torch.testing.assert_close(found, 20 * keys[6:] @ weights.T, atol=1e-4, rtol=1e-4)
 
 
