@@ -76,7 +76,14 @@ def _learn(options: argparse.Namespace) -> Answer:
         save_head(path, model.head, model.backbone, notes)
     learned = {str(label): count for label, count in Counter(labels).items()}
     lines = [f"{path}: learned {_counted(learned)}; knows {_classes(len(model.classes))}"]
-    return {"memory": str(path), "learned": learned, "classes": model.classes}, lines
+    answer = {"memory": str(path), "learned": learned, "classes": model.classes}
+    cost = model.base_cost
+    if cost is not None:
+        lines.append(
+            f"{cost.share:.1%} of {_images(cost.images)} of base classes are answered as a learned class (limit {cost.limit:.1%})"
+        )
+        answer["base_cost"] = cost._asdict()
+    return answer, lines
 
 
 def _predict(options: argparse.Namespace) -> Answer:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fewshot_nam.heads.calibration import Calibration
     from fewshot_nam.heads.cosine import CosineHead
     from fewshot_nam.heads.generator import GeneratorHead
+    from fewshot_nam.heads.kept_classifier import BaseCost, KeptClassifierHead
     from fewshot_nam.heads.logistic import LogisticHead
     from fewshot_nam.heads.mahalanobis import MahalanobisHead
     from fewshot_nam.heads.nam.head import NAMHead
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
     from fewshot_nam.heads.validation import Label
 
 __all__ = [
+    "BaseCost",
     "BaseStatistics",
     "Calibration",
     "CosineHead",
     "GeneratorHead",
     "Head",
     "HeadSpec",
+    "KeptClassifierHead",
     "Label",
     "LogisticHead",
     "MahalanobisHead",
@@ -53,12 +56,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BaseCost": "kept_classifier",
     "BaseStatistics": "base_statistics",
     "Calibration": "calibration",
     "CosineHead": "cosine",
     "GeneratorHead": "generator",
     "Head": "base",
     "HeadSpec": "registry",
+    "KeptClassifierHead": "kept_classifier",
     "Label": "validation",
     "LogisticHead": "logistic",
     "MahalanobisHead": "mahalanobis",

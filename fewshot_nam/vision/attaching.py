@@ -39,7 +39,7 @@ def attach(
             name for ``backbones.create``, such as "timm/resnet18". A module is copied and left as it is, except with
             ``in_place``; a ``Backbone`` is used as it is.
         head: features to scores; ``None`` for a ``NAMHead`` that knows the backbone's base classes where it has any, or the
-            mean of ``base_images``.
+            mean of ``base_images``; with ``keep_classes`` and ``base_images``, for a ``KeptClassifierHead``.
         classifier: the name of the submodule whose input are the features; found automatically for timm and torchvision.
         layer: the name of a submodule whose output are the features, in place of ``classifier``.
         pool: with ``classifier`` or ``layer``: maps what is found there to features ``(B, D)``; ``None`` leaves ``(B, D)`` and
@@ -48,11 +48,11 @@ def attach(
             data config of the model; for torchvision that of the model's published weights.
         transform_options: replace single settings of a transform that is found, as in ``backbones.create``.
         keep_classes: also know the classes of the model's linear classifier, by their class weights: their names in its order, or
-            ``True`` for 0, 1, 2, ...; for a ``Backbone``, ``True`` keeps the classes it was trained on. Class weights are compared
-            by cosine, without their bias and lengths. They tell how a class differs from the other classes, so that images can be
-            compared with them only after the mean feature is subtracted: give ``base_images``, or a head with a mean.
-        base_images: a hundred or more ordinary images of what the model sees, without labels: the mean of their features is
-            subtracted from every feature (``BaseStatistics.from_mean``).
+            ``True`` for 0, 1, 2, ...; for a ``Backbone``, ``True`` keeps the classes it was trained on. The classes of a classifier
+            need ``base_images``, or a head with a mean. What new classes take from them is in ``model.base_cost``.
+        base_images: a hundred or more ordinary images of what the model sees, without labels. The mean of their features is
+            subtracted from every feature (``BaseStatistics.from_mean``). With ``keep_classes`` they also tell in which directions
+            ordinary images differ, and how many of them a new class would take (``KeptClassifierHead``).
         in_place: for a model of timm or torchvision, or with ``classifier``: change ``model`` itself. The head replaces its
             classifier, and ``model(x)`` gives the head's scores. The rest of it runs as before.
         weights: for a name: ``True`` for the published weights, ``False`` for random ones, or a file.

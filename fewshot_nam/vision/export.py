@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import fewshot_nam
-from fewshot_nam.heads import Head
+from fewshot_nam.heads import Head, KeptClassifierHead
 from fewshot_nam.heads.registry import exportable, specs
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.vision.digests import tensors_digest, weights_digest
@@ -50,13 +50,14 @@ def memory_of(model: NAMModel) -> dict[str, Tensor]:
     Returns:
         ``memory`` ``(classes, D)``, for most heads. For a NAM head that knows base classes also ``plain``, the prototype memory of
         the same shape, and ``centre`` ``(D,)``. Where the base classes are a cohort also ``familiar`` ``(classes,)``, the cohort
-        score of each class, and ``rows`` ``(B, D)``, the base classes.
+        score of each class, and ``rows`` ``(B, D)``, the base classes. For a ``KeptClassifierHead`` also ``offsets``
+        ``(classes,)``.
 
     Raises:
         ValueError: no class is known yet, or a head that cannot be exported.
     """
     head = model.head
-    if not exportable(head):
+    if not (exportable(head) or type(head) is KeptClassifierHead):
         names = sorted({entry.builder().__name__ for entry in specs() if entry.exports})
         raise ValueError(f"export: a {type(head).__name__} cannot be exported: attach with {' or '.join(names)}")
     if not head.classes:
@@ -195,6 +196,8 @@ class _Graph(nn.Module):
         self.head = copy.deepcopy(model.head)
         self.head.forget(self.head.classes)
         self.head.threshold = None
+        if isinstance(self.head, KeptClassifierHead):
+            self.head.base_images = self.head.base_images[:0]
         self.numbers = _numbers(model.head)
 
     def forward(self, pictures: Tensor, memory: Mapping[str, Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fewshot_nam import heads
-from fewshot_nam.heads import BaseStatistics, Head, Label, NAMHead
+from fewshot_nam.heads import BaseStatistics, Head, KeptClassifierHead, Label, NAMHead
 from fewshot_nam.heads.validation import as_labels
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.catalogue import create
@@ -97,12 +97,15 @@ def find_parts(
     else:
         network = _without(_copied(model), library, found)
     backbone = Backbone(preparation.name, network, preparation.transform, preparation.transform_id)
+    if keep_classes is not False and head is None and base_images is not None:
+        with torch.no_grad():
+            head, base_images = KeptClassifierHead(features_of(backbone, base_images).float()), None
     head = _head(head, backbone, base_images)
     if keep_classes is not False:
         if not head.mean.numel():
             raise ValueError(
-                "attach: keep_classes needs base_images, a hundred ordinary images, or a head with a mean: without their mean "
-                "every image is more like a new class than like a class of the classifier"
+                "attach: keep_classes needs base_images, a hundred ordinary images of what the classifier sees, or a head with a "
+                "mean: without them nothing tells how much a new class takes from the classes that are kept"
             )
         if getattr(head, "base_write", None) == "joint":
             raise ValueError(
@@ -160,7 +163,7 @@ def _head(
     """
     if head is not None and base_images is not None:
         raise ValueError(
-            "attach: base_images give a NAMHead its mean; make a head of your own with base= and leave them out"
+            "attach: base_images are for the head that attach makes; make a head of your own with base= and leave them out"
         )
     if head is None and base_images is not None:
         with torch.no_grad():

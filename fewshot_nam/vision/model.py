@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewshot_nam._deprecation import renamed_parameter
-from fewshot_nam.heads import Calibration, Head, Label
+from fewshot_nam.heads import BaseCost, Calibration, Head, KeptClassifierHead, Label
 from fewshot_nam.heads.validation import as_labels
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.hub import HubMethods
@@ -66,6 +66,8 @@ class NAMModel(HubMethods, nn.Module):
     def learn(self: ModelT, images: Images, labels: Label | Iterable[Label] | Tensor) -> ModelT:
         """Learn new classes, or further images of classes learned before; return the model.
 
+        Where classes of a classifier are kept, ``base_cost`` says afterwards what that takes from them.
+
         Args:
             images: ``n`` images.
             labels: ``n`` ints or strings, or one for all images.
@@ -104,6 +106,14 @@ class NAMModel(HubMethods, nn.Module):
     def classes(self) -> list[Label]:
         """The known classes in the order of the score columns: classes kept from the classifier, then learned ones by age."""
         return self.head.classes
+
+    @property
+    def base_cost(self) -> BaseCost | None:
+        """What learned classes take from the classes kept from a classifier: the share of ``base_images`` that they answer.
+
+        ``None`` without ``attach(..., keep_classes=..., base_images=...)``, or with a head of one's own.
+        """
+        return self.head.base_cost if isinstance(self.head, KeptClassifierHead) else None
 
     # Answers.
 

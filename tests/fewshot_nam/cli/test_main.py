@@ -14,8 +14,10 @@ from backbones.bundled import NETWORKS
 from fewshot_nam import NAMModel, attach
 from fewshot_nam.cli.main import main
 from fewshot_nam.cli.options import head_names
+from fewshot_nam.heads import KeptClassifierHead
 from fewshot_nam.heads.registry import available, spec
 from fewshot_nam.vision.libraries.registry import LIBRARIES
+from fewshot_nam.vision.saving import save_head
 
 SMALL = ["--backbone", "timm/test_resnet", "--weights", "random", "--transform-option", "input_size=32"]
 
@@ -300,3 +302,16 @@ def test_help_and_mistakes_need_no_torch():
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == expected
         assert done.stderr.startswith("error: ") == (expected == "2")
+
+
+def test_learn_says_what_new_classes_take_from_a_kept_classifier(run, images, tmp_path):
+    model, path = attach("conv4"), tmp_path / "kept.safetensors"
+    features = model.features(sorted((images / "unknowns").rglob("*.png")))
+    head = KeptClassifierHead(features).write_base(features[:3], ["a", "b", "c"])
+    save_head(path, head, model.backbone, {"weights": "published"})
+    out = run("learn", images / "photos", "--out", path)
+    assert re.search(r"\n\d+\.\d% of 63 images of base classes are answered as a learned class \(limit 1\.2%\)\n$", out)
+    cost = run("learn", images / "others" / "digit 0", "--label", "zero", "--out", path, "--json")["base_cost"]
+    assert cost["limit"] == pytest.approx(0.016)
+    assert cost["images"] == 63
+    assert 0 <= cost["share"] <= cost["limit"]

@@ -8,7 +8,7 @@ from torch import nn
 
 import backbones
 from fewshot_nam import attach
-from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead
+from fewshot_nam.heads import BaseStatistics, CosineHead, KeptClassifierHead, NAMHead
 from fewshot_nam.vision.saving import weights_digest
 
 # One of each family, as small as it can be made, with random weights: model options and side of the image. In float64, since
@@ -354,16 +354,32 @@ def test_classes_of_the_classifier_are_kept_as_rows(tiny, transform, painted, or
     nam = attach(model, keep_classes=["a", "b", "c", "d", 4], **arguments)
     assert nam.classes == ["a", "b", "c", "d", 4]
     assert attach(model, keep_classes=True, **arguments).classes == [0, 1, 2, 3, 4]
-    # By cosine: what the classifier would say of centred features without bias and with rows of one length.
+    # By cosine: what the classifier would say of centred features without bias, class weights counting by the root of their length.
     with torch.no_grad():
         features = nam.features([painted(i) for i in range(30)])
         mean = nam.features(ordinary).mean(dim=0)
         cosines = torch.nn.functional.normalize(features - mean) @ torch.nn.functional.normalize(model.fc.weight).T
+        lengths = torch.linalg.vector_norm(model.fc.weight, dim=1)
+    assert isinstance(nam.head, KeptClassifierHead)
     torch.testing.assert_close(nam.head.mean, mean)
-    assert nam.head.predict(features) == [nam.classes[i] for i in cosines.argmax(dim=1).tolist()]
+    torch.testing.assert_close(nam.head(features), cosines * (lengths / lengths.mean()).sqrt(), atol=1e-5, rtol=1e-4)
     del arguments["base_images"]
     own = attach(model, CosineHead(base=BaseStatistics.from_mean(mean)), keep_classes=True, **arguments)
     torch.testing.assert_close(own.head(features), cosines, atol=1e-5, rtol=1e-4)
+
+
+def test_what_new_classes_take_from_kept_ones_is_told(tiny, transform, painted, ordinary):
+    arguments = {"classifier": "fc", "transform": transform, "keep_classes": list("abcde")}
+    nam = attach(tiny(), base_images=ordinary, **arguments)
+    assert nam.base_cost == (0.0, 0.0, 100)
+    for i in range(6):
+        nam.learn([painted(2 * i), painted(2 * i + 1)], i)
+    assert nam.base_cost.limit == pytest.approx(6 * 0.004)
+    assert nam.base_cost.share <= nam.base_cost.limit
+    assert nam.forget([3, "a"]).base_cost.limit == pytest.approx(5 * 0.004)
+    assert nam.snapshot().base_cost == nam.base_cost
+    assert attach(tiny(), CosineHead(base=BaseStatistics.from_mean(torch.ones(12))), **arguments).base_cost is None
+    assert attach(tiny(), classifier="fc", transform=transform, base_images=ordinary).base_cost is None
 
 
 def test_a_new_class_is_erased_from_the_rows_that_are_kept(tiny, transform, painted, ordinary):
@@ -387,7 +403,8 @@ def test_classes_that_cannot_be_kept_are_refused(tiny, transform, ordinary):
     with pytest.raises(ValueError, match="class 'a' is known already"):
         attach(tiny(), classifier="fc", keep_classes=list("abcda"), **given)
     with pytest.raises(
-        ValueError, match="keep_classes needs base_images, a hundred ordinary images, or a head with a mean"
+        ValueError,
+        match="keep_classes needs base_images, a hundred ordinary images of what the classifier sees, or a head",
     ):
         attach(tiny(), classifier="fc", keep_classes=True, transform=transform)
     with pytest.raises(ValueError, match="needs NAMHead"):
@@ -398,5 +415,5 @@ def test_classes_that_cannot_be_kept_are_refused(tiny, transform, ordinary):
             keep_classes=True,
             transform=transform,
         )
-    with pytest.raises(ValueError, match="base_images give a NAMHead its mean"):
+    with pytest.raises(ValueError, match="base_images are for the head that attach makes"):
         attach(tiny(), CosineHead(), classifier="fc", **given)

@@ -13,7 +13,7 @@ from torch import nn
 
 from backbones import Backbone
 from fewshot_nam import NAMModel
-from fewshot_nam.heads import BaseStatistics, CosineHead, Head, NAMHead, RidgeHead, registry
+from fewshot_nam.heads import BaseStatistics, CosineHead, Head, KeptClassifierHead, NAMHead, RidgeHead, registry
 from fewshot_nam.vision.export import export_onnx, export_program, memory_of, update_onnx
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[export]'")
@@ -28,6 +28,10 @@ CASES = {
     "nam over a background": (lambda: NAMHead(base=BASE), {}),
     "nam with classes that are kept": (
         lambda: NAMHead(base_write="erased", base=BaseStatistics.from_mean(BASE.mean)),
+        {"keep_classes": ["k", "l", "m", "n", "o"]},
+    ),
+    "a kept classifier": (
+        lambda: KeptClassifierHead(torch.rand(60, 12, generator=torch.Generator().manual_seed(1))),
         {"keep_classes": ["k", "l", "m", "n", "o"]},
     ),
     "nam with base classes": (

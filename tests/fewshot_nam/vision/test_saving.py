@@ -1,5 +1,6 @@
 """What was learned survives in one file: the same answers after loading, no half files, and no file under another backbone."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -15,7 +16,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from fewshot_nam.heads import BaseStatistics, CosineHead, LogisticHead, MahalanobisHead, NAMHead, PLDAHead, RidgeHead
+from fewshot_nam.heads import (
+    BaseStatistics,
+    CosineHead,
+    KeptClassifierHead,
+    LogisticHead,
+    MahalanobisHead,
+    NAMHead,
+    PLDAHead,
+    RidgeHead,
+)
 from fewshot_nam.vision import saving
 
 LABELS = ["badger", 7, "7", -1, "мышь", "", "a\nb", 10**20]
@@ -351,6 +361,33 @@ def test_a_new_process_gives_the_same_answers(attached, painted, tmp_path):
 
 def test_there_is_a_file_of_every_released_format():
     assert [path.name for path in RELEASED] == ["v0.1.safetensors"]
+
+
+def test_a_file_with_kept_classes_that_an_earlier_version_wrote_answers_as_then(attached, painted):
+    ordinary = [painted(i) for i in range(1000, 1100)]
+    nam = attached(keep_classes=["a", "b", "c", "d", 4], base_images=ordinary)
+    assert isinstance(nam.learn(painted(0), "soon forgotten").head, KeptClassifierHead)
+    nam.load(Path(__file__).parent / "data" / "kept_classes" / "v0.1.safetensors")
+    assert isinstance(nam.head, NAMHead)
+    assert nam.base_cost is None
+    assert nam.classes == ["a", "b", "c", "d", 4, "new", "other", "third"]
+    expected = torch.tensor([-0.9771, -1.1469, -0.5103, -1.5388, -0.0998, -1.6068, 0.6641, 1.3655])
+    torch.testing.assert_close(nam(painted(7))[0], expected, atol=1e-3, rtol=0)
+    assert nam.predict([painted(i) for i in (6, 7, 8, 10, 14)]) == ["new", "third", "other", "b", "third"]
+
+
+def test_a_model_with_kept_classes_loads_with_its_base_images(attached, painted, tmp_path):
+    ordinary = [painted(i) for i in range(1000, 1100)]
+    nam = attached(keep_classes=list("abcde"), base_images=ordinary)
+    nam.learn([painted(i) for i in range(6)], [1, 1, 2, 2, 3, 3]).save(tmp_path / "a.safetensors")
+    images = [painted(i) for i in range(20)]
+    for other in (attached(), attached(keep_classes=[1, 2, 3, 4, 5], base_images=ordinary[:50])):
+        other.load(tmp_path / "a.safetensors")
+        assert torch.equal(other(images), nam(images))
+        assert other.base_cost == nam.base_cost
+        torch.testing.assert_close(
+            other.learn(painted(30), 4)(images), copy.deepcopy(nam).learn(painted(30), 4)(images)
+        )
 
 
 @pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.stem)
