@@ -182,12 +182,14 @@ def test_scripts_are_no_package_and_import_no_other_script():
         (
             "fewshot_nam.heads",
             [
+                "BaseCost",
                 "BaseStatistics",
                 "Calibration",
                 "CosineHead",
                 "GeneratorHead",
                 "Head",
                 "HeadSpec",
+                "KeptClassifierHead",
                 "Label",
                 "LogisticHead",
                 "MahalanobisHead",
