@@ -70,6 +70,7 @@ def generate() -> None:
     )  # how wide argparse writes, and that it writes no colours
     import episodes.cli.options
     import fewshot_nam.cli.options
+    import fewshot_nam.cli.sequence_results
     import fewshot_nam.cli.train_sequence
     from episodes.data import registry as data_sets
     from episodes.metrics.registry import MEASURES
@@ -116,6 +117,7 @@ def generate() -> None:
         ("fewshot-nam", fewshot_nam.cli.options.parser()),
         ("fewshot-nam-eval", episodes.cli.options.parser()),
         ("train_sequence.py", fewshot_nam.cli.train_sequence.parser()),
+        ("sequence_results.py", fewshot_nam.cli.sequence_results.parser()),
     ):
         parser.prog = name
         write(name, f"```text\n{parser.format_help()}```\n")

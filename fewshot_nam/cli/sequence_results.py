@@ -43,8 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     from fewshot_nam.io.atomic import replacing
     from fewshot_nam.sequences import tasks
+    from fewshot_nam.sequences.models.turing import TuringModel
     from fewshot_nam.sequences.reporting import carry_out, load_plan, read_records, read_runs, table, write_records
-    from fewshot_nam.sequences.reporting.plots import plot_lengths
+    from fewshot_nam.sequences.reporting.plots import plot_heads, plot_lengths
+    from fewshot_nam.sequences.training import load_trained
 
     plan = load_plan(options.plan)
     unknown = [name for name in options.names if name not in plan]
@@ -83,6 +85,9 @@ def _run(options: argparse.Namespace) -> None:
         for file in ("settings.json", "model.safetensors", "result.json", "lengths.json"):
             shutil.copyfile(options.runs / name / labelled / file, place / file)
         print(place)
+        model, task = load_trained(place)
+        if isinstance(model, TuringModel):
+            plot_heads(model, task, 10).savefig(out / f"{name}-{label}-heads.png", dpi=60)
 
 
 def _say_at_once(line: str) -> None:

@@ -1,12 +1,20 @@
-"""Plots of trained sequence models: accuracy against length. They need matplotlib, the extra ``plot``."""
+"""Plots of trained sequence models: accuracy against length, and the heads of Turing machines.
+
+They need matplotlib, the extra ``plot``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
+from fewshot_nam.memory import draw_heads
+from fewshot_nam.sequences.models.turing import TuringModel
 from fewshot_nam.sequences.reporting.plan import Experiment
 from fewshot_nam.sequences.reporting.records import Record
+from fewshot_nam.sequences.tasks import SequenceTask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,3 +66,28 @@ def plot_lengths(experiment: Experiment, records: Sequence[Record], trained_to: 
     axes.set_title(experiment.name)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+@torch.no_grad()
+def plot_heads(model: TuringModel, task: SequenceTask, length: int, layer: int = 0) -> Figure:
+    """Return a figure of the heads of one machine of a model over a sequence, see ``fewshot_nam.memory.draw_heads``.
+
+    Args:
+        model: a trained NAM-TM of residual wiring.
+        task: whose first fixed sequence of that length is shown.
+        length: of the sequence.
+        layer: which machine, 0 for the first.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    tokens = task.examples(length, 1).inputs
+    machine = model.machines[layer]
+    inputs: list[torch.Tensor] = []
+    handle = machine.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    try:
+        model.eval()(tokens)
+    finally:
+        handle.remove()
+    trace = machine(inputs[0], return_trace=True)[2]
+    return draw_heads(trace, tokens=[task.vocabulary[token] for token in tokens[0].tolist()])

@@ -16,7 +16,9 @@ from fewshot_nam.sequences.tasks.task import Batch, SequenceTask, Split, splits_
 
 @register("mqar")
 class MultiQueryRecall(SequenceTask):
-    """Recall the value of every key that comes again. Length: the tokens of a sequence, even, at least 4 times the pairs.
+    """Recall the value of every key that comes again. Length: the tokens, rounded down to an even number.
+
+    A sequence has at least four times as many tokens as pairs.
 
     Args:
         pairs: pairs of a key and a value in a sequence; ``None`` for an eighth of the length.
@@ -42,10 +44,11 @@ class MultiQueryRecall(SequenceTask):
         self.splits = splits_of(Split(64, 100_000), Split(64, 3000), Split(128, 1000), Split(256, 1000))
 
     def _draw(self, count: int, length: int, generator: torch.Generator) -> Batch:
+        length -= length % 2
         pairs = length // 8 if self.pairs is None else self.pairs
         places = (length - 2 * pairs) // 2
-        if length % 2 or pairs < 1 or places < pairs:
-            raise ValueError(f"mqar: {pairs} pairs need an even length of at least {max(8, 4 * pairs)}, got {length}")
+        if pairs < 1 or places < pairs:
+            raise ValueError(f"mqar: {pairs} pairs need a length of at least {max(8, 4 * pairs)}, got {length}")
         if pairs > self.half:
             raise ValueError(f"mqar: {pairs} pairs need {pairs} keys, but the vocabulary has {self.half}")
         keys, values = (_distinct(self.half, pairs, count, generator) for _ in range(2))

@@ -11,6 +11,7 @@ pytest.importorskip("lightning_fabric")
 from fewshot_nam.cli import sequence_results, train_sequence
 from fewshot_nam.sequences import models, tasks
 from fewshot_nam.sequences.reporting import Experiment, carry_out, load_plan, read_records, read_runs, table
+from fewshot_nam.sequences.reporting.plots import plot_heads
 from fewshot_nam.sequences.training import evaluate, load_trained, preset
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -85,6 +86,19 @@ def test_a_table_shows_means_and_extremes_of_seeds(plan, tmp_path):
     assert f"| lstm | {parameters} | 2 | 75.0 (50.0 to 100.0) | 25.0 | 2 |" in lines
     with pytest.raises(ValueError, match="quick: no finished run"):
         table(experiment, [])
+
+
+def test_heads_of_a_machine_are_those_of_the_whole_model():
+    pytest.importorskip("matplotlib")
+    task = tasks.create("reduce")
+    model = models.create("nam-tm-no-jump", task, "tiny")
+    first, second = (plot_heads(model, task, 5, layer) for layer in (0, 1))
+    titles = [axis.get_title() for axis in first.axes if axis.get_title()]
+    assert titles == [f"{kind} head, tape {tape}" for tape in (0, 1) for kind in ("write", "read")]
+    labels = [tick.get_text() for tick in first.axes[-2].get_xticklabels()]
+    assert labels[5:] == ["|", "?", "?", "?", "?", "?"]
+    images = [figure.axes[0].images[0].get_array() for figure in (first, second)]
+    assert not (images[0] == images[1]).all()  # the second machine reads what the first returns
 
 
 def test_a_mistake_in_a_plan_is_named(plan, tmp_path, capsys):
