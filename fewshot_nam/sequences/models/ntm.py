@@ -83,7 +83,7 @@ class NTMModel(SequenceModel):
         similar = F.normalize(key.tanh(), dim=-1) @ F.normalize(memory, dim=-1).mT
         content = (F.softplus(strength) * similar).softmax(-1)
         mixed = torch.lerp(weights, content, gate.sigmoid())
-        back, stay, forward = shifts.softmax(-1).split(1, dim=-1)
+        back, stay, forward = shifts.softmax(-1).chunk(3, dim=-1)
         moved = back * mixed.roll(-1, -1) + stay * mixed + forward * mixed.roll(1, -1)
         sharp = (moved + 1e-12) ** (1 + F.softplus(sharpness))
         return sharp / sharp.sum(-1, keepdim=True)

@@ -11,7 +11,19 @@ from fewshot_nam.sequences.tasks.task import SequenceTask
 
 TaskT = TypeVar("TaskT", bound=type[SequenceTask])
 
-_FAMILIES = ("numbers", "scan", "dyck", "chomsky", "recognition", "recall", "groups")
+_FAMILIES = (
+    "numbers",
+    "scan",
+    "dyck",
+    "chomsky",
+    "recognition",
+    "recall",
+    "groups",
+    "retrieval",
+    "bits",
+    "geometry",
+    "graphs",
+)
 _TASKS: dict[str, tuple[type[SequenceTask], str]] = {}
 
 

@@ -46,6 +46,8 @@ def run(settings, directory, **options):
         {"curriculum": "mastery", "task": "parity", "model": "lsam"},
         {"one_length": False, "loss": "row", "schedule": "constant", "weight_decay": 0.1},
         {"select": None, "model": "nam-tm"},
+        {"task": "relational_recall", "model": "stm"},
+        {"task": "copy_bits", "model": "ntm", "loss": "row", "one_length": False},
         {"select": None, "model": "transformer-randomised"},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())) or "default",
