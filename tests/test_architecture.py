@@ -186,6 +186,7 @@ def test_scripts_are_no_package_and_import_no_other_script():
                 "BaseStatistics",
                 "Calibration",
                 "CosineHead",
+                "ErasedWeightsHead",
                 "GeneratorHead",
                 "Head",
                 "HeadSpec",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fewshot_nam.heads.base_statistics import BaseStatistics
     from fewshot_nam.heads.calibration import Calibration
     from fewshot_nam.heads.cosine import CosineHead
+    from fewshot_nam.heads.erased_weights import ErasedWeightsHead
     from fewshot_nam.heads.generator import GeneratorHead
     from fewshot_nam.heads.kept_classifier import BaseCost, KeptClassifierHead
     from fewshot_nam.heads.logistic import LogisticHead
@@ -37,6 +38,7 @@ __all__ = [
     "BaseStatistics",
     "Calibration",
     "CosineHead",
+    "ErasedWeightsHead",
     "GeneratorHead",
     "Head",
     "HeadSpec",
@@ -60,6 +62,7 @@ _HOMES = {
     "BaseStatistics": "base_statistics",
     "Calibration": "calibration",
     "CosineHead": "cosine",
+    "ErasedWeightsHead": "erased_weights",
     "GeneratorHead": "generator",
     "Head": "base",
     "HeadSpec": "registry",

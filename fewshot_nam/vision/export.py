@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import fewshot_nam
-from fewshot_nam.heads import Head, KeptClassifierHead
+from fewshot_nam.heads import ErasedWeightsHead, Head, KeptClassifierHead
 from fewshot_nam.heads.registry import exportable, specs
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.vision.digests import tensors_digest, weights_digest
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 FORMAT, VERSION = "fewshot-nam onnx", 1
+_FOR_ATTACH = (KeptClassifierHead, ErasedWeightsHead)  # made by attach or loaded, not by name: no table lists them
 _MOST_BYTES = 2**31 - 2**24  # what one protobuf file holds, less room for the graph
 
 
@@ -57,7 +58,7 @@ def memory_of(model: NAMModel) -> dict[str, Tensor]:
         ValueError: no class is known yet, or a head that cannot be exported.
     """
     head = model.head
-    if not (exportable(head) or type(head) is KeptClassifierHead):
+    if not (exportable(head) or type(head) in _FOR_ATTACH):
         names = sorted({entry.builder().__name__ for entry in specs() if entry.exports})
         raise ValueError(f"export: a {type(head).__name__} cannot be exported: attach with {' or '.join(names)}")
     if not head.classes:

@@ -27,6 +27,7 @@ from torch import Tensor
 import fewshot_nam
 from fewshot_nam import heads
 from fewshot_nam.heads import Head, NAMHead
+from fewshot_nam.heads.erased_weights import head_of_version_01
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.digests import tensors_digest, text_digest, weights_digest
@@ -123,7 +124,8 @@ def read_head(path: str | os.PathLike[str], present: Head | None = None) -> tupl
     path = Path(path)
     about, tensors = _read(path)
     probed = tensors.pop(_PROBE)
-    head = _like(path, about, NAMHead() if present is None else present)
+    old = head_of_version_01(about["head"], about["settings"], tensors, _HEAD)
+    head = _like(path, about, NAMHead() if present is None else present) if old is None else old
     try:
         head.load_state_dict({key.removeprefix(_HEAD): tensor for key, tensor in tensors.items()})
     except (RuntimeError, ValueError) as error:

@@ -13,7 +13,16 @@ from torch import nn
 
 from backbones import Backbone
 from fewshot_nam import NAMModel
-from fewshot_nam.heads import BaseStatistics, CosineHead, Head, KeptClassifierHead, NAMHead, RidgeHead, registry
+from fewshot_nam.heads import (
+    BaseStatistics,
+    CosineHead,
+    ErasedWeightsHead,
+    Head,
+    KeptClassifierHead,
+    NAMHead,
+    RidgeHead,
+    registry,
+)
 from fewshot_nam.vision.export import export_onnx, export_program, memory_of, update_onnx
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[export]'")
@@ -32,6 +41,10 @@ CASES = {
     ),
     "a kept classifier": (
         lambda: KeptClassifierHead(torch.rand(60, 12, generator=torch.Generator().manual_seed(1))),
+        {"keep_classes": ["k", "l", "m", "n", "o"]},
+    ),
+    "a kept classifier of version 0.1": (
+        lambda: ErasedWeightsHead(BaseStatistics.from_mean(BASE.mean)),
         {"keep_classes": ["k", "l", "m", "n", "o"]},
     ),
     "nam with base classes": (

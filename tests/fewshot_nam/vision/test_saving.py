@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from fewshot_nam.heads import (
     BaseStatistics,
     CosineHead,
+    ErasedWeightsHead,
     KeptClassifierHead,
     LogisticHead,
     MahalanobisHead,
@@ -363,17 +364,21 @@ def test_there_is_a_file_of_every_released_format():
     assert [path.name for path in RELEASED] == ["v0.1.safetensors"]
 
 
-def test_a_file_with_kept_classes_that_an_earlier_version_wrote_answers_as_then(attached, painted):
+def test_a_file_with_kept_classes_that_an_earlier_version_wrote_answers_as_then(attached, painted, tmp_path):
     ordinary = [painted(i) for i in range(1000, 1100)]
     nam = attached(keep_classes=["a", "b", "c", "d", 4], base_images=ordinary)
     assert isinstance(nam.learn(painted(0), "soon forgotten").head, KeptClassifierHead)
     nam.load(Path(__file__).parent / "data" / "kept_classes" / "v0.1.safetensors")
-    assert isinstance(nam.head, NAMHead)
+    assert isinstance(nam.head, ErasedWeightsHead)
     assert nam.base_cost is None
     assert nam.classes == ["a", "b", "c", "d", 4, "new", "other", "third"]
     expected = torch.tensor([-0.9771, -1.1469, -0.5103, -1.5388, -0.0998, -1.6068, 0.6641, 1.3655])
     torch.testing.assert_close(nam(painted(7))[0], expected, atol=1e-3, rtol=0)
     assert nam.predict([painted(i) for i in (6, 7, 8, 10, 14)]) == ["new", "third", "other", "b", "third"]
+    nam.save(tmp_path / "again.safetensors")
+    again = attached().load(tmp_path / "again.safetensors")
+    assert torch.equal(again(painted(7)), nam(painted(7)))
+    assert again.learn(painted(9), "later").forget("new").classes[-2:] == ["third", "later"]
 
 
 def test_a_model_with_kept_classes_loads_with_its_base_images(attached, painted, tmp_path):
