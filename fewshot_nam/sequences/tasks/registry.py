@@ -23,6 +23,8 @@ _FAMILIES = (
     "bits",
     "geometry",
     "graphs",
+    "listops",
+    "babi",
 )
 _TASKS: dict[str, tuple[type[SequenceTask], str]] = {}
 

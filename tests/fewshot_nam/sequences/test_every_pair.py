@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from fewshot_nam.sequences import models, tasks
 
-SHORT = {"mqar": 16, "dyck": 9, "scan": None, "babi": None}  # lengths that are short and that the task has
-OPTIONS = {"mqar": {"vocabulary_size": 32}, "listops": {"train": (5, 30)}}
+SHORT = {"mqar": 16}  # lengths that are short and that the task has
+OPTIONS = {"mqar": {"vocabulary_size": 32}, "listops": {"train": (5, 30)}, "babi": {"questions": (1, 2)}}
 
 
 @pytest.mark.parametrize("name", tasks.available())

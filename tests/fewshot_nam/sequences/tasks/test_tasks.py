@@ -11,17 +11,19 @@ import torch
 from fewshot_nam.sequences import tasks
 from fewshot_nam.sequences.tasks.task import Batch
 
-SCAN = Path(os.environ.get("FEWSHOT_DATA", "")) / "scan"
+DATA = Path(os.environ.get("FEWSHOT_DATA", ""))
 NAMES = sorted(tasks.available())
-WITHOUT_FILES = [name for name in NAMES if name != "scan"]
+FROM_FILES = {"scan", "babi"}
+WITHOUT_FILES = [name for name in NAMES if name not in FROM_FILES]
+OPTIONS = {"listops": {"train": (10, 40)}}  # trees are drawn until one fits: few have hundreds of nodes
 WITHOUT_LONGER = ["nth_farthest"]  # a label is an answer: there are as many as vectors in training
 
 
-@functools.cache  # SCAN is read from files
+@functools.cache  # some are read from files
 def create(name):
-    if name == "scan" and not (os.environ.get("FEWSHOT_DATA") and SCAN.is_dir()):
-        pytest.skip("FEWSHOT_DATA names no directory with SCAN")
-    return tasks.create(name)
+    if name in FROM_FILES and not (os.environ.get("FEWSHOT_DATA") and (DATA / name).is_dir()):
+        pytest.skip(f"FEWSHOT_DATA names no directory with {name}")
+    return tasks.create(name, **OPTIONS.get(name, {}))
 
 
 def seeded(seed=0):
