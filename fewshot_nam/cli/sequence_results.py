@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--out", metavar="DIR", type=Path, help="where records, tables and plots go (default: the plan's)"
     )
+    made.add_argument("--models", nargs="+", metavar="MODEL", help="train these alone (default: all of the plan)")
     made.add_argument(
         "--checkpoint", nargs="+", default=[], metavar="EXPERIMENT/MODEL-SEED", help="runs of which to keep the weights"
     )
@@ -59,7 +60,12 @@ def _run(options: argparse.Namespace) -> None:
         if options.runs is not None:
             if not options.no_training:
                 carry_out(
-                    experiment, options.runs, device=options.device, progress=not options.quiet, report=_say_at_once
+                    experiment,
+                    options.runs,
+                    models=options.models,
+                    device=options.device,
+                    progress=not options.quiet,
+                    report=_say_at_once,
                 )
             records = read_runs(experiment, options.runs)
             if records:

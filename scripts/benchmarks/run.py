@@ -43,6 +43,7 @@ PARTS = {
     "episodes": Part("episode_speed.py", library="easyfsl", extra="benchmark"),
     "heads": Part("heads.py"),
     "memory": Part("memory.py", "--quick --threads 1 --lengths 64"),
+    "sequences": Part("sequences.py"),
     "attach": Part("attach.py", library="timm", extra="vision"),
     "extraction": Part("extraction.py"),
     "startup": Part("startup.py"),

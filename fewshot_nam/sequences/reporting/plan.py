@@ -83,6 +83,7 @@ def carry_out(
     experiment: Experiment,
     runs: str | os.PathLike[str],
     *,
+    models: Sequence[str] | None = None,
     device: str = "auto",
     progress: bool = False,
     report: Callable[[str], None] = lambda line: None,
@@ -92,6 +93,7 @@ def carry_out(
     Args:
         experiment: whose runs.
         runs: the directory of ``EXPERIMENT/MODEL-SEED/``, each what ``train`` writes, and ``lengths.json``.
+        models: labels of the models to train; ``None`` for all.
         device: of ``train``.
         progress: show progress bars on stderr.
         report: is called with a line after every run.
@@ -101,7 +103,7 @@ def carry_out(
     for label, seed in experiment.runs():
         directory = Path(runs) / experiment.name / f"{label}-{seed}"
         measured = directory / "lengths.json"
-        if measured.is_file():
+        if measured.is_file() or (models is not None and label not in models):
             continue
         name = experiment._preset(label)
         settings = preset(name, **{**experiment._changes(label), "seed": seed})
