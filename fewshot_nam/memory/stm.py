@@ -257,14 +257,14 @@ class STM(nn.Module):
             relational = fresh if alpha_1 is None else torch.addcmul(fresh, alpha_1, relational)
         alpha_3 = self._alpha(3, item)
         if alpha_3 is not None and self.transfer is not None:
+            weight, bias = self.transfer.weight.to(item.dtype), self.transfer.bias.to(item.dtype)
             if self.preset == "paper":
-                moved = _linear(relational.flatten(1, 2).mT, self.transfer)
+                moved = F.linear(relational.flatten(1, 2).mT, weight, bias)
+                item = torch.addcmul(item, alpha_3, moved)
             else:
-                # G_1 applied to the bindings of each value, and then to the values: the same sum in another order.
-                weight, bias = self.transfer.weight.to(item.dtype), self.transfer.bias.to(item.dtype)
+                # G_1 of the bindings of each value, and then of the values: the same sum in another order.
                 of_values = F.linear(bound.transpose(1, 2).flatten(2), weight)
-                moved = v.mT @ of_values + bias
-            item = item + alpha_3 * moved
+                item = torch.baddbmm(item + alpha_3 * bias, v.mT, alpha_3 * of_values)
         return STMState(item, relational)
 
     def _read(self, b: Tensor, c: Tensor, relational: Tensor) -> Tensor:
