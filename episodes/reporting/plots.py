@@ -148,6 +148,42 @@ def growth_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     return figure
 
 
+def kept_classes_figure(
+    curves: Mapping[str, Sequence[Mapping[str, Any]]], points: Mapping[str, Mapping[str, Any]], title: str
+) -> Figure:
+    """Return base against new accuracy of rules that keep a classifier: a curve for each, and the point it takes by itself.
+
+    Args:
+        curves: by rule, as ``episodes.evaluation.kept_classes.curve`` returns them.
+        points: by rule, as ``episodes.evaluation.kept_classes.point`` returns them.
+        title: above the figure.
+    """
+    figure = _figure(7.0, 5.2)
+    axes = figure.subplots()
+    for number, (name, rows) in enumerate(curves.items()):
+        style = (
+            {**_HEADS["nam"], "marker": "o"}
+            if not number
+            else {"color": _OTHER_COLOURS[number], "linestyle": _OTHER_DASHES[number], "marker": _MARKERS[number]}
+        )
+        axes.errorbar(
+            [100 * row["base"]["mean"] for row in rows],
+            [100 * row["new"]["mean"] for row in rows],
+            [100 * np.nan_to_num(row["new"]["ci95"]) for row in rows],
+            label=name,
+            linewidth=1.4,
+            markersize=3,
+            capsize=2,
+            **style,
+        )
+        own = [100 * points[name][side]["mean"] for side in ("base", "new")]
+        axes.plot(*own, marker="*", markersize=17, color=style["color"], markeredgecolor="#000000", linestyle="none")
+    axes.set(xlabel="base queries right, %", ylabel="new queries right, %")
+    figure.suptitle(f"{title}; a star is what the rule does by itself")
+    _legend(figure, len(curves))
+    return figure
+
+
 def shown_heads(report: Report) -> list[str]:
     """Return the one or two heads of figures that show no more: nam or the first head, and cosine or the next one."""
     names = list(report.results)
