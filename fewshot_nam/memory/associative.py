@@ -109,12 +109,12 @@ class SelfAttentiveMemory(nn.Module):
 
 def relations(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return ``A_s = sum_j tanh(q_s * k_j) v_j^T`` ``(..., n, d, d)`` of queries, keys and values ``(..., n, d)``."""
-    return bindings(q, k).mT @ v.unsqueeze(-3)
+    return torch.unflatten(bindings(q, k).mT @ v, -2, q.shape[-2:])
 
 
 def bindings(q: Tensor, k: Tensor) -> Tensor:
-    """Return ``tanh(q_s * k_j)`` ``(..., n, n, d)``, queries before keys."""
-    return torch.tanh(q.unsqueeze(-2) * k.unsqueeze(-3))
+    """Return ``tanh(q_s * k_j)`` for each key, ``(..., n, n d)``: a row a key ``j``, and in it all queries ``s``."""
+    return torch.tanh(q.unsqueeze(-3) * k.unsqueeze(-2)).flatten(-2)
 
 
 def check_sizes(where: str, **sizes: int) -> None:

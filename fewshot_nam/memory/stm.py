@@ -249,7 +249,7 @@ class STM(nn.Module):
             source = torch.addcmul(item, (self._read(b, c, relational) * alpha_2).unsqueeze(2), b.unsqueeze(1))
         q, k, v = self.relate.queries_keys_values(source)
         bound = bindings(q, k)
-        fresh = bound.mT @ v.unsqueeze(1)
+        fresh = torch.unflatten(bound.mT @ v, 1, q.shape[1:])
         alpha_1 = self._alpha(1, item)
         if self.preset == "paper":
             relational = relational if alpha_1 is None else relational + alpha_1 * fresh
@@ -263,8 +263,7 @@ class STM(nn.Module):
                 item = torch.addcmul(item, alpha_3, moved)
             else:
                 # G_1 of the bindings of each value, and then of the values: the same sum in another order.
-                of_values = F.linear(bound.transpose(1, 2).flatten(2), weight)
-                item = torch.baddbmm(item + alpha_3 * bias, v.mT, alpha_3 * of_values)
+                item = torch.baddbmm(item + alpha_3 * bias, v.mT, alpha_3 * F.linear(bound, weight))
         return STMState(item, relational)
 
     def _read(self, b: Tensor, c: Tensor, relational: Tensor) -> Tensor:
