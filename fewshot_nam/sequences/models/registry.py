@@ -29,6 +29,8 @@ _FAMILIES = (
     "forward_lstm",
     "rmc",
     "ntm",
+    "dnc",
+    "linear_transformer",
 )
 
 

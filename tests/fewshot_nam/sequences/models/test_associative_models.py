@@ -1,4 +1,4 @@
-"""STM, LSTM with attention, RMC and NTM against their equations."""
+"""STM, LSTM with attention, RMC, NTM, DNC and the linear Transformer against their equations."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from fewshot_nam.sequences import models, tasks
 
-NAMES = ["stm", "alstm", "lstm-forward", "rmc", "ntm"]
+NAMES = ["stm", "alstm", "lstm-forward", "rmc", "ntm", "dnc", "linear-transformer"]
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +104,97 @@ def test_ntm_is_its_equations(task):
         )
 
 
+def content(memory, key, strength):
+    similar = torch.stack(
+        [F.cosine_similarity(key, cell, dim=0, eps=1e-12) if cell.any() else key.sum() * 0 for cell in memory]
+    )
+    return ((1 + F.softplus(strength)) * similar).softmax(0)
+
+
+def test_dnc_is_its_equations(task):
+    """The methods of the paper, cell by cell; the small constant in usage is within the tolerance."""
+    model, inputs = build("dnc", task), tokens(task, 1)
+    with torch.no_grad():
+        model.read_controls.weight.mul_(5)
+        model.write_controls.weight.mul_(5)
+    count, size, heads = model.cells, model.cell, model.heads
+    memory = torch.zeros(count, size).double()
+    usage, precedence, write = (torch.zeros(count).double() for _ in range(3))
+    links, readers = torch.zeros(count, count).double(), torch.zeros(heads, count).double()
+    reads = torch.zeros(heads * size).double()
+    state = (torch.zeros(1, model.controller.hidden_size).double(),) * 2
+    for place, x in enumerate(model.embed(inputs)[0]):
+        state = model.controller(torch.cat([x, reads]).unsqueeze(0), state)
+        hidden = state[0][0]
+        controls = model.read_controls(hidden).chunk(heads)
+        key, strength, erase, add, allocates, writes = model.write_controls(hidden).split([size, 1, size, size, 1, 1])
+        retention = torch.ones(count).double()
+        for reader, of_reader in zip(readers, controls, strict=True):
+            retention = retention * (1 - of_reader[size + 1].sigmoid() * reader)
+        usage = (usage + write - usage * write) * retention
+        least = sorted(range(count), key=lambda cell: float(usage[cell].detach()))
+        allocation, so_far = [None] * count, torch.ones(()).double()
+        for cell in least:
+            allocation[cell] = (1 - usage[cell]) * so_far
+            so_far = so_far * usage[cell]
+        gate = allocates.sigmoid()
+        write = writes.sigmoid() * (gate * torch.stack(allocation) + (1 - gate) * content(memory, key, strength))
+        memory = memory * (1 - torch.outer(write, erase.sigmoid())) + torch.outer(write, add)
+        new = torch.zeros_like(links)
+        for i in range(count):
+            for j in range(count):
+                if i != j:
+                    new[i, j] = (1 - write[i] - write[j]) * links[i, j] + write[i] * precedence[j]
+        links, precedence = new, (1 - write.sum()) * precedence + write
+        moved = []
+        for reader, of_reader in zip(readers, controls, strict=True):
+            back, stay, forward = of_reader[size + 2 :].softmax(0)
+            by_content = content(memory, of_reader[:size], of_reader[size])
+            moved.append(back * (links.T @ reader) + stay * by_content + forward * (links @ reader))
+        readers = torch.stack(moved)
+        reads = (readers @ memory).flatten()
+        expected = model.classify(torch.cat([hidden, reads]))
+        torch.testing.assert_close(model(inputs)[0, place], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_allocation_takes_the_least_used_cells_first():
+    from fewshot_nam.sequences.models.dnc import _allocation
+
+    found = _allocation(torch.tensor([[1.0, 0.0, 0.5], [0.5, 0.25, 1.0]]))
+    torch.testing.assert_close(found, torch.tensor([[0.0, 1.0, 0.0], [0.125, 0.75, 0.0]]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_linear_transformer_is_its_equation(causal, task):
+    model = build("linear-transformer", task, causal=causal)
+    batch = task.sample(2, torch.Generator().manual_seed(0), (2, 5))
+    layer, mask = model.layers[0], batch.inputs != task.pad
+    x = torch.randn(*batch.inputs.shape, 16, dtype=torch.float64)
+    found = layer(x, mask)
+    for row in range(2):
+        length = int(mask[row].sum())
+        one = x[row, :length]
+        q, k, v = (part.reshape(length, 2, 8) for part in layer.project(layer.norms[0](one)).split(16, dim=-1))
+        phi_q, phi_k = (torch.where(part > 0, part + 1, part.exp()) for part in (q, k))
+        attended = []
+        for place in range(length):
+            until = place + 1 if causal else length
+            for head in range(2):
+                weights = phi_k[:until, head] @ phi_q[place, head]
+                attended.append((weights.unsqueeze(1) * v[:until, head]).sum(0) / (weights.sum() + 1e-6))
+        middle = one + layer.combine(torch.stack(attended).reshape(length, 16))
+        expected = middle + layer.narrow(F.gelu(layer.widen(layer.norms[1](middle))))
+        torch.testing.assert_close(found[row, :length], expected)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("rmc", {"heads": 3}, "heads must divide width"),
         ("rmc", {"slots": 17}, "slots must be from 1 to the width 16"),
         ("ntm", {"cells": 2}, "cells must be at least 3"),
+        ("dnc", {"heads": 0}, "must be at least 1, got 6, 4 and 0"),
+        ("linear-transformer", {"heads": 3}, "heads must divide width"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(name, options, message, task):
