@@ -31,15 +31,24 @@ from episodes.sampling.sampler import Episodes
 from fewshot_nam.io.atomic import replacing
 
 HEADS = ("nam", "cosine", "cosine-root-centred", "plda")
-COLUMNS = ("accuracy", "auroc", "open_fpr@95tpr", "wrong_answers@95tpr", "class_fpr@95tpr:unknown")
-ROLES = {"validation": "validation classes", "novel": "novel classes"}
+OPEN = ("accuracy", "auroc", "open_fpr@95tpr", "wrong_answers@95tpr", "class_fpr@95tpr:unknown")
+GENERALIZED = ("ausuc",)  # at bias 0 a built-in novel scale would decide
+PARTS = {  # what is tested: the role of its bank, and the measures
+    "validation classes": ("validation", OPEN),
+    "novel classes": ("novel", OPEN),
+    "novel and base classes in one label space": ("novel", GENERALIZED),
+}
 LEGEND = """# Training a backbone through the memory
 
 Made by `python scripts/training_through_memory.py DATA {named} --json
 results/training_through_memory.json > results/training_through_memory.md`: Tiny ImageNet, 5-way, {episodes} episodes, seed 0,
-5 unknown classes, 15 queries a class. Percent. What the tables show is said in `README.md`, beside this file.
+5 unknown classes, 15 queries a class; base queries of the common label space are of `base_unseen`. Percent. What the tables
+show is said in `README.md`, beside this file.
 
 {backbones}
+
+Training in episodes centres features by their running mean, and nothing keeps that mean small. So `cosine`, which does not centre,
+says little about those backbones: compare them by heads that centre, the other three.
 
 Differences between two backbones are of the same head on the same episodes: the first interval is over episodes, the second, in
 brackets, over classes. `+*` is better and `-*` worse by the wider of the two. {compared} differences are shown: one in twenty
@@ -60,10 +69,23 @@ class Measured(NamedTuple):
 
 
 def measure(
-    bank: FeatureBank, base: FeatureBank, heads: Sequence[str], shots: int, episodes: int, ways: int, queries: int = 15
+    banks: Mapping[str, FeatureBank],
+    role: str,
+    measures: Sequence[str],
+    heads: Sequence[str],
+    settings: EvaluationSettings,
 ) -> Measured:
-    """Return the measures of ``COLUMNS`` in every episode of the open protocol, for each head."""
-    parts: dict[str, dict[str, list[Tensor]]] = {head: {name: [] for name in COLUMNS} for head in heads}
+    """Return the measures in every episode of the classes of a role, for each head.
+
+    Args:
+        banks: by role, of one backbone; ``base`` is among them, and for the generalized protocol ``base_queries``.
+        role: of the bank that episodes are drawn from.
+        measures: names of ``MEASURES``.
+        heads: names.
+        settings: the protocol and its numbers.
+    """
+    bank, base_queries = banks[role], banks.get("base_queries") if settings.protocol == "generalized" else None
+    parts: dict[str, dict[str, list[Tensor]]] = {head: {name: [] for name in measures} for head in heads}
     present = []
 
     def collect(head: str, batch: Episodes, scores: Scores, _frozen: Frozen) -> None:
@@ -75,15 +97,14 @@ def measure(
             classes = torch.cat([batch.classes, batch.unknown_classes], dim=1).cpu()
             present.append(drawn.scatter_(1, groups[classes], True))
 
-    settings = EvaluationSettings(ways=ways, open_ways=ways, shots=shots, queries=queries, episodes=episodes)
-    evaluate(bank, heads, settings, base=base, callback=collect)
+    evaluate(bank, heads, settings, base=banks["base"], base_queries=base_queries, callback=collect)
     values = {head: {name: torch.cat(found) for name, found in named.items()} for head, named in parts.items()}
     return Measured(values, torch.cat(present))
 
 
 def difference(first: Measured, second: Measured, head: str) -> dict[str, dict[str, float]]:
     """Return ``first - second`` of each measure: its mean, and its intervals over episodes and over classes."""
-    found = {name: first.values[head][name] - second.values[head][name] for name in COLUMNS}
+    found = {name: values - second.values[head][name] for name, values in first.values[head].items()}
     over_classes = ci95_over_classes(torch.stack(list(found.values()), dim=1), first.present).tolist()
     return {
         name: {**interval(values)._asdict(), "ci95_over_classes": wide}
@@ -115,16 +136,16 @@ def setting(measured: Mapping[str, Measured], heads: Sequence[str]) -> dict[str,
     return {"results": results, "differences": pairs}
 
 
-def tables(title: str, found: Mapping[str, Any]) -> list[str]:
+def tables(title: str, found: Mapping[str, Any], measures: Sequence[str]) -> list[str]:
     """Return the lines of one setting: means, then differences."""
-    head = [heading(name) for name in COLUMNS]
+    head = [heading(name) for name in measures]
     means = [["backbone", "head", *head]]
     for backbone, heads in found["results"].items():
-        means += [[backbone, name, *(cell(m, values[m]) for m in COLUMNS)] for name, values in heads.items()]
+        means += [[backbone, name, *(cell(m, values[m]) for m in measures)] for name, values in heads.items()]
     pairs = [["backbones", "head", *head]]
     for pair, heads in found["differences"].items():
         pairs += [
-            [pair.replace("-", " - "), name, *(difference_cell(m, values[m]) for m in COLUMNS)]
+            [pair.replace("-", " - "), name, *(difference_cell(m, values[m]) for m in measures)]
             for name, values in heads.items()
         ]
     return [f"## {title}", "", *markdown_table(means), "", *markdown_table(pairs), ""]
@@ -149,7 +170,9 @@ def described(name: str, facts: Mapping[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the tables and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="holds tiny-imagenet, or is such a folder of base, val and novel")
+    parser.add_argument(
+        "data", type=Path, help="holds tiny-imagenet, or is such a folder: base, base_unseen, val and novel"
+    )
     parser.add_argument("weights", nargs="+", metavar="NAME=WEIGHTS", help="backbones in the order of the tables")
     parser.add_argument("--heads", nargs="+", default=HEADS)
     parser.add_argument("--shots", type=int, nargs="+", default=(1, 5))
@@ -164,34 +187,40 @@ def main(arguments: list[str] | None = None) -> None:
     if len(named) < 2 or len(named) < len(options.weights):
         parser.error("give two backbones or more, each with a name of its own")
     folder = options.data / "tiny-imagenet" if (options.data / "tiny-imagenet").is_dir() else options.data
-    sets = sets_by_role(f"folder:{folder}", roles=["novel", "base", "validation"])
+    sets = sets_by_role(f"folder:{folder}", base_queries=f"folder:{folder / 'base_unseen'}")
     banks = {
         name: banks_by_role(sets, backbones.create("conv5", path, model_options={"width": options.width})).banks
         for name, path in named.items()
     }
     cards = {name: card(path) for name, path in named.items()}
-    settings = {}
-    for role, meaning in ROLES.items():
+    found, lines, compared = {}, [], 0
+    for part, (role, measures) in PARTS.items():
         for shots in options.shots:
-            measured = {
-                name: measure(own[role], own["base"], options.heads, shots, options.episodes, options.ways)
-                for name, own in banks.items()
-            }
-            settings[f"{meaning}, {shots}-shot"] = setting(measured, options.heads)
-    pairs = len(named) * (len(named) - 1) // 2
+            settings = EvaluationSettings(
+                "generalized" if measures is GENERALIZED else "open",
+                ways=options.ways,
+                open_ways=options.ways,
+                shots=shots,
+                episodes=options.episodes,
+            )
+            measured = {name: measure(own, role, measures, options.heads, settings) for name, own in banks.items()}
+            title = f"{part}, {shots}-shot"
+            found[title] = setting(measured, options.heads)
+            lines += tables(title, found[title], measures)
+            compared += len(found[title]["differences"]) * len(options.heads) * len(measures)
     print(
         LEGEND.format(
             named=" ".join(f"{name}={path.name}" for name, path in named.items()),
             episodes=options.episodes,
             backbones="\n".join(described(name, facts) for name, facts in cards.items()),
-            compared=pairs * len(options.heads) * len(COLUMNS) * len(settings),
+            compared=compared,
         )
     )
-    print("\n".join(line for title, found in settings.items() for line in tables(title, found)))
+    print("\n".join(lines))
     if options.json:
         config = {"episodes": options.episodes, "seed": 0, "ways": options.ways, "heads": list(options.heads)}
         with replacing(options.json) as unfinished:
-            content = {"config": config, "backbones": cards, "settings": settings}
+            content = {"config": config, "backbones": cards, "settings": found}
             unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -40,8 +40,9 @@ def test_differences_are_paired_and_have_both_intervals(script):
     heads = ["cosine", "plda"]
 
     def measured(noise):
-        novel, base = bank("novel", 1, noise), bank("base", 2, noise)
-        return script.measure(novel, base, heads, shots=1, episodes=120, ways=2, queries=4)
+        banks = {"novel": bank("novel", 1, noise), "base": bank("base", 2, noise)}
+        settings = script.EvaluationSettings(ways=2, open_ways=2, queries=4, episodes=120)
+        return script.measure(banks, "novel", script.OPEN, heads, settings)
 
     clear, noisy = measured(0.3), measured(3.0)
     assert torch.equal(clear.present, noisy.present)
@@ -63,9 +64,9 @@ def test_differences_are_paired_and_have_both_intervals(script):
 def test_a_run_writes_every_head_on_every_backbone(script, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FEWSHOT_NAM_CACHE", str(tmp_path / "cache"))
     random = np.random.default_rng(0)
-    for role in ("base", "val", "novel"):
+    for role in ("base", "base_unseen", "val", "novel"):
         for label in range(4):
-            folder = tmp_path / "photos" / role / f"{role}{label}"
+            folder = tmp_path / "photos" / role / f"{role.removesuffix('_unseen')}{label}"
             folder.mkdir(parents=True)
             for i in range(17):
                 levels = random.integers(0, 120, (64, 64, 3), dtype=np.uint8) + np.uint8(30 * label)
@@ -85,19 +86,20 @@ def test_a_run_writes_every_head_on_every_backbone(script, tmp_path, capsys, mon
     script.main([str(tmp_path / "photos"), *weights, *given, "--json", str(out)])
     text, found = capsys.readouterr().out, json.loads(out.read_text(encoding="utf-8"))
     assert "- `nam`: 1 epochs in episodes through `nam`, from the weights 0123456789ab on; " in text
-    assert list(found["settings"]) == ["validation classes, 1-shot", "novel classes, 1-shot"]
+    assert list(found["settings"]) == [f"{part}, 1-shot" for part in script.PARTS]
     for part in found["settings"].values():
         assert {name: list(heads) for name, heads in part["results"].items()} == {
             "plain": ["cosine", "plda"],
             "nam": ["cosine", "plda"],
         }
         assert list(part["differences"]) == ["nam-plain"]
-        means = {name: part["results"][name]["plda"]["accuracy"]["mean"] for name in ("plain", "nam")}
-        assert part["differences"]["nam-plain"]["plda"]["accuracy"]["mean"] == pytest.approx(
-            means["nam"] - means["plain"]
-        )
-    assert text.count("| nam | plda |") == 2
-    assert text.count("| nam - plain | plda |") == 2
+        for measure, difference in part["differences"]["nam-plain"]["plda"].items():
+            means = {name: part["results"][name]["plda"][measure]["mean"] for name in ("plain", "nam")}
+            assert difference["mean"] == pytest.approx(means["nam"] - means["plain"]), measure
+    common = found["settings"]["novel and base classes in one label space, 1-shot"]
+    assert list(common["results"]["nam"]["plda"]) == ["ausuc"]
+    assert text.count("| nam | plda |") == text.count("| nam - plain | plda |") == 3
+    assert " 22 differences are shown" in text
 
 
 @pytest.mark.parametrize(
