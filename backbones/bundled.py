@@ -22,7 +22,7 @@ from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.libraries.common import GIVE_FILE, Library, check_options
 from fewshot_nam.vision.weight_files import fit_weights, read_weights
 
-_PREFIX = "model."
+_PREFIX, _BASE = "model.", "base_"
 
 
 class BundledNetwork(NamedTuple):
@@ -65,7 +65,7 @@ def create_bundled(
     Args:
         name: a key of ``NETWORKS``.
         pretrained: ``True`` for the package's weights, ``False`` for random ones, or a file: one in the package's form
-            (weights under "model.", "base_prototypes", and a "card" in its metadata) or a plain state dict.
+            (weights under "model.", base statistics under "base_", and a "card" in its metadata) or a plain state dict.
         model_options: ``width``: of conv4 the number of features (64), of conv5 a sixteenth of it (32).
         transform_options: none; each network has one transform.
 
@@ -98,26 +98,30 @@ def create_bundled(
     )
 
 
-def save_weights(path: str | os.PathLike[str], network: nn.Module, prototypes: Tensor, card: Mapping[str, Any]) -> None:
+def save_weights(
+    path: str | os.PathLike[str], network: nn.Module, base: BaseStatistics | Tensor, card: Mapping[str, Any]
+) -> None:
     """Write the weights of a network, with what heads may know of the classes it was trained on, whole or not at all.
 
     Args:
         path: a ``.safetensors`` file, which ``backbones.create(name, path)`` reads; its directory is made if it does not exist.
         network: a ``Conv4`` or ``Conv5``, on any device.
-        prototypes: ``(B, D)``, the mean feature of each class of the training.
+        base: statistics of the classes of the training; or ``(B, D)``, their prototypes.
         card: facts about the training, kept as JSON; ``"base_classes"`` are the names of the B classes.
 
     Raises:
         ValueError: not as many class names as prototypes.
         OSError: the file cannot be written.
     """
-    if len(card.get("base_classes", ())) != len(prototypes):
+    if len(card.get("base_classes", ())) != len(base):
         raise ValueError(
-            f"save_weights: {len(prototypes)} prototypes need as many names in card['base_classes'], "
+            f"save_weights: {len(base)} prototypes need as many names in card['base_classes'], "
             f"got {len(card.get('base_classes', ()))}"
         )
-    tensors = {_PREFIX + name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
-    tensors["base_prototypes"] = prototypes.cpu().contiguous()
+    known = {"prototypes": base} if isinstance(base, Tensor) else base.tensors()
+    tensors = {_PREFIX + name: tensor for name, tensor in network.state_dict().items()}
+    tensors |= {_BASE + name: tensor for name, tensor in known.items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as unfinished:
         save_file(tensors, unfinished, metadata={"card": json.dumps(card)})
@@ -128,11 +132,15 @@ def _load(name: str, network: nn.Module, path: Path) -> tuple[BaseStatistics | N
     if not any(key.startswith(_PREFIX) for key in state):
         fit_weights(network, state, path, name)
         return None, None
-    prototypes = state.pop("base_prototypes", None)
+    known = {key.removeprefix(_BASE): state.pop(key) for key in list(state) if key.startswith(_BASE)}
     fit_weights(network, {key.removeprefix(_PREFIX): tensor for key, tensor in state.items()}, path, name)
-    if prototypes is None:
+    if not known:
         return None, None
-    return BaseStatistics.from_prototypes(prototypes), _base_classes(path)
+    try:
+        base = BaseStatistics(**known) if len(known) > 1 else BaseStatistics.from_prototypes(known["prototypes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"weights file {path}: what it says of base classes is damaged ({error})") from error
+    return base, _base_classes(path)
 
 
 def _base_classes(path: Path) -> list[str]:

@@ -11,7 +11,8 @@ randomness: the same rows give the same numbers.
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,8 @@ from fewshot_nam._deprecation import renamed_parameter, warn_renamed
 from fewshot_nam.heads.base import Head
 from fewshot_nam.heads.base_statistics import BaseStatistics, accepts_old_base_words
 from fewshot_nam.heads.cosine import CosineHead
-from fewshot_nam.heads.nam.head import Keys, Mode, NAMHead, Reading
+from fewshot_nam.heads.nam.head import NAMHead, NAMSettings
+from fewshot_nam.heads.nam.write_rule import Keys, Reading, WriteRuleHead
 from fewshot_nam.heads.validation import Label
 
 __all__ = ["CosineClassifier", "NAMClassifier"]
@@ -54,7 +56,7 @@ class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             ValueError: there is no such parameter.
         """
-        renamed = type(self).__init__.renamed  # type: ignore[attr-defined]
+        renamed = getattr(type(self).__init__, "renamed", {})
         for old in renamed.keys() & params.keys():
             warn_renamed(f"{type(self).__name__}: {old}", renamed[old])
             params[renamed[old]] = params.pop(old)
@@ -179,14 +181,14 @@ class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 class NAMClassifier(_HeadClassifier):
-    """The NAM head (``fewshot_nam.heads.NAMHead``) as a scikit-learn classifier.
-
-    In block mode every row is a key and is kept; ``keys="prototypes"`` writes one key for each class.
+    """The NAM head (``fewshot_nam.heads.NAMHead``) as a scikit-learn classifier, or the paper's rule (``WriteRuleHead``).
 
     Args:
-        mode: as in ``NAMHead``. The other parameters up to ``cohort_weight`` are those of ``NAMHead`` too. In sequential mode, the
-            order of rows matters.
+        mode: ``"block"``: ``NAMHead``. ``"sequential"`` and ``"parallel"``: ``WriteRuleHead``; in sequential mode, the order of
+            rows matters.
+        keys, reading, p_write, p_erase: as in ``WriteRuleHead``; they have no meaning in block mode.
         base: what is known of base classes (``fewshot_nam.heads.BaseStatistics``); ``None`` for nothing.
+        settings: in block mode, constants of the head that differ from the default, as ``NAMSettings`` or as a mapping.
         probability_temperature: divisor of the scores in ``predict_proba``, above 0.
         unknown: the answer of ``predict`` for rows that score below the threshold; not one of the classes. ``None``: every row is
             given a class.
@@ -206,27 +208,17 @@ class NAMClassifier(_HeadClassifier):
         ['cat', 'unknown']
     """
 
-    @renamed_parameter("plain", "prototype_weight")
-    @renamed_parameter("level", "norm_exponent")
-    @renamed_parameter("compete", "log_partition_penalty")
-    @renamed_parameter("familiar", "cohort_weight")
-    @accepts_old_base_words
     def __init__(
         self,
-        mode: Mode = "block",
+        mode: Literal["block", "sequential", "parallel"] = "block",
         *,
-        keys: Keys | None = None,
+        keys: Keys = "prototypes",
         reading: Reading | None = None,
         p_write: float = 1.0,
         p_erase: float = 1.0,
-        ridge: float = 0.2,
-        prototype_weight: float | None = None,
-        norm_exponent: float = 0.3,
-        log_partition_penalty: float | None = None,
-        temperature: float = 0.1,
         base: BaseStatistics | None = None,
-        cohort_weight: float = 0.4,
-        probability_temperature: float = 0.2,
+        settings: NAMSettings | Mapping[str, float] | None = None,
+        probability_temperature: float = 0.05,
         unknown: Label | None = None,
         threshold: float | None = None,
     ) -> None:
@@ -235,31 +227,24 @@ class NAMClassifier(_HeadClassifier):
         self.reading = reading
         self.p_write = p_write
         self.p_erase = p_erase
-        self.ridge = ridge
-        self.prototype_weight = prototype_weight
-        self.norm_exponent = norm_exponent
-        self.log_partition_penalty = log_partition_penalty
-        self.temperature = temperature
         self.base = base
-        self.cohort_weight = cohort_weight
+        self.settings = settings
         self.probability_temperature = probability_temperature
         self.unknown = unknown
         self.threshold = threshold
 
-    def _new_head(self) -> NAMHead:
-        return NAMHead(
+    def _new_head(self) -> Head:
+        if self.mode == "block":
+            return NAMHead(self.base, settings=self.settings)
+        if self.settings is not None:
+            raise ValueError(f"NAMClassifier: settings are those of mode='block', got mode={self.mode!r}")
+        return WriteRuleHead(
             self.mode,
             keys=self.keys,
             reading=self.reading,
             p_write=self.p_write,
             p_erase=self.p_erase,
-            ridge=self.ridge,
-            prototype_weight=self.prototype_weight,
-            norm_exponent=self.norm_exponent,
-            log_partition_penalty=self.log_partition_penalty,
-            temperature=self.temperature,
             base=self.base,
-            cohort_weight=self.cohort_weight,
         )
 
 

@@ -10,6 +10,7 @@ last five background alphabets are for validation. A run that was stopped resume
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,8 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 
+from backbones import create
 from backbones.bundled import save_weights
 from backbones.conv4 import Conv4, ink_transform
 from backbones.pretraining.omniglot_augment import InkExamples, InkRecipe
@@ -76,7 +79,8 @@ def card_text(
         "  evaluation alphabets were trained on; the recipe was chosen on validation characters alone.",
         "- Method: cosine softmax over base characters in four quarter turns; AdamW, one cycle; bfloat16 convolutions.",
         f"- Recipe: {', '.join(f'{key} {value}' for key, value in asdict(recipe).items())}.",
-        "- In the file besides the weights: the mean feature of every base character (`base_prototypes`) and their names.",
+        "- In the file besides the weights: the statistics of the base characters (`fewshot_nam.heads.BaseStatistics`: mean",
+        "  features, covariance within classes), under `base_`, and their names. `--statistics` computes them again.",
         f"- Trained with torch {torch.__version__} on {platform.machine()}, CPU only.",
         "",
         "Cosine head, closed episodes, 15 queries a class, 1,000 episodes, seed 0; percent, with 95% intervals over episodes.",
@@ -105,6 +109,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--check-every", type=int, default=5, metavar="EPOCHS", help="validation accuracy every so many epochs"
     )
+    parser.add_argument(
+        "--statistics", action="store_true", help="only compute the base statistics in the weights file again"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     for field in fields(InkRecipe):
         if field.name != "zoom":
@@ -116,8 +123,23 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Train, evaluate, and write weights and card."""
     options = parse()
+    if options.statistics:
+        write_statistics(options)
+        return
     with joined(options.device) as process, keep_freed_memory():
         pretrain(options, process)
+
+
+def write_statistics(options: argparse.Namespace) -> None:
+    """Put the statistics of base characters into the weights file; the weights and the card stay."""
+    base = open_dataset("omniglot", options.data_dir, options.download)["base"]
+    model = create("conv4", options.out).network
+    assert isinstance(model, Conv4)
+    with safe_open(options.out, framework="pt") as file:
+        card = json.loads(file.metadata()["card"])
+    inputs = torch.stack([ink_transform(base.image(i)) for i in range(len(base))])
+    save_weights(options.out, model, features(model, inputs, base).base_statistics(), card)
+    print(f"wrote the statistics of {len(base.classes)} base classes to {options.out}")
 
 
 def pretrain(options: argparse.Namespace, process: int) -> None:
@@ -150,7 +172,7 @@ def pretrain(options: argparse.Namespace, process: int) -> None:
         for role in ("val", "novel")
     }
     card = {"recipe": asdict(recipe), "scores": scores, "base_classes": data["base"].classes}
-    save_weights(options.out, model, banks["base"].class_means(), card)
+    save_weights(options.out, model, banks["base"].base_statistics(), card)
     counts = {role: (len(part.classes), len(part)) for role, part in data.items()}
     options.out.with_suffix(".md").write_text(card_text(recipe, scores, counts))
     print(f"wrote {options.out} and its card")

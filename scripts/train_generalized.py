@@ -49,7 +49,7 @@ COSINES = ("cosine", "cosine-centred", "cosine-root", "cosine-root-centred")
 UNTRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in COSINES},
     "nam": ("nam", {}),
-    "nam, rows erased": ("nam", {"base_write": "erased"}),
+    "nam, rows erased": ("nam-parallel", {}),
 }
 # Names as the Markdown prints them; JSON, --generators and checkpoints keep the keys above.
 PRINTED = {

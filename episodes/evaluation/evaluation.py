@@ -343,9 +343,7 @@ def _head(name: str, banks: _Banks, settings: EvaluationSettings, known: BaseSta
     train = entry.trainer()
     if train is not None:
         return train(banks.base, name, settings.ways, settings.shots, settings.queries, seed=settings.seed)
-    # In the generalized protocol base classes are answers like the others, so only heads that cannot be made without base
-    # classes get them as a cohort too.
-    return create(name, known if settings.protocol != "generalized" or entry.needs != "nothing" else None)
+    return create(name, known)
 
 
 def _base_prototypes(heads: Mapping[str, Head], banks: _Banks) -> dict[str, Tensor] | None:

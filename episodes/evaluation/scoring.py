@@ -17,7 +17,7 @@ from episodes.features.bank import FeatureBank
 from episodes.metrics.scores import Scores, widened
 from episodes.sampling.sampler import Episodes
 from fewshot_nam.heads import Head
-from fewshot_nam.heads.gather_free_scoring import GatherFreeScoring, IndexedFeatures, score_gathered
+from fewshot_nam.heads.gather_free_scoring import GatherFreeScoring, IndexedFeatures, embedded_banks, score_gathered
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -51,8 +51,12 @@ class Scorer:
         if base_queries is not None:
             self._base = IndexedFeatures(base_queries.features.to(self._bank.features))
         self._prototypes = {name: each.to(device) for name, each in (base_prototypes or {}).items()}
+        novel = embedded_banks(self._bank, heads, queries)
+        others = {} if self._base is None else embedded_banks(self._base, heads, queries)
+        kept = novel.keys() if self._base is None else novel.keys() & others.keys()
+        self._embedded = {name: (novel[name], others.get(name)) for name in kept}
         only_novel = self._base is None and not self._prototypes
-        self._gather_free = GatherFreeScoring(self._bank, heads if only_novel else {}, queries)
+        self._gather_free = GatherFreeScoring(self._bank, heads if only_novel else {}, queries, novel)
 
     @property
     def threads(self) -> int:
@@ -75,7 +79,8 @@ class Scorer:
         found = self._gather_free.score(episodes.support, query)
         others = {name: head for name, head in self.heads.items() if name not in found}
         base = None if self._base is None else (self._base, episodes.base_query)
-        found |= score_gathered(others, self._bank, episodes.support, query, base, self._prototypes)
+        own = {name: each for name, each in self._embedded.items() if name in others}
+        found |= score_gathered(others, self._bank, episodes.support, query, base, self._prototypes, own)
         for name in self.heads:
             scores = found.pop(name)
             if scores.shape != (len(episodes), query.shape[1] + parts[2], num_base + ways):

@@ -156,10 +156,7 @@ class FeatureBank:
             warn_renamed("class_means: root=", "power_norm=")
             power_norm = root
         if int(self.counts.min()) == 0:
-            empty = self.classes[int(self.counts.argmin())]
-            raise ValueError(
-                f"FeatureBank: class {empty!r} has no items and so no mean; leave it out with select_classes"
-            )
+            raise _no_items(self)
         sums = torch.zeros(self.num_classes, self.feature_dim, dtype=torch.float64)
         for start, chunk in self._chunks():
             items = chunk.cpu().double()
@@ -175,7 +172,7 @@ class FeatureBank:
         return (total / len(self)).float()
 
     def base_statistics(self) -> BaseStatistics:
-        """Return what heads may know of these classes as base classes: prototypes, power means, mean over images, counts.
+        """Return what heads may know of these classes as base classes (``BaseStatistics.from_features``).
 
         Raises:
             ValueError: a class without items; it is named.
@@ -185,12 +182,9 @@ class FeatureBank:
             >>> bank.base_statistics().power_means
             tensor([[4., 4.]])
         """
-        return BaseStatistics(
-            prototypes=self.class_means(),
-            power_means=self.class_means(power_norm=True),
-            mean=self.mean(),
-            counts=self.counts,
-        )
+        if int(self.counts.min()) == 0:
+            raise _no_items(self)
+        return BaseStatistics.from_targets(self.features, self.labels, self.num_classes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the bank to one safetensors file; a crash leaves the old file or the new one.
@@ -254,6 +248,11 @@ class FeatureBank:
                     f"FeatureBank: features row {row} (class {name!r}) {fault}; every row must be finite and not zero: "
                     "compute it again or leave it out"
                 )
+
+
+def _no_items(bank: FeatureBank) -> ValueError:
+    empty = bank.classes[int(bank.counts.argmin())]
+    return ValueError(f"FeatureBank: class {empty!r} has no items and so no mean; leave it out with select_classes")
 
 
 def open_bank(spec: str | os.PathLike[str]) -> FeatureBank:

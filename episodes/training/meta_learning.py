@@ -193,7 +193,7 @@ def meta_train(
         for batch in sampler.batches(iterations * tasks, tasks):
             optimizer.zero_grad()
             for support, query in zip(batch.support, batch.query, strict=True):
-                known, queried = (head._centred(base.features[rows.flatten()].float()) for rows in (support, query))
+                known, queried = (head._embed(base.features[rows.flatten()].float()) for rows in (support, query))
                 parameters = head.adapted(network, known, support_targets, training=True)
                 (cross_entropy(head.logits(parameters, queried), query_targets) / tasks).backward()  # type: ignore[no-untyped-call]
             optimizer.step()

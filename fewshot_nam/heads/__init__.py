@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from fewshot_nam.heads.kept_classifier import BaseCost, KeptClassifierHead
     from fewshot_nam.heads.logistic import LogisticHead
     from fewshot_nam.heads.mahalanobis import MahalanobisHead
-    from fewshot_nam.heads.nam.head import NAMHead
+    from fewshot_nam.heads.nam.head import NAMHead, NAMSettings
+    from fewshot_nam.heads.nam.write_rule import WriteRuleHead
     from fewshot_nam.heads.nearest import NearestHead
     from fewshot_nam.heads.plda import PLDAHead
+    from fewshot_nam.heads.plda_snorm import PLDASNormHead
     from fewshot_nam.heads.protonet import ProtoNetHead
     from fewshot_nam.heads.registry import HeadSpec, available, create, needs_base, register
     from fewshot_nam.heads.ridge import RidgeHead
+    from fewshot_nam.heads.score_norm import ScoreNormHead, ScoreNormSettings
     from fewshot_nam.heads.validation import Label
 
 __all__ = [
@@ -47,10 +50,15 @@ __all__ = [
     "LogisticHead",
     "MahalanobisHead",
     "NAMHead",
+    "NAMSettings",
     "NearestHead",
     "PLDAHead",
+    "PLDASNormHead",
     "ProtoNetHead",
     "RidgeHead",
+    "ScoreNormHead",
+    "ScoreNormSettings",
+    "WriteRuleHead",
     "available",
     "create",
     "needs_base",
@@ -71,10 +79,15 @@ _HOMES = {
     "LogisticHead": "logistic",
     "MahalanobisHead": "mahalanobis",
     "NAMHead": "nam.head",
+    "NAMSettings": "nam.head",
     "NearestHead": "nearest",
     "PLDAHead": "plda",
+    "PLDASNormHead": "plda_snorm",
     "ProtoNetHead": "protonet",
     "RidgeHead": "ridge",
+    "ScoreNormHead": "score_norm",
+    "ScoreNormSettings": "score_norm",
+    "WriteRuleHead": "nam.write_rule",
     "available": "registry",
     "create": "registry",
     "needs_base": "registry",

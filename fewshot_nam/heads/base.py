@@ -104,8 +104,11 @@ class Head(CalibratedHead):
 
     Such a class may opt in to gather-free scoring (``fewshot_nam.heads.gather_free_scoring``), which scores episodes about twice
     as fast: ``class MyHead(Head, gather_free=True)``. It states that ``score_episodes`` gives what ``_learn``, ``_reads``,
-    ``_scores_of_reads`` and ``_image_terms`` give, and that ``_transform`` is all that is done to features first. Classes derived
-    from it do not inherit this: they opt in themselves.
+    ``_scores_of_reads`` and ``_image_terms`` give, and that ``_transform`` is all that is done to features first, unless it
+    ``embeds_beforehand``. Classes derived from it do not inherit this: they opt in themselves.
+
+    What is done to each feature by itself (``_embed``) may be costly. A class with ``embeds_beforehand = True`` has this done once
+    for all images of a bank, before episodes are scored.
 
     Attributes:
         gather_free: whether the class opted in.
@@ -117,11 +120,11 @@ class Head(CalibratedHead):
     # What subclasses give.
 
     def _learn(self, support: Support) -> Any:
-        """Return whatever ``_score`` needs, derived from the support (already centred)."""
+        """Return whatever ``_score`` needs, derived from the support (already embedded)."""
         raise NotImplementedError
 
     def _score(self, learned: Any, query: Tensor) -> Tensor:
-        """Return scores ``(E, Q, C)`` of queries ``(E, Q, D)`` (already centred)."""
+        """Return scores ``(E, Q, C)`` of queries ``(E, Q, D)`` (already embedded)."""
         products = query @ self._class_weights(learned).mT
         # Dividing the few scores by the length is the same as, and cheaper than, dividing the many features.
         return self._scores_from(learned, products, torch.linalg.vector_norm(query, dim=-1, keepdim=True))
@@ -137,6 +140,7 @@ class Head(CalibratedHead):
     # Gather-free scoring, for classes that opt in; to be overridden where there is more than one read.
 
     gather_free = False
+    embeds_beforehand = False
 
     def __init_subclass__(cls, gather_free: bool = False, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -157,7 +161,10 @@ class Head(CalibratedHead):
         return self._scores_from(learned, *reads[0])
 
     def _image_terms(self, features: Tensor) -> Tensor | None:
-        """Return ``(n,)``, what scores need of features ``(n, D)`` besides products, or ``None``; no class changes it."""
+        """Return ``(n,)``, what scores need of features ``(n, D)`` besides products, or ``None``; no class changes it.
+
+        The features are as they are in the bank, or embedded where the class ``embeds_beforehand``.
+        """
         return None
 
     @property
@@ -314,7 +321,7 @@ class Head(CalibratedHead):
         flat = checked.reshape(1, -1, checked.shape[-1]).to(snapshot.dtype)
         if flat.dtype.itemsize < checked.dtype.itemsize:  # a number may not fit any more
             checked_vectors(flat, "features")
-        scores = self._score(snapshot.learned, self._centred(flat))
+        scores = self._score(snapshot.learned, self._embed(flat))
         return scores.reshape(*checked.shape[:-1], len(snapshot.classes))
 
     def predict(self, features: Tensor, unknown: Label | None = None) -> Label | list[Label]:
@@ -384,16 +391,19 @@ class Head(CalibratedHead):
                 if features is not None:
                     checked_vectors(features, name, width=self._fixed_width() or support.shape[-1])
                     if self.mean.numel():
-                        checked_vectors(self._centred(features), f"{name} minus the mean")
-        return self._score(self._learn_episodes(support, base), self._centred(query.to(support.dtype)))
+                        checked_vectors(self._embed(features), f"{name} minus the mean")
+        return self._score_embedded(self._embed(support), self._embed(query.to(support.dtype)), base)
+
+    def _score_embedded(self, support: Tensor, query: Tensor, base: Tensor | None = None) -> Tensor:
+        """Return what ``score_episodes`` returns, for support and queries that are embedded already."""
+        return self._score(self._learn_episodes(support, base), query)
 
     def _learn_episodes(self, support: Tensor, base: Tensor | None = None) -> Any:
-        """Return what is learned from support ``(E, N, K, D)`` and base prototypes ``(B, D)``."""
+        """Return what is learned from embedded support ``(E, N, K, D)`` and base prototypes ``(B, D)``."""
         _, ways, shots, width = support.shape
-        base = support.new_empty(0, width) if base is None else base.to(support.dtype)
-        targets = len(base) + torch.arange(ways, device=support.device).repeat_interleave(shots)
-        features = self._centred(support.flatten(1, 2))
-        return self._learn(Support(features, targets, self._centred(base), len(base) + ways))
+        prototypes = support.new_empty(0, width) if base is None else self._embed(base).to(support.dtype)
+        targets = len(prototypes) + torch.arange(ways, device=support.device).repeat_interleave(shots)
+        return self._learn(Support(support.flatten(1, 2), targets, prototypes, len(prototypes) + ways))
 
     def _current(self) -> Any:
         """Return what ``_learn`` derives from the buffers; kept until they change, unless gradients must flow through it."""
@@ -415,45 +425,45 @@ class Head(CalibratedHead):
         if classes:
             # A tensor made in inference mode could never take part in autograd later.
             with torch.inference_mode(False), torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
-                width = self.support.shape[-1] or self.base.shape[-1]
-                written, base = (buffer.reshape(len(buffer), width).to(dtype) for buffer in (self.support, self.base))
-                features = self._centred(written).unsqueeze(0)
-                support = Support(features, len(base) + self.targets, self._centred(base), len(classes))
-                learned = None if trainable else self._extended(support, dtype)
-                learned = self._learn(support) if learned is None else learned
+                learned = None if trainable else self._extended(dtype)
+                learned = self._learn(self._all_support(dtype)) if learned is None else learned
         derived = Snapshot(classes, learned, dtype, self._refusal(), self._probability_temperature)
         if not trainable:
             self._derived = derived
         return derived
 
-    def _extended(self, support: Support, dtype: torch.dtype) -> Any | None:
-        """Return what ``_learn`` would derive from ``support``, by extending what it derived before classes were added."""
+    def _all_support(self, dtype: torch.dtype) -> Support:
+        """Return everything that was written, embedded."""
+        width = self.support.shape[-1] or self.base.shape[-1]
+        written, base = (
+            self._embed(buffer.reshape(len(buffer), width).to(dtype)) for buffer in (self.support, self.base)
+        )
+        columns = len(base) + len(self._written_classes)
+        return Support(written.unsqueeze(0), len(base) + self.targets, base, columns)
+
+    def _extended(self, dtype: torch.dtype) -> Any | None:
+        """Return what ``_learn`` would derive, by extending what it derived before classes were added."""
         previous = self._previous
         if previous is None or previous.dtype != dtype or previous.learned is None:
             return None
-        before, columns = len(previous.refusal.shots[0]), len(previous.classes)
-        if support.features.shape[1] - before > _MOST_ADDED:
+        before, known = len(previous.refusal.shots[0]), len(previous.classes) - len(self.base)
+        if len(self.support) - before > _MOST_ADDED:
             self._previous = None
             return None
-        known = Support(support.features[:, :before], support.targets[:before], support.base, columns)
-        added = Support(
-            support.features[:, before:],
-            support.targets[before:] - columns,
-            support.base[:0],
-            support.columns - columns,
-        )
-        extended = self._learn_more(previous.learned, known, added)
+        features = self._embed(self.support[before:].to(dtype))
+        targets, columns = self.targets[before:] - known, len(self._written_classes) - known
+        added = Support(features.unsqueeze(0), targets, features[:0], columns)
+        extended = self._learn_more(previous.learned, added)
         self._previous = None if extended is None else previous
         return extended
 
-    def _learn_more(self, learned: Any, known: Support, added: Support) -> Any | None:
-        """Return what ``_learn`` would derive from ``known`` and ``added`` together; ``None``: all has to be derived again.
+    def _learn_more(self, learned: Any, added: Support) -> Any | None:
+        """Return what ``_learn`` would derive from all that was written; ``None``: it has to be derived again.
 
         To be overridden where this is faster.
 
         Args:
-            learned: what ``_learn`` derived from ``known``. It must not be changed.
-            known: what was learned before.
+            learned: what ``_learn`` derived before. It must not be changed.
             added: features of further classes, columns from 0, and no base classes.
         """
         return None
@@ -474,7 +484,7 @@ class Head(CalibratedHead):
         with torch.inference_mode(False), torch.no_grad():
             width = support.shape[-1] or base.shape[-1]
             written, base = (
-                self._centred(buffer.reshape(len(buffer), width).to(snapshot.dtype)) for buffer in (support, base)
+                self._embed(buffer.reshape(len(buffer), width).to(snapshot.dtype)) for buffer in (support, base)
             )
             for fold in range(min(int(counts.max()), _FOLDS) if len(counts) else 0):
                 held = several & (place % _FOLDS == fold)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fewshot_nam._deprecation import warn_renamed
 from fewshot_nam.heads.power_norm import power_normalise
 from fewshot_nam.heads.validation import as_labels, checked_vectors
+from fewshot_nam.memory.primitives import unit
 
 _CHUNK_ELEMENTS = 1 << 22  # numbers converted to float64 at a time
 InitT = TypeVar("InitT", bound=Callable[..., None])
@@ -38,8 +39,9 @@ class BaseStatistics:
             squared again with its sign. Heads that power-normalise features use it as the prototype.
         mean: ``(D,)``, the mean over all base images; where the images are unknown, the mean of ``prototypes``.
         counts: ``(B,)`` long, how many images each class has; ``None`` where that is unknown.
-        within_covariance: ``(D, D)``, the covariance of features about their class means, pooled over the classes; ``None``
-            where that is unknown.
+        within_covariance: ``(D, D)``, how images of one class differ: the covariance of their directions about the class's mean
+            direction, pooled over the classes. The direction of an image is its power-normalised feature, minus the mean of the
+            power-normalised power means, scaled to length 1. ``None`` where that is unknown.
 
     Raises:
         TypeError: a tensor is not of floats (``counts``: not of integers).
@@ -109,19 +111,30 @@ class BaseStatistics:
             raise TypeError("from_features: labels must be all ints or all strings, got both")
         number = {name: i for i, name in enumerate(sorted(set(names)))}  # type: ignore[type-var]
         targets = torch.tensor([number[name] for name in names])
-        sums = torch.zeros(2, len(number), features.shape[1], dtype=torch.float64)
-        rows = max(1, _CHUNK_ELEMENTS // features.shape[1])
-        for some, its in zip(torch.split(features.detach(), rows), torch.split(targets, rows), strict=True):
-            exact = some.cpu().double()
-            sums[0].index_add_(0, its, exact)
-            sums[1].index_add_(0, its, power_normalise(exact))
-        counts = torch.bincount(targets)
+        return cls.from_targets(features, targets, len(number))
+
+    @classmethod
+    def from_targets(cls, features: Tensor, targets: Tensor, classes: int) -> BaseStatistics:
+        """Return what ``from_features`` returns, for features that were checked before.
+
+        Args:
+            features: ``(n, D)``; may be mapped from a file. They are read twice, in chunks.
+            targets: ``(n,)`` long on the CPU, from 0 to ``classes - 1``, each at least once.
+            classes: ``B``.
+        """
+        sums = torch.zeros(2, classes, features.shape[1], dtype=torch.float64)
+        for some, its in _chunks(features, targets):
+            sums[0].index_add_(0, its, some.double())
+            sums[1].index_add_(0, its, power_normalise(some.double()))
+        counts = torch.bincount(targets, minlength=classes)
         means, roots = sums / counts.unsqueeze(-1)
+        power_means = (roots * roots.abs()).float()
         base = cls(
             prototypes=means.float(),
-            power_means=(roots * roots.abs()).float(),
+            power_means=power_means,
             mean=(sums[0].sum(dim=0) / len(features)).float(),
             counts=counts,
+            within_covariance=_within_covariance(features, targets, power_means) if len(features) > classes else None,
         )
         return base.to(features.device)
 
@@ -175,6 +188,30 @@ class BaseStatistics:
         """Return the tensors that are known by name, for saving. ``BaseStatistics(**tensors)`` makes the same again."""
         known = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in known.items() if tensor is not None}
+
+
+def _chunks(features: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = max(1, _CHUNK_ELEMENTS // features.shape[1])
+    for some, its in zip(torch.split(features.detach(), rows), torch.split(targets, rows), strict=True):
+        yield some.cpu(), its
+
+
+def _within_covariance(features: Tensor, targets: Tensor, power_means: Tensor) -> Tensor:
+    """Return ``BaseStatistics.within_covariance`` ``(D, D)``.
+
+    Products of a chunk are taken in float32 and summed in float64, since for wide features they are most of the work.
+    """
+    centre = power_normalise(power_means).mean(dim=0)
+    width, classes = features.shape[1], len(power_means)
+    squares = torch.zeros(width, width, dtype=torch.float64)
+    sums = torch.zeros(classes, width, dtype=torch.float64)
+    for some, its in _chunks(features, targets):
+        directions = unit(power_normalise(some) - centre)
+        squares += directions.mT @ directions
+        sums.index_add_(0, its, directions.double())
+    counts = torch.bincount(targets, minlength=classes).unsqueeze(-1)
+    scatter = squares - (sums / counts).mT @ sums
+    return (scatter / (len(features) - classes)).float()
 
 
 class StoredBaseStatistics(nn.Module):

@@ -90,7 +90,7 @@ class CosineHead(Head, gather_free=True):
         """Return the unit prototypes ``(E, C, D)``."""
         return support.with_base(unit(support.base), unit(support.class_means(unit(support.features))))
 
-    def _learn_more(self, learned: Tensor, known: Support, added: Support) -> Tensor:
+    def _learn_more(self, learned: Tensor, added: Support) -> Tensor:
         return torch.cat([learned, self._learn(added)], dim=1)
 
     def _class_weights(self, learned: Tensor) -> Tensor:

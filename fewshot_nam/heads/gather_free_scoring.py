@@ -23,6 +23,7 @@ from fewshot_nam.memory.native.native_build import library
 
 _CHUNK_BYTES = 8 << 20  # features gathered at a time: more would leave the processor's cache
 _MOST_TERMS = 1 << 18  # images of a bank whose terms are computed beforehand, whether or not an episode picks them
+_MOST_EMBEDDED = 1 << 26  # numbers of a bank that are kept once more for each head that embeds them beforehand
 _TERMS_AT_A_TIME = 512  # images: what is computed on the way to their terms then stays in the cache
 
 
@@ -86,39 +87,67 @@ class GatherFreeScoring:
         heads: by name, on the device of the features.
         queries: about how many will be scored, each as often as it comes up in an episode; ``None`` for many. Terms of images
             (``Head._image_terms``) are computed beforehand for all of the bank only where there are no fewer queries than images.
+        banks: by name, the bank as heads that ``embeds_beforehand`` embed it; such a head is left out where it has none. ``None``:
+            they are made here.
 
     Attributes:
         heads: those that it scores with.
     """
 
-    def __init__(self, bank: IndexedFeatures, heads: Mapping[str, Head], queries: int | None = None) -> None:
+    def __init__(
+        self,
+        bank: IndexedFeatures,
+        heads: Mapping[str, Head],
+        queries: int | None = None,
+        banks: Mapping[str, IndexedFeatures] | None = None,
+    ) -> None:
         self._bank, self.heads = bank, dict[str, Head]()
+        self._embedded = embedded_banks(bank, heads, queries) if banks is None else banks
         self._terms: dict[str, Tensor | None] = {}
         images = len(bank.features)
         affordable = images <= _MOST_TERMS and (queries is None or queries >= images)
         for name, head in heads.items() if bank.compiled else ():
-            if not head.gather_free:
+            if not head.gather_free or (head.embeds_beforehand and name not in self._embedded):
                 continue
-            needed = head._image_terms(bank.features[:1].float()) is not None
+            own = self._embedded.get(name, bank).features
+            needed = head._image_terms(own[:1].float()) is not None
             if affordable or not needed:
                 self.heads[name] = head
-                self._terms[name] = self._terms_of(head) if needed else None
+                self._terms[name] = self._terms_of(head, own) if needed else None
 
-    def _terms_of(self, head: Head) -> Tensor:
+    def _terms_of(self, head: Head, features: Tensor) -> Tensor:
         with torch.no_grad():
-            parts = torch.split(self._bank.features, _TERMS_AT_A_TIME)
+            parts = torch.split(features, _TERMS_AT_A_TIME)
             return torch.cat([terms for part in parts if (terms := head._image_terms(part.float())) is not None])
 
     def score(self, support: Tensor, query: Tensor) -> dict[str, Tensor]:
         """Return scores ``(E, Q, N)`` by name, of support ``(E, N, K)`` and queries ``(E, Q)``, both an index."""
         found: dict[str, list[Tensor]] = {name: [] for name in self.heads}
         for chunk in self._bank.chunks(len(support), support[0].numel()) if found else ():
-            features, queries = self._bank.gather("support", support[chunk]), query[chunk]
+            shared, queries = self._bank.gather("support", support[chunk]), query[chunk]
             for name, head in self.heads.items():
-                learned, terms = head._learn_episodes(features), self._terms[name]
-                reads = [self._bank.products(read, queries) for read in head._reads(learned)]
+                bank, terms = self._embedded.get(name, self._bank), self._terms[name]
+                features = head._embed(shared) if bank is self._bank else bank.gather("support", support[chunk])
+                learned = head._learn_episodes(features)
+                reads = [bank.products(read, queries) for read in head._reads(learned)]
                 found[name].append(head._scores_of_reads(learned, reads, None if terms is None else terms[queries]))
         return {name: torch.cat(scores) if len(scores) > 1 else scores[0] for name, scores in found.items()}
+
+
+def embedded_banks(
+    bank: IndexedFeatures, heads: Mapping[str, Head], queries: int | None = None
+) -> dict[str, IndexedFeatures]:
+    """Return all features of a bank as heads embed them, by name, for those heads that ``embeds_beforehand``.
+
+    None are where the bank is too large to be kept once more, or where there are fewer ``queries`` than images.
+    """
+    heads = {name: head for name, head in heads.items() if head.embeds_beforehand}
+    images, width = bank.features.shape
+    if images * width > _MOST_EMBEDDED or (queries is not None and queries < images):
+        return {}
+    parts = torch.split(bank.features, _TERMS_AT_A_TIME)
+    with torch.no_grad():
+        return {name: IndexedFeatures(torch.cat([head._embed(part) for part in parts])) for name, head in heads.items()}
 
 
 def score_gathered(
@@ -128,6 +157,7 @@ def score_gathered(
     query: Tensor,
     base: tuple[IndexedFeatures, Tensor] | None = None,
     prototypes: Mapping[str, Tensor] | None = None,
+    embedded: Mapping[str, tuple[IndexedFeatures, IndexedFeatures | None]] | None = None,
 ) -> dict[str, Tensor]:
     """Return scores ``(E, Q, C)`` by name with ``score_episodes`` of any heads, for which features are gathered once.
 
@@ -138,17 +168,27 @@ def score_gathered(
         query: ``(E, Q)``, an index.
         base: another bank and what of it are further queries ``(E, Q_b)``, an index; ``None`` for none.
         prototypes: by name ``(B, D)``, of base classes that share the label space.
+        embedded: by name, both banks as a head that ``embeds_beforehand`` embeds them; such a head may be left out.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in heads}
+    embedded = embedded or {}
     images = support[0].numel() + query.shape[1] + (0 if base is None else base[1].shape[1])
+
+    def gathered(chunk: slice, novel: IndexedFeatures, others: IndexedFeatures | None) -> tuple[Tensor, Tensor]:
+        taught, queries = novel.gather("support", support[chunk]), novel.gather("query", query[chunk])
+        if base is not None and others is not None:
+            queries = torch.cat([queries, others.gather("query", base[1][chunk])], dim=1)
+        return taught, queries
+
     for chunk in bank.chunks(len(support), images) if found else ():
-        taught, queries = bank.gather("support", support[chunk]), bank.gather("query", query[chunk])
-        if base is not None:
-            queries = torch.cat([queries, base[0].gather("query", base[1][chunk])], dim=1)
+        if len(embedded) < len(heads):
+            taught, queries = gathered(chunk, bank, None if base is None else base[0])
         for name, head in heads.items():
             known = None if prototypes is None else prototypes.get(name)
-            # Every feature was checked when the bank was made.
-            found[name].append(head.score_episodes(taught, queries, known, check=False))
+            if name in embedded:
+                found[name].append(head._score_embedded(*gathered(chunk, *embedded[name]), known))
+            else:  # every feature was checked when the bank was made
+                found[name].append(head.score_episodes(taught, queries, known, check=False))
     return {name: torch.cat(scores) if len(scores) > 1 else scores[0] for name, scores in found.items()}
 
 

@@ -167,7 +167,7 @@ class GeneratorHead(Head):
     def _fixed_width(self) -> int:
         return self.base_weights.shape[-1]
 
-    def _centred(self, features: Tensor) -> Tensor:
+    def _embed(self, features: Tensor) -> Tensor:
         return features.to(self.base_weights.dtype)  # there is no mean; the dtype of the weights is used throughout
 
     def training_scores(self, support: Tensor, query: Tensor, hidden: Tensor) -> Tensor:

@@ -196,7 +196,7 @@ class KeptClassifierHead(Head):
         weights, best, shots = self._new_classes(background, support)
         return self._learned(support.with_base(background.weights, weights), background, best, shots)
 
-    def _learn_more(self, learned: Learned, known: Support, added: Support) -> Learned | None:
+    def _learn_more(self, learned: Learned, added: Support) -> Learned | None:
         background = learned.background
         if background is None or learned.best is None or learned.shots is None:
             return None

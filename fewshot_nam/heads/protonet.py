@@ -26,7 +26,7 @@ class ProtoNetHead(Head, gather_free=True):
         """Return the prototypes ``(E, C, D)``."""
         return support.with_base(support.base, support.class_means(support.features))
 
-    def _learn_more(self, learned: Tensor, known: Support, added: Support) -> Tensor:
+    def _learn_more(self, learned: Tensor, added: Support) -> Tensor:
         return torch.cat([learned, self._learn(added)], dim=1)
 
     def _class_weights(self, learned: Tensor) -> Tensor:

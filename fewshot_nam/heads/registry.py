@@ -144,7 +144,7 @@ def create(
     Args:
         name: one of ``available()``.
         base: what is known of base classes. Only heads that are defined by it or improve with it (``HeadSpec.uses_base``) take
-            it; the others are made without. ``nam`` takes it where there are ten base classes or more.
+            it; the others are made without.
         background: deprecated, use ``base``: prototypes ``(B, D)``.
         mean: deprecated, use ``base``: the mean base feature ``(D,)``.
         options: settings of the head's class, such as ``ridge``.
@@ -196,26 +196,44 @@ def create(
         raise ValueError(f"the head {name!r} cannot take these settings: {error}") from None
 
 
+# Constants of the heads that nam is compared with, chosen as its own: on the same validation classes, with as many trials.
+COSINE_SNORM = {
+    "centre_share": 0.7,
+    "identity_share": 1.0,
+    "norm_exponent": 0.15,
+    "cohort_temperature": 0.08,
+    "query_cohort_weight": 0.4,
+    "class_cohort_weight": 0.3,
+    "log_partition_penalty": 0.3,
+    "temperature": 0.02,
+}
+LDA_SNORM = {
+    "identity_share": 0.95,
+    "cohort_temperature": 0.1,
+    "query_cohort_weight": 0.6,
+    "class_cohort_weight": 0.3,
+    "log_partition_penalty": 0.2,
+    "temperature": 0.03,
+}
+
 for _entry in (
     HeadSpec(
         "nam",
         "fewshot_nam.heads.nam.head:NAMHead",
-        "Neural Attention Memory: a joint write and a prototype memory; uses base classes where known",
-        {"mode": "block"},
+        "Neural Attention Memory: a joint write in the space of base classes, with score normalisation",
         uses_base=True,
-        least_base=10,  # score_norm.COHORT_SIZE
         exports=True,
     ),
     HeadSpec(
         "nam-sequential",
-        "fewshot_nam.heads.nam.head:NAMHead",
+        "fewshot_nam.heads.nam.write_rule:WriteRuleHead",
         "the paper's rule: one prototype written after another",
         {"mode": "sequential"},
         exports=True,
     ),
     HeadSpec(
         "nam-parallel",
-        "fewshot_nam.heads.nam.head:NAMHead",
+        "fewshot_nam.heads.nam.write_rule:WriteRuleHead",
         "the paper's rule with every prototype erased from the same earlier memory",
         {"mode": "parallel"},
         exports=True,
@@ -252,6 +270,24 @@ for _entry in (
         {"log_partition_penalty": 1.0, "temperature": 1.0},
         exports=True,
     ),
+    HeadSpec(
+        "cosine-snorm",
+        "fewshot_nam.heads.score_norm:ScoreNormHead",
+        "cosine of power-normalised, centred features with nam's score normalisation and penalty: nam without its memory and space",
+        {"settings": COSINE_SNORM},
+        needs="prototypes",
+        uses_base=True,
+        exports=True,
+    ),
+    HeadSpec(
+        "lda-snorm",
+        "fewshot_nam.heads.score_norm:ScoreNormHead",
+        "the same in the space whitened within classes: nam without its memory",
+        {"settings": LDA_SNORM},
+        needs="prototypes",
+        uses_base=True,
+        exports=True,
+    ),
     HeadSpec("protonet", "fewshot_nam.heads.protonet:ProtoNetHead", "Euclidean distance to the class prototypes"),
     HeadSpec("nearest", "fewshot_nam.heads.nearest:NearestHead", "cosine to the nearest support image"),
     HeadSpec("ridge", "fewshot_nam.heads.ridge:RidgeHead", "ridge regression"),
@@ -277,6 +313,13 @@ for _entry in (
         "plda",
         "fewshot_nam.heads.plda:PLDAHead",
         "likelihood ratio of class to any class: Gaussians, covariance from base prototypes",
+        needs="prototypes",
+        uses_base=True,
+    ),
+    HeadSpec(
+        "plda-snorm",
+        "fewshot_nam.heads.plda_snorm:PLDASNormHead",
+        "plda with the score normalisation and penalty that nam has",
         needs="prototypes",
         uses_base=True,
     ),

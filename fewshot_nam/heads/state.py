@@ -348,16 +348,17 @@ class HeadState(nn.Module):
 
     @property
     def _transform(self) -> Transform:
-        """The transform applied to every feature first."""
+        """What is done to every feature first, unless ``_embed`` does more."""
         return Transform(centre=self.mean if self.mean.numel() else None)
 
-    def _centred(self, features: Tensor) -> Tensor:
+    def _embed(self, features: Tensor) -> Tensor:
+        """Return features ``(..., D)`` as heads learn and score them: what is done to each by itself."""
         return self._transform(features)
 
     def _checked_features(self, features: Tensor, name: str, keep_shape: bool = False) -> Tensor:
         features = checked_vectors(features, name, width=self.feature_dim)
         if self.mean.numel():
-            checked_vectors(self._centred(features), f"{name} minus the mean")
+            checked_vectors(self._embed(features), f"{name} minus the mean")
         if keep_shape:
             return features
         if features.dim() not in (1, 2) or not features.numel():

@@ -203,7 +203,7 @@ class _Graph(nn.Module):
 
     def forward(self, pictures: Tensor, memory: Mapping[str, Tensor]) -> Tensor:
         """Return scores ``(batch, classes)``. The name of the input is that of version 0.1."""
-        query = self.head._centred(self.network(pictures)).unsqueeze(0)
+        query = self.head._embed(self.network(pictures)).unsqueeze(0)
         return self.head._score(self.head._from_export(memory, self.numbers), query).squeeze(0)
 
 

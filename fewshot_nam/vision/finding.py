@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fewshot_nam import heads
-from fewshot_nam.heads import BaseStatistics, Head, KeptClassifierHead, Label, NAMHead
+from fewshot_nam.heads import BaseStatistics, Head, KeptClassifierHead, Label, NAMHead, ScoreNormHead
 from fewshot_nam.heads.validation import as_labels
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.catalogue import create
@@ -77,10 +77,12 @@ def find_parts(
     if isinstance(model, Backbone):
         _refuse("a Backbone", for_modules | {"transform_options": transform_options})
         base = model.base_statistics
-        if keep_classes is False:
-            return Parts(model, _head(head, model, base_images, base))
-        head = _head(head, model, base_images)  # kept base classes are known classes, and cannot be the cohort too
-        _keep(head, keep_classes, None if base is None else base.prototypes, model.base_classes)
+        head = _head(head, model, base_images, base)
+        if keep_classes is not False:
+            rows = None
+            if base is not None:
+                rows = base.power_means if head.power_normalised else base.prototypes
+            _keep(head, keep_classes, rows, model.base_classes)
         return Parts(model, head)
     _refuse("a module", for_names)
     if classifier is not None and layer is not None:
@@ -107,9 +109,9 @@ def find_parts(
                 "attach: keep_classes needs base_images, a hundred ordinary images of what the classifier sees, or a head with a "
                 "mean: without them nothing tells how much a new class takes from the classes that are kept"
             )
-        if getattr(head, "base_write", None) == "joint":
+        if isinstance(head, ScoreNormHead):
             raise ValueError(
-                "attach: keep_classes needs NAMHead(base_write='erased'): the weights of a classifier are no mean features"
+                "attach: keep_classes cannot take this head: the weights of a classifier are no mean features; leave the head out"
             )
         _keep(head, keep_classes, None if class_weights is None else class_weights + head.mean.to(class_weights), None)
     if in_place:
@@ -168,7 +170,7 @@ def _head(
     if head is None and base_images is not None:
         with torch.no_grad():
             mean = features_of(backbone, base_images).float().mean(dim=0)
-        head = NAMHead(base_write="erased", base=BaseStatistics.from_mean(mean))
+        head = NAMHead(BaseStatistics.from_mean(mean))
     weight = next(backbone.network.parameters(), None)
     head = heads.create("nam", base=base) if head is None else head
     return head if weight is None else head.to(weight.device)

@@ -10,9 +10,11 @@ tensors). Class names are in the head's state, as JSON. Nothing in it is unpickl
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from torch import Tensor
 
 import fewshot_nam
 from fewshot_nam import heads
-from fewshot_nam.heads import Head, NAMHead
+from fewshot_nam.heads import Head, NAMHead, NAMSettings
 from fewshot_nam.heads.erased_weights import head_of_version_01
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.vision.backbone import Backbone
@@ -130,6 +132,7 @@ def read_head(path: str | os.PathLike[str], present: Head | None = None) -> tupl
         head.load_state_dict({key.removeprefix(_HEAD): tensor for key, tensor in tensors.items()})
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} does not fit {type(head).__name__}: {' '.join(str(error).split())}") from error
+    _without_old_scale(path, about, head)
     return about, head, probed
 
 
@@ -149,13 +152,46 @@ def settings(head: Head) -> dict[str, Any]:
     # A setting that was left to the head is saved as such: the head keeps it under an underscore, and resolves it under its name.
     values = {name: getattr(head, f"_{name}", getattr(head, name, None)) for name in names}
     plain = {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))}
-    return plain | {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
+    grouped = {
+        name: dataclasses.asdict(value)
+        for name, value in values.items()
+        if dataclasses.is_dataclass(value) and not isinstance(value, type)
+    }
+    return plain | {name: list(value) for name, value in values.items() if isinstance(value, tuple)} | grouped
 
 
 def current_settings(kind: type[Head], saved: dict[str, Any]) -> dict[str, Any]:
     """Return the settings in a file by the names they have now."""
     renamed = getattr(kind.__init__, "renamed", {})
     return {renamed.get(name, name): value for name, value in saved.items()}
+
+
+def _current_head(kind: str, saved: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the class and settings of a head that a file names: ``NAMHead`` of version 0.1 had modes, and other constants."""
+    if kind != "NAMHead" or "settings" in saved:
+        return kind, saved
+    if saved.get("mode") not in ("sequential", "parallel"):
+        return kind, {"settings": dataclasses.asdict(NAMSettings())}
+    return "WriteRuleHead", {
+        name: saved[name] for name in ("mode", "keys", "reading", "p_write", "p_erase") if name in saved
+    }
+
+
+def _without_old_scale(path: Path, about: dict[str, Any], head: Head) -> None:
+    """Remove a threshold and a temperature that fit scores of another head; ``calibrate``'s threshold is computed again anyway."""
+    replaced = about["head"] == "NAMHead" and "settings" not in about["settings"] and isinstance(head, NAMHead)
+    if not replaced:
+        return
+    names = [name for name in ("threshold", "probability_temperature") if getattr(head, f"_{name}") is not None]
+    for name in names:
+        setattr(head, f"_{name}", None)
+    head._outdate()
+    if names:
+        warnings.warn(
+            f"{path}: written by an earlier version, whose head gave other scores. What was set for those was removed: "
+            f"{', '.join(name.replace('_', ' ') for name in names)}. Set it anew, or call calibrate",
+            stacklevel=4,
+        )
 
 
 def _named(value: object) -> str:
@@ -209,7 +245,7 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _like(path: Path, about: dict[str, Any], present: Head) -> Head:
     """Return a head of the class and settings in the file, to be filled with its state."""
-    kind, wanted = about["head"], about["settings"]
+    kind, wanted = _current_head(about["head"], about["settings"])
     if type(present).__name__ == kind and settings(present) == current_settings(type(present), wanted):
         return copy.deepcopy(present)
     try:

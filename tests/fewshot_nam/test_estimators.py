@@ -21,13 +21,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fewshot_nam.estimators import CosineClassifier, NAMClassifier
-from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead
+from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead, NAMSettings, WriteRuleHead
 
 CLASSIFIERS = [NAMClassifier, CosineClassifier]
 SETTINGS = [
     NAMClassifier(),
     NAMClassifier("sequential"),
-    NAMClassifier("parallel", keys="shots", reading="raw", log_partition_penalty=0.5),
+    NAMClassifier("parallel", keys="shots", reading="raw"),
     CosineClassifier(),
     CosineClassifier(log_partition_penalty=1.0, temperature=1.0, power_norm=True),
 ]
@@ -83,20 +83,11 @@ MEAN = BaseStatistics.from_mean(torch.full((7,), 0.1, dtype=torch.float64))
     ("classifier", "head", "options"),
     [
         (NAMClassifier, NAMHead, {}),
-        (NAMClassifier, NAMHead, {"mode": "sequential", "p_erase": 0.5}),
-        (
-            NAMClassifier,
-            NAMHead,
-            {
-                "keys": "prototypes",
-                "ridge": 1.0,
-                "prototype_weight": 1.0,
-                "norm_exponent": 0.5,
-                "log_partition_penalty": 0.1,
-            },
-        ),
-        (NAMClassifier, NAMHead, {"base": MEAN, "p_write": 0.7, "reading": "raw", "temperature": 0.3}),
-        (NAMClassifier, NAMHead, {"base": base(12), "cohort_weight": 0.9}),
+        (NAMClassifier, WriteRuleHead, {"mode": "sequential", "p_erase": 0.5}),
+        (NAMClassifier, WriteRuleHead, {"mode": "parallel", "base": MEAN, "p_write": 0.7, "reading": "raw"}),
+        (NAMClassifier, NAMHead, {"settings": {"ridge": 1.0, "log_partition_penalty": 0.1}}),
+        (NAMClassifier, NAMHead, {"base": MEAN, "settings": NAMSettings(temperature=0.3)}),
+        (NAMClassifier, NAMHead, {"base": base(12), "settings": {"query_cohort_weight": 0.9}}),
         (CosineClassifier, CosineHead, {}),
         (
             CosineClassifier,
@@ -127,15 +118,17 @@ def test_settings_are_those_of_the_head_with_its_defaults(classifier, head):
         {name: p.default for name, p in inspect.signature(c.__init__).parameters.items() if name != "self"}
         for c in (classifier, head)
     )
-    for name in ("probability_temperature", "unknown", "threshold"):
+    rule = {"mode", "keys", "reading", "p_write", "p_erase"} if head is NAMHead else set()
+    for name in {"probability_temperature", "unknown", "threshold"} | rule:
         del ours[name]
-    for name in (
-        "scale",
-        "learn_scale",
-        "base_write",
-    ):  # what probability_temperature does, training, classes known beforehand
+    for name in ("scale", "learn_scale", "old"):  # what probability_temperature does, training, words that are refused
         theirs.pop(name, None)
     assert ours == theirs
+
+
+def test_the_paper_s_rule_takes_no_settings_of_the_nam_head():
+    with pytest.raises(ValueError, match="settings are those of mode='block', got mode='sequential'"):
+        NAMClassifier("sequential", settings={"ridge": 1.0}).fit([[1.0, 0.0], [0.0, 1.0]], [0, 1])
 
 
 @pytest.mark.parametrize("estimator", SETTINGS, ids=repr)
@@ -290,16 +283,27 @@ def test_without_a_threshold_of_its_own_it_takes_the_calibrated_one(classifier):
         ({"unknown": -1}, ["a", "b"], "must be of the kind of the labels"),
         ({"unknown": "x"}, [1, 2], "must be of the kind of the labels"),
         ({"probability_temperature": 0.0}, [1, 2], "probability_temperature must be above 0, got 0.0"),
-        ({"temperature": -1.0}, [1, 2], "temperature must be above 0"),
-        ({"log_partition_penalty": 2.0}, [1, 2], "log_partition_penalty must be from 0 to 1"),
-        ({"mean": [[1.0, 2.0]]}, [1, 2], r"mean must be \(D,\)"),
-        ({"mean": [1.0, 2.0, 3.0]}, [1, 2], "width 3"),
+        ({"base": BaseStatistics.from_mean(torch.ones(3))}, [1, 2], "width 3"),
         ({}, [0.5, 1.5], "continuous"),
     ],
 )
 def test_settings_and_labels_that_cannot_be_used_are_refused_by_fit(classifier, options, labels, message):
     with pytest.raises(ValueError, match=message):
         classifier(**options).fit(np.eye(2), labels)
+
+
+@pytest.mark.parametrize(
+    ("classifier", "options", "message"),
+    [
+        (NAMClassifier, {"settings": {"temperature": -1.0}}, "temperature must be above 0"),
+        (NAMClassifier, {"settings": {"rigde": 1.0}}, "NAMSettings has no 'rigde'"),
+        (CosineClassifier, {"temperature": -1.0}, "temperature must be above 0"),
+        (CosineClassifier, {"log_partition_penalty": 2.0}, "log_partition_penalty must be from 0 to 1"),
+    ],
+)
+def test_constants_of_a_head_outside_their_range_are_refused_by_fit(classifier, options, message):
+    with pytest.raises(ValueError, match=message):
+        classifier(**options).fit(np.eye(2), [1, 2])
 
 
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
@@ -365,7 +369,12 @@ def test_it_works_inside_scikit_learns_tools_on_digits(classifier):
     scores = cross_val_score(pipeline, rows, labels, cv=3)
     assert scores.min() > 0.7
     name = classifier.__name__.lower()
-    search = GridSearchCV(pipeline, {f"{name}__log_partition_penalty": [0.0, 0.9], f"{name}__temperature": [0.1]}, cv=2)
+    grid = (
+        {"settings": [{"ridge": 0.1}, {"ridge": 100.0}]}
+        if classifier is NAMClassifier
+        else {"log_partition_penalty": [0.0, 0.9], "temperature": [0.1]}
+    )
+    search = GridSearchCV(pipeline, {f"{name}__{key}": values for key, values in grid.items()}, cv=2)
     assert search.fit(rows, labels).best_score_ > 0.7
     assert search.best_estimator_.predict(rows[:3]).shape == (3,)
     crossed = cross_val_predict(classifier(), rows, labels, cv=3, method="decision_function")
@@ -401,13 +410,13 @@ def test_the_default_temperature_is_plausible_on_digits(classifier):
 
 
 def test_old_names_of_parameters_still_work():
-    with pytest.warns(DeprecationWarning, match="NAMClassifier: plain= is deprecated"):
-        classifier = NAMClassifier(plain=2.0)
-    assert classifier.get_params()["prototype_weight"] == 2.0
-    with pytest.warns(DeprecationWarning, match="NAMClassifier: level is deprecated .* use norm_exponent"):
-        assert classifier.set_params(level=0.5).norm_exponent == 0.5
-    with pytest.raises(ValueError, match="Invalid parameter 'levle'"):
-        classifier.set_params(levle=0.5)
+    with pytest.warns(DeprecationWarning, match="CosineClassifier: compete= is deprecated"):
+        classifier = CosineClassifier(compete=0.3)
+    assert classifier.get_params()["log_partition_penalty"] == 0.3
+    with pytest.warns(DeprecationWarning, match="CosineClassifier: root is deprecated .* use power_norm"):
+        assert classifier.set_params(root=True).power_norm
+    with pytest.raises(ValueError, match="Invalid parameter 'roto'"):
+        classifier.set_params(roto=True)
     with pytest.warns(DeprecationWarning, match="CosineClassifier: mean= is deprecated .* use base="):
         centred = CosineClassifier(mean=[0.1] * 7)
     assert centred.base.mean.tolist() == [0.1] * 7

@@ -1,93 +1,106 @@
-"""The joint write: all pairs of key and value are written at once, in closed form, and none spoils another.
+"""The joint write: all keys are written into one memory at once, in closed form, and every class reads 1 for its own direction.
 
-All functions give the memory of ``write_block`` (``fewshot_nam.memory``). ``write_onto`` adds novel pairs to base classes that were
-written before, as recursive least squares does. ``write_sums`` is for few keys and ``write_classes`` for many.
+The metric ``R = (ridge I + sum_i z_i z_i^T)^(-1)`` over all keys ``z_i`` is the state of recursive least squares: one more key
+changes it by ``R <- R - R z z^T R / (1 + z^T R z)``. The weights of a class with mean direction ``u`` are ``R u / (u^T R u)``.
+A ridge alone shrinks what a class reads for itself, the more the more keys there are; the division gives ``w . u = 1`` back,
+which is Theorem 1 of the paper (``W x = y``) for any ridge and any number of classes. With one key a class and no ridge, other
+classes read 0 for it.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from fewshot_nam.memory.primitives import write_block
 
-
-def write_onto(base: Tensor, keys: Tensor, values: Tensor, p_write: float, p_erase: float, ridge: float) -> Tensor:
-    """Return the memory ``(E, C, D)`` with base classes and ``n`` more pairs written; base classes are written first.
-
-    With ``p_write`` and ``p_erase`` of 1 it is the memory that ``write_block`` gives for all pairs at once.
+def joint_write(means: Tensor, keys: Tensor, base: Tensor, ridge: float) -> Tensor:
+    """Return class weights ``(E, B + N, D)``; ``weights[e, c]`` reads 1 for the direction of class ``c``.
 
     Args:
-        base: ``(B, D)``, one unit key for each base class, written with the value 1 for that class.
-        keys: ``(E, n, D)``.
-        values: ``(E, n, C)``, base columns first.
-        p_write: write probability of the n pairs.
-        p_erase: their erase probability.
+        means: ``(E, N, D)``, of length 1, the mean direction of each novel class.
+        keys: ``(E, n, D)``, of length 1, what is written for them.
+        base: ``(B, D)``, of length 1, keys of base classes and their directions, the same in every episode; ``B`` may be 0.
         ridge: damping, above 0.
     """
-    identity = torch.eye(len(base), dtype=base.dtype, device=base.device)
-    weights = write_block(torch.zeros_like(base), base, identity, 1.0, 0.0, ridge)
-    memory = torch.cat([weights, weights.new_zeros(values.shape[-1] - len(base), weights.shape[-1])])
-    # What remains of a key after the part that the base keys explain.
-    residual = keys - (keys @ base.mT) @ weights
-    damped = keys @ residual.mT + ridge * torch.eye(keys.shape[-2], dtype=keys.dtype, device=keys.device)
-    updates = p_write * values - p_erase * (keys @ memory.mT)
-    return memory + updates.mT @ torch.linalg.solve(damped, residual)
+    rows = _solved(means, keys, base, ridge)
+    means = torch.cat([base.expand(len(means), -1, -1), means], dim=1) if len(base) else means
+    return rows / _at_least_tiny((rows * means).sum(dim=-1, keepdim=True))
 
 
-def write_sums(products: Tensor, values: Tensor, p_write: float, ridge: float) -> Tensor:
-    """Return the weights ``(E, C, n)`` of the sums of keys that ``write_block`` writes into an empty memory.
+def _solved(means: Tensor, keys: Tensor, base: Tensor, ridge: float) -> Tensor:
+    """Return ``R u`` of all classes up to a factor, base classes first, by the smallest system there is."""
+    (count, width), known = keys.shape[-2:], len(base)
+    if count > width:
+        every = torch.cat([base.expand(len(keys), -1, -1), keys], dim=1)
+        wanted = torch.cat([base.expand(len(keys), -1, -1), means], dim=1)
+        return torch.cholesky_solve(wanted.mT, torch.linalg.cholesky(_damped(every.mT @ every, ridge))).mT
+    # Woodbury's identity: a few keys change the metric by little. Base classes are written once for all episodes.
+    if not known:
+        shared = torch.cholesky_solve(keys @ means.mT, torch.linalg.cholesky(_damped(keys @ keys.mT, ridge)))
+        return torch.baddbmm(means, shared.mT, keys, alpha=-1)
+    if known <= width:
+        of_base = torch.cholesky_solve(base, torch.linalg.cholesky(_damped(base @ base.mT, ridge)))
+        of_keys, of_means = ((rows - (rows @ base.mT) @ of_base) / ridge for rows in (keys, means))
+    else:
+        metric = torch.cholesky_inverse(torch.linalg.cholesky(_damped(base.mT @ base, ridge)))
+        of_base, of_keys, of_means = base @ metric, keys @ metric, means @ metric
+    solved = torch.linalg.solve(_damped(of_keys @ keys.mT, 1.0), of_keys)
+    novel = of_means - (of_means @ keys.mT) @ solved
+    return torch.cat([of_base - (of_base @ keys.mT) @ solved, novel], dim=1)
 
-    Args:
-        products: ``(E, n, n)``, of the keys with one another.
-        values: ``(n, C)``.
-        p_write: write probability.
-        ridge: damping, above 0.
+
+def _damped(products: Tensor, ridge: float) -> Tensor:
+    return products + ridge * torch.eye(products.shape[-1], dtype=products.dtype, device=products.device)
+
+
+def _at_least_tiny(own: Tensor) -> Tensor:
+    """Return what classes read for themselves; a class whose shots cancel out has no direction, and then reads 0 for everything."""
+    return own.clamp_min(torch.finfo(own.dtype).tiny)
+
+
+class GrowingMemory(NamedTuple):
+    """A joint write that takes further classes at a cost of ``C D + D^2`` each; weights are never formed.
+
+    Attributes:
+        metric: ``(D, D)``, ``R``.
+        own: ``(C,)``, ``u_c^T R u_c``.
+        ridge: damping.
+        written: how many keys were written.
     """
-    damped = products + ridge * torch.eye(products.shape[-1], dtype=products.dtype, device=products.device)
-    solved = torch.cholesky_solve(values.expand(*products.shape[:-2], -1, -1), torch.linalg.cholesky(damped))
-    return p_write * solved.mT
 
+    metric: Tensor
+    own: Tensor
+    ridge: float
+    written: int
 
-def write_classes(keys: Tensor, sums: Tensor, p_write: float, ridge: float) -> tuple[Tensor, Tensor]:
-    """Return the memory ``(E, C, D)`` that ``write_block`` writes into an empty one with one-hot values.
+    @classmethod
+    def of(cls, means: Tensor, keys: Tensor, ridge: float) -> GrowingMemory:
+        """Return the memory of keys ``(n, D)`` of classes with mean directions ``(C, D)``."""
+        metric = torch.cholesky_inverse(torch.linalg.cholesky(_damped(keys.mT @ keys, ridge)))
+        return cls(metric, ((means @ metric) * means).sum(dim=-1), ridge, len(keys))
 
-    It solves a ``D x D`` system in place of an ``n x n`` one, which is faster for more keys than dimensions. Its Cholesky factor
-    ``(E, D, D)`` is returned too, for ``write_more``.
+    def with_classes(self, before: Tensor, means: Tensor, keys: Tensor) -> GrowingMemory:
+        """Return the memory with more classes.
 
-    Args:
-        keys: ``(E, n, D)``.
-        sums: ``(E, C, D)``, the sum of the keys of each class.
-        p_write: write probability.
-        ridge: damping, above 0.
-    """
-    spread = keys.mT @ keys + ridge * torch.eye(keys.shape[-1], dtype=keys.dtype, device=keys.device)
-    factor = torch.linalg.cholesky(spread)
-    return p_write * torch.cholesky_solve(sums.mT, factor).mT, factor
+        Args:
+            before: ``(C, D)``, mean directions of the classes in it.
+            means: ``(r, D)``, of the new ones.
+            keys: ``(k, D)``, their keys.
+        """
+        of_keys = keys @ self.metric
+        system = _damped(of_keys @ keys.mT, 1.0)
+        metric = self.metric - of_keys.mT @ torch.linalg.solve(system, of_keys)
+        shared = before @ of_keys.mT
+        lost = (torch.linalg.solve(system, shared.mT).mT * shared).sum(dim=-1)
+        own = torch.cat([self.own - lost, ((means @ metric) * means).sum(dim=-1)])
+        return GrowingMemory(metric, own, self.ridge, self.written + len(keys))
 
+    def read(self, queries: Tensor, means: Tensor) -> Tensor:
+        """Return ``w_c . z`` ``(..., C)`` of queries ``(..., D)``, for classes with mean directions ``(C, D)``."""
+        return (queries @ self.metric) @ means.mT / _at_least_tiny(self.own)
 
-def write_more(
-    factor: Tensor, features: Tensor, targets: Tensor, keys: Tensor, values: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what ``write_classes`` would change for ``r`` more keys of new classes, in terms of rank ``r``.
-
-    With gates of 1, the memory of the ``C`` classes written before gets ``left @ right`` added, and that of the new classes is
-    ``new @ right`` (Woodbury's identity).
-
-    Args:
-        factor: ``(1, D, D)``, of ``write_classes`` for what was written before.
-        features: ``(1, n, D)``, which were written before; their directions were the keys.
-        targets: ``(n,)``, columns 0 to C - 1, the class of each.
-        keys: ``(1, r, D)``, the new ones.
-        values: ``(r, N)``, one-hot, the new class of each.
-
-    Returns:
-        ``left`` ``(1, C, r)``, ``new`` ``(1, N, r)`` and ``right`` ``(1, r, D)``.
-    """
-    solved = torch.cholesky_solve(keys.mT, factor)
-    identity = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
-    right = torch.linalg.solve(identity + keys @ solved, solved.mT)
-    lengths = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
-    reads = features @ solved / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
-    left = reads.new_zeros(1, int(targets.max()) + 1, keys.shape[1]).index_add_(1, targets, -reads)
-    return left, values.mT.unsqueeze(0), right
+    def weights(self, means: Tensor) -> Tensor:
+        """Return class weights ``(C, D)``."""
+        return (means @ self.metric) / _at_least_tiny(self.own).unsqueeze(-1)

@@ -16,7 +16,7 @@ from episodes.evaluation.evaluation import as_device
 from episodes.evaluation.scoring import Scorer
 from episodes.features.holdout import hold_out
 from episodes.metrics.intervals import ci95_over_classes
-from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead, available, create, needs_base
+from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead, available, create
 
 D = 13
 
@@ -42,9 +42,7 @@ def loop(protocol: str, name: str, shots: int, count: int = 6) -> dict[str, floa
     for e in range(count):
         episode = sampler.sample(e, e + 1)
         known = base if generalized else BASE
-        # Base classes in the label space are no cohort of unknown classes, except for heads that cannot be made without one.
-        base_statistics = BaseStatistics.from_features(known.features, known.labels.tolist())
-        head = create(name, base_statistics if needs_base(name) or not generalized else None)
+        head = create(name, BaseStatistics.from_features(known.features, known.labels.tolist()))
         if generalized:
             head.write_base(base.class_means(power_norm=head.power_normalised), base.classes)
         for classwise, label in zip(episode.support[0], episode.classes[0].tolist(), strict=True):
@@ -229,10 +227,10 @@ def test_intervals_over_classes_are_those_of_a_loop_over_left_out_classes():
 
 
 def test_heads_of_ones_own_are_used_as_they_are():
-    heads = {"mine": NAMHead("block", ridge=3.0), "cosine": CosineHead()}
+    heads = {"mine": NAMHead(settings={"ridge": 3.0}), "cosine": CosineHead()}
     report = run("open", heads, 1)
     assert list(report.results) == ["mine", "cosine"]
-    assert "ridge=3.0" in report.config["heads"]["mine"]
+    assert "'ridge': 3.0" in report.config["heads"]["mine"]
     assert heads["mine"].classes == []
 
 

@@ -30,7 +30,7 @@ def test_statistics_of_features_are_those_of_plain_loops():
         middle = sum(power(row) for row in members) / len(members)
         torch.testing.assert_close(base.power_means[i], middle.sign() * middle.square())
     torch.testing.assert_close(base.mean, sum(features) / 11)
-    assert base.within_covariance is None
+    assert base.within_covariance.shape == (D, D)
 
 
 def test_whole_numbers_and_tensors_label_classes_and_chunks_change_nothing(monkeypatch):
@@ -125,8 +125,7 @@ def test_statistics_that_cannot_be_made_are_named(call, error, message):
 
 
 def complete() -> BaseStatistics:
-    known = BaseStatistics.from_features(rows(30, 9), [i % 12 for i in range(30)])
-    return BaseStatistics(**known.tensors(), within_covariance=torch.eye(D))
+    return BaseStatistics.from_features(rows(30, 9), [i % 12 for i in range(30)])
 
 
 @pytest.mark.parametrize(
@@ -156,7 +155,7 @@ def test_a_nam_head_saves_all_that_it_knows_of_base_classes(tmp_path):
     loaded.load_state_dict(load_file(tmp_path / "head.safetensors"))
     assert torch.equal(loaded(query), head(query))
     assert loaded.base_statistics.counts.tolist() == complete().counts.tolist()
-    assert torch.equal(loaded.base_statistics.within_covariance, torch.eye(D))
+    assert torch.equal(loaded.base_statistics.within_covariance, complete().within_covariance)
 
 
 @pytest.mark.parametrize("count", [0, 12])
@@ -230,11 +229,6 @@ def test_old_words_that_say_two_things_are_refused(build):
 @pytest.mark.parametrize(
     ("build", "old", "new"),
     [
-        (NAMHead, {"plain": 1.5}, {"prototype_weight": 1.5}),
-        (NAMHead, {"level": 0.5}, {"norm_exponent": 0.5}),
-        (NAMHead, {"compete": 0.1}, {"log_partition_penalty": 0.1}),
-        (NAMHead, {"familiar": 0.7}, {"cohort_weight": 0.7}),
-        (NAMHead, {"base_rows": "erased"}, {"base_write": "erased"}),
         (CosineHead, {"compete": 0.1}, {"log_partition_penalty": 0.1}),
         (CosineHead, {"root": True}, {"power_norm": True}),
     ],
@@ -253,6 +247,6 @@ def test_old_names_of_settings_still_work_as_keywords_and_attributes(build, old,
 
 def test_several_old_words_at_once_give_a_warning_each():
     with pytest.warns(DeprecationWarning, match="is deprecated") as caught:
-        head = NAMHead(plain=1.5, compete=0.1, background=PROTOTYPES)
+        head = CosineHead(compete=0.1, root=True, mean=MEAN)
     assert [one.filename for one in caught] == [__file__] * 3
-    assert (head.prototype_weight, head.log_partition_penalty, len(head.base_statistics)) == (1.5, 0.1, 12)
+    assert (head.log_partition_penalty, head.power_norm, len(head.mean)) == (0.1, True, D)

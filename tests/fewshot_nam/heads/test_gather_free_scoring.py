@@ -5,7 +5,7 @@ import torch
 
 from fewshot_nam.heads import BaseStatistics, CosineHead, Head, NAMHead, ProtoNetHead, available, create
 from fewshot_nam.heads.base import Read
-from fewshot_nam.heads.gather_free_scoring import GatherFreeScoring, IndexedFeatures, score_gathered
+from fewshot_nam.heads.gather_free_scoring import GatherFreeScoring, IndexedFeatures, embedded_banks, score_gathered
 from fewshot_nam.heads.power_norm import Transform
 
 E, WAYS, QUERIES = 7, 3, 11
@@ -33,9 +33,9 @@ def every_head(bank: torch.Tensor) -> dict[str, Head]:
     base = BaseStatistics.from_prototypes(features(5, 12, bank.shape[1]))
     heads = {name: create(name, None if name.startswith("nam") else base) for name in available()}
     heads["another mean"] = CosineHead(base=BaseStatistics.from_mean(features(6, bank.shape[1])))
+    images = features(7, 60, bank.shape[1])
     heads["nam over base classes"] = NAMHead(base=base)
-    heads["sequential over base classes"] = NAMHead("sequential", prototype_weight=1.0, cohort_weight=0.0, base=base)
-    heads["over base classes that do not count"] = NAMHead(base=base, prototype_weight=0.0)
+    heads["nam over base images"] = NAMHead(base=BaseStatistics.from_features(images, torch.arange(60) % 12))
     return heads
 
 
@@ -158,6 +158,21 @@ def test_terms_of_images_are_computed_where_the_bank_is_small_beside_the_queries
     assert set(GatherFreeScoring(bank, heads, queries=89).heads) == {"cosine"}
     monkeypatch.setattr("fewshot_nam.heads.gather_free_scoring._MOST_TERMS", 89)
     assert set(GatherFreeScoring(bank, heads).heads) == {"cosine"}
+
+
+@pytest.mark.parametrize("queries", [None, 89])
+def test_a_bank_is_embedded_once_where_that_repays(queries, monkeypatch):
+    bank, support, query = episodes(2)
+    head, calls = NAMHead(base=BaseStatistics.from_prototypes(features(5, 12, 37))), []
+    embed = NAMHead._embed
+    monkeypatch.setattr(NAMHead, "_embed", lambda self, x: calls.append(x.numel() // 37) or embed(self, x))
+    banks = embedded_banks(IndexedFeatures(bank), {"nam": head}, queries)
+    assert sum(calls) == (90 if queries is None else 0)
+    calls.clear()
+    own = {name: (each, None) for name, each in banks.items()}
+    found = score_gathered({"nam": head}, IndexedFeatures(bank), support, query, embedded=own)["nam"]
+    assert bool(calls) == (queries is not None)
+    torch.testing.assert_close(found, head.score_episodes(bank[support], bank[query]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("reason", ["switch", "dtype", "strides"])

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewshot_nam.heads import BaseStatistics, CosineHead, Head, NAMHead, ProtoNetHead
+from fewshot_nam.heads import BaseStatistics, CosineHead, Head, NAMHead, ProtoNetHead, ScoreNormHead
 from fewshot_nam.heads import base as contract
 from fewshot_nam.heads.growing_rows import GrowingRows
+from fewshot_nam.heads.nam import head as nam
 
 D = 7
 
@@ -18,13 +19,15 @@ def features(seed: int, *shape: int) -> Tensor:
 
 
 BASE = BaseStatistics.from_prototypes(features(98, 12))
+IMAGES = BaseStatistics.from_features(features(96, 60), torch.arange(60) % 12)
 HEADS = {
     "nam": NAMHead,
-    "nam, half written": lambda: NAMHead(p_write=0.7, ridge=0.05, norm_exponent=0.6),
-    "nam, joint memory alone": lambda: NAMHead(prototype_weight=0.0),
+    "nam, small ridge": lambda: NAMHead(settings={"ridge": 0.05, "norm_exponent": 0.6}),
     "nam, centred": lambda: NAMHead(base=BaseStatistics.from_mean(BASE.mean)),
     "nam with base classes": lambda: NAMHead(base=BASE),
-    "nam with base classes, no cohort score": lambda: NAMHead(base=BASE, cohort_weight=0.0),
+    "nam with base images": lambda: NAMHead(base=IMAGES),
+    "nam over base classes": lambda: NAMHead(base=IMAGES).write_base(features(97, 5), list("vwxyz")),
+    "score norm": lambda: ScoreNormHead(base=IMAGES),
     "cosine": lambda: CosineHead(power_norm=True, base=BASE),
     "protonet": ProtoNetHead,
 }
@@ -34,7 +37,8 @@ HEADS = {
 def learned_anew(monkeypatch):
     """Count how often each head derives all it knows anew."""
     counts: list[int] = []
-    for kind in (NAMHead, CosineHead, ProtoNetHead):
+    monkeypatch.setattr(nam, "_MANY", 8)
+    for kind in (ScoreNormHead, CosineHead, ProtoNetHead):
         learn = kind._learn
 
         def counted(self: Head, support: contract.Support, learn=learn):
@@ -47,20 +51,21 @@ def learned_anew(monkeypatch):
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_new_classes_extend_what_was_derived(kind, learned_anew):
-    head, taught, query = HEADS[kind](), [], features(2, 9)
+    head, query = HEADS[kind](), features(2, 9)
+    base = len(head.classes)
     lessons = [(features(10 + i, 1 + i % 3), f"class {i}") for i in range(20)]
     for rows, label in lessons[:12]:  # more features than dimensions
         head.write(rows, label)
     head(query)
     learned_anew.clear()
     for step in (13, 16, 20):
-        for rows, label in lessons[len(head.classes) : step]:
+        for rows, label in lessons[len(head.classes) - base : step]:
             head.write(rows, label)
         found = head(query)
         taught = HEADS[kind]()
         for rows, label in lessons[:step]:
             taught.write(rows, label)
-        assert max(learned_anew, default=0) < 12, "only the new classes were learned"
+        assert max(learned_anew, default=0) < 12 + base, "only the new classes were learned"
         torch.testing.assert_close(found, taught(query), rtol=1e-9, atol=1e-9)
         learned_anew.clear()
 
@@ -77,7 +82,7 @@ def test_what_is_not_new_is_derived_anew(kind):
         lambda head: head.write(features(3, 2), [4, 99]),
         lambda head: head.forget(7),
         lambda head: head.write(features(4, 2), [55, 55]),
-        lambda head: head.write_base(features(5, 2), ["x", "y"]),
+        lambda head: head.write_base(features(5, 2), ["base 1", "base 2"]),
         lambda head: head.write(features(6), 56),
         lambda head: head.write(features(7, 80), range(100, 180)),
         lambda head: head.write(features(8), 57),

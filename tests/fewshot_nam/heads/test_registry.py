@@ -6,7 +6,6 @@ import torch
 from fewshot_nam.heads import BaseStatistics, CosineHead, HeadSpec, NAMHead, available, create, needs_base, register
 from fewshot_nam.heads import registry as heads
 from fewshot_nam.heads.registry import exportable, spec, specs
-from fewshot_nam.heads.score_norm import COHORT_SIZE
 
 BASE = BaseStatistics.from_prototypes(torch.rand(12, 5, generator=torch.Generator().manual_seed(0)) + 0.1)
 MEAN = BaseStatistics.from_mean(BASE.mean)
@@ -79,10 +78,6 @@ def test_a_package_that_is_missing_is_named():
     register(HeadSpec("elsewhere", CosineHead, "needs a package", requires="no_such_package"))
     with pytest.raises(ImportError, match="the head 'elsewhere' needs the package no_such_package"):
         create("elsewhere")
-
-
-def test_the_least_base_of_nam_is_the_size_of_a_cohort():
-    assert spec("nam").least_base == COHORT_SIZE
 
 
 def test_an_entry_that_exports_has_a_class():

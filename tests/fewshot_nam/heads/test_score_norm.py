@@ -1,100 +1,100 @@
-"""Score normalisation in a NAM head: features normalised by base classes, and cohort scores subtracted on both sides."""
+"""Score normalisation without a memory: cosine-snorm and lda-snorm against their formulas, and plda-snorm against plda."""
+
+import dataclasses
+import math
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from fewshot_nam.heads import BaseStatistics, NAMHead
-from fewshot_nam.heads.score_norm import COHORT_SIZE
-from fewshot_nam.memory import unit, write_block
+from fewshot_nam.heads import BaseStatistics, PLDAHead, PLDASNormHead, ScoreNormHead, ScoreNormSettings, create
+from fewshot_nam.heads.power_norm import power_normalise
+from fewshot_nam.memory import unit
 
 D = 9
 
 
-def rows(count, seed):
+def rows(count: int, seed: int) -> Tensor:
     return torch.randn(count, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def known(prototypes):
-    return BaseStatistics.from_prototypes(prototypes)
+BASE = BaseStatistics.from_features(
+    rows(60, 1) + rows(12, 9).repeat_interleave(5, 0), torch.arange(12).repeat_interleave(5)
+)
 
 
-def power(x):
-    return x.sign() * x.abs().sqrt()
+def soft(cosines: Tensor, temperature: float) -> Tensor:
+    return temperature * ((cosines / temperature).exp().mean(-1)).log()
 
 
-def normalised(x, base):
-    return unit(power(x) - power(base).mean(0))
-
-
-def cohort_score(x, base):
-    cosines = normalised(x, base) @ normalised(base, base).T
-    return cosines.sort(descending=True).values[..., :COHORT_SIZE].mean(-1)
-
-
-@pytest.mark.parametrize("classes", [3, COHORT_SIZE, 23])
-def test_scores_are_the_joint_read_and_the_normalised_cosine_less_cohort_scores(classes):
-    base, support, query = rows(classes, 1), rows(6, 2), rows(4, 3)
-    labels = ["a", "a", "b", "b", "c", "c"]
-    settings = {"prototype_weight": 1.7, "ridge": 0.3, "cohort_weight": 0.6, "norm_exponent": 0.0}
-    head = NAMHead(base=known(base), **settings, log_partition_penalty=0.0)
-    head.write(support, labels)
-    values = torch.eye(3, dtype=torch.float64).repeat_interleave(2, 0)
-    memory = write_block(torch.zeros(3, D, dtype=torch.float64), unit(support), values, ridge=0.3)
-    prototypes = unit(normalised(support, base).view(3, 2, D).mean(1))
-    similarity = prototypes @ normalised(base, base).T
-    of_keys = similarity.sort(descending=True).values[:, :COHORT_SIZE].mean(-1)
-    cosines = normalised(query, base) @ prototypes.T
-    expected = unit(query) @ memory.T + 1.7 * (cosines - 0.6 * of_keys - 0.6 * cohort_score(query, base).unsqueeze(-1))
-    torch.testing.assert_close(head(query), expected)
-
-
-def test_without_the_prototype_memory_base_classes_take_no_part_in_ranks():
-    base, support, query = rows(8, 1), rows(3, 2), rows(5, 3)
-    bare = NAMHead(prototype_weight=0).write(support, list("abc"))(query)
-    torch.testing.assert_close(
-        NAMHead(prototype_weight=0, log_partition_penalty=0.4, base=known(base)).write(support, list("abc"))(query),
-        bare,
+def test_cosine_snorm_is_its_formula():
+    head, support, query = create("cosine-snorm", BASE), rows(3, 2), rows(4, 3)
+    s = head.settings
+    roots = power_normalise(BASE.power_means.double())
+    place = lambda x: unit(power_normalise(x) - s.centre_share * roots.mean(0))  # noqa: E731
+    cohort, keys, queries = place(BASE.power_means.double()), place(support), place(query)
+    likeness = head._space(query).likeness
+    wanted = (
+        queries @ keys.T - likeness - s.query_cohort_weight * soft(queries @ cohort.T, s.cohort_temperature)[:, None]
     )
+    wanted = wanted - s.class_cohort_weight * soft(keys @ cohort.T, s.cohort_temperature)
+    wanted = wanted - s.log_partition_penalty * s.temperature * torch.logsumexp(
+        wanted / s.temperature, -1, keepdim=True
+    )
+    torch.testing.assert_close(head.write(support, list("abc"))(query), wanted)
+
+
+def test_lda_snorm_is_the_same_in_the_whitened_space():
+    plain = create("lda-snorm", BASE)
+    assert plain.settings == ScoreNormSettings()
+    unwhitened = ScoreNormHead(BASE, settings=dataclasses.replace(plain.settings, identity_share=1.0))
+    support, query = rows(3, 2), rows(4, 3)
+    assert not torch.allclose(plain.write(support, list("abc"))(query), unwhitened.write(support, list("abc"))(query))
 
 
 def test_a_query_near_a_base_class_scores_lower():
-    base, support = rows(30, 1), rows(3, 2)
-    head = NAMHead(base=known(base)).write(support, list("abc"))
-    without = NAMHead(base=known(base), cohort_weight=0.0).write(support, list("abc"))
-    near = base[4] + 0.05 * rows(1, 5)[0]
-    drop = without(near).max() - head(near).max()
-    usual = (without(support) - head(support)).max(-1).values.mean()
-    assert drop > usual
+    support, near = rows(3, 2), BASE.power_means[4].double()
+    with_cohort, without = (
+        ScoreNormHead(BASE, settings={"query_cohort_weight": weight, "log_partition_penalty": 0.0})
+        for weight in (0.6, 0.0)
+    )
+    drops = [
+        float((without.write(support, list("abc"))(x) - with_cohort.write(support, list("abc"))(x)).max())
+        for x in (near, support[0])
+    ]
+    assert drops[0] > drops[1]
 
 
-def test_base_classes_are_in_the_state(tmp_path):
-    support, query = rows(3, 2), rows(5, 3)
-    head = NAMHead(base=known(rows(12, 1))).write(support, list("abc"))
-    save_file(head.state_dict(), tmp_path / "head.safetensors")
-    for other in (
-        NAMHead(base=known(rows(4, 8))),
-        NAMHead(base=known(rows(12, 8))),
-    ):
-        other.load_state_dict(load_file(tmp_path / "head.safetensors"))
-        torch.testing.assert_close(other(query), head(query))
+def test_plda_snorm_subtracts_what_plda_gives_to_the_nearest_base_classes():
+    support, query, shots = rows(6, 2), rows(4, 3), 2
+    settings = {"within": 0.7, "shrinkage": 0.2}
+    plda = PLDAHead(BASE, **settings)
+    snorm = PLDASNormHead(
+        BASE, **settings, cohort_size=3, query_cohort_weight=0.4, class_cohort_weight=0.3, log_partition_penalty=0.0
+    )
+    labels = ["a", "a", "b", "b", "c", "c"]
+    found, ratios = snorm.write(support, labels)(query), plda.write(support, labels)(query)
+    # The cohort: base classes with as many shots as the classes, all of them at the mean.
+    as_classes = PLDAHead(BASE, **settings)
+    coordinates = as_classes._coordinates(BASE.power_means)
+    cohort = as_classes.model.ratios(coordinates.unsqueeze(0).double(), torch.full((12,), shots))
+    nearest = lambda x: as_classes._evaluated(cohort, x).topk(3, -1).values.mean(-1)  # noqa: E731
+    of_query = nearest(as_classes._coordinates(query).unsqueeze(0))[0]
+    of_class = nearest(as_classes._coordinates(support).view(3, 2, D).mean(1).unsqueeze(0))[0]
+    torch.testing.assert_close(found, ratios - 0.4 * of_query[:, None] - 0.3 * of_class, rtol=1e-5, atol=1e-6)
 
 
-def test_forgetting_and_late_classes_are_exact_with_base_classes():
-    support, query, base = rows(6, 2), rows(5, 3), rows(12, 1)
-    head = NAMHead(base=known(base)).write(support, list("aabbcc")).forget("b").write(support[:1] + 0.1, "d")
-    fresh = NAMHead(base=known(base)).write(support[[0, 1, 4, 5]], list("aacc")).write(support[:1] + 0.1, "d")
-    torch.testing.assert_close(head(query), fresh(query))
-
-
-def test_a_negative_cohort_weight_is_refused():
-    with pytest.raises(ValueError, match="cohort_weight must be at least 0, got -1"):
-        NAMHead(cohort_weight=-1)
-
-
-def test_features_of_another_width_than_base_classes_are_refused():
-    head = NAMHead(base=known(rows(4, 1)))
-    with pytest.raises(ValueError, match="width"):
-        head.write(torch.ones(2, D + 1), ["a", "b"])
-    with pytest.raises(ValueError, match="width"):
-        head.score_episodes(torch.ones(1, 2, 1, D + 1), torch.ones(1, 3, D + 1))
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cohort_size": 0}, "cohort_size must be at least 1, got 0"),
+        ({"query_cohort_weight": -0.1}, "query_cohort_weight must be at least 0"),
+        ({"class_cohort_weight": math.inf}, "class_cohort_weight must be at least 0"),
+        ({"log_partition_penalty": 1.1}, "log_partition_penalty must be from 0 to 1"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"within": 0.0}, "within must be above 0"),
+    ],
+)
+def test_settings_of_plda_snorm_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PLDASNormHead(BASE, **settings)

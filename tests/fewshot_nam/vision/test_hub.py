@@ -42,7 +42,7 @@ def test_a_directory_gives_the_same_model_again_with_a_backbone_made_anew(learne
     config = json.loads((tmp_path / "shop" / "config.json").read_text())
     assert config["backbone"] == "conv4"
     assert config["classes"] == ["a", 7, "7"]
-    assert config["settings"]["mode"] == "block"
+    assert config["settings"]["settings"]["ridge"] == 16.0
     again = NAMModel.from_pretrained(tmp_path / "shop")
     assert type(again) is NAMModel
     assert again.classes == ["a", 7, "7"]

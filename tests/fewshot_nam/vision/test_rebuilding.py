@@ -4,7 +4,6 @@ import pytest
 
 import backbones
 from fewshot_nam.vision.rebuilding import rebuild
-from fewshot_nam.vision.saving import read_head
 
 
 def described(backbone):
@@ -39,11 +38,3 @@ def test_a_model_that_has_no_name_is_asked_for(nam):
         rebuild(described(nam.backbone))
     with pytest.raises(ValueError, match="there is no such file"):
         rebuild({"backbone": "conv4"}, weights="nothing.safetensors")
-
-
-def test_settings_that_were_left_open_stay_open_in_a_file(nam, painted, tmp_path):
-    nam.head.write_base(nam.features([painted(i) for i in range(3)]), ["x", "y", "z"])
-    nam.learn(painted(3), "a").save(tmp_path / "a.safetensors")
-    _, head, _ = read_head(tmp_path / "a.safetensors")
-    assert head.prototype_weight == nam.head.prototype_weight
-    assert head.forget(["x", "y", "z"]).prototype_weight == nam.forget(["x", "y", "z"]).head.prototype_weight
