@@ -25,6 +25,7 @@ _FAMILIES = (
     "graphs",
     "listops",
     "babi",
+    "long_range",
 )
 _TASKS: dict[str, tuple[type[SequenceTask], str]] = {}
 

@@ -8,6 +8,7 @@ from fewshot_nam.sequences import models, tasks
 
 SHORT = {"mqar": 16}  # lengths that are short and that the task has
 OPTIONS = {"mqar": {"vocabulary_size": 32}, "listops": {"train": (5, 30)}, "babi": {"questions": (1, 2)}}
+OPTIONS |= {"lra_text": {"longest": 20}, "lra_image": {"size": 4}}
 
 
 @pytest.mark.parametrize("name", tasks.available())

@@ -1,0 +1,102 @@
+"""Text and image of the long-range arena from small folders of the official form."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewshot_nam.sequences import tasks
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+REVIEWS = {"pos": [b"Good.", b"Very g\xc3\xb6\xc3\xb6d!"], "neg": [b"Bad", b"Awful. " * 4]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    draw = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name, texts in REVIEWS.items():
+            inside = tmp_path / "aclImdb" / part / name
+            inside.mkdir(parents=True)
+            for number, text in enumerate(texts):
+                (inside / f"{number}_7.txt").write_bytes(text)
+        for name in CLASSES:
+            inside = tmp_path / "cifar10" / part / name
+            inside.mkdir(parents=True)
+            for number in range(2):
+                Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(inside / f"{number}.png")
+    return tmp_path
+
+
+def read(task, batch):
+    """Yield the tokens shown and the answer."""
+    for inputs, targets, mask in zip(*batch, strict=True):
+        present = inputs != task.pad
+        assert mask.nonzero().tolist() == [[int(present.sum()) - 1]]
+        assert inputs[mask].tolist() == [256]
+        yield inputs[present][:-1].tolist(), task.vocabulary[targets[mask]]
+
+
+def test_text_is_its_bytes_up_to_the_longest(folder):
+    task = tasks.create("lra_text", data_dir=folder, longest=10)
+    assert task.splits == {"train": ((3, 10), 4), "id": ((3, 10), 4)}
+    expected = {(*text[:10], name) for name, texts in REVIEWS.items() for text in texts}
+    words = {"positive": "pos", "negative": "neg"}
+    batch = task.split("id")
+    assert {(*shown, words[answer]) for shown, answer in read(task, batch)} == expected
+    drawn = task.sample(60, torch.Generator().manual_seed(0))
+    assert {(*shown, words[answer]) for shown, answer in read(task, drawn)} == expected
+    short = task.sample(20, torch.Generator().manual_seed(0), (1, 5))
+    assert {bytes(shown) for shown, _ in read(task, short)} == {b"Good.", b"Bad"}
+
+
+def test_images_are_their_grey_pixels(folder):
+    task = tasks.create("lra_image", data_dir=folder)
+    assert task.splits["train"] == ((1024, 1024), 20)
+    expected = {}
+    for name in CLASSES:
+        for number in range(2):
+            red, green, blue = np.asarray(Image.open(folder / "cifar10" / "test" / name / f"{number}.png")).T.astype(
+                float
+            )
+            grey = (0.299 * red + 0.587 * green + 0.114 * blue).T
+            expected.setdefault(name, []).append(grey.flatten())
+    found = list(read(task, task.split("id")))
+    assert len(found) == 20
+    for shown, answer in found:
+        assert min(np.abs(np.array(shown) - grey).max() for grey in expected[answer]) <= 1
+    small = tasks.create("lra_image", data_dir=folder, size=4)
+    assert small.sample(3, torch.Generator().manual_seed(0)).inputs.shape == (3, 17)
+
+
+@pytest.mark.parametrize(("name", "options"), [("lra_text", {"longest": 10}), ("lra_image", {"size": 4})])
+def test_tests_are_fixed_mixed_and_begin_alike(name, options, folder):
+    task = tasks.create(name, data_dir=folder, **options)
+    whole, again, part = task.split("id"), task.split("id"), task.split("id", 3)
+    for a, b, c in zip(whole, again, part, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a[:3], c)
+    labels = whole.targets[whole.mask]
+    assert not torch.equal(labels, labels.sort().values)
+    assert tasks.accuracy(whole.inputs, whole) == (0, 0, 0)
+    first, second = (task.sample(9, torch.Generator().manual_seed(4)) for _ in range(2))
+    assert torch.equal(first.inputs, second.inputs)
+
+
+def test_what_is_not_there_is_named(folder, monkeypatch):
+    task = tasks.create("lra_text", data_dir=folder)
+    with pytest.raises(ValueError, match="no file of training has 500 to 600 tokens"):
+        task.sample(1, torch.Generator(), (500, 600))
+    with pytest.raises(ValueError, match="no test set 'ood_easy'"):
+        task.split("ood_easy")
+    with pytest.raises(ValueError, match="has 4 files, 5 are asked for"):
+        task.split("id", 5)
+    with pytest.raises(ValueError, match="longest must be at least 1"):
+        tasks.create("lra_text", longest=0, data_dir=folder)
+    with pytest.raises(ValueError, match="size must be at least 1"):
+        tasks.create("lra_image", size=0, data_dir=folder)
+    with pytest.raises(FileNotFoundError, match="there is no folder train/airplane"):
+        tasks.create("lra_image", data_dir=folder / "aclImdb")
+    monkeypatch.delenv("FEWSHOT_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match="pass data_dir="):
+        tasks.create("lra_text")
