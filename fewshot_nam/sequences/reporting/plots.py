@@ -33,7 +33,7 @@ def plot_lengths(experiment: Experiment, records: Sequence[Record], trained_to: 
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     styles = ["-", "--", "-.", ":"]
     for number, label in enumerate(experiment.models):
@@ -64,7 +64,7 @@ def plot_lengths(experiment: Experiment, records: Sequence[Record], trained_to: 
     axes.set_xlabel("length")
     axes.set_ylabel("sequences right, %" if experiment.measure == "exact" else "tokens right, %")
     axes.set_title(experiment.name)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(fontsize=8)
     return figure
 
 

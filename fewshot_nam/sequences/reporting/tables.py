@@ -27,7 +27,7 @@ def table(experiment: Experiment, records: Sequence[Record]) -> str:
         f"Task `{experiment.task or experiment.name}`. {_budget(records)} Percent of {_MEASURES[experiment.measure]}: the mean "
         "over seeds, and in brackets the worst and the best seed.",
         "",
-        "| model | parameters | seeds | " + " | ".join(_heading(test) for test in tests) + " | seconds |",
+        "| model | parameters | seeds | " + " | ".join(_heading(test) for test in tests) + " | seconds, shared core |",
         "|---" * (len(tests) + 4) + "|",
     ]
     for label in experiment.models:
@@ -55,7 +55,7 @@ def _budget(records: Sequence[Record]) -> str:
     for name, text in (("steps", "{} steps"), ("batch_size", "of {} sequences")):
         values = {record.settings[name] for record in records}
         parts.append(text.format(values.pop() if len(values) == 1 else " or ".join(map(str, sorted(values)))))
-    return f"Every model was given {' '.join(parts)}, on one core; weights were chosen on `ood_easy` lengths."
+    return f"Every model was given {' '.join(parts)}; weights were chosen on `ood_easy` lengths."
 
 
 def _heading(test: str) -> str:
