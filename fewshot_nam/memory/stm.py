@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewshot_nam.memory.associative import PRESET_NORMS, SelfAttentiveMemory, bindings, check_sizes
-from fewshot_nam.memory.torch_modes import full_precision
+from fewshot_nam.memory.torch_modes import full_precision, needs_plain_autograd
 from fewshot_nam.memory.validation import check_alike, check_mask, check_tensor
 
 Preset = Literal["paper", "code"]
@@ -169,8 +169,7 @@ class STM(nn.Module):
             ValueError: a batch size below 1.
         """
         check_sizes("STM.init_state", batch_size=batch_size)
-        kind = self._state_dtype()
-        return STMState(*(part.to(kind).expand(batch_size, *part.shape) for part in (self.item, self.relational)))
+        return self._first_state(batch_size)
 
     def forward(self, x: Tensor, state: STMState | None = None, mask: Tensor | None = None) -> tuple[Tensor, STMState]:
         """Return the outputs, and the state after the last step.
@@ -185,10 +184,14 @@ class STM(nn.Module):
 
         Raises:
             TypeError: a dtype does not fit.
-            ValueError: a shape or device does not fit.
+            ValueError: a shape or device does not fit, or ``T`` is dynamic in ``torch.export``.
         """
         check_tensor("STM", "x", x, ("B", "T", self.input_size))
         batch, steps, _ = x.shape
+        if isinstance(steps, torch.SymInt) and needs_plain_autograd():
+            raise ValueError(
+                "STM: an export fixes the number of steps T: make that dimension of x static, or export the method step"
+            )
         if steps < 1:
             raise ValueError(f"STM: x must have at least one step, got shape {tuple(x.shape)}")
         state = self._admit("STM", x, state)
@@ -291,7 +294,7 @@ class STM(nn.Module):
         mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         check_alike(where, dtype=not mixed, x=x, weights=self.item)
         if state is None:
-            return self.init_state(x.shape[0])
+            return self._first_state(x.shape[0])
         if not isinstance(state, STMState):
             raise TypeError(f"{where}: state must be an STMState, of init_state, got {type(state).__name__}")
         square = (self.memory_size, self.memory_size)
@@ -300,6 +303,10 @@ class STM(nn.Module):
         check_alike(where, item=state.item, relational=state.relational)
         check_alike(where, dtype=False, x=x, state=state.item)
         return STMState(*(part.to(torch.promote_types(part.dtype, self._state_dtype())) for part in state))
+
+    def _first_state(self, batch_size: int) -> STMState:
+        kind = self._state_dtype()
+        return STMState(*(part.to(kind).expand(batch_size, *part.shape) for part in (self.item, self.relational)))
 
     def _state_dtype(self) -> torch.dtype:
         return torch.promote_types(self.item.dtype, torch.float32)

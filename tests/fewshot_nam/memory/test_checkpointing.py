@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fewshot_nam.memory import LSAM, NAMTransformerEncoderLayer, NAMTuringMachine, memory_scan, unit
+from fewshot_nam.memory import LSAM, STM, NAMTransformerEncoderLayer, NAMTuringMachine, memory_scan, unit
 
 pytestmark = pytest.mark.usefixtures("either")
 F64 = torch.float64
@@ -15,6 +15,7 @@ NETWORKS = {
     "causal layer": lambda: NAMTransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, dtype=F64),
     "erasing layer": lambda: NAMTransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, erase=True, dtype=F64),
     "Turing machine": lambda: NAMTuringMachine(8, 2, dtype=F64),
+    "STM": lambda: STM(8, 8, 8, 2, dtype=F64),
     "Turing machine, no jump": lambda: NAMTuringMachine(8, 2, actions=("left", "right"), dtype=F64),
 }
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim, export
 
-from fewshot_nam.memory import LSAM, NAMLanguageModel, NAMTransformerEncoderLayer, NAMTuringMachine
+from fewshot_nam.memory import LSAM, STM, NAMLanguageModel, NAMTransformerEncoderLayer, NAMTuringMachine
 
 WIDTH = 8
 NETWORKS = {
@@ -14,7 +14,9 @@ NETWORKS = {
     "attention with erase": lambda: NAMTransformerEncoderLayer(WIDTH, 2, 16, batch_first=True, erase=True, conv_size=2),
     "LSAM": lambda: LSAM(WIDTH, WIDTH, 2, num_heads=2, batch_first=True, bidirectional=True),
     "Turing machine": lambda: NAMTuringMachine(WIDTH, 2, tape_length=16),
+    "STM": lambda: STM(WIDTH, WIDTH, WIDTH, 2),
 }
+UNROLLED = ("Turing machine", "STM")  # step by step, so that an export fixes the length
 
 
 class Outputs(nn.Module):
@@ -44,7 +46,7 @@ def test_an_export_with_a_dynamic_batch_takes_any_batch(name):
         torch.testing.assert_close(program(x), built(x))
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "Turing machine"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in UNROLLED])
 def test_an_export_with_a_dynamic_length_takes_any_length(name):
     built = network(name)
     dims = ({0: Dim("batch"), 1: Dim("length", max=4096)},)
@@ -54,12 +56,13 @@ def test_an_export_with_a_dynamic_length_takes_any_length(name):
         torch.testing.assert_close(program(x), built(x), msg=str(shape))
 
 
-def test_a_turing_machine_says_that_its_export_fixes_the_length():
+@pytest.mark.parametrize("name", UNROLLED)
+def test_a_network_that_runs_step_by_step_says_that_its_export_fixes_the_length(name):
     with pytest.raises(ValueError, match="an export fixes the number of steps T: make that dimension of x static"):
-        export(network("Turing machine"), (torch.randn(2, 9, WIDTH),), dynamic_shapes=({1: Dim("length")},))
+        export(network(name), (torch.randn(2, 9, WIDTH),), dynamic_shapes=({1: Dim("length")},))
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "Turing machine"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in UNROLLED])
 def test_a_compiled_network_compiles_at_most_twice_for_many_lengths(name):
     built, counter = network(name), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(built, backend=counter, fullgraph=True)
