@@ -30,6 +30,7 @@ _FAMILIES = (
     "rmc",
     "ntm",
     "dnc",
+    "tpr_rnn",
     "linear_transformer",
 )
 

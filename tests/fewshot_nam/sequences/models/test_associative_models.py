@@ -1,4 +1,4 @@
-"""STM, LSTM with attention, RMC, NTM, DNC and the linear Transformer against their equations."""
+"""STM, LSTM with attention, RMC, NTM, DNC, TPR-RNN and the linear Transformer against their equations."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from fewshot_nam.sequences import models, tasks
 
-NAMES = ["stm", "alstm", "lstm-forward", "rmc", "ntm", "dnc", "linear-transformer"]
+NAMES = ["stm", "alstm", "lstm-forward", "rmc", "ntm", "dnc", "tpr-rnn", "linear-transformer"]
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +162,29 @@ def test_allocation_takes_the_least_used_cells_first():
 
     found = _allocation(torch.tensor([[1.0, 0.0, 0.5], [0.5, 0.25, 1.0]]))
     torch.testing.assert_close(found, torch.tensor([[0.0, 1.0, 0.0], [0.125, 0.75, 0.0]]), rtol=1e-4, atol=1e-5)
+
+
+def test_tpr_rnn_is_its_equations(task):
+    model, inputs = build("tpr-rnn", task), tokens(task, 1)
+    memory = torch.zeros(model.entity, model.relation, model.entity).double()
+
+    def look_up(entity, relation):
+        return torch.einsum("i,j,ijk->k", entity, relation, memory)
+
+    def outer(a, b, c):
+        return torch.einsum("i,j,k->ijk", a, b, c)
+
+    for place, x in enumerate(model.embed(inputs)[0]):
+        first, second, asked = (net(x) for net in model.entities)
+        r_1, r_2, r_3, *reads = (net(x) for net in model.relations)
+        bound, moved, back = look_up(first, r_1), look_up(first, r_2), look_up(second, r_3)
+        change = outer(first, r_1, second - bound) + outer(first, r_2, bound - moved) + outer(second, r_3, first - back)
+        memory = memory + change
+        found = []
+        for relation in reads:
+            asked = F.layer_norm(look_up(asked, relation), (model.entity,))
+            found.append(asked)
+        torch.testing.assert_close(model(inputs)[0, place], model.classify(sum(found)))
 
 
 @pytest.mark.parametrize("causal", [True, False])
