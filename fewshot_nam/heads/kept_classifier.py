@@ -9,7 +9,7 @@ images of what the classifier sees, with mean ``m``, covariance ``S`` and mean v
 
 The offset ``o`` is the same for all new classes. It is the largest at which
 
-- new classes take at most a share ``min(classes * share_per_class, largest_share)`` of the base images from the classifier, and
+- new classes take at most a share ``min(sqrt(classes) share_for_one, largest_share)`` of the base images from the classifier, and
 - no more of them than it takes for 95 % of the left-out shots to score above the classes of the classifier.
 
 For the offset, a base image is scored with weights from the other four fifths of the base images, and a shot with weights from the
@@ -131,7 +131,7 @@ class KeptClassifierHead(Head):
         ridge: added to the covariance of base images, above 0, in units of their mean variance.
         length_exponent: 0 to 1, how much longer class weights of the classifier score higher: 0 not at all, 1 as much as in the
             classifier.
-        share_per_class: share of base images that a new class may take, 0 to 1.
+        share_for_one: share of base images that one new class may take, 0 to 1; ``N`` of them may take ``sqrt(N)`` times as much.
         largest_share: share of base images that all new classes together may take, 0 to 1.
 
     Raises:
@@ -145,7 +145,7 @@ class KeptClassifierHead(Head):
         >>> head.write(torch.tensor([0.5, 0.5, 0.5, 0.5, 2.0, 0.5]), "clip").predict(torch.eye(6)[[0, 4]] + 0.4)
         ['bolt', 'clip']
         >>> head.base_cost
-        BaseCost(share=0.0, limit=0.004, images=200)
+        BaseCost(share=0.0, limit=0.02, images=200)
     """
 
     base_images: Tensor
@@ -156,14 +156,14 @@ class KeptClassifierHead(Head):
         *,
         ridge: float = 4.0,
         length_exponent: float = 0.5,
-        share_per_class: float = 0.004,
+        share_for_one: float = 0.02,
         largest_share: float = 0.15,
     ) -> None:
         if not 0 < ridge < math.inf:
             raise ValueError(f"KeptClassifierHead: ridge must be above 0, got {ridge}")
         for name, share in (
             ("length_exponent", length_exponent),
-            ("share_per_class", share_per_class),
+            ("share_for_one", share_for_one),
             ("largest_share", largest_share),
         ):
             if not 0 <= share <= 1:
@@ -172,7 +172,7 @@ class KeptClassifierHead(Head):
         super().__init__(None if images is None else BaseStatistics.from_mean(images.mean(dim=0)))
         self.register_buffer("base_images", torch.empty(0, 0) if images is None else images)
         self.ridge, self.length_exponent = ridge, length_exponent
-        self.share_per_class, self.largest_share = share_per_class, largest_share
+        self.share_for_one, self.largest_share = share_for_one, largest_share
 
     @property
     def base_cost(self) -> BaseCost | None:
@@ -188,7 +188,7 @@ class KeptClassifierHead(Head):
         return BaseCost(taken, self._limit(new), len(background.best))
 
     def _limit(self, new: int) -> float:
-        return min(new * self.share_per_class, self.largest_share)
+        return min(math.sqrt(new) * self.share_for_one, self.largest_share)
 
     def _learn(self, support: Support) -> Learned:
         """Return class weights and offsets."""
@@ -308,7 +308,7 @@ class KeptClassifierHead(Head):
     def extra_repr(self) -> str:
         """Return the settings."""
         rule = f"ridge={self.ridge}, length_exponent={self.length_exponent}"
-        limits = f"share_per_class={self.share_per_class}, largest_share={self.largest_share}"
+        limits = f"share_for_one={self.share_for_one}, largest_share={self.largest_share}"
         return f"base_images={len(self.base_images)}, {rule}, {limits}, {super().extra_repr()}"
 
 

@@ -374,9 +374,9 @@ def test_what_new_classes_take_from_kept_ones_is_told(tiny, transform, painted, 
     assert nam.base_cost == (0.0, 0.0, 100)
     for i in range(6):
         nam.learn([painted(2 * i), painted(2 * i + 1)], i)
-    assert nam.base_cost.limit == pytest.approx(6 * 0.004)
+    assert nam.base_cost.limit == pytest.approx(0.02 * 6**0.5)
     assert nam.base_cost.share <= nam.base_cost.limit
-    assert nam.forget([3, "a"]).base_cost.limit == pytest.approx(5 * 0.004)
+    assert nam.forget([3, "a"]).base_cost.limit == pytest.approx(0.02 * 5**0.5)
     assert nam.snapshot().base_cost == nam.base_cost
     assert attach(tiny(), CosineHead(base=BaseStatistics.from_mean(torch.ones(12))), **arguments).base_cost is None
     assert attach(tiny(), classifier="fc", transform=transform, base_images=ordinary).base_cost is None
