@@ -37,7 +37,7 @@ class _Question(NamedTuple):
 class Babi(SequenceTask):
     """Answer a question on a short story, by one word: the 20 bAbI tasks together, from files. Length: the sentences of the story.
 
-    A sequence is the story, its sentences ended by ``.``, and the question, ended by ``?``, where the answer is asked for. Of
+    A sequence is the story, its sentences ended by ``.``, and the question, ended by ``?``, where the answer is predicted. Of
     a long story, only its end is shown. An answer of several words is one, such as ``n,s``. Every sequence of a batch is of a
     task that is drawn uniformly. The test sets are ``qa1`` to ``qa20``, the official ones.
 

@@ -2,11 +2,11 @@
 
 Source: Le, Tran and Venkatesh, "Self-Attentive Associative Memory" (ICML 2020), section 4, and the authors' code; copy and
 priority sort are those of Graves et al. (2014). Published is the number of wrong bits of a sequence: ``(1 - token accuracy)``
-times the bits asked for.
+times the bits of the answer.
 
-Departures. Rows that ask are marked. The authors train relational recall on 3 items of 2 to 5 rows, as two arguments are
-swapped, and ask about one position in a whole batch, never the last; here there are items of 3 rows, 2 to 5 of them in
-training, and any may be asked about. A row of priority sort has no unused channel.
+Departures. Answer rows are marked. The authors train relational recall on 3 items of 2 to 5 rows, since two arguments are
+swapped; here there are 2 to 5 items of 3 rows. Their query is the item at one position for a whole batch, never the last one;
+here each sequence has its own, at any position. A row of priority sort has no unused channel.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class CopyBits(_BitTask):
 
 @register("priority_sort")
 class PrioritySort(_BitTask):
-    """List rows of bits by their priority, the highest first. Length: the rows; four fifths of them, rounded up, are asked for.
+    """List rows of bits by their priority, the highest first. Length: the rows given. The answer is the first four fifths.
 
-    A row is its bits and a priority from -1 to 1.
+    A row is its bits and a priority from -1 to 1. Four fifths are rounded up.
 
     Args:
         bits: in a row.
@@ -88,9 +88,9 @@ class PrioritySort(_BitTask):
 class RelationalRecall(_BitTask):
     """Recall the item that is nearest to a given one, or farthest from it. Length: the items, at least 2.
 
-    An item is three rows of bits behind an item flag. Behind the items stand a query flag, one of them again, and a query
-    flag. If the last bit of the query is 1, the farthest other item is asked for, else the nearest: by the number of bits
-    that differ, and of equal ones the item shown first.
+    An item is an item flag and three rows of bits. After the items come a query flag, one of the items again, and a query
+    flag. If the last bit of the query is 1, the answer is the farthest other item, else the nearest, by the number of bits
+    that differ; among equals it is the item shown first.
 
     Args:
         bits: in a row.

@@ -1,13 +1,13 @@
 """Tasks on points in the plane: the convex hull, and the shortest round trip (the travelling salesman).
 
-Source: Le, Tran and Venkatesh, "Self-Attentive Associative Memory" (ICML 2020), section 4, on the tasks of Vinyals et al., "Pointer
-Networks" (2015). A point is two numbers from 0 to 1 and a label, one-hot, drawn anew for every sequence; answers are labels.
-Published are the accuracy of single answers (``token``) and the mean length of a tour, for training on 5 to 20 points and
-tests on 5 and 10.
+Source: Le, Tran and Venkatesh, "Self-Attentive Associative Memory" (ICML 2020), section 4, on the tasks of Vinyals et al.,
+"Pointer Networks" (2015). A point is two numbers from 0 to 1 and a label, one-hot, drawn anew for every sequence; answers are
+labels. Published are the accuracy of single answers (``token``) and the mean length of a tour, for training on 5 to 20 points
+and tests on 5 and 10.
 
-Departures. Points are drawn here, not read from the files of Pointer Networks. Rows that ask are marked. There are as many as
-the longest answer needs, so that their number tells nothing. By default training has fewer points, so that there are longer
-tests.
+Departures. Points are drawn here, not read from the files of Pointer Networks. Answer rows are marked. There are as many as
+the longest answer needs, so that their number does not show how long the answer is. By default training has fewer points, so
+that there are longer tests.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class ConvexHull(_PointTask):
 class TravellingSalesman(_PointTask):
     """List points in the order of the shortest round trip. Length: the points, at most as many as labels.
 
-    A tour begins with the point that was shown first; of its two directions, it has the one whose second point was shown before
-    the last. Optimal tours come from the algorithm of Held and Karp (1962), whose work grows with ``2^N N^2``.
+    A tour begins with the point that was shown first, in the direction in which its second point was shown before its last
+    one. Optimal tours come from the algorithm of Held and Karp (1962), whose work grows with ``2^N N^2``.
 
     Args:
         train: the fewest and the most points of training and of ``id``; published are ``(5, 5)`` and ``(10, 10)``.

@@ -6,7 +6,7 @@ and is MIN, MAX, MED (the median, rounded down) or SM (the sum modulo 10). Trees
 range, 500 to 2,000 as published, counting operators, digits and closing brackets. Published are also 96,000 sequences of
 training and 2,000 of the test, which are ``id``.
 
-Departure: the answer is asked for at ``?`` behind the sequence, in place of a class token.
+Departure: the answer is predicted at ``?`` behind the sequence, not at a class token.
 """
 
 from __future__ import annotations

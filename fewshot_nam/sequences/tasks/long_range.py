@@ -6,7 +6,7 @@ code of the NAM paper; images are those of CIFAR-10 (Krizhevsky, 2009). Files ar
 the directory that ``FEWSHOT_DATA`` names. Copies of CIFAR-10 as JPEG are lossy, so figures on them are not comparable with
 published ones. The test set is ``id``, the official one.
 
-Departure: the class is asked for at ``?`` behind the sequence, in place of a class token.
+Departure: the class is predicted at ``?`` behind the sequence, not at a class token.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _File(NamedTuple):
 
 
 class _FileTask(SequenceTask):
-    """Classify files, whose bytes or pixels are tokens 0 to 255; ``?`` is 256, and the classes follow."""
+    """Classify files. Bytes or pixels are tokens 0 to 255, ``?`` is 256, and the classes follow."""
 
     def __init__(self, folder: str, data_dir: str | os.PathLike[str] | None, classes: dict[str, str]) -> None:
         given = data_dir or os.environ.get("FEWSHOT_DATA")

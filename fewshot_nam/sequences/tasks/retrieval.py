@@ -3,7 +3,7 @@
 Source: Le, Tran and Venkatesh, "Self-Attentive Associative Memory" (ICML 2020), section 4 and the authors' code; associative
 retrieval is that of Ba et al. (2016), N-th farthest that of Santoro et al. (2018).
 
-Departure: N-th farthest asks in a row of its own behind the vectors (in the code, at the last vector).
+Departure: the answer of N-th farthest is predicted in a row of its own behind the vectors (in the code, at the last vector).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _ASKS = 36
 class AssociativeRetrieval(SequenceTask):
     """Recall the digit that stood behind a letter. Length: the pairs of a letter and a digit, at most 26.
 
-    A sequence is the pairs, whose letters differ, then ``? ?`` and one of the letters, at which the digit is asked for: 2
-    tokens a pair and 3. What the paper calls a length of 30 are 14 pairs (31 tokens), and 50 are 24.
+    A sequence is the pairs, with different letters, then ``? ?`` and one of the letters, where its digit is the answer. What
+    the paper calls a length of 30 are 14 pairs (31 tokens), and 50 are 24 pairs.
 
     Args:
         pairs: of training and of ``id``, from 1 to 24. More pairs, up to 26, are the other tests.
@@ -58,9 +58,9 @@ class AssociativeRetrieval(SequenceTask):
 class NthFarthest(VectorTask):
     """Find the vector that is the n-th farthest from the vector with a label, and give its label. Length: the vectors.
 
-    A row is a vector with numbers from -1 to 1, its own label, ``n``, and the label asked about, the last three one-hot,
-    ``n`` and the label the same in every row. ``n = 0`` is the farthest; the vector itself, at distance 0, counts as the
-    nearest.
+    A row is a vector with numbers from -1 to 1, its label, and the question, which is the same in every row: ``n``, and the
+    label of the vector to measure from. All but the vector are one-hot. ``n = 0`` is the farthest; the vector to measure from
+    counts as the nearest.
 
     Args:
         vectors: the most vectors of a sequence, as many as there are labels. Training and ``id`` have this many; there are no

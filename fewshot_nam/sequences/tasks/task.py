@@ -1,7 +1,7 @@
 """What every sequence task offers: batches of tokens, targets and masks, and named splits that are fixed and seeded.
 
-Inputs are tokens, or vectors: rows of ``F`` numbers, whose last is 1 in padding and whose second to last is 1 in a row that asks
-for an answer (all else in such a row is 0), and both are 0 elsewhere. An answer is a word of the vocabulary, or ``A`` words.
+Inputs are tokens, or vectors: rows of ``F`` numbers. The last number is 1 in padding. The second to last is 1 in an answer row,
+where an answer is predicted and all other numbers are 0. An answer is a word of the vocabulary, or ``A`` words.
 
 Legend: ``B`` sequences, ``T`` tokens or rows of the longest one, ``F`` features of a row, ``A`` answers at a position.
 """

@@ -1,4 +1,4 @@
-"""What tasks with vectors as inputs share: rows that ask, and labels for what is shown."""
+"""What tasks with vectors as inputs share: answer rows, splits by length, and labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class VectorTask(SequenceTask):
     """A task with vectors as inputs.
 
     Args:
-        features: numbers in a row, without the last two, which say that a row asks, and that it is padding.
+        features: numbers in a row, without the last two, which mark answer rows and padding.
     """
 
     input_size: int
@@ -24,7 +24,7 @@ class VectorTask(SequenceTask):
         self.features, self.input_size = features, features + 2
 
     def _asked(self, shown: Tensor, answer: Tensor, counts: Tensor | None = None) -> Batch:
-        """Return sequences that show rows, and then ask for every part of the answer by a row without features.
+        """Return sequences of the rows shown, and then an answer row for every part of the answer.
 
         Args:
             shown: ``(B, R, features)``.
@@ -42,7 +42,7 @@ class VectorTask(SequenceTask):
 
 
 def splits_up_to(train: tuple[int, int], most: int, size: int = 2048) -> Mapping[str, Split]:
-    """Return ``train``, ``id`` and, where there are lengths between those of training and ``most``, their halves as other tests."""
+    """Return splits of lengths up to ``most``: ``train``, ``id``, and where there are longer ones ``ood_easy`` and ``ood_hard``."""
     splits = {"train": Split(train, 100_000), "id": Split(train, size)}
     longer = most - train[1]
     if longer >= 2:
@@ -64,7 +64,7 @@ def check_lengths(where: str, train: tuple[int, int], least: int, most: int) -> 
 
 def random_labels(count: int, things: int, labels: int, generator: torch.Generator) -> Tensor:
     """Return different labels ``(count, things)`` below ``labels`` for the things of every sequence."""
-    return torch.rand(count, labels, generator=generator).argsort(dim=1)[:, :things]
+    return torch.rand(count, labels, generator=generator).argsort(dim=1, stable=True)[:, :things]
 
 
 def one_hot(labels: Tensor, count: int) -> Tensor:

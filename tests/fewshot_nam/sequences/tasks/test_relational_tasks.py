@@ -133,7 +133,7 @@ def items_of(shown, bits, rows):
 
 
 def related(items, query):
-    """Return the item asked for; of items at the same distance the first one."""
+    """Return the answer; among items at the same distance the first one."""
     others = [item for place, item in enumerate(items) if place != items.index(query)]
     differing = [sum(a != b for a, b in zip(item, query, strict=True)) for item in others]
     return others[differing.index(max(differing) if query[-1] else min(differing))]
