@@ -308,17 +308,7 @@ class CalibratedHead(HeadState):
         """Return the threshold that follows from the shots of one state of the head."""
         if not snapshot.classes:
             raise ValueError(f"{type(self).__name__} knows no class yet: call write(features, labels) first")
-        scores, classes = self._held_out_scores(snapshot)
-        rank = math.floor(max_rejected * (len(scores) + 1) * (1 + ROUNDING))
-        if rank < 1:
-            needed = math.ceil((1 - ROUNDING) / max_rejected) - 1
-            raise ValueError(
-                f"calibrate_from_shots: to reject at most {max_rejected:g} of known images takes at least {needed} shots of "
-                f"classes with two shots or more, got {len(scores)}: give more shots, or a larger max_rejected"
-            )
-        threshold = float(scores.double().sort().values[rank - 1])
-        error = _SCORING_ERROR * torch.finfo(scores.dtype).eps * max(1.0, float(scores.abs().max()))
-        return ShotCalibration(threshold - error, max_rejected, rank / (len(scores) + 1), len(scores), classes)
+        return threshold_from_shots(*self._held_out_scores(snapshot), max_rejected)
 
     def _held_out_scores(self, snapshot: Snapshot) -> tuple[Tensor, int]:
         raise NotImplementedError
@@ -393,6 +383,29 @@ class CalibratedHead(HeadState):
                 f"calibrate: {other[0]!r} in known_labels is no known class; there are: {listed(self.classes)}"
             )
         return torch.tensor([column[name] for name in names])
+
+
+def threshold_from_shots(scores: Tensor, classes: int, max_rejected: float) -> ShotCalibration:
+    """Return the threshold of ``Head.calibrate_from_shots``.
+
+    Args:
+        scores: ``(n,)``, the largest score of each shot, by a head that learned the others.
+        classes: how many classes these shots are of.
+        max_rejected: largest share of known images that may be rejected, between 0 and 1.
+
+    Raises:
+        ValueError: too few shots.
+    """
+    rank = math.floor(max_rejected * (len(scores) + 1) * (1 + ROUNDING))
+    if rank < 1:
+        needed = math.ceil((1 - ROUNDING) / max_rejected) - 1
+        raise ValueError(
+            f"calibrate_from_shots: to reject at most {max_rejected:g} of known images takes at least {needed} shots of "
+            f"classes with two shots or more, got {len(scores)}: give more shots, or a larger max_rejected"
+        )
+    threshold = float(scores.double().sort().values[rank - 1])
+    error = _SCORING_ERROR * torch.finfo(scores.dtype).eps * max(1.0, float(scores.abs().max()))
+    return ShotCalibration(threshold - error, max_rejected, rank / (len(scores) + 1), len(scores), classes)
 
 
 def _warn_of_learned_unknowns(

@@ -31,6 +31,7 @@ and Willett, "Distribution-free inference with hierarchical data" (2023), for th
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -155,6 +156,7 @@ def beta_probability(rate: float, rank: int, count: int) -> float:
     return max(0.0, 1 - fewer)
 
 
+@functools.lru_cache(maxsize=1024)  # a head asks for the same number whenever its classes change
 def beta_percentile(share: float, rank: int, count: int) -> float:
     """Return the rate below which Beta(rank, count + 1 - rank) lies with probability ``share``, rounded up."""
     low, high = 0.0, 1.0
