@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from fewshot_nam.memory import STM, STMState
@@ -181,6 +182,40 @@ def test_memories_stay_in_float32_under_autocast():
     assert outputs.dtype == torch.bfloat16
     assert state.item.dtype == state.relational.dtype == torch.float32
     torch.testing.assert_close(outputs.float(), expected, rtol=0.1, atol=0.03)
+
+
+def test_weights_in_bfloat16_keep_memories_in_float32():
+    torch.manual_seed(0)
+    stm = STM(WIDTH, 3, SIZE, SLOTS).to(torch.bfloat16)
+    outputs, state = stm(inputs().to(torch.bfloat16))
+    assert outputs.dtype == torch.bfloat16
+    assert state.relational.dtype == torch.float32
+    assert outputs.isfinite().all()
+
+
+def test_gradients_of_single_sequences_and_second_derivatives():
+    stm, x = build(), inputs()
+    parameters = dict(stm.named_parameters())
+
+    def loss(parameters, one):
+        return functional_call(stm, parameters, (one.unsqueeze(0),))[0].square().sum()
+
+    found = vmap(grad(loss), in_dims=(None, 0))(parameters, x)
+    for row, one in enumerate(x):
+        expected = torch.autograd.grad(stm(one.unsqueeze(0))[0].square().sum(), [stm.item, stm.alpha_3])
+        torch.testing.assert_close([found["item"][row], found["alpha_3"][row]], list(expected))
+    first = torch.autograd.grad(loss(parameters, x[0]), stm.item, create_graph=True)[0]
+    (second,) = torch.autograd.grad(first.square().sum(), stm.item)
+    assert second.isfinite().all()
+    assert second.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("preset", "gates"), [("code", True), ("code", False), ("paper", True)])
+def test_long_sequences_stay_finite(preset, gates):
+    torch.manual_seed(0)
+    stm = STM(WIDTH, 3, SIZE, SLOTS, preset=preset, gates=gates)
+    outputs, _ = stm(3 * inputs(1, 500).float())
+    assert outputs.isfinite().all()
 
 
 def test_weights_load_into_a_network_of_the_same_sizes():
