@@ -41,3 +41,15 @@ def test_every_model_and_every_task_of_the_papers_is_named():
     assert unknown <= {"nam", "nam-sequential"}, unknown
     listed = {name for row in rows("Tasks") for name in names(row[2])}
     assert listed == set(tasks.available()) - NOT_OF_THESE_PAPERS
+
+
+def test_results_are_those_of_the_files():
+    found = 0
+    for row in rows("Systems"):
+        for percents, file in re.findall(r"\w+ ([\d. /]+), \d+ seeds?: `([\w/.]+)`", row[4]):
+            lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+            cells = [[re.sub(r" \(.*\)", "", cell.strip()) for cell in line.strip("|").split("|")] for line in lines]
+            measured = {" / ".join(cell[3:6]) for cell in cells if cell[0] in names(row[2])}
+            assert percents in measured, (row[0], percents, measured)
+            found += 1
+    assert found >= 2
