@@ -44,4 +44,5 @@ done
 python scripts/lake_runs.py "$data" --json results/omniglot_lake_runs.json >results/omniglot_lake_runs.md
 python scripts/threshold_growth.py "$data" --json results/threshold_growth.json --plot results/threshold_growth.png >results/threshold_growth.md
 python scripts/summarize_results.py results/*.json >results/summary.md
+python scripts/keep_classes.py "$data" --json results/keep_classes.json --plot results/keep_classes.png >results/keep_classes.md
 python scripts/false_alarms.py "$data" --json results/false_alarms.json >results/false_alarms.md
