@@ -18,3 +18,12 @@ def test_the_table_of_speed_is_that_of_the_benchmark():
         for (dtype, shots), cell in zip(settings, cells, strict=True):
             row = found[f"{dtype} closed {head.strip('`')}", shots]
             assert cell == f"{row['ratio']:.1f} ({row['share_of_index_select']:.2f})"
+
+
+def test_the_table_of_kept_classes_is_that_of_its_study():
+    points = json.loads((ROOT / "results" / "keep_classes.json").read_text(encoding="utf-8"))["points"]
+    page = (ROOT / "docs" / "how-to" / "keep_classes.md").read_text(encoding="utf-8")
+    for line, rule in (("now", "kept"), ("version 0.1", "erased")):
+        found = [f"{100 * points[rule][measure]['mean']:.1f}" for measure in ("before", "base", "new")]
+        row = next(row for row in page.splitlines() if row.startswith(f"| {line} |"))
+        assert [cell.strip(" *") for cell in row.strip("|").split("|")[1:]] == found
