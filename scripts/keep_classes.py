@@ -106,7 +106,7 @@ def curves(made: KeptClassesStudy, bias: Tensor) -> tuple[dict[str, Any], list[s
     found = made.answers(RULES)
     deployment = made.drawn(0)
     logits = deployment.base_queries @ made.class_weights.T + bias
-    results = {
+    results: dict[str, Any] = {
         "points": {name: point(some) for name, some in found.items()},
         "curves": {name: curve(some) for name, some in found.items()},
         "at equal base accuracy": {
@@ -138,7 +138,8 @@ def curves(made: KeptClassesStudy, bias: Tensor) -> tuple[dict[str, Any], list[s
 
 def sizes(made: KeptClassesStudy) -> tuple[dict[str, Any], list[str]]:
     """Return points with fewer classes and shots, and with other numbers of base images."""
-    by_size, by_images = {}, {}
+    by_size: dict[str, Any] = {}
+    by_images: dict[str, Any] = {}
     for classes, shots in ((1, 5), (5, 5), (15, 5), (5, 1), (35, 1)):
         found = replace(made, classes=classes, shots=shots).answers({name: RULES[name] for name in ("kept", "erased")})
         by_size |= {f"{classes} x {shots}, {name}": point(some) for name, some in found.items()}
