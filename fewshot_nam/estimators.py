@@ -24,6 +24,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from fewshot_nam._deprecation import renamed_parameter, warn_renamed
 from fewshot_nam.heads.base import Head
 from fewshot_nam.heads.base_statistics import BaseStatistics, accepts_old_base_words
+from fewshot_nam.heads.calibration import Calibration, ShotCalibration
 from fewshot_nam.heads.cosine import CosineHead
 from fewshot_nam.heads.nam.head import NAMHead, NAMSettings
 from fewshot_nam.heads.nam.write_rule import Keys, Reading, WriteRuleHead
@@ -44,6 +45,7 @@ class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     unknown: Label | None
     classes_: Labels
     head_: Head
+    calibration_: Calibration | ShotCalibration
 
     def _new_head(self) -> Head:
         raise NotImplementedError
@@ -128,10 +130,112 @@ class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         threshold = self.head_.threshold if self.threshold is None else self.threshold
         if threshold is None:
             raise ValueError(
-                f"{type(self).__name__}: unknown={self.unknown!r} needs a threshold to refuse below: give one, or call "
-                "head_.calibrate(unknown)"
+                f"{type(self).__name__}: unknown={self.unknown!r} needs a threshold to refuse below: give one, or call calibrate "
+                "or calibrate_from_shots"
             )
         return np.where(scores.max(axis=1) >= threshold, answers, np.asarray(self.unknown))
+
+    def calibrate(
+        self: ClassifierT,
+        unknown: Any,
+        known: Any = None,
+        *,
+        target_fpr: float = 0.01,
+        unknown_labels: Any = None,
+        groups: Any = None,
+        confidence: float | None = None,
+    ) -> ClassifierT:
+        """Set the threshold so that an unknown is accepted with probability ``target_fpr`` at most; return the classifier.
+
+        Call it after ``fit``, with rows of other classes than those learned. ``predict`` then answers ``unknown`` below the
+        threshold, which ``partial_fit`` derives again and ``fit`` drops. What it rests on is in ``calibration_``. What is
+        guaranteed, and when it is void, is explained at ``fewshot_nam.heads.Head.calibrate``.
+
+        Args:
+            unknown: ``(m, D)``, rows of unknown classes, as in ``fit``; ``m`` is at least ``1 / target_fpr - 1``.
+            known: ``(n, D)``, rows of known classes that were not learned: tells in ``calibration_.known_accepted`` how many of
+                them are accepted. ``None`` for none.
+            target_fpr: between 0 and 1.
+            unknown_labels: ``(m,)``, the classes of the unknowns: the bound is then for an unknown of a new class.
+            groups: ``(m,)``; rows that are alike, such as the frames of a burst, share one.
+            confidence: between 0 and 1, the share of calibrations in which the rate stays below the target; ``None`` for a bound
+                on average.
+
+        Raises:
+            NotFittedError: ``fit`` was not called.
+            ValueError: the classifier has no label ``unknown`` to answer, or a ``threshold`` of its own; rows that ``fit`` would
+                refuse; too few of them; rows or classes that were learned. The threshold is as before then.
+
+        Example:
+            >>> classifier = CosineClassifier(unknown="other").fit([[1.0, 0.1], [0.1, 1.0]], ["cat", "dog"])
+            >>> others = [[-1.0, 0.1 * i] for i in range(1, 20)]
+            >>> classifier.calibrate(others, target_fpr=0.05).predict([[0.9, 0.2], [-0.9, 0.3]]).tolist()
+            ['cat', 'other']
+            >>> classifier.calibration_.bound
+            0.05
+        """
+        self._check_refusal("calibrate")
+        rows = torch.tensor(_validated(self, unknown, reset=False))
+        self.calibration_ = self.head_.calibrate(
+            rows,
+            None if known is None else torch.tensor(_validated(self, known, reset=False)),
+            target_fpr=target_fpr,
+            unknown_labels=_plain_labels(unknown_labels),
+            groups=_plain_labels(groups),
+            confidence=confidence,
+        )
+        return self
+
+    def calibrate_from_shots(self: ClassifierT, max_rejected: float = 0.05) -> ClassifierT:
+        """Set the threshold from the rows learned, so that few rows of known classes are rejected; return the classifier.
+
+        Each row is scored by a head that learned the others. This needs no unknowns, and bounds nothing about them: see
+        ``fewshot_nam.heads.Head.calibrate_from_shots``. What it rests on is in ``calibration_``.
+
+        Args:
+            max_rejected: largest share of rows of known classes to reject, between 0 and 1; it takes ``1 / max_rejected - 1``
+                rows of classes with two or more.
+
+        Raises:
+            NotFittedError: ``fit`` was not called.
+            ValueError: as ``calibrate``, or too few rows. The threshold is as before then.
+
+        Example:
+            >>> rows = [[1.0, 0.01 * i] for i in range(10)] + [[0.01 * i, 1.0] for i in range(10)]
+            >>> classifier = CosineClassifier(unknown="other").fit(rows, ["cat"] * 10 + ["dog"] * 10)
+            >>> classifier.calibrate_from_shots(max_rejected=0.1).predict([[0.9, 0.05], [-1.0, -1.0]]).tolist()
+            ['cat', 'other']
+        """
+        self._check_refusal("calibrate_from_shots")
+        self.calibration_ = self.head_.calibrate_from_shots(max_rejected)
+        return self
+
+    def _check_refusal(self, method: str) -> None:
+        """Raise unless the classifier is fitted and ``predict`` would use a calibrated threshold."""
+        check_is_fitted(self, "head_")
+        name = type(self).__name__
+        if self.unknown is None:
+            raise ValueError(
+                f"{name}.{method}: predict has no label to answer below the threshold: give one, such as "
+                'set_params(unknown="unknown")'
+            )
+        self._check_unknown(self.classes_)
+        if self.threshold is not None:
+            raise ValueError(
+                f"{name}.{method}: threshold={self.threshold} is given and takes precedence: set_params(threshold=None) first"
+            )
+
+    def _check_unknown(self, known: Labels) -> None:
+        """Raise if the answer for unknowns is a class, or of another kind than classes."""
+        name = type(self).__name__
+        if self.unknown is None:
+            return
+        if isinstance(self.unknown, str) != isinstance(_plain(known[0]), str):
+            raise ValueError(
+                f"{name}: unknown={self.unknown!r} must be of the kind of the labels, such as {known[0]!r}"
+            )
+        if self.unknown in known:
+            raise ValueError(f"{name}: unknown={self.unknown!r} is one of the classes: rename either")
 
     def _write(self: ClassifierT, X: Any, y: Any, classes: Any, anew: bool) -> ClassifierT:
         self._check_settings()
@@ -142,18 +246,12 @@ class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             parts.append(column_or_1d(classes))
         unique_labels(*parts)  # raises where strings and numbers are mixed
         known = np.unique(np.concatenate(parts))
-        if self.unknown is not None:
-            if isinstance(self.unknown, str) != isinstance(_plain(known[0]), str):
-                raise ValueError(
-                    f"{type(self).__name__}: unknown={self.unknown!r} must be of the kind of the labels, such as {known[0]!r}"
-                )
-            if self.unknown in known:
-                raise ValueError(
-                    f"{type(self).__name__}: unknown={self.unknown!r} is one of the classes: rename either"
-                )
+        self._check_unknown(known)
         head = self._new_head() if anew else self.head_
         head.write(torch.tensor(X), [_plain(label) for label in y])
         self.head_, self.classes_ = head, known
+        if anew and hasattr(self, "calibration_"):
+            del self.calibration_
         return self
 
     def _check_settings(self) -> None:
@@ -192,11 +290,13 @@ class NAMClassifier(_HeadClassifier):
         probability_temperature: divisor of the scores in ``predict_proba``, above 0.
         unknown: the answer of ``predict`` for rows that score below the threshold; not one of the classes. ``None``: every row is
             given a class.
-        threshold: smallest accepted score; ``None`` for that of ``head_``, which ``head_.calibrate`` sets.
+        threshold: smallest accepted score; ``None`` for the one that ``calibrate`` or ``calibrate_from_shots`` sets.
 
     Attributes:
         classes_: ``(C,)`` labels, sorted.
         head_: the head that has learned them.
+        calibration_: what the calibrated threshold rests on (``fewshot_nam.heads.Calibration``, or ``ShotCalibration``); absent
+            until it is calibrated. Its numbers are those of the time of the call.
         n_features_in_: ``D``.
         feature_names_in_: ``(D,)`` names, where ``X`` had names.
 
@@ -257,7 +357,7 @@ class CosineClassifier(_HeadClassifier):
         probability_temperature, unknown, threshold: as in ``NAMClassifier``.
 
     Attributes:
-        classes_, head_, n_features_in_, feature_names_in_: as in ``NAMClassifier``.
+        classes_, head_, calibration_, n_features_in_, feature_names_in_: as in ``NAMClassifier``.
 
     Example:
         >>> classifier = CosineClassifier().fit([[2.0, 0.0], [0.0, 1.0]], ["cat", "dog"])
@@ -305,6 +405,11 @@ def _validated(estimator: Any, X: Any, y: Any = "no_validation", *, reset: bool)
     except ImportError:  # before 1.6 it was a method
         return estimator._validate_data(X, y, reset=reset, dtype=np.float64)
     return validate_data(estimator, X, y, reset=reset, dtype=np.float64)
+
+
+def _plain_labels(labels: Any) -> list[Label] | None:
+    """Return labels as heads take them."""
+    return None if labels is None else [_plain(label) for label in column_or_1d(labels)]
 
 
 def _plain(label: Any) -> Any:

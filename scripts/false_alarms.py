@@ -31,7 +31,7 @@ Made by `python scripts/false_alarms.py DATA --json results/false_alarms.json > 
 
 A deployment draws 5 classes, written from 1 or 5 shots; classes of unknowns to calibrate on; and other classes of
 unknowns, to test on. All numbers are in percent, with 95% intervals over deployments. **Bold** breaks its promise by
-more than the interval.
+more than the interval; where promises are met exactly, this happens by chance in one cell of 40.
 
 **One by one or by class.** A cell reads: unknowns accepted of the *same classes* (other images) / unknowns accepted of
 *new classes* / known queries accepted (paired difference to cosine).
@@ -54,7 +54,7 @@ accepted / known queries accepted.
   here is that for a rate measured on the images tested, which is spread wider.
 
 **From the shots alone.** `calibrate_from_shots(max_rejected=target)`. A cell reads: known queries rejected / unknowns
-accepted of new classes. The bound is approximate (leave-one-out), and promises nothing for unknowns.
+accepted of new classes. The bound is that of leave-one-out, which is approximate, and says nothing about unknowns.
 """
 
 

@@ -275,6 +275,86 @@ def test_without_a_threshold_of_its_own_it_takes_the_calibrated_one(classifier):
 
 
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_calibrate_is_that_of_the_head_and_predict_then_refuses(classifier):
+    rows, labels = blobs(classes=3)
+    unknowns, names = blobs(5, each=10)
+    known, _ = blobs(9, classes=3)
+    direct = classifier().fit(rows, labels).head_
+    options = {"target_fpr": 0.3, "confidence": 0.6}
+    names = np.char.add("u", names)
+    for more in ({}, {"unknown_labels": names}, {"groups": np.arange(len(unknowns)) // 2}):
+        of_head = {key: each.tolist() for key, each in more.items()}
+        expected = direct.calibrate(torch.tensor(unknowns), torch.tensor(known), **options, **of_head)
+        fitted = classifier(unknown="neither").fit(rows, labels)
+        assert fitted.calibrate(unknowns, known, **options, **more) is fitted
+        assert fitted.calibration_.threshold == expected.threshold
+        assert fitted.calibration_.known_accepted == expected.known_accepted
+        below = fitted.score_samples(known) < expected.threshold
+        assert ((fitted.predict(known) == "neither") == below).all()
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_a_calibrated_threshold_follows_partial_fit_and_ends_with_fit(classifier):
+    rows, labels = blobs(classes=4)
+    first = np.isin(labels, ["c0", "c1"])
+    fitted = classifier(unknown="neither").fit(rows[first], labels[first])
+    unknowns, _ = blobs(5, each=10)
+    fitted.calibrate(unknowns, target_fpr=0.1).partial_fit(rows[~first], labels[~first])
+    at_once = classifier(unknown="neither").fit(rows, labels).calibrate(unknowns, target_fpr=0.1)
+    assert fitted.head_.threshold == pytest.approx(at_once.calibration_.threshold)
+    assert (fitted.predict(unknowns) == "neither").mean() >= 0.9
+    fitted.fit(rows, labels)
+    assert not hasattr(fitted, "calibration_")
+    with pytest.raises(ValueError, match="needs a threshold to refuse below: give one, or call calibrate or"):
+        fitted.predict(rows)
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_a_threshold_from_shots_is_that_of_the_head(classifier):
+    rows, labels = blobs(classes=3)
+    query, _ = blobs(1)
+    fitted = classifier(unknown="neither").fit(rows, labels).calibrate_from_shots(0.2)
+    expected = classifier().fit(rows, labels).head_.calibrate_from_shots(0.2)
+    assert fitted.calibration_ == expected
+    below = fitted.score_samples(query) < expected.threshold
+    assert ((fitted.predict(query) == "neither") == below).all()
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_calibrations_that_cannot_be_are_refused_and_change_nothing(classifier):
+    rows, labels = blobs(classes=3)
+    unknowns, _ = blobs(5, each=10)
+
+    def calls(estimator):
+        return lambda: estimator.calibrate(unknowns, target_fpr=0.1), lambda: estimator.calibrate_from_shots(0.2)
+
+    for call in calls(classifier(unknown="neither")):
+        with pytest.raises(NotFittedError):
+            call()
+    for call in calls(classifier().fit(rows, labels)):
+        with pytest.raises(ValueError, match="predict has no label to answer below the threshold"):
+            call()
+    for call in calls(classifier(unknown="neither", threshold=0.5).fit(rows, labels)):
+        with pytest.raises(ValueError, match=r"threshold=0\.5 is given and takes precedence"):
+            call()
+    for call in calls(classifier().fit(rows, labels).set_params(unknown="c1")):
+        with pytest.raises(ValueError, match="'c1' is one of the classes"):
+            call()
+    fitted = classifier(unknown="neither").fit(rows, labels).calibrate(unknowns, target_fpr=0.1)
+    before = fitted.calibration_
+    for refused, message in (
+        (unknowns[:, :3], "expecting 7 features"),
+        (unknowns[:3], "needs at least 9 samples"),
+        (rows, "were written"),
+        (0 * unknowns, "is zero"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fitted.calibrate(refused, target_fpr=0.1)
+    assert fitted.calibration_ is before
+    assert fitted.head_.threshold == before.threshold
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
 @pytest.mark.parametrize(
     ("options", "labels", "message"),
     [
