@@ -5,7 +5,8 @@ set -euo pipefail
 data=${1:?usage: bash scripts/make_results.sh DATA}
 cd "$(dirname "$0")/.."
 open_heads="logistic mahalanobis-diagonal cosine-msp" # in the open protocol only
-heads="nam nam-sequential nam-parallel cosine cosine-centred cosine-root cosine-root-centred protonet nearest ridge mahalanobis plda"
+heads="nam cosine cosine-centred cosine-root cosine-root-centred cosine-snorm lda-snorm plda-snorm nam-sequential nam-parallel
+  protonet nearest ridge mahalanobis plda"
 
 evaluate() { # NAME OPTIONS...: writes results/NAME.json and results/NAME.md
   local name=$1 more=$open_heads

@@ -1,0 +1,61 @@
+"""Print what the result files let one claim of ``nam``: ``python scripts/claims.py > results/claims.md``.
+
+It reads the tables of ``results/`` that ``scripts/make_results.sh`` makes. First ``nam`` against the best of four cosine
+classifiers, line by line; then against each of the heads that have the same base classes, normalisation and penalty, and no memory;
+then the generalized protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from episodes.reporting.claims import against_best, against_each
+
+COSINES = ["cosine", "cosine-centred", "cosine-root", "cosine-root-centred"]
+COMPANY = ["cosine-snorm", "lda-snorm", "plda-snorm", "plda"]
+SETS = ["digits-5way", "omniglot-5way", "tiny-imagenet-5way", "tiny-imagenet-conv5-5way", "cifar10-5way"]
+OPEN = {
+    "open_fpr@95tpr": "x",
+    "wrong_answers@95tpr": "x",
+    "class_fpr@95tpr:unknown": "x",
+    "class_fpr@95tpr:known": "x",
+    "class_fpr@95tpr": "x",
+    "accuracy": "+",
+    "auroc": "+",
+}
+GENERALIZED = {"ausuc": "+", "harmonic_mean:frozen": "+"}
+
+
+def reports(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Return the reports of these names, 1 and 5 shots, that are in the folder."""
+    paths = [folder / f"{name}-{shots}shot.json" for name in names for shots in (1, 5)]
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()}
+
+
+def main() -> None:
+    """Read the files and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where the JSON files are")
+    folder = parser.parse_args().results
+    lines, more = reports(folder, SETS), reports(folder, ["omniglot-20way"])
+    joint = reports(folder, ["omniglot-generalized", "tiny-imagenet-generalized", "tiny-imagenet-conv5-generalized"])
+    print("<!-- made by: python scripts/claims.py -->\n")
+    print(
+        "Points (+) or ratios (x). One star: the paired interval over episodes excludes 0; two: that over classes does too.\n"
+    )
+    print("### Against the best of four cosine classifiers, chosen anew in every cell\n")
+    print(against_best({**lines, **more}, "nam", COSINES, OPEN, len(lines)))
+    print("\n### Against heads with the same base classes, normalisation and penalty, without the memory\n")
+    print(f"Mean over {len(lines)} lines; on how many nam is better/worse over episodes (over classes).\n")
+    print(against_each(lines, "nam", COMPANY, OPEN))
+    print("\n### Generalized: base and novel classes in one label space\n")
+    print(against_best(joint, "nam", COSINES, GENERALIZED, len(joint)))
+    print()
+    print(against_each(joint, "nam", COMPANY, GENERALIZED))
+
+
+if __name__ == "__main__":
+    main()
