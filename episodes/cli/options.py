@@ -21,7 +21,7 @@ from fewshot_nam.io.yaml_input import read_yaml, shown
 from fewshot_nam.vision.libraries import names
 
 COMMAND = "fewshot-nam-eval"
-DEFAULT_HEADS = ["nam", "nam-sequential", "cosine", "cosine-centred", "protonet"]
+DEFAULT_HEADS = ["nam", "nam-sequential", "cosine", "cosine-centred", "plda-snorm"]
 
 Mark = Literal["changes no number", "in the report", "file to read", "file to write", "specification"]
 """What the command knows of an option besides its value: it is left out of the command that gives the same numbers; its value is

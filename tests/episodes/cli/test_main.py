@@ -48,7 +48,7 @@ def test_the_main_job_prints_a_table_that_explains_itself(capsys):
     out = capsys.readouterr().out
     for part in ["digits: 1,797 images of 10 classes", "conv4, 64 features", "seed 0", "minus cosine", "time:"]:
         assert part in out
-    for head in ["nam ", "nam-sequential ", "cosine ", "cosine-centred ", "protonet "]:
+    for head in ["nam ", "nam-sequential ", "cosine ", "cosine-centred ", "plda-snorm "]:
         assert f"\n{head}" in out
 
 
