@@ -9,6 +9,7 @@ import pytest
 import episodes.cli.main
 import episodes.cli.options
 import fewshot_nam.cli.options
+import fewshot_nam.cli.sequence_results
 import fewshot_nam.cli.train_sequence
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +44,6 @@ def test_the_readme_fits_a_screen_and_a_half():
 def test_every_option_that_a_page_names_exists(page):
     subparsers = next(one for one in fewshot_nam.cli.options.parser()._actions if one.dest == "command").choices
     known = [episodes.cli.options.parser(), fewshot_nam.cli.options.parser(), *subparsers.values()]
-    known.append(fewshot_nam.cli.train_sequence.parser())
+    known += [fewshot_nam.cli.train_sequence.parser(), fewshot_nam.cli.sequence_results.parser()]
     there = {option for parser in known for option in parser._option_string_actions} | OF_OTHERS
     assert set(re.findall(r"(?<=[\s`])--[a-z][a-z-]+", page.read_text(encoding="utf-8"))) <= there

@@ -145,7 +145,7 @@ class KeptClassifierHead(Head):
         >>> head.write(torch.tensor([0.5, 0.5, 0.5, 0.5, 2.0, 0.5]), "clip").predict(torch.eye(6)[[0, 4]] + 0.4)
         ['bolt', 'clip']
         >>> head.base_cost
-        BaseCost(share=0.0, limit=0.02, images=200)
+        BaseCost(share=0.02, limit=0.02, images=200)
     """
 
     base_images: Tensor

@@ -46,7 +46,7 @@ class WriteRuleHead(Head, gather_free=True):
 
     Example:
         >>> head = WriteRuleHead().write(torch.tensor([[0.0, 2.0], [4.0, 3.0]]), ["cat", "dog"])
-        >>> head(torch.tensor([4.0, 3.0]))  # W x = y for what was written last
+        >>> (head.memory @ torch.tensor([4.0, 3.0])).abs().round(decimals=3)  # W x = y for what was written last
         tensor([0., 1.])
     """
 
