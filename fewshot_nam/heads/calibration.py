@@ -273,6 +273,8 @@ class CalibratedHead(HeadState):
         usually do, it rejects fewer; where they lower them, more: this is a jackknife, of which nothing is guaranteed for every
         distribution. It is no bound for images of classes with one shot, for images that are taken under other conditions than
         the shots (near-identical shots give a threshold that is too high), and it says nothing about unknowns: see ``calibrate``.
+        ``results/false_alarms.md`` shows what came out: at a bound of 7.7% from 25 shots, 5.6 to 7.1% were rejected, but 8.9% by
+        the NAM head on Tiny ImageNet.
 
         Args:
             max_rejected: largest share of known images that may be rejected, between 0 and 1; it takes
