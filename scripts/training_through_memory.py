@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor
 import backbones
 from episodes import FeatureBank, evaluate
 from episodes.evaluation.evaluation import EvaluationSettings
-from episodes.features.sources import banks_by_role, sets_by_role
+from episodes.features.sources import ROLES, banks_by_role, sets_by_role
 from episodes.metrics.intervals import ci95_over_classes, class_groups, interval
 from episodes.metrics.registry import MEASURES
 from episodes.metrics.scores import Frozen, Scores
@@ -40,10 +41,10 @@ PARTS = {  # what is tested: the role of its bank, and the measures
 }
 LEGEND = """# Training a backbone through the memory
 
-Made by `python scripts/training_through_memory.py DATA {named} --json
+Made by `python scripts/training_through_memory.py DATA {named}{options} --json
 results/training_through_memory.json > results/training_through_memory.md`: Tiny ImageNet, 5-way, {episodes} episodes, seed 0,
-5 unknown classes, 15 queries a class; base queries of the common label space are of `base_unseen`. Percent. What the tables
-show is said in `README.md`, beside this file.
+5 unknown classes, 15 queries a class{common}. Percent. What the tables show is
+said in `README.md`, beside this file.
 
 {backbones}
 
@@ -178,6 +179,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=(1, 5))
     parser.add_argument("--ways", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument(
+        "--generalized-episodes",
+        type=int,
+        default=300,
+        help="in the label space with base classes, which takes longer; 0 for none",
+    )
     parser.add_argument("--width", type=int, default=32, help="of the Conv5")
     parser.add_argument("--json", type=Path, help="also write all numbers there")
     options = parser.parse_args(arguments)
@@ -187,7 +194,11 @@ def main(arguments: list[str] | None = None) -> None:
     if len(named) < 2 or len(named) < len(options.weights):
         parser.error("give two backbones or more, each with a name of its own")
     folder = options.data / "tiny-imagenet" if (options.data / "tiny-imagenet").is_dir() else options.data
-    sets = sets_by_role(f"folder:{folder}", base_queries=f"folder:{folder / 'base_unseen'}")
+    common = options.generalized_episodes > 0
+    base_queries = f"folder:{folder / 'base_unseen'}" if common else None
+    sets = sets_by_role(
+        f"folder:{folder}", base_queries=base_queries, roles=ROLES if common else ("novel", "base", "validation")
+    )
     banks = {
         name: banks_by_role(sets, backbones.create("conv5", path, model_options={"width": options.width})).banks
         for name, path in named.items()
@@ -195,16 +206,20 @@ def main(arguments: list[str] | None = None) -> None:
     cards = {name: card(path) for name, path in named.items()}
     found, lines, compared = {}, [], 0
     for part, (role, measures) in PARTS.items():
+        if measures is GENERALIZED and not common:
+            continue
         for shots in options.shots:
+            generalized = measures is GENERALIZED
             settings = EvaluationSettings(
-                "generalized" if measures is GENERALIZED else "open",
+                "generalized" if generalized else "open",
                 ways=options.ways,
                 open_ways=options.ways,
                 shots=shots,
-                episodes=options.episodes,
+                episodes=options.generalized_episodes if generalized else options.episodes,
             )
             measured = {name: measure(own, role, measures, options.heads, settings) for name, own in banks.items()}
             title = f"{part}, {shots}-shot"
+            print(title, file=sys.stderr, flush=True)
             found[title] = setting(measured, options.heads)
             lines += tables(title, found[title], measures)
             compared += len(found[title]["differences"]) * len(options.heads) * len(measures)
@@ -212,13 +227,18 @@ def main(arguments: list[str] | None = None) -> None:
         LEGEND.format(
             named=" ".join(f"{name}={path.name}" for name, path in named.items()),
             episodes=options.episodes,
+            options="" if common else " --generalized-episodes 0",
+            common=f"; with base classes {options.generalized_episodes} episodes, queries of `base_unseen`"
+            if common
+            else "",
             backbones="\n".join(described(name, facts) for name, facts in cards.items()),
             compared=compared,
         )
     )
     print("\n".join(lines))
     if options.json:
-        config = {"episodes": options.episodes, "seed": 0, "ways": options.ways, "heads": list(options.heads)}
+        episodes = {"episodes": options.episodes, "generalized_episodes": options.generalized_episodes}
+        config = {**episodes, "seed": 0, "ways": options.ways, "heads": list(options.heads)}
         with replacing(options.json) as unfinished:
             content = {"config": config, "backbones": cards, "settings": found}
             unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

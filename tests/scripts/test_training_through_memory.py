@@ -82,7 +82,21 @@ def test_a_run_writes_every_head_on_every_backbone(script, tmp_path, capsys, mon
         save_weights(tmp_path / f"{name}.safetensors", Conv5(2), torch.rand(4, 32), facts)
     weights = [f"{name}={tmp_path / name}.safetensors" for name in ("plain", "nam")]
     out = tmp_path / "found.json"
-    given = ["--heads", "cosine", "plda", "--shots", "1", "--ways", "2", "--episodes", "6", "--width", "2"]
+    given = [
+        "--heads",
+        "cosine",
+        "plda",
+        "--shots",
+        "1",
+        "--ways",
+        "2",
+        "--episodes",
+        "6",
+        "--generalized-episodes",
+        "4",
+        "--width",
+        "2",
+    ]
     script.main([str(tmp_path / "photos"), *weights, *given, "--json", str(out)])
     text, found = capsys.readouterr().out, json.loads(out.read_text(encoding="utf-8"))
     assert "- `nam`: 1 epochs in episodes through `nam`, from the weights 0123456789ab on; " in text
