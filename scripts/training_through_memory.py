@@ -23,7 +23,7 @@ from torch import Tensor
 import backbones
 from episodes import FeatureBank, evaluate
 from episodes.evaluation.evaluation import EvaluationSettings
-from episodes.features.sources import ROLES, banks_by_role, sets_by_role
+from episodes.features.sources import banks_by_role, sets_by_role
 from episodes.metrics.intervals import ci95_over_classes, class_groups, interval
 from episodes.metrics.registry import MEASURES
 from episodes.metrics.scores import Frozen, Scores
@@ -41,10 +41,14 @@ PARTS = {  # what is tested: the role of its bank, and the measures
 }
 LEGEND = """# Training a backbone through the memory
 
-Made by `python scripts/training_through_memory.py DATA {named}{options} --json
-results/training_through_memory.json > results/training_through_memory.md`: Tiny ImageNet, 5-way, {episodes} episodes, seed 0,
-5 unknown classes, 15 queries a class{common}. Percent. What the tables show is
-said in `README.md`, beside this file.
+Made by
+
+    python scripts/training_through_memory.py DATA {named}{options} \\
+      --json results/training_through_memory.json > results/training_through_memory.md
+
+Tiny ImageNet, 5-way, {episodes} episodes, seed 0, 5 unknown classes, 15 queries a class{common}. Heads know base
+classes by the 50 images each of `base_unseen`, which no backbone was trained on. Percent. What the tables show, and how the
+backbones were made, is said in `README.md`, beside this file.
 
 {backbones}
 
@@ -79,13 +83,13 @@ def measure(
     """Return the measures in every episode of the classes of a role, for each head.
 
     Args:
-        banks: by role, of one backbone; ``base`` is among them, and for the generalized protocol ``base_queries``.
+        banks: by role, of one backbone; ``base`` is among them. The generalized protocol holds a quarter of it out for queries.
         role: of the bank that episodes are drawn from.
         measures: names of ``MEASURES``.
         heads: names.
         settings: the protocol and its numbers.
     """
-    bank, base_queries = banks[role], banks.get("base_queries") if settings.protocol == "generalized" else None
+    bank = banks[role]
     parts: dict[str, dict[str, list[Tensor]]] = {head: {name: [] for name in measures} for head in heads}
     present = []
 
@@ -98,7 +102,7 @@ def measure(
             classes = torch.cat([batch.classes, batch.unknown_classes], dim=1).cpu()
             present.append(drawn.scatter_(1, groups[classes], True))
 
-    evaluate(bank, heads, settings, base=banks["base"], base_queries=base_queries, callback=collect)
+    evaluate(bank, heads, settings, base=banks["base"], callback=collect)
     values = {head: {name: torch.cat(found) for name, found in named.items()} for head, named in parts.items()}
     return Measured(values, torch.cat(present))
 
@@ -195,12 +199,12 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("give two backbones or more, each with a name of its own")
     folder = options.data / "tiny-imagenet" if (options.data / "tiny-imagenet").is_dir() else options.data
     common = options.generalized_episodes > 0
-    base_queries = f"folder:{folder / 'base_unseen'}" if common else None
     sets = sets_by_role(
-        f"folder:{folder}", base_queries=base_queries, roles=ROLES if common else ("novel", "base", "validation")
+        f"folder:{folder}", base=f"folder:{folder / 'base_unseen'}", roles=["novel", "base", "validation"]
     )
+    model_options = {} if options.width == 32 else {"width": options.width}
     banks = {
-        name: banks_by_role(sets, backbones.create("conv5", path, model_options={"width": options.width})).banks
+        name: banks_by_role(sets, backbones.create("conv5", path, model_options=model_options)).banks
         for name, path in named.items()
     }
     cards = {name: card(path) for name, path in named.items()}
@@ -225,12 +229,10 @@ def main(arguments: list[str] | None = None) -> None:
             compared += len(found[title]["differences"]) * len(options.heads) * len(measures)
     print(
         LEGEND.format(
-            named=" ".join(f"{name}={path.name}" for name, path in named.items()),
+            named=" ".join(f"{name}={path.as_posix()}" for name, path in named.items()),
             episodes=options.episodes,
             options="" if common else " --generalized-episodes 0",
-            common=f"; with base classes {options.generalized_episodes} episodes, queries of `base_unseen`"
-            if common
-            else "",
+            common=f"; with base classes {options.generalized_episodes} episodes" if common else "",
             backbones="\n".join(described(name, facts) for name, facts in cards.items()),
             compared=compared,
         )
