@@ -55,6 +55,10 @@ class Scorer:
         others = {} if self._base is None else embedded_banks(self._base, heads, queries)
         kept = novel.keys() if self._base is None else novel.keys() & others.keys()
         self._embedded = {name: (novel[name], others.get(name)) for name in kept}
+        with torch.no_grad():
+            self._prototypes |= {
+                name: heads[name]._embed(self._prototypes[name]) for name in kept if name in self._prototypes
+            }
         only_novel = self._base is None and not self._prototypes
         self._gather_free = GatherFreeScoring(self._bank, heads if only_novel else {}, queries, novel)
 

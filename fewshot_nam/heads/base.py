@@ -392,16 +392,17 @@ class Head(CalibratedHead):
                     checked_vectors(features, name, width=self._fixed_width() or support.shape[-1])
                     if self.mean.numel():
                         checked_vectors(self._embed(features), f"{name} minus the mean")
-        return self._score_embedded(self._embed(support), self._embed(query.to(support.dtype)), base)
+        known = None if base is None else self._embed(base.to(support.dtype))
+        return self._score_embedded(self._embed(support), self._embed(query.to(support.dtype)), known)
 
     def _score_embedded(self, support: Tensor, query: Tensor, base: Tensor | None = None) -> Tensor:
-        """Return what ``score_episodes`` returns, for support and queries that are embedded already."""
+        """Return what ``score_episodes`` returns, for features that are embedded already."""
         return self._score(self._learn_episodes(support, base), query)
 
     def _learn_episodes(self, support: Tensor, base: Tensor | None = None) -> Any:
-        """Return what is learned from embedded support ``(E, N, K, D)`` and base prototypes ``(B, D)``."""
+        """Return what is learned from support ``(E, N, K, D)`` and base prototypes ``(B, D)``, both embedded."""
         _, ways, shots, width = support.shape
-        prototypes = support.new_empty(0, width) if base is None else self._embed(base).to(support.dtype)
+        prototypes = support.new_empty(0, width) if base is None else base
         targets = len(prototypes) + torch.arange(ways, device=support.device).repeat_interleave(shots)
         return self._learn(Support(support.flatten(1, 2), targets, prototypes, len(prototypes) + ways))
 

@@ -167,7 +167,7 @@ def score_gathered(
         support: ``(E, N, K)``, an index.
         query: ``(E, Q)``, an index.
         base: another bank and what of it are further queries ``(E, Q_b)``, an index; ``None`` for none.
-        prototypes: by name ``(B, D)``, of base classes that share the label space.
+        prototypes: by name ``(B, D)``, of base classes that share the label space; embedded as the banks are.
         embedded: by name, both banks as a head that ``embeds_beforehand`` embeds them; such a head may be left out.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in heads}

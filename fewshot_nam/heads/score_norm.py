@@ -100,7 +100,7 @@ class Learned(NamedTuple):
     """What is read.
 
     Attributes:
-        weights: ``(E, C, D)``, multiplied with ``z`` of queries.
+        weights: ``(E, C, W)``, multiplied with embedded queries.
         offsets: ``(E, C)``, subtracted from these products.
     """
 
@@ -187,19 +187,37 @@ class ScoreNormHead(Head, gather_free=True):
         return len(self.stored_base) > 0
 
     def _embed(self, features: Tensor) -> Tensor:
-        """Return ``z`` of features ``(..., D)``, in float32 at least."""
+        """Return ``z`` of features ``(..., D)`` and then its cohort score, ``(..., D + 1)``; without base classes ``z`` alone."""
         features = features if features.element_size() >= 4 else features.float()
         space = self._space(features)
-        return unit(super()._embed(features)) if space is None else space.embed(features)
+        if space is None:
+            return unit(super()._embed(features))
+        directions = space.embed(features)
+        of_cohort = space.cohort_scores(directions, self.settings.cohort_temperature)
+        return torch.cat([directions, of_cohort.unsqueeze(-1)], dim=-1)
+
+    def _directions(self, embedded: Tensor) -> Tensor:
+        """Return ``z`` ``(..., D)`` of embedded features."""
+        space = self._space(embedded)
+        return embedded if space is None else embedded[..., : len(space.centre)]
 
     def _learn(self, support: Support) -> Any:
         """Return what is read."""
-        shots = torch.bincount(support.targets, minlength=support.columns)[len(support.base) :]
-        keys, scales, offsets = self._classes_of(support.class_means(support.features), shots)
-        if len(support.base):
-            of_base = self._base_offsets(support.base)
+        base = self._directions(support.base)
+        shots = torch.bincount(support.targets, minlength=support.columns)[len(base) :]
+        keys, scales, offsets = self._classes_of(support.class_means(self._directions(support.features)), shots)
+        if len(base):
+            of_base = self._base_offsets(base)
             offsets = torch.cat([of_base.expand(len(keys), -1), offsets], dim=1)
-        return Learned(support.with_base(support.base, keys * scales.unsqueeze(-1)), offsets)
+        weights = support.with_base(base, keys * scales.unsqueeze(-1))
+        return Learned(self._with_cohort_score(weights), offsets)
+
+    def _with_cohort_score(self, weights: Tensor) -> Tensor:
+        """Return weights ``(..., D)`` with that of the query's cohort score, where there is a cohort."""
+        if self._space(weights) is None:
+            return weights
+        of_query = weights.new_full((*weights.shape[:-1], 1), -self.settings.query_cohort_weight)
+        return torch.cat([weights, of_query], dim=-1)
 
     def _classes_of(self, means: Tensor, shots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return keys ``(E, N, D)`` of length 1, scales and offsets ``(E, N)`` of classes.
@@ -228,19 +246,19 @@ class ScoreNormHead(Head, gather_free=True):
         return constants.class_cohort_weight * others + (space.likeness or 0.0) ** 0.5
 
     def _learn_more(self, learned: Any, added: Support) -> Any:
-        keys, scales, offsets = self._classes_of(added.class_means(added.features), torch.bincount(added.targets))
-        weights = self._grown.append(learned.weights[0], (keys * scales.unsqueeze(-1))[0]).unsqueeze(0)
+        means = added.class_means(self._directions(added.features))
+        keys, scales, offsets = self._classes_of(means, torch.bincount(added.targets))
+        weights = self._with_cohort_score(keys * scales.unsqueeze(-1))
+        weights = self._grown.append(learned.weights[0], weights[0]).unsqueeze(0)
         return Learned(weights, torch.cat([learned.offsets, offsets], dim=1))
 
     def _score(self, learned: Any, query: Tensor) -> Tensor:
-        """Return scores ``(E, Q, C)`` of ``z`` of queries ``(E, Q, D)``."""
-        return self._normalised(learned.offsets, query @ learned.weights.mT, self._image_terms(query))
+        """Return scores ``(E, Q, C)`` of embedded queries."""
+        return self._normalised(learned.offsets, query @ learned.weights.mT)
 
-    def _normalised(self, offsets: Tensor, products: Tensor, cohort_scores: Tensor | None) -> Tensor:
-        """Return scores ``(E, Q, C)`` from reads, offsets ``(E, C)`` and the cohort scores ``(E, Q)`` of the queries."""
+    def _normalised(self, offsets: Tensor, products: Tensor) -> Tensor:
+        """Return scores ``(E, Q, C)`` from products with the class weights and offsets ``(E, C)``."""
         scores = products - offsets.unsqueeze(-2)
-        if cohort_scores is not None:
-            scores = scores - self.settings.query_cohort_weight * cohort_scores.unsqueeze(-1)
         return with_log_partition_penalty(scores, self.settings.log_partition_penalty, self.settings.temperature)
 
     def _class_weights(self, learned: Learned) -> Tensor:
@@ -249,22 +267,11 @@ class ScoreNormHead(Head, gather_free=True):
     def _reads(self, learned: Learned) -> list[Read]:
         return [Read(learned.weights, Transform() if self.embeds_beforehand else self._transform)]
 
-    def _image_terms(self, features: Tensor) -> Tensor | None:
-        """Return the cohort scores ``(...)`` of embedded features ``(..., W)``; ``None`` where there is no cohort."""
-        space = self._space(features)
-        if space is None:
-            return None
-        return space.cohort_scores(self._directions(features), self.settings.cohort_temperature)
-
-    def _directions(self, embedded: Tensor) -> Tensor:
-        """Return ``z`` ``(..., D)`` of embedded features ``(..., W)``."""
-        return embedded
-
     def _scores_of_reads(self, learned: Learned, reads: list[Products], terms: Tensor | None) -> Tensor:
         products, lengths = reads[0]
         if not self.embeds_beforehand:
             products = products / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
-        return self._normalised(learned.offsets, products, terms)
+        return self._normalised(learned.offsets, products)
 
     _per_class = ("memory", "offsets")
 

@@ -92,14 +92,14 @@ class GrowingLearned(NamedTuple):
 
     Attributes:
         means: ``(1, C, D)``, mean directions, of length 1.
-        ratios: ``(1, C, W - D)``, weights of the likelihood ratio.
+        rest: ``(1, C, W - D)``, weights of the cohort score and the likelihood ratio.
         offsets: ``(1, C)``, subtracted from reads.
         scales: ``(1, C)``, factors of what the memory reads.
         memory: of the keys.
     """
 
     means: Tensor
-    ratios: Tensor
+    rest: Tensor
     offsets: Tensor
     scales: Tensor
     memory: GrowingMemory
@@ -107,7 +107,7 @@ class GrowingLearned(NamedTuple):
     def as_weights(self) -> Learned:
         """Return the same with class weights."""
         weights = self.memory.weights(self.means[0]) * self.scales[0].unsqueeze(-1)
-        return Learned(torch.cat([weights.unsqueeze(0), self.ratios], dim=-1), self.offsets)
+        return Learned(torch.cat([weights.unsqueeze(0), self.rest], dim=-1), self.offsets)
 
 
 class NAMHead(ScoreNormHead, gather_free=True):
@@ -132,6 +132,7 @@ class NAMHead(ScoreNormHead, gather_free=True):
 
     settings: NAMSettings
     _models: dict[tuple[torch.dtype, torch.device], TwoCovarianceModel]
+    _last_base: tuple[Tensor, Tensor, Tensor] | None
     settings_type = NAMSettings
 
     def __new__(cls, *args: Any, mode: str | None = None, **options: Any) -> Any:
@@ -160,7 +161,7 @@ class NAMHead(ScoreNormHead, gather_free=True):
                 "version 0.1 have no place in this one"
             )
         super().__init__(base, settings=settings)
-        self._grown_ratios = GrowingRows()
+        self._grown_rest = GrowingRows()
 
     @property
     def memory(self) -> Tensor:
@@ -191,57 +192,66 @@ class NAMHead(ScoreNormHead, gather_free=True):
 
     def _outdate_base(self) -> None:
         super()._outdate_base()
-        self._models = {}
+        self._models, self._last_base = {}, None
         self._ratio(self.stored_base.mean)
 
     def _embed(self, features: Tensor) -> Tensor:
-        """Return ``z`` of features ``(..., D)``, then what the ratio needs: coordinates and their squares, ``(..., W)`` in all."""
-        directions = super()._embed(features)
-        model = self._ratio(directions)
+        """Return ``z`` of features ``(..., D)`` and its cohort score, then what the likelihood ratio needs: ``(..., W)`` in all."""
+        embedded = super()._embed(features)
+        model = self._ratio(embedded)
         if model is None:
-            return directions
-        coordinates = model.coordinates(features.to(directions))
-        return torch.cat([directions, coordinates, model.squares(coordinates)], dim=-1)
+            return embedded
+        coordinates = model.coordinates(features.to(embedded))
+        return torch.cat([embedded, coordinates, model.squares(coordinates)], dim=-1)
 
-    def _directions(self, embedded: Tensor) -> Tensor:
-        space = self._space(embedded)
-        return embedded if space is None else embedded[..., : len(space.centre)]
-
-    def _of_ratio(self, means: Tensor, shots: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights ``(E, C, W - D)`` and offsets ``(E, C)`` of the likelihood ratio.
+    def _rest(self, means: Tensor, shots: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights ``(E, C, W - D)`` of all that is embedded beside ``z``, and offsets ``(E, C)`` of the likelihood ratio.
 
         Args:
             means: ``(E, C, W)``, of embedded shots.
             shots: ``(C,)``, how many each class has; infinite for base classes.
         """
-        model = self._ratio(means)
+        weights, model = self._with_cohort_score(means[..., :0]), self._ratio(means)
         if model is None:
-            return means[..., :0], torch.zeros_like(means[..., 0])
+            return weights, torch.zeros_like(means[..., 0])
         width = len(model.centre)
-        linear, constant, square = model.ratios(means[..., width : 2 * width], shots)
+        linear, constant, square = model.ratios(means[..., width + 1 : 2 * width + 1], shots)
         factor = self.settings.ratio_weight / width
-        weights = torch.cat([linear, square.expand(len(linear), -1, -1)], dim=-1)
-        return factor * weights, -factor * constant
+        square = square.expand(len(linear), -1, -1)
+        return torch.cat([weights, factor * linear, factor * square], dim=-1), -factor * constant
+
+    def _of_base(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what no episode changes of base classes ``(B, W)``: weights ``(B, W - D)`` and offsets ``(B,)``.
+
+        The last answer is kept, since one evaluation asks for the same base classes again and again.
+        """
+        last = self._last_base
+        if last is not None and last[0] is base:
+            return last[1], last[2]
+        offsets = self._base_offsets(self._directions(base))
+        rest, of_ratio = self._rest(base.unsqueeze(0), torch.full_like(offsets, torch.inf))
+        self._last_base = None if base.requires_grad else (base, rest[0], offsets + of_ratio[0])
+        return rest[0], offsets + of_ratio[0]
 
     def _learn(self, support: Support) -> Learned | GrowingLearned:
         base, keys = self._directions(support.base), self._directions(support.features)
-        shots = torch.bincount(support.targets, minlength=support.columns).to(keys)
+        shots = torch.bincount(support.targets, minlength=support.columns)[len(base) :].to(keys)
         means = support.class_means(support.features)
-        novel, scales, offsets = self._classes_of(self._directions(means), shots[len(base) :])
+        novel, scales, offsets = self._classes_of(self._directions(means), shots)
+        rest, of_ratio = self._rest(means, shots)
+        offsets = offsets + of_ratio
         if len(base):
-            of_base = self._base_offsets(base)
+            rest_of_base, of_base = self._of_base(support.base)
+            rest = support.with_base(rest_of_base, rest)
             offsets = torch.cat([of_base.expand(len(novel), -1), offsets], dim=1)
             scales = torch.cat([torch.ones_like(of_base).expand(len(novel), -1), scales], dim=1)
-            shots[: len(base)] = torch.inf
-        ratios, of_ratios = self._of_ratio(support.with_base(support.base, means), shots)
-        offsets = offsets + of_ratios
         ridge = self.settings.damping(len(base) + keys.shape[1])
         if len(keys) == 1 and support.columns >= _MANY and not keys.requires_grad:
             every = torch.cat([base, novel[0]])
             memory = GrowingMemory.of(every, torch.cat([base, keys[0]]), ridge)
-            return GrowingLearned(every.unsqueeze(0), ratios, offsets, scales, memory)
+            return GrowingLearned(every.unsqueeze(0), rest, offsets, scales, memory)
         weights = joint_write(novel, keys, base, ridge) * scales.unsqueeze(-1)
-        return Learned(torch.cat([weights, ratios], dim=-1) if ratios.shape[-1] else weights, offsets)
+        return Learned(torch.cat([weights, rest], dim=-1) if rest.shape[-1] else weights, offsets)
 
     def _learn_more(self, learned: Learned | GrowingLearned, added: Support) -> GrowingLearned | None:
         if not isinstance(learned, GrowingLearned):
@@ -251,11 +261,11 @@ class NAMHead(ScoreNormHead, gather_free=True):
             return None
         shots, means = torch.bincount(added.targets), added.class_means(added.features)
         novel, scales, offsets = self._classes_of(self._directions(means), shots)
-        ratios, of_ratios = self._of_ratio(means, shots)
+        rest, of_ratio = self._rest(means, shots)
         return GrowingLearned(
             self._grown.append(learned.means[0], novel[0]).unsqueeze(0),
-            self._grown_ratios.append(learned.ratios[0], ratios[0]).unsqueeze(0),
-            torch.cat([learned.offsets, offsets + of_ratios], dim=1),
+            self._grown_rest.append(learned.rest[0], rest[0]).unsqueeze(0),
+            torch.cat([learned.offsets, offsets + of_ratio], dim=1),
             torch.cat([learned.scales, scales], dim=1),
             memory.with_classes(learned.means[0], novel[0], keys),
         )
@@ -265,12 +275,12 @@ class NAMHead(ScoreNormHead, gather_free=True):
             return super()._score(learned, query)
         directions = self._directions(query)
         reads = learned.memory.read(directions, learned.means[0]) * learned.scales.unsqueeze(-2)
-        if learned.ratios.shape[-1]:
-            reads = reads + query[..., directions.shape[-1] :] @ learned.ratios.mT
-        return self._normalised(learned.offsets, reads, self._image_terms(query))
+        if learned.rest.shape[-1]:
+            reads = reads + query[..., directions.shape[-1] :] @ learned.rest.mT
+        return self._normalised(learned.offsets, reads)
 
     def _export_tensors(self, learned: Learned | GrowingLearned) -> dict[str, Tensor]:
         return super()._export_tensors(learned.as_weights() if isinstance(learned, GrowingLearned) else learned)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_grown_ratios": GrowingRows()}
+        return {**super().__getstate__(), "_grown_rest": GrowingRows(), "_last_base": None}

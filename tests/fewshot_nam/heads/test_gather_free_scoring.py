@@ -151,8 +151,12 @@ def test_classes_opt_in_themselves():
 
 @needs_compiler
 def test_terms_of_images_are_computed_where_the_bank_is_small_beside_the_queries(monkeypatch):
+    class WithTerms(ProtoNetHead, gather_free=True):
+        def _image_terms(self, features):
+            return features.sum(dim=-1)
+
     bank = IndexedFeatures(features(0, 90, 37))
-    heads = {"over": NAMHead(base=BaseStatistics.from_prototypes(features(5, 12, 37))), "cosine": CosineHead()}
+    heads = {"over": WithTerms(), "cosine": CosineHead()}
     assert set(GatherFreeScoring(bank, heads).heads) == {"over", "cosine"}
     assert set(GatherFreeScoring(bank, heads, queries=90).heads) == {"over", "cosine"}
     assert set(GatherFreeScoring(bank, heads, queries=89).heads) == {"cosine"}
