@@ -38,12 +38,14 @@ class Support(NamedTuple):
         targets: ``(n,)`` long, the column of each feature.
         base: ``(B, D)``, prototypes of classes known beforehand, columns ``0`` to ``B - 1``; ``B`` may be 0.
         columns: ``C``, the number of classes.
+        sums: what is known of written classes beside ``features``, for heads that do not keep all shots; ``None`` for others.
     """
 
     features: Tensor
     targets: Tensor
     base: Tensor
     columns: int
+    sums: Any = None
 
     def one_hot(self) -> Tensor:
         """Return ``(n, C)``, 1 where a feature is of a class and 0 elsewhere, in the dtype of the features."""

@@ -161,6 +161,9 @@ class ScoreNormHead(Head, gather_free=True):
     def _fixed_width(self) -> int:
         return super()._fixed_width() or len(self.stored_base.mean)
 
+    def _check_submodules(self) -> None:
+        """Raise ``ValueError`` if what was loaded into submodules does not fit the rest; they are loaded last."""
+
     def _outdate_base(self) -> None:
         """Derive what follows from base classes anew: now, since it cannot be computed while a compiler traces."""
         self._spaces = {}
@@ -311,3 +314,4 @@ class ScoreNormHead(Head, gather_free=True):
 def _check_loaded(head: ScoreNormHead, _keys: object) -> None:
     head._outdate_base()
     head._check_state()
+    head._check_submodules()

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -35,9 +35,12 @@ from fewshot_nam.heads.base import Support
 from fewshot_nam.heads.base_statistics import BaseStatistics, accepts_old_base_words
 from fewshot_nam.heads.growing_rows import GrowingRows
 from fewshot_nam.heads.nam.joint_write import GrowingMemory, joint_write
+from fewshot_nam.heads.nam.shot_sums import ShotSums
 from fewshot_nam.heads.nam.write_rule import WriteRuleHead
 from fewshot_nam.heads.plda import TwoCovarianceModel
 from fewshot_nam.heads.score_norm import Learned, ScoreNormHead, ScoreNormSettings
+from fewshot_nam.heads.state import Snapshot, changes
+from fewshot_nam.heads.validation import Label, as_labels
 
 _MANY = 64  # classes: from here on, further ones are added to what is there
 
@@ -106,8 +109,8 @@ class GrowingLearned(NamedTuple):
 
     def as_weights(self) -> Learned:
         """Return the same with class weights."""
-        weights = self.memory.weights(self.means[0]) * self.scales[0].unsqueeze(-1)
-        return Learned(torch.cat([weights.unsqueeze(0), self.rest], dim=-1), self.offsets)
+        weights = (self.memory.weights(self.means[0]) * self.scales[0].unsqueeze(-1)).unsqueeze(0)
+        return Learned(torch.cat([weights, self.rest], dim=-1) if self.rest.shape[-1] else weights, self.offsets)
 
 
 class NAMHead(ScoreNormHead, gather_free=True):
@@ -120,6 +123,9 @@ class NAMHead(ScoreNormHead, gather_free=True):
     Args:
         base: what is known of base classes, such as those that the backbone was trained on; ``None`` for nothing.
         settings: constants that differ from the default, as ``NAMSettings`` or as a mapping.
+        keep_shots: ``False`` keeps sums over shots in their place (``fewshot_nam.heads.nam.shot_sums``): memory and time no longer
+            grow with the number of shots, and scores are the same but for rounding. Then single classes cannot be forgotten (all at
+            once can), and ``calibrate_from_shots`` is refused.
 
     Raises:
         ValueError: a constant that does not exist, or is outside its range.
@@ -149,6 +155,7 @@ class NAMHead(ScoreNormHead, gather_free=True):
         base: BaseStatistics | None = None,
         *,
         settings: NAMSettings | Mapping[str, float] | None = None,
+        keep_shots: bool = True,
         **old: Any,
     ) -> None:
         if old.pop("mode", "block") != "block" or isinstance(base, str):
@@ -162,6 +169,8 @@ class NAMHead(ScoreNormHead, gather_free=True):
             )
         super().__init__(base, settings=settings)
         self._grown_rest = GrowingRows()
+        self.keep_shots = keep_shots
+        self.shot_sums = ShotSums()
 
     @property
     def memory(self) -> Tensor:
@@ -173,6 +182,66 @@ class NAMHead(ScoreNormHead, gather_free=True):
         if not self.classes:
             raise ValueError("NAMHead knows no class yet: call write(features, labels) first")
         return self._directions(self._export_tensors(self._current())["memory"])
+
+    @changes
+    def write(self, features: Tensor, labels: Label | Iterable[Label] | Tensor) -> NAMHead:
+        """Learn features of new classes, or more features of classes that were written before, as ``Head.write``."""
+        if self.keep_shots:
+            return super().write(features, labels)
+        checked = self._checked_features(features, "features")
+        names = as_labels(labels, len(checked))
+        known, first = set(self._written_classes), dict[Label, int]()
+        for i, name in enumerate(names):
+            if name not in known:
+                first.setdefault(name, i)
+        if first:  # one feature of each class is kept; it says how wide features are, and in which order classes came
+            super().write(checked[list(first.values())], list(first))
+        elif wrong := next((name for name in names if name in self._base_classes), None):
+            super().write(checked[:1], wrong)  # raises what it raises for a base class
+        column = {name: i for i, name in enumerate(self._written_classes)}
+        targets = torch.tensor([column[name] for name in names], device=self.targets.device)
+        embedded = self._embed(checked.detach().to(self.targets.device, self._dtype()))
+        self.shot_sums.add(embedded, self._directions(embedded), targets, len(column))
+        self._outdate()
+        return self
+
+    def forget(self, labels: Label | Iterable[Label] | Tensor) -> NAMHead:
+        """Forget classes, as ``Head.forget``.
+
+        Raises:
+            ValueError: also where shots are not kept and some written classes, but not all, are to be forgotten.
+        """
+        if self.keep_shots:
+            return super().forget(labels)
+        with self._lock:
+            names, written = set(as_labels(labels, None)), set(self._written_classes)
+            if names & written and not written <= names:
+                raise ValueError(
+                    "forget: this head does not keep its shots (keep_shots=False), and their sum cannot be taken apart: forget all "
+                    "classes that were written, or learn again with keep_shots=True"
+                )
+            super().forget(labels)
+            if names & written:
+                self.shot_sums.clear()
+        return self
+
+    def _all_support(self, dtype: torch.dtype) -> Support:
+        support = super()._all_support(dtype)
+        return support if self.keep_shots else support._replace(sums=self.shot_sums.taken(dtype))
+
+    def _held_out_scores(self, snapshot: Snapshot) -> tuple[Tensor, int]:
+        if not self.keep_shots:
+            raise ValueError(
+                "calibrate_from_shots: this head does not keep its shots (keep_shots=False), so none can be left out"
+            )
+        return super()._held_out_scores(snapshot)
+
+    def _check_submodules(self) -> None:
+        super()._check_submodules()
+        if not self.keep_shots and len(self.shot_sums.counts) != len(self._written_classes):
+            raise ValueError(
+                f"{type(self).__name__}: this state is damaged: the sums of shots do not belong to its classes"
+            )
 
     def _ratio(self, like: Tensor) -> TwoCovarianceModel | None:
         """Return the model of the likelihood ratio in the dtype and on the device of a tensor; ``None`` where it is not used."""
@@ -234,9 +303,12 @@ class NAMHead(ScoreNormHead, gather_free=True):
         return rest[0], offsets + of_ratio[0]
 
     def _learn(self, support: Support) -> Learned | GrowingLearned:
-        base, keys = self._directions(support.base), self._directions(support.features)
-        shots = torch.bincount(support.targets, minlength=support.columns)[len(base) :].to(keys)
-        means = support.class_means(support.features)
+        base, keys, spread = self._directions(support.base), self._directions(support.features), None
+        if support.sums is None:
+            shots = torch.bincount(support.targets, minlength=support.columns)[len(base) :].to(keys)
+            means = support.class_means(support.features)
+        else:
+            means, shots, spread = support.sums
         novel, scales, offsets = self._classes_of(self._directions(means), shots)
         rest, of_ratio = self._rest(means, shots)
         offsets = offsets + of_ratio
@@ -245,7 +317,11 @@ class NAMHead(ScoreNormHead, gather_free=True):
             rest = support.with_base(rest_of_base, rest)
             offsets = torch.cat([of_base.expand(len(novel), -1), offsets], dim=1)
             scales = torch.cat([torch.ones_like(of_base).expand(len(novel), -1), scales], dim=1)
-        ridge = self.settings.damping(len(base) + keys.shape[1])
+        ridge = self.settings.damping(len(base) + (keys.shape[1] if spread is None else int(shots.sum())))
+        if spread is not None:
+            every = torch.cat([base, novel[0]])
+            memory = GrowingMemory.of_spread(every, spread + base.mT @ base, ridge, int(shots.sum()) + len(base))
+            return GrowingLearned(every.unsqueeze(0), rest, offsets, scales, memory).as_weights()
         if len(keys) == 1 and support.columns >= _MANY and not keys.requires_grad:
             every = torch.cat([base, novel[0]])
             memory = GrowingMemory.of(every, torch.cat([base, keys[0]]), ridge)

@@ -78,8 +78,13 @@ class GrowingMemory(NamedTuple):
     @classmethod
     def of(cls, means: Tensor, keys: Tensor, ridge: float) -> GrowingMemory:
         """Return the memory of keys ``(n, D)`` of classes with mean directions ``(C, D)``."""
-        metric = torch.cholesky_inverse(torch.linalg.cholesky(_damped(keys.mT @ keys, ridge)))
-        return cls(metric, ((means @ metric) * means).sum(dim=-1), ridge, len(keys))
+        return cls.of_spread(means, keys.mT @ keys, ridge, len(keys))
+
+    @classmethod
+    def of_spread(cls, means: Tensor, spread: Tensor, ridge: float, written: int) -> GrowingMemory:
+        """Return the memory of ``written`` keys with the sum of products ``spread`` ``(D, D)``, for directions ``(C, D)``."""
+        metric = torch.cholesky_inverse(torch.linalg.cholesky(_damped(spread, ridge)))
+        return cls(metric, ((means @ metric) * means).sum(dim=-1), ridge, written)
 
     def with_classes(self, before: Tensor, means: Tensor, keys: Tensor) -> GrowingMemory:
         """Return the memory with more classes.

@@ -1,0 +1,118 @@
+"""What the joint write itself adds to ``nam`` where there are many classes: ``python scripts/joint_write_alone.py DATA``.
+
+    python scripts/joint_write_alone.py DATA --json results/joint_write_alone.json > results/joint_write_alone.md
+
+``nam`` beside the same head with a ridge so large that classes are written as plain prototypes. First the generalized protocol,
+base and novel classes in one label space (``ausuc``, paired); then one threshold while classes come
+(``episodes.evaluation.growth``). Both on test classes, with the constants of ``nam`` as they are. DATA as in
+``scripts/make_results.sh``; conv5's weights by ``--conv5``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import backbones
+from backbones.examples import mobilenetv2
+from episodes import FeatureBank, evaluate
+from episodes.evaluation.growth import GrowthStudy
+from episodes.features.sources import banks_by_role, sets_by_role
+from episodes.reporting.formatting import markdown_table, percent
+from fewshot_nam.heads import BaseStatistics, NAMHead
+from fewshot_nam.io.atomic import replacing
+
+HEADS = ("nam", "without the joint write")
+PLAIN = {"ridge": 1e9}
+MEASURES = ("known", "right", "unknown", "unknown_at_own")
+
+
+def heads(known: BaseStatistics) -> dict[str, NAMHead]:
+    """Return the head with the joint write and without it."""
+    return dict(zip(HEADS, (NAMHead(known), NAMHead(known, settings=PLAIN)), strict=True))
+
+
+def sets(data: Path, conv5: Path | None) -> Iterator[tuple[str, dict[str, FeatureBank]]]:
+    """Yield the banks by role of every data set, by name."""
+    yield (
+        "Omniglot, conv4",
+        banks_by_role(
+            sets_by_role("omniglot", data_dir=data, roles=["novel", "base"]), backbones.create("conv4")
+        ).banks,
+    )
+    if not (data / "tiny-imagenet").is_dir():
+        return
+    unseen = f"folder:{data}/tiny-imagenet/base_unseen"
+    images = sets_by_role(f"folder:{data}/tiny-imagenet", base_queries=unseen, roles=["novel", "base", "base_queries"])
+    weights = data / "weights" / "mobilenetv2_100_imagenet.safetensors"
+    yield "Tiny ImageNet, MobileNetV2", banks_by_role(images, mobilenetv2(weights)).banks
+    if conv5 is not None:
+        yield "Tiny ImageNet, conv5", banks_by_role(images, backbones.create("conv5", conv5)).banks
+
+
+def generalized(banks: dict[str, FeatureBank], shots: int, episodes: int) -> dict[str, Any]:
+    """Return ``ausuc`` of both heads, and their paired difference over episodes and over classes."""
+    report = evaluate(
+        banks["novel"],
+        heads(banks["base"].base_statistics()),
+        "generalized",
+        base=banks["base"],
+        base_queries=banks.get("base_queries"),
+        shots=shots,
+        episodes=episodes,
+    )
+    # Reports name a pair by the later head first, but for the first head.
+    pair = next(name for name in report.paired if set(name.split("-", 1)) == set(HEADS))
+    return {
+        "ausuc": {name: found["ausuc"] for name, found in report.results.items()},
+        pair: {"over_episodes": report.paired[pair]["ausuc"], "over_classes": report.over_classes[pair]["ausuc"]},
+    }
+
+
+def main() -> None:
+    """Run both, print the tables and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="holds omniglot-py, tiny-imagenet and weights")
+    parser.add_argument("--conv5", type=Path, help="conv5's weights, by scripts/pretrain_photos.py")
+    parser.add_argument("--episodes", type=int, default=300)
+    parser.add_argument("--deployments", type=int, default=50)
+    parser.add_argument("--json", type=Path, help="also write all numbers there")
+    options = parser.parse_args()
+    print("# What the joint write adds where there are many classes\n")
+    print("Made by `python scripts/joint_write_alone.py DATA --conv5 FILE --json results/joint_write_alone.json >")
+    print(f"results/joint_write_alone.md`: {options.episodes} episodes, {options.deployments} deployments, seed 0.\n")
+    print("Generalized, 5-way, `ausuc` in percent; the difference is paired.\n")
+    rows = [["", "shots", *HEADS, "difference, over episodes", "over classes"]]
+    found: dict[str, Any] = {}
+    first: dict[str, FeatureBank] | None = None
+    for name, banks in sets(options.data, options.conv5):
+        first = first or banks
+        for shots in (1, 5):
+            one = found[f"{name}, {shots}"] = generalized(banks, shots, options.episodes)
+            pair = next(each for each in one if each != "ausuc")
+            cells = [percent(value, 2) for value in one["ausuc"].values()]
+            differences = [percent(value, 2, signed=True) for value in one[pair].values()]
+            rows.append([name, str(shots), *cells, *differences])
+    print("\n".join([*markdown_table(rows), ""]))
+    print(f"The difference is {pair.replace('-', ' less ', 1)}.\n")
+    assert first is not None
+    characters = first["novel"]
+    sizes = [5, 20, 100, characters.num_classes - 100]
+    study = GrowthStudy(characters, sizes, 100, target=0.1, deployments=options.deployments, seed=0)
+    grown = found["growth"] = study.run(heads(first["base"].base_statistics()))
+    print("One threshold while classes come, Omniglot, as in `threshold_growth.md`; percent.\n")
+    lines = [["", "classes", *MEASURES]]
+    for row in grown:
+        if not row["forgotten"]:
+            lines.append([row["head"], str(row["classes"]), *(percent(row[measure]) for measure in MEASURES)])
+    print("\n".join(markdown_table(lines)))
+    if options.json:
+        with replacing(options.json) as unfinished:
+            unfinished.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
