@@ -44,6 +44,8 @@ done
 
 python scripts/lake_runs.py "$data" --json results/omniglot_lake_runs.json >results/omniglot_lake_runs.md
 python scripts/threshold_growth.py "$data" --json results/threshold_growth.json --plot results/threshold_growth.png >results/threshold_growth.md
+python scripts/joint_write_alone.py "$data" --conv5 "$conv5" --json results/joint_write_alone.json >results/joint_write_alone.md
 python scripts/summarize_results.py results/*.json >results/summary.md
+python scripts/claims.py >results/claims.md
 python scripts/keep_classes.py "$data" --json results/keep_classes.json --plot results/keep_classes.png >results/keep_classes.md
 python scripts/false_alarms.py "$data" --json results/false_alarms.json >results/false_alarms.md
