@@ -335,6 +335,10 @@ class NAMClassifier(_HeadClassifier):
 
     def _new_head(self) -> Head:
         if self.mode == "block":
+            if (self.keys, self.reading, self.p_write, self.p_erase) != ("prototypes", None, 1.0, 1.0):
+                raise ValueError(
+                    "NAMClassifier: keys, reading, p_write and p_erase are those of the sequential and parallel modes"
+                )
             return NAMHead(self.base, settings=self.settings)
         if self.settings is not None:
             raise ValueError(f"NAMClassifier: settings are those of mode='block', got mode={self.mode!r}")

@@ -23,7 +23,7 @@ from fewshot_nam.heads.base_statistics import BaseStatistics
 from fewshot_nam.heads.power_norm import power_normalise
 from fewshot_nam.memory.primitives import unit
 
-_SAME = 1 - 1e-5  # cosine of two directions that are taken for one base class
+_SAME = 0.9  # cosine from which on a direction is that of its nearest base class: a mean feature is not quite a power mean
 
 
 class BaseSpace(NamedTuple):
@@ -52,11 +52,15 @@ class BaseSpace(NamedTuple):
         return temperature * (torch.logsumexp(cosines / temperature, dim=-1) - math.log(len(self.prototypes)))
 
     def cohort_scores_among_others(self, directions: Tensor, temperature: float) -> Tensor:
-        """Return ``cohort_scores`` of base classes ``(..., D)``, each without itself."""
+        """Return ``cohort_scores`` of base classes ``(..., D)``, each without the nearest of the cohort, which is itself.
+
+        A direction whose nearest cosine is below 0.9 is no class of the cohort, and none is left out.
+        """
         cosines = directions @ self.prototypes.mT
-        others = cosines < _SAME
-        total = torch.logsumexp((cosines / temperature).masked_fill(~others, -torch.inf), dim=-1)
-        count = others.sum(dim=-1)
+        nearest, own = cosines.max(dim=-1, keepdim=True)
+        left_out = torch.zeros_like(cosines, dtype=torch.bool).scatter_(-1, own, nearest >= _SAME)
+        total = torch.logsumexp((cosines / temperature).masked_fill(left_out, -torch.inf), dim=-1)
+        count = (~left_out).sum(dim=-1)
         return torch.where(count > 0, temperature * (total - count.clamp_min(1).log()), 0.0)
 
     def to(self, like: Tensor) -> BaseSpace:
@@ -90,6 +94,7 @@ def base_space(
     # The second moment of z is divided into what lies within classes and between them.
     inside = float((metric.mT @ within @ metric).trace())
     between = float((1 - within.trace()) * (directions @ metric).square().sum(dim=-1).mean())
+    between = max(between, 0.0)  # the estimate of few images may be negative: they are then no more alike than any two
     likeness = between / (between + inside) if between + inside else 0.0
     return BaseSpace(centre, metric, unit(directions @ metric), likeness)
 

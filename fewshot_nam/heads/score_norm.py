@@ -2,8 +2,8 @@
 
 What is close to many classes is weak evidence for one. So the cohort scores of query and class, how like base classes they are,
 are subtracted from the cosine (``fewshot_nam.heads.base_space``), and a share of the log of the softmax normaliser from all
-scores of a query. The NAM head (``fewshot_nam.heads.nam.head``) is this head with a joint write in place of plain prototypes;
-so what the memory itself adds is the difference between the two.
+scores of a query. The NAM head (``fewshot_nam.heads.nam.head``) is this head with a joint write in place of plain prototypes,
+and with a likelihood ratio.
 """
 
 from __future__ import annotations

@@ -126,6 +126,13 @@ def test_settings_are_those_of_the_head_with_its_defaults(classifier, head):
     assert ours == theirs
 
 
+def test_the_nam_head_takes_no_gates_of_the_paper_s_rule():
+    with pytest.raises(
+        ValueError, match="keys, reading, p_write and p_erase are those of the sequential and parallel modes"
+    ):
+        NAMClassifier(p_erase=0.5).fit([[1.0, 0.0], [0.0, 1.0]], [0, 1])
+
+
 def test_the_paper_s_rule_takes_no_settings_of_the_nam_head():
     with pytest.raises(ValueError, match="settings are those of mode='block', got mode='sequential'"):
         NAMClassifier("sequential", settings={"ridge": 1.0}).fit([[1.0, 0.0], [0.0, 1.0]], [0, 1])

@@ -38,11 +38,16 @@ from fewshot_nam.heads.nam.joint_write import GrowingMemory, joint_write
 from fewshot_nam.heads.nam.shot_sums import ShotSums
 from fewshot_nam.heads.nam.write_rule import WriteRuleHead
 from fewshot_nam.heads.plda import TwoCovarianceModel
+from fewshot_nam.heads.power_norm import power_normalise
 from fewshot_nam.heads.score_norm import Learned, ScoreNormHead, ScoreNormSettings
 from fewshot_nam.heads.state import Snapshot, changes
 from fewshot_nam.heads.validation import Label, as_labels
+from fewshot_nam.memory.primitives import unit
 
 _MANY = 64  # classes: from here on, further ones are added to what is there
+# Variance of the directions of base classes. Those of real backbones have 0.1 to 0.6. With less, base classes say nothing about how
+# far apart classes are, everything else is infinitely unlikely under their model, and the likelihood ratio is not used.
+_LEAST_SPREAD = 0.02
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,12 @@ class NAMSettings(ScoreNormSettings):
         return max(self.ridge, self.ridge_per_key * 2 ** math.ceil(math.log2(max(keys, 1))))
 
 
+def spread_of(power_means: Tensor) -> float:
+    """Return the variance of the directions of base classes ``(B, D)``."""
+    directions = unit(power_normalise(power_means))
+    return float((directions - directions.mean(dim=0)).square().sum(dim=-1).mean())
+
+
 class GrowingLearned(NamedTuple):
     """What is read of one head with many classes, which takes further ones at little cost.
 
@@ -123,9 +134,9 @@ class NAMHead(ScoreNormHead, gather_free=True):
     Args:
         base: what is known of base classes, such as those that the backbone was trained on; ``None`` for nothing.
         settings: constants that differ from the default, as ``NAMSettings`` or as a mapping.
-        keep_shots: ``False`` keeps sums over shots in their place (``fewshot_nam.heads.nam.shot_sums``): memory and time no longer
-            grow with the number of shots, and scores are the same but for rounding. Then single classes cannot be forgotten (all at
-            once can), and ``calibrate_from_shots`` is refused.
+        keep_shots: ``False`` keeps sums over shots in their place (``fewshot_nam.heads.nam.shot_sums``): memory and time no
+            longer grow with the number of shots, and scores are the same but for rounding. Then single classes cannot be
+            forgotten (all at once can), and ``calibrate_from_shots`` is refused.
 
     Raises:
         ValueError: a constant that does not exist, or is outside its range.
@@ -137,7 +148,7 @@ class NAMHead(ScoreNormHead, gather_free=True):
     """
 
     settings: NAMSettings
-    _models: dict[tuple[torch.dtype, torch.device], TwoCovarianceModel]
+    _models: dict[tuple[torch.dtype, torch.device], TwoCovarianceModel | None]
     _last_base: tuple[Tensor, Tensor, Tensor] | None
     settings_type = NAMSettings
 
@@ -249,14 +260,14 @@ class NAMHead(ScoreNormHead, gather_free=True):
         if self._space(like) is None or not constants.ratio_weight:
             return None
         if key not in self._models:
-            base = self.stored_base.value
+            base, model = self.stored_base.value, None
             assert base is not None
             with torch.inference_mode(False), torch.no_grad():
-                exact = dataclasses.replace(
-                    base, power_means=base.power_means.double(), prototypes=base.prototypes.double()
-                )
-                model = TwoCovarianceModel.of(exact, constants.ratio_within, constants.ratio_shrinkage)
-            self._models = {**self._models, key: model.to(like)}
+                powers = base.power_means.double()
+                if spread_of(powers) >= _LEAST_SPREAD:
+                    exact = dataclasses.replace(base, power_means=powers, prototypes=base.prototypes.double())
+                    model = TwoCovarianceModel.of(exact, constants.ratio_within, constants.ratio_shrinkage).to(like)
+            self._models = {**self._models, key: model}
         return self._models[key]
 
     def _outdate_base(self) -> None:

@@ -2,9 +2,11 @@
 
 The metric ``R = (ridge I + sum_i z_i z_i^T)^(-1)`` over all keys ``z_i`` is the state of recursive least squares: one more key
 changes it by ``R <- R - R z z^T R / (1 + z^T R z)``. The weights of a class with mean direction ``u`` are ``R u / (u^T R u)``.
-A ridge alone shrinks what a class reads for itself, the more the more keys there are; the division gives ``w . u = 1`` back,
-which is Theorem 1 of the paper (``W x = y``) for any ridge and any number of classes. With one key a class and no ridge, other
-classes read 0 for it.
+
+Theorem 1 of the paper says ``W x = y``: the written key reads 1 for its class and 0 for the others. A ridge alone loses both,
+the more the more keys there are. The division gives the first half back, ``w . u = 1``, for any ridge and any number of
+classes; the second half holds only as the ridge goes to 0. A plain prototype has the first half too: it is the limit of a large
+ridge.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def scores(shots: list[Tensor], query: Tensor, base: Tensor, within: Tensor, s: 
     B = unit(y @ A).T.cov()
     A = A @ power(eye + B * len(B) / B.trace(), s.between_power)
     inside, between = (A.T @ within @ A).trace(), (1 - within.trace()) * (y @ A).square().sum(-1).mean()
-    i = between / (between + inside)  # the expected cosine of two images of one base class
+    i = between.clamp_min(0) / (between.clamp_min(0) + inside)  # the expected cosine of two images of one base class
 
     def z(x: Tensor) -> Tensor:
         return unit(unit(root(x) - c) @ A)

@@ -231,3 +231,46 @@ def test_words_of_the_first_head_are_refused_with_their_successors():
         NAMHead(prototype_weight=3.0)
     with pytest.raises(ValueError, match="NAMHead has no modes: the paper's rule is WriteRuleHead"):
         NAMHead("erase")
+
+
+@pytest.mark.parametrize("shots", [1, 5, 400, 3000])
+def test_images_that_say_nothing_of_their_classes_give_no_nan(shots):
+    """The estimated likeness of two images of a class was negative here, and a power of it NaN or complex."""
+    base = BaseStatistics.from_features(normal(1, 200, D), torch.arange(200) % 20)
+    assert 0 <= NAMHead(base)._space(base.mean).likeness < 0.5
+    rows = normal(2, 3, shots, D)
+    head = NAMHead(base).write(rows.flatten(0, 1), torch.arange(3).repeat_interleave(shots))
+    assert head(normal(3, 5, D)).isfinite().all()
+    assert head.write_base(base.power_means, [f"base {i}" for i in range(20)])(normal(3, 5, D)).isfinite().all()
+
+
+@pytest.mark.parametrize("width", [0.0, 1e-4, 0.03])
+def test_base_classes_that_are_almost_alike_leave_the_likelihood_ratio_out(width):
+    rows = 1 + width * normal(1, 12, 1, D) + 0.5 * width * normal(2, 12, 5, D)
+    base = BaseStatistics.from_features(rows.flatten(0, 1), torch.arange(12).repeat_interleave(5))
+    head = NAMHead(base).write(normal(4, 3, D).abs(), list("abc"))
+    assert head._ratio(base.mean) is None
+    assert head(normal(5, 6, D).abs()).abs().max() < 5
+
+
+def test_a_base_class_given_by_its_mean_feature_is_still_taken_for_itself():
+    base = known(1)
+    head = NAMHead(base)
+    space = head._space(base.mean)
+    near = space.prototypes + 0.02 * normal(3, 12, D)
+    near = near / near.norm(dim=-1, keepdim=True)
+    exact, found = (space.cohort_scores_among_others(each, 0.08) for each in (space.prototypes, near))
+    torch.testing.assert_close(found, exact, atol=0.05, rtol=0)
+    away = normal(4, 1, D)
+    away = away / away.norm()
+    cosines = away @ space.prototypes.mT
+    if float(cosines.max()) < 0.9:
+        torch.testing.assert_close(space.cohort_scores_among_others(away, 0.08), space.cohort_scores(away, 0.08))
+
+
+def test_a_head_that_was_made_in_inference_mode_can_be_differentiated():
+    with torch.inference_mode():
+        head = NAMHead(known(1))
+    support = normal(1, 2, 3, 2, D).requires_grad_()
+    head.score_episodes(support, normal(2, 2, 4, D)).sum().backward()
+    assert support.grad.isfinite().all()
