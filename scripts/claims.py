@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from episodes.reporting.claims import against_best, against_each
+from episodes.reporting.claims import against_best, against_each, losses
 
 COSINES = ["cosine", "cosine-centred", "cosine-root", "cosine-root-centred"]
 COMPANY = ["cosine-snorm", "lda-snorm", "plda-snorm", "plda"]
@@ -55,6 +55,12 @@ def main() -> None:
     print(against_best(joint, "nam", COSINES, GENERALIZED, len(joint)))
     print()
     print(against_each(joint, "nam", COMPANY, GENERALIZED))
+    print("\n### Where nam is worse\n")
+    print("Every line and measure in which it is worse than one of these heads, by the interval over episodes.\n")
+    every = [*COSINES, *COMPANY]
+    print(losses({**lines, **more}, "nam", every, OPEN))
+    print()
+    print(losses(joint, "nam", every, GENERALIZED))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 The best of several heads is taken anew for every report and measure, which favours them. A difference is starred once where its
 paired interval over episodes excludes 0, and twice where its interval over classes (a jackknife) does so too: only then is it a
-statement about further classes. Where all classes of a data set are in every episode there is no interval over classes.
+statement about further classes. There is no second star where all classes of a data set are in every episode, and none where the
+jackknife finds no variance of classes beside that of episodes.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ def difference(report: Mapping[str, Any], head: str, other: str, measure: str) -
         KeyError: the report has no such heads, or not this measure.
     """
     means = [report["results"][name][measure]["mean"] for name in (head, other)]
-    verdicts = []
-    for intervals in (report["paired"], report["paired_over_classes"]):
-        sign, pair = (1, f"{head}-{other}") if f"{head}-{other}" in intervals else (-1, f"{other}-{head}")
-        mean, ci95 = intervals.get(pair, {}).get(measure, {"mean": 0.0, "ci95": None}).values()
-        verdicts.append(verdict(measure, {"mean": sign * mean, "ci95": math.nan if ci95 is None else ci95}))
+    sign, pair = (1, f"{head}-{other}") if f"{head}-{other}" in report["paired"] else (-1, f"{other}-{head}")
+    mean, ci95 = report["paired"][pair][measure].values()
+    wider = report["paired_over_classes"].get(pair, {}).get(measure, {}).get("ci95")
+    if wider is None or not wider > ci95:
+        wider = math.nan  # the jackknife found no variance of classes to add, which is no proof that there is none
+    verdicts = [verdict(measure, {"mean": sign * mean, "ci95": width}) for width in (ci95, wider)]
     return Difference(means[0] - means[1], means[0] / means[1] if means[1] else math.nan, verdicts[0], verdicts[1])
 
 
@@ -92,6 +94,20 @@ def against_each(reports: Reports, head: str, others: Iterable[str], measures: M
             cells.append(f"{_mean(found, kind)}; {counts[0]}/{counts[1]} ({sure[0]}/{sure[1]})")
         rows.append([other, *cells])
     return "\n".join(markdown_table(rows)) + "\n\n" + _stars(every)
+
+
+def losses(reports: Reports, head: str, others: Iterable[str], measures: Mapping[str, str]) -> str:
+    """Return a table of all differences in which a head is worse by the interval over episodes, the others beside it."""
+    rows = [["worse than", "line", "measure", "by"]]
+    for other in others:
+        for name, report in reports.items():
+            for measure, kind in measures.items():
+                if measure not in report["results"][other]:
+                    continue
+                found = difference(report, head, other, measure)
+                if found.over_episodes == "worse":
+                    rows.append([other, name, measure, _cell(found, kind)])
+    return "\n".join(markdown_table(rows))
 
 
 def _cell(found: Difference, kind: str) -> str:

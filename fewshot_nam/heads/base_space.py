@@ -23,7 +23,9 @@ from fewshot_nam.heads.base_statistics import BaseStatistics
 from fewshot_nam.heads.power_norm import power_normalise
 from fewshot_nam.memory.primitives import unit
 
-_SAME = 0.9  # cosine from which on a direction is that of its nearest base class: a mean feature is not quite a power mean
+_SAME = (
+    0.9  # cosine from which on a direction is that of its nearest base class: a mean feature is not quite a power mean
+)
 
 
 class BaseSpace(NamedTuple):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from episodes.reporting.claims import Difference, against_best, against_each, best_of, difference
+from episodes.reporting.claims import Difference, against_best, against_each, best_of, difference, losses
 
 MEASURES = {"accuracy": "+", "open_fpr@95tpr": "x"}
 
@@ -62,6 +62,11 @@ def test_against_the_best_there_is_a_line_for_each_report_and_means_over_the_fir
     assert text.endswith(
         "2 of 4 differences are starred (about 0 would be by chance if heads did not differ), 2 of them over classes too."
     )
+
+
+def test_losses_are_those_over_episodes():
+    rows = losses(LINES, "nam", ["cosine", "other"], MEASURES).splitlines()
+    assert rows[2:] == [r"| other | first | open_fpr@95tpr | x 2.000 -\*\* |"]
 
 
 def test_against_each_counts_better_and_worse():
