@@ -20,6 +20,7 @@ import backbones
 from backbones.examples import mobilenetv2
 from episodes import FeatureBank, evaluate
 from episodes.evaluation.growth import GrowthStudy
+from episodes.features.holdout import hold_out
 from episodes.features.sources import banks_by_role, sets_by_role
 from episodes.reporting.formatting import markdown_table, percent
 from fewshot_nam.heads import BaseStatistics, NAMHead
@@ -55,12 +56,15 @@ def sets(data: Path, conv5: Path | None) -> Iterator[tuple[str, dict[str, Featur
 
 def generalized(banks: dict[str, FeatureBank], shots: int, episodes: int) -> dict[str, Any]:
     """Return ``ausuc`` of both heads, and their paired difference over episodes and over classes."""
+    queries, base = banks.get("base_queries"), banks["base"]
+    if queries is None:  # evaluate holds these images out as queries; what heads know must not come from them
+        base, _ = hold_out(base, share=0.25, seed=0)
     report = evaluate(
         banks["novel"],
-        heads(banks["base"].base_statistics()),
+        heads(base.base_statistics()),
         "generalized",
         base=banks["base"],
-        base_queries=banks.get("base_queries"),
+        base_queries=queries,
         shots=shots,
         episodes=episodes,
     )

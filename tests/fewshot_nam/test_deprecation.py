@@ -55,7 +55,7 @@ OLD_NAMES = {
     "fewshot_nam.files.folders": ["EXTENSIONS"],
     "fewshot_nam.files.pictures": ["UnreadablePicture", "read_picture"],
     "fewshot_nam.heads": ["CosineHead", "Head", "NAMHead", "available", "create", "needs_base"],
-    "fewshot_nam.heads.background": ["NEAREST"],
+    "fewshot_nam.heads.background": ["Background"],
     "fewshot_nam.heads.calibrated": ["Calibration"],
     "fewshot_nam.heads.conformal": ["conformal_threshold"],
     "fewshot_nam.heads.nam": ["NAMHead"],

@@ -232,7 +232,7 @@ def test_a_setting_that_changed_in_the_file_is_refused(attached, painted, tmp_pa
     teach(attached(), painted).save(source)
     content = source.read_bytes()
     assert content.count(b'\\"ridge\\": 16.0') == 1
-    (tmp_path / "b.safetensors").write_bytes(content.replace(b'\\"ridge\\": 16.0', b'\\"ridge\\": 700.0'))
+    (tmp_path / "b.safetensors").write_bytes(content.replace(b'\\"ridge\\": 16.0', b'\\"ridge\\": 76.0'))
     refused(attached().learn(painted(5), "mine"), tmp_path / "b.safetensors", "is damaged")
 
 
