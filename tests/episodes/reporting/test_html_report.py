@@ -318,7 +318,7 @@ def test_names_are_text_and_rows_find_their_images(strange_photos, tmp_path):
 def test_the_generalized_page_has_the_curve_and_images_of_base_classes(data_dir, tmp_path):
     text = run_digits(
         tmp_path / "page", "--dataset", f"folder:{data_dir}/omniglot-py/images_evaluation/Gurmukhi", "--split", "15/10/20",
-        "--protocol", "generalized", "--queries", "5", "--heads", "cosine", "nam",
+        "--protocol", "generalized", "--queries", "5", "--heads", "cosine",
     )  # fmt: skip
     page = Reader(text)
     assert (tmp_path / "page" / "base_novel.png").exists()
