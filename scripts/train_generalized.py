@@ -31,7 +31,6 @@ from episodes.training.generators import GeneratorRecipe, GeneratorTraining, tra
 from fewshot_nam.cli.options import key_values
 from fewshot_nam.heads import GeneratorHead, create
 from fewshot_nam.heads.generator import Ingredient, Order
-from fewshot_nam.heads.registry import spec
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.memory.primitives import unit
 
@@ -156,8 +155,7 @@ def contenders(banks: Banks, class_weights: Tensor, trainings: dict[str, Generat
     """Return all heads to compare, each with its base class weights."""
     base, found = banks.base.base_statistics(), {}
     for name, (kind, settings) in UNTRAINED.items():
-        # As in evaluate: base classes are answers here, so a head that can do without them gets no cohort of them.
-        head = create(kind, None if spec(kind).needs == "nothing" else base, **settings)
+        head = create(kind, base, **settings)
         found[name] = Contender(head, base.power_means if head.power_normalised else base.prototypes)
     found["cosine, trained rows"] = Contender(create("cosine"), class_weights)
     for name, run in trainings.items():

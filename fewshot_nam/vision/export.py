@@ -49,10 +49,8 @@ def memory_of(model: NAMModel) -> dict[str, Tensor]:
     """Return what a model has learned as the graph takes it: float32, one row a class in the order of ``model.classes``.
 
     Returns:
-        ``memory`` ``(classes, D)``, for most heads. For a NAM head that knows base classes also ``plain``, the prototype memory of
-        the same shape, and ``centre`` ``(D,)``. Where the base classes are a cohort also ``familiar`` ``(classes,)``, the cohort
-        score of each class, and ``rows`` ``(B, D)``, the base classes. For a ``KeptClassifierHead`` also ``offsets``
-        ``(classes,)``.
+        ``memory`` ``(classes, W)``, where ``W`` is the width of features as the head embeds them: ``D`` for most heads. For a NAM
+        head, one with score normalisation and a ``KeptClassifierHead`` also ``offsets`` ``(classes,)``.
 
     Raises:
         ValueError: no class is known yet, or a head that cannot be exported.
