@@ -287,6 +287,7 @@ class NAMClassifier(_HeadClassifier):
         keys, reading, p_write, p_erase: as in ``WriteRuleHead``; they have no meaning in block mode.
         base: what is known of base classes (``fewshot_nam.heads.BaseStatistics``); ``None`` for nothing.
         settings: in block mode, constants of the head that differ from the default, as ``NAMSettings`` or as a mapping.
+        keep_shots: in block mode, whether every row is kept, or sums over rows in their place, as in ``NAMHead``.
         probability_temperature: divisor of the scores in ``predict_proba``, above 0.
         unknown: the answer of ``predict`` for rows that score below the threshold; not one of the classes. ``None``: every row is
             given a class.
@@ -318,6 +319,7 @@ class NAMClassifier(_HeadClassifier):
         p_erase: float = 1.0,
         base: BaseStatistics | None = None,
         settings: NAMSettings | Mapping[str, float] | None = None,
+        keep_shots: bool = True,
         probability_temperature: float = 0.05,
         unknown: Label | None = None,
         threshold: float | None = None,
@@ -329,6 +331,7 @@ class NAMClassifier(_HeadClassifier):
         self.p_erase = p_erase
         self.base = base
         self.settings = settings
+        self.keep_shots = keep_shots
         self.probability_temperature = probability_temperature
         self.unknown = unknown
         self.threshold = threshold
@@ -339,7 +342,7 @@ class NAMClassifier(_HeadClassifier):
                 raise ValueError(
                     "NAMClassifier: keys, reading, p_write and p_erase are those of the sequential and parallel modes"
                 )
-            return NAMHead(self.base, settings=self.settings)
+            return NAMHead(self.base, settings=self.settings, keep_shots=self.keep_shots)
         if self.settings is not None:
             raise ValueError(f"NAMClassifier: settings are those of mode='block', got mode={self.mode!r}")
         return WriteRuleHead(
