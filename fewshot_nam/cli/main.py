@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from fewshot_nam.heads import Head, Label
     from fewshot_nam.vision.model import NAMModel
-
-_LOCK_SECONDS = 300
 
 Answer = tuple[dict[str, Any], list[str]]
 """The object that ``--json`` prints, and the lines that are printed without it."""
@@ -51,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _learn(options: argparse.Namespace) -> Answer:
     from fewshot_nam.cli.image_arguments import images_in, images_of_classes
+    from fewshot_nam.vision.memory_files import exclusive
     from fewshot_nam.vision.saving import save_head
 
     path = _writable(options.memory)
@@ -59,7 +58,7 @@ def _learn(options: argparse.Namespace) -> Answer:
     else:
         found = [(image, options.label) for image in images_in(options.images)]
     _note_other_files(options.images, options)
-    with _exclusive(path):
+    with exclusive(path):
         if path.exists():
             given = ("backbone", "head", "model_option", "transform_option")
             wrong = [f"--{name.replace('_', '-')}" for name in given if getattr(options, name)]
@@ -111,10 +110,11 @@ def _predict(options: argparse.Namespace) -> Answer:
 
 
 def _forget(options: argparse.Namespace) -> Answer:
+    from fewshot_nam.vision.memory_files import exclusive
     from fewshot_nam.vision.saving import read_head, write_head
 
     path = _writable(options.memory)
-    with _exclusive(path):
+    with exclusive(path):
         about, head, probed = read_head(path)
         labels = [_known(label, head.classes) for label in options.labels]
         head.forget(labels)
@@ -159,6 +159,7 @@ def _inspect(options: argparse.Namespace) -> Answer:
 
 def _calibrate(options: argparse.Namespace) -> Answer:
     from fewshot_nam.cli.image_arguments import images_in, images_of_classes
+    from fewshot_nam.vision.memory_files import exclusive
     from fewshot_nam.vision.saving import save_head
 
     path = _writable(options.memory)
@@ -170,7 +171,7 @@ def _calibrate(options: argparse.Namespace) -> Answer:
         unknown = images_in(options.unknown_images)
     _note_other_files(options.unknown_images, options)
     known = None if options.known is None else images_of_classes([options.known], "--known needs them")
-    with _exclusive(path):
+    with exclusive(path):
         model, notes = _open(options, knows_classes=True)
         features, kept = _features(model, unknown, options)
         known_features, known_labels = None, None
@@ -201,12 +202,13 @@ def _calibrate(options: argparse.Namespace) -> Answer:
 
 def _export(options: argparse.Namespace) -> Answer:
     from fewshot_nam.vision.export import export_onnx
+    from fewshot_nam.vision.memory_files import NOT_FILES, weights_file
 
     path = _writable(options.onnx)
     _refuse_input(path, options.memory, "the memory")
     model, notes = _open(options, knows_classes=True)
-    if notes["weights"] not in ("published", "random"):
-        _refuse_input(path, _weights_file(options.memory, notes["weights"]), "the backbone's weights")
+    if notes["weights"] not in NOT_FILES:
+        _refuse_input(path, weights_file(options.memory, notes["weights"]), "the backbone's weights")
     export_onnx(model, path)
     lines = [f"{path}: {_classes(len(model.classes))}, images of {'x'.join(map(str, _input_shape(model)))}"]
     return {"memory": options.memory, "onnx": str(path), "classes": model.classes}, lines
@@ -227,9 +229,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], Answer]] = {
 
 def _new(options: argparse.Namespace) -> tuple[NAMModel, dict[str, Any]]:
     """Return a model without classes, and the notes for its file."""
-    from fewshot_nam import heads
-    from fewshot_nam.vision.catalogue import create
-    from fewshot_nam.vision.model import NAMModel
+    from fewshot_nam.vision.memory_files import new_model
 
     if options.backbone is None and not options.quiet:
         print(
@@ -237,16 +237,15 @@ def _new(options: argparse.Namespace) -> tuple[NAMModel, dict[str, Any]]:
             f"--backbone {names.forms()}",
             file=sys.stderr,
         )
-    source = _source(options.weights, options.memory) or "published"
-    backbone = create(
+    return new_model(
         options.backbone or DEFAULT_BACKBONE,
-        _weights(source, options.memory),
+        options.memory,
+        options.weights,
+        head=options.head or DEFAULT_HEAD,
         model_options=key_values("--model-option", options.model_option),
         transform_options=key_values("--transform-option", options.transform_option),
         device=options.device,
     )
-    head = heads.create(options.head or DEFAULT_HEAD, base=backbone.base_statistics)
-    return NAMModel(backbone, head), {"weights": source}
 
 
 def _open(options: argparse.Namespace, knows_classes: bool = False) -> tuple[NAMModel, dict[str, Any]]:
@@ -256,52 +255,12 @@ def _open(options: argparse.Namespace, knows_classes: bool = False) -> tuple[NAM
         options: of the command line.
         knows_classes: refuse a memory that knows no class.
     """
-    from fewshot_nam.vision.model import NAMModel
-    from fewshot_nam.vision.rebuilding import rebuild
-    from fewshot_nam.vision.saving import read_head
+    from fewshot_nam.vision.memory_files import open_model
 
-    about, head, _ = read_head(options.memory)
-    if knows_classes and not head.classes:
+    model, notes = open_model(options.memory, options.weights, options.device)
+    if knows_classes and not model.classes:
         raise ValueError(f"{options.memory} knows no class: run fewshot-nam learn first")
-    notes = dict(about.get("notes") or {})
-    source = _source(options.weights, options.memory) or notes.get("weights", "published")
-    weights = _weights(source, options.memory)
-    if isinstance(weights, Path) and not weights.is_file():
-        raise ValueError(
-            f"{options.memory} was learned with the weights in {source}, which does not exist: pass --weights FILE"
-        )
-    model = NAMModel(rebuild(about, weights, options.device), head).load(options.memory)
-    return model, notes | {"weights": source}
-
-
-def _source(weights: str | None, memory: str) -> str | None:
-    """Return where weights come from, as the memory notes it: the option, or a file relative to the memory's directory.
-
-    Relative, so that a memory tells nothing about the machine it was made on, and can be moved together with the weights.
-    """
-    if weights in (None, "random"):
-        return weights
-    path, directory = Path(weights).expanduser().resolve(), Path(memory).resolve().parent
-    try:
-        return Path(os.path.relpath(path, directory)).as_posix()
-    except ValueError:  # on Windows, another drive
-        return path.name
-
-
-def _weights_file(memory: str, source: str) -> Path:
-    return Path(memory).resolve().parent / source  # memories of the first releases note an absolute path, which stays
-
-
-def _weights(source: str, memory: str) -> bool | Path:
-    """Return the weights as ``create`` takes them; random ones are the same every time."""
-    if source == "published":
-        return True
-    if source != "random":
-        return _weights_file(memory, source)
-    import torch
-
-    torch.manual_seed(0)
-    return False
+    return model, notes
 
 
 def _features(model: NAMModel, images: list[Path], options: argparse.Namespace) -> tuple[Tensor, list[int]]:
@@ -387,24 +346,6 @@ def _refuse_input(output: Path, given: str | Path, meaning: str) -> None:
     """Raise ``ValueError`` where a file to write is one that is read."""
     if output.exists() and Path(given).exists() and output.samefile(given):
         raise ValueError(f"{output} is {meaning}, and would be replaced: choose another name for the output")
-
-
-@contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Wait until no other command changes this memory: of two that read and then write, one would undo the other's change."""
-    from filelock import FileLock, Timeout
-
-    lock = path.with_name(f".{path.name}.lock")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise OSError(f"{path}: the directory {path.absolute().parent} is missing or cannot be written")
-    try:
-        with FileLock(lock, timeout=_LOCK_SECONDS):
-            yield
-    except Timeout:
-        raise OSError(
-            f"{path}: locked for {_LOCK_SECONDS} seconds: another command is changing it, or {lock.name} beside it "
-            "cannot be made"
-        ) from None
 
 
 def _one_line(name: str) -> str:
