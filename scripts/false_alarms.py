@@ -96,7 +96,7 @@ def tables(name: str, rows: list[dict[str, Any]]) -> list[str]:
         cells: dict[tuple[str, ...], list[str]] = {}
         for row in (row for row in rows if row["calibration"] in kinds):
             values = {
-                "unknowns": row["strangers"],
+                "unknowns": row["unknowns"],
                 "calibration": row["calibration"],
                 "target": f"{100 * row['target']:g}",
                 "promised": promised(row),

@@ -304,7 +304,7 @@ def _row(
     reference: str,
 ) -> dict[str, Any]:
     source, kind, target, head = key
-    row: dict[str, Any] = {"shots": shots, "strangers": source, "calibration": kind, "target": target, "head": head}
+    row: dict[str, Any] = {"shots": shots, "unknowns": source, "calibration": kind, "target": target, "head": head}
     if isinstance(promise, str):
         return {**row, "refused": promise}
     rates = found[key]

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fewshot_nam._deprecation import renamed_attribute
 from fewshot_nam.heads.calibration import CalibratedHead
-from fewshot_nam.heads.power_norm import Transform
 from fewshot_nam.heads.state import BUFFERS, Snapshot, appended, changes
 from fewshot_nam.heads.validation import Label, as_labels, check_type, checked_vectors, listed
 
@@ -38,14 +37,15 @@ class Support(NamedTuple):
         targets: ``(n,)`` long, the column of each feature.
         base: ``(B, D)``, prototypes of classes known beforehand, columns ``0`` to ``B - 1``; ``B`` may be 0.
         columns: ``C``, the number of classes.
-        sums: what is known of written classes beside ``features``, for heads that do not keep all shots; ``None`` for others.
+        sums: of all shots, by a head that does not keep them and has one feature a class here: means ``(1, N, W)``, counts
+            ``(N,)`` and sum of products ``(D, D)``, as ``fewshot_nam.heads.nam.shot_sums`` gives them; ``None``: all are here.
     """
 
     features: Tensor
     targets: Tensor
     base: Tensor
     columns: int
-    sums: Any = None
+    sums: tuple[Tensor, Tensor, Tensor] | None = None
 
     def one_hot(self) -> Tensor:
         """Return ``(n, C)``, 1 where a feature is of a class and 0 elsewhere, in the dtype of the features."""
@@ -73,30 +73,6 @@ class Support(NamedTuple):
         return torch.cat([base.expand(len(novel), -1, -1), novel], dim=1) if len(base) else novel
 
 
-class Read(NamedTuple):
-    """Class weights, and what is done to the features of queries before they are multiplied with them.
-
-    Attributes:
-        weights: ``(E, C, D)``.
-        transform: of the features as they are in the bank.
-    """
-
-    weights: Tensor
-    transform: Transform
-
-
-class Products(NamedTuple):
-    """What a ``Read`` gives.
-
-    Attributes:
-        products: ``(E, Q, C)``, of transformed queries with class weights.
-        lengths: ``(E, Q, 1)``, of the transformed queries.
-    """
-
-    products: Tensor
-    lengths: Tensor
-
-
 class Head(CalibratedHead):
     """A classifier that learns classes from a few features each, without training.
 
@@ -105,9 +81,9 @@ class Head(CalibratedHead):
     ``_scores_from``.
 
     Such a class may opt in to gather-free scoring (``fewshot_nam.heads.gather_free_scoring``), which scores episodes about twice
-    as fast: ``class MyHead(Head, gather_free=True)``. It states that ``score_episodes`` gives what ``_learn``, ``_reads``,
-    ``_scores_of_reads`` and ``_image_terms`` give, and that ``_transform`` is all that is done to features first, unless it
-    ``embeds_beforehand``. Classes derived from it do not inherit this: they opt in themselves.
+    as fast: ``class MyHead(Head, gather_free=True)``. It states that ``score_episodes`` gives what ``_learn``, ``_class_weights``
+    and ``_scores_from`` give, and that ``_transform`` is all that is done to features first, but for scaling them to length 1,
+    unless it ``embeds_beforehand``. Classes derived from it do not inherit this: they opt in themselves.
 
     What is done to each feature by itself (``_embed``) may be costly. A class with ``embeds_beforehand = True`` has this done once
     for all images of a bank, before episodes are scored.
@@ -139,7 +115,7 @@ class Head(CalibratedHead):
         """Return scores ``(E, Q, C)`` from products of queries with class weights, and the queries' lengths ``(E, Q, 1)``."""
         raise NotImplementedError
 
-    # Gather-free scoring, for classes that opt in; to be overridden where there is more than one read.
+    # Gather-free scoring, for classes that opt in.
 
     gather_free = False
     embeds_beforehand = False
@@ -147,27 +123,6 @@ class Head(CalibratedHead):
     def __init_subclass__(cls, gather_free: bool = False, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.gather_free = gather_free
-
-    def _reads(self, learned: Any) -> list[Read]:
-        """Return all that queries are multiplied with."""
-        return [Read(self._class_weights(learned), self._transform)]
-
-    def _scores_of_reads(self, learned: Any, reads: list[Products], terms: Tensor | None) -> Tensor:
-        """Return scores ``(E, Q, C)``.
-
-        Args:
-            learned: by ``_learn``.
-            reads: what each of ``_reads`` gave.
-            terms: ``(E, Q)``, the ``_image_terms`` of the queries; ``None`` where there are none.
-        """
-        return self._scores_from(learned, *reads[0])
-
-    def _image_terms(self, features: Tensor) -> Tensor | None:
-        """Return ``(n,)``, what scores need of features ``(n, D)`` besides products, or ``None``; no class changes it.
-
-        The features are as they are in the bank, or embedded where the class ``embeds_beforehand``.
-        """
-        return None
 
     @property
     def power_normalised(self) -> bool:

@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewshot_nam.heads.base import Head, Products, Read
+from fewshot_nam.heads.base import Head
+from fewshot_nam.heads.power_norm import Transform
 from fewshot_nam.memory.native.native_build import library
 
 _CHUNK_BYTES = 8 << 20  # features gathered at a time: more would leave the processor's cache
-_MOST_TERMS = 1 << 18  # images of a bank whose terms are computed beforehand, whether or not an episode picks them
 _MOST_EMBEDDED = 1 << 26  # numbers of a bank that are kept once more for each head that embeds them beforehand
-_TERMS_AT_A_TIME = 512  # images: what is computed on the way to their terms then stays in the cache
+_AT_A_TIME = 512  # images that are embedded: what is computed on the way then stays in the cache
 
 
 class IndexedFeatures:
@@ -62,21 +62,26 @@ class IndexedFeatures:
         found = torch.index_select(self.features, 0, flat, out=buffers[name][: len(flat)])
         return (found if found.element_size() >= 4 else found.float()).view(*index.shape, -1)
 
-    def products(self, read: Read, query: Tensor) -> Products:
-        """Return the products of class weights with queries ``(E, Q)``, an index; only where ``compiled``.
+    def products(self, weights: Tensor, transform: Transform, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Return products ``(E, Q, C)`` with class weights, and lengths ``(E, Q, 1)``, of queries; only where ``compiled``.
+
+        Args:
+            weights: ``(E, C, D)``.
+            transform: of the features that ``query`` ``(E, Q)`` indexes.
+            query: an index.
 
         Products of one class lie together in memory: what runs over the few classes can then be done for many queries at a time.
         """
-        (episodes, queries), classes = query.shape, read.weights.shape[1]
-        weights, query = read.weights.float().contiguous(), query.contiguous()
-        centre = None if read.transform.centre is None else read.transform.centre.float().contiguous()
+        (episodes, queries), classes = query.shape, weights.shape[1]
+        weights, query = weights.float().contiguous(), query.contiguous()
+        centre = None if transform.centre is None else transform.centre.float().contiguous()
         out, squares = torch.empty(classes, episodes, queries), torch.empty(episodes, queries, 1)
         multiply = getattr(self._library, "products_" + str(self.features.dtype).removeprefix("torch."))
         bank = (self.features, self.features.stride(0), self.features.shape[1])
         multiply(
-            *map(_as_c, (*bank, read.transform.power, centre, weights, classes, query, queries, episodes, out, squares))
+            *map(_as_c, (*bank, transform.power, centre, weights, classes, query, queries, episodes, out, squares))
         )
-        return Products(out.permute(1, 2, 0), squares.sqrt_())
+        return out.permute(1, 2, 0), squares.sqrt_()
 
 
 class GatherFreeScoring:
@@ -85,8 +90,8 @@ class GatherFreeScoring:
     Args:
         bank: what support and queries index.
         heads: by name, on the device of the features.
-        queries: about how many will be scored, each as often as it comes up in an episode; ``None`` for many. Terms of images
-            (``Head._image_terms``) are computed beforehand for all of the bank only where there are no fewer queries than images.
+        queries: about how many will be scored, each as often as it comes up in an episode; ``None`` for many. See
+            ``embedded_banks``.
         banks: by name, the bank as heads that ``embeds_beforehand`` embed it; such a head is left out where it has none. ``None``:
             they are made here.
 
@@ -101,24 +106,13 @@ class GatherFreeScoring:
         queries: int | None = None,
         banks: Mapping[str, IndexedFeatures] | None = None,
     ) -> None:
-        self._bank, self.heads = bank, dict[str, Head]()
+        self._bank = bank
         self._embedded = embedded_banks(bank, heads, queries) if banks is None else banks
-        self._terms: dict[str, Tensor | None] = {}
-        images = len(bank.features)
-        affordable = images <= _MOST_TERMS and (queries is None or queries >= images)
-        for name, head in heads.items() if bank.compiled else ():
-            if not head.gather_free or (head.embeds_beforehand and name not in self._embedded):
-                continue
-            own = self._embedded.get(name, bank).features
-            needed = head._image_terms(own[:1].float()) is not None
-            if affordable or not needed:
-                self.heads[name] = head
-                self._terms[name] = self._terms_of(head, own) if needed else None
-
-    def _terms_of(self, head: Head, features: Tensor) -> Tensor:
-        with torch.no_grad():
-            parts = torch.split(features, _TERMS_AT_A_TIME)
-            return torch.cat([terms for part in parts if (terms := head._image_terms(part.float())) is not None])
+        self.heads = {
+            name: head
+            for name, head in heads.items()
+            if bank.compiled and head.gather_free and (name in self._embedded or not head.embeds_beforehand)
+        }
 
     def score(self, support: Tensor, query: Tensor) -> dict[str, Tensor]:
         """Return scores ``(E, Q, N)`` by name, of support ``(E, N, K)`` and queries ``(E, Q)``, both an index."""
@@ -126,11 +120,14 @@ class GatherFreeScoring:
         for chunk in self._bank.chunks(len(support), support[0].numel()) if found else ():
             shared, queries = self._bank.gather("support", support[chunk]), query[chunk]
             for name, head in self.heads.items():
-                bank, terms = self._embedded.get(name, self._bank), self._terms[name]
-                features = head._embed(shared) if bank is self._bank else bank.gather("support", support[chunk])
+                own = self._embedded.get(name)
+                if own is None:
+                    bank, transform, features = self._bank, head._transform, head._embed(shared)
+                else:
+                    bank, transform, features = own, Transform(), own.gather("support", support[chunk])
                 learned = head._learn_episodes(features)
-                reads = [bank.products(read, queries) for read in head._reads(learned)]
-                found[name].append(head._scores_of_reads(learned, reads, None if terms is None else terms[queries]))
+                products, lengths = bank.products(head._class_weights(learned), transform, queries)
+                found[name].append(head._scores_from(learned, products, lengths))
         return {name: torch.cat(scores) if len(scores) > 1 else scores[0] for name, scores in found.items()}
 
 
@@ -145,7 +142,7 @@ def embedded_banks(
     images, width = bank.features.shape
     if images * width > _MOST_EMBEDDED or (queries is not None and queries < images):
         return {}
-    parts = torch.split(bank.features, _TERMS_AT_A_TIME)
+    parts = torch.split(bank.features, _AT_A_TIME)
     with torch.no_grad():
         return {name: IndexedFeatures(torch.cat([head._embed(part) for part in parts])) for name, head in heads.items()}
 

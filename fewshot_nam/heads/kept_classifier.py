@@ -334,7 +334,7 @@ def _checked(images: Tensor) -> Tensor:
         )
     if len(different) < _FEW:
         warn_user(
-            f"base_images: what new classes take from the classifier is told by {len(different)} images alone, and can be far off: "
+            f"base_images: what new classes take from the classifier is estimated from only {len(different)} images: "
             "give a hundred or more"
         )
     return different

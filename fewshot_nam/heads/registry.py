@@ -36,7 +36,6 @@ class HeadSpec:
         settings: keyword arguments that are part of the definition.
         needs: what must be known of base classes: nothing, their mean feature, or their prototypes.
         uses_base: whether ``create`` passes ``base=`` on where it is given.
-        least_base: with fewer base classes than this, a head that needs none is made without them.
         exports: whether a model with this head can be written as ONNX (``fewshot_nam.vision.export``); ``build`` is the head's
             class then, and ``Head._export_tensors`` and ``Head._from_export`` fit what its ``_learn`` returns.
         requires: the optional package that the head needs, as it is imported; ``None`` for none.
@@ -51,7 +50,6 @@ class HeadSpec:
     settings: Mapping[str, Any] = field(default_factory=dict)
     needs: Needs = "nothing"
     uses_base: bool = False
-    least_base: int = 0
     exports: bool = False
     requires: str | None = None
     train: str | Callable[..., Head] | None = None
@@ -188,7 +186,7 @@ def create(
         raise ValueError(f"the head {name!r} needs the prototypes of base classes, and none are known: give base=")
     if entry.requires is not None and importlib.util.find_spec(entry.requires) is None:
         raise ImportError(f"the head {name!r} needs the package {entry.requires}, which is not installed")
-    if entry.uses_base and base is not None and (entry.needs != "nothing" or len(base) >= max(entry.least_base, 1)):
+    if entry.uses_base and base is not None and (entry.needs != "nothing" or len(base)):
         options.setdefault("base", base)
     try:
         return entry.builder()(**{**entry.settings, **options})

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from fewshot_nam._deprecation import renamed_attribute, renamed_names
-from fewshot_nam.heads.base import Head, Products, Read, Support, with_log_partition_penalty
+from fewshot_nam.heads.base import Head, Support, with_log_partition_penalty
 from fewshot_nam.heads.base_space import BaseSpace, base_space
 from fewshot_nam.heads.base_statistics import BaseStatistics, StoredBaseStatistics, accepts_old_base_words
 from fewshot_nam.heads.growing_rows import GrowingRows
-from fewshot_nam.heads.power_norm import Transform
 from fewshot_nam.memory.primitives import unit
 
 __getattr__ = renamed_names(__name__, {"Background": "fewshot_nam.heads.base_statistics.StoredBaseStatistics"})
@@ -267,11 +266,8 @@ class ScoreNormHead(Head, gather_free=True):
     def _class_weights(self, learned: Learned) -> Tensor:
         return learned.weights
 
-    def _reads(self, learned: Learned) -> list[Read]:
-        return [Read(learned.weights, Transform() if self.embeds_beforehand else self._transform)]
-
-    def _scores_of_reads(self, learned: Learned, reads: list[Products], terms: Tensor | None) -> Tensor:
-        products, lengths = reads[0]
+    def _scores_from(self, learned: Learned, products: Tensor, lengths: Tensor) -> Tensor:
+        # What is embedded beforehand holds z of length 1; other features have their own.
         if not self.embeds_beforehand:
             products = products / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
         return self._normalised(learned.offsets, products)
@@ -301,6 +297,15 @@ class ScoreNormHead(Head, gather_free=True):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_grown": GrowingRows()}
+
+    def _saved_names(self) -> dict[str, Any]:
+        return {**super()._saved_names(), "settings": dataclasses.asdict(self.settings)}
+
+    def _load_names(self, saved: Mapping[str, Any]) -> None:
+        # Earlier files are without.
+        settings = as_settings(self.settings_type, saved.get("settings", self.settings))
+        super()._load_names(saved)
+        self.settings = settings
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # The first files of version 0.1 hold only prototypes, as "background.prototypes".

@@ -248,7 +248,11 @@ class HeadState(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Return names and numbers as UTF-8 JSON in a uint8 tensor."""
-        learned = {
+        return torch.tensor(list(json.dumps(self._saved_names()).encode()), dtype=torch.uint8)
+
+    def _saved_names(self) -> dict[str, Any]:
+        """Return what is saved beside the buffers: names and numbers that JSON can hold."""
+        return {
             "base_classes": self._base_classes,
             "written_classes": self._written_classes,
             "threshold": self._threshold,
@@ -260,21 +264,30 @@ class HeadState(nn.Module):
             "max_rejected": self._max_rejected,
             "probability_temperature": self._probability_temperature,
         }
-        return torch.tensor(list(json.dumps(learned).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Load names and numbers from ``get_extra_state``."""
         try:
-            learned = json.loads(bytes(state.tolist()))
-            if "stranger_labels" in learned:  # files written before it was renamed to "unknown_labels"
-                learned["unknown_labels"] = learned.pop("stranger_labels")
-            classes = [_labels(learned, name) or [] for name in ("base_classes", "written_classes")]
-            if len({*classes[0], *classes[1]}) != len(classes[0]) + len(classes[1]):
-                raise ValueError("a class is listed twice")
-            calibrated = {name: _labels(learned, name) for name in _CALIBRATION_LABELS}
-            numbers = {name: _number(learned, name, *bounds) for name, bounds in _NUMBERS.items()}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{type(self).__name__}: the class names in this state are damaged ({error})") from None
+            self._load_names(json.loads(bytes(state.tolist())))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{type(self).__name__}: the names and settings in this state are damaged ({error})"
+            ) from None
+
+    def _load_names(self, saved: Mapping[str, Any]) -> None:
+        """Load what ``_saved_names`` gave; nothing is changed before all of it was checked.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is damaged.
+        """
+        learned = dict(saved)
+        if "stranger_labels" in learned:  # files written before it was renamed to "unknown_labels"
+            learned["unknown_labels"] = learned.pop("stranger_labels")
+        classes = [_labels(learned, name) or [] for name in ("base_classes", "written_classes")]
+        if len({*classes[0], *classes[1]}) != len(classes[0]) + len(classes[1]):
+            raise ValueError("a class is listed twice")
+        calibrated = {name: _labels(learned, name) for name in _CALIBRATION_LABELS}
+        numbers = {name: _number(learned, name, *bounds) for name, bounds in _NUMBERS.items()}
         self._base_classes, self._written_classes = classes
         for name, value in {**calibrated, **numbers}.items():
             setattr(self, f"_{name}", value)
@@ -282,7 +295,10 @@ class HeadState(nn.Module):
 
     @changes
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a state; after an error, the head is unchanged. A state does not include the head's settings.
+        """Load a state; after an error, the head is unchanged.
+
+        A state does not include the arguments that the head was made with, but for the constants in ``settings`` of heads that
+        have these.
 
         Raises:
             ValueError: the state is damaged, or of another width.
@@ -392,7 +408,7 @@ _LATER = (
 )  # the first files of version 0.1 are without
 
 
-def _labels(learned: dict[str, Any], name: str) -> list[Label] | None:
+def _labels(learned: Mapping[str, Any], name: str) -> list[Label] | None:
     """Return a list of labels, or ``None``; raise ``ValueError`` for anything else."""
     value = learned.get(name) if name in _LATER else learned[name]
     if value is None:
@@ -404,7 +420,7 @@ def _labels(learned: dict[str, Any], name: str) -> list[Label] | None:
     return value
 
 
-def _number(learned: dict[str, Any], name: str, above: float, below: float) -> float | None:
+def _number(learned: Mapping[str, Any], name: str, above: float, below: float) -> float | None:
     """Return a number between two bounds, or ``None``; raise ``ValueError`` for anything else."""
     value = learned.get(name) if name in _LATER else learned[name]
     if value is not None and not (isinstance(value, (int, float)) and above < value < below):

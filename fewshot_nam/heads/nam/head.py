@@ -249,6 +249,8 @@ class NAMHead(ScoreNormHead, gather_free=True):
 
     def _check_submodules(self) -> None:
         super()._check_submodules()
+        if len(self.shot_sums.counts):  # of a head that did not keep its shots: the support holds one of each class
+            self.keep_shots = False
         if not self.keep_shots and len(self.shot_sums.counts) != len(self._written_classes):
             raise ValueError(
                 f"{type(self).__name__}: this state is damaged: the sums of shots do not belong to its classes"
@@ -365,6 +367,9 @@ class NAMHead(ScoreNormHead, gather_free=True):
         if learned.rest.shape[-1]:
             reads = reads + query[..., directions.shape[-1] :] @ learned.rest.mT
         return self._normalised(learned.offsets, reads)
+
+    def _class_weights(self, learned: Learned | GrowingLearned) -> Tensor:
+        return (learned.as_weights() if isinstance(learned, GrowingLearned) else learned).weights
 
     def _export_tensors(self, learned: Learned | GrowingLearned) -> dict[str, Tensor]:
         return super()._export_tensors(learned.as_weights() if isinstance(learned, GrowingLearned) else learned)

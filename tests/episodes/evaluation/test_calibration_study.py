@@ -49,7 +49,7 @@ def test_rates_are_those_of_heads_calibrated_one_by_one(by_class):
 
 
 def row_of(rows, source: str, kind: str):
-    (row,) = (r for r in rows if (r["strangers"], r["calibration"], r["head"]) == (source, kind, "cosine"))
+    (row,) = (r for r in rows if (r["unknowns"], r["calibration"], r["head"]) == (source, kind, "cosine"))
     return row
 
 
@@ -111,9 +111,9 @@ def test_rows_cover_every_source_kind_target_and_head_and_say_what_was_refused()
     rows = STUDY.run({"cosine": CosineHead(), "other": CosineHead(scale=2.0)}, 1, EPISODES, targets=(0.5, 0.01))
     assert len(rows) == 2 * 2 * (len(KINDS) + 2)
     assert all("minus_cosine" in row for row in rows if row["head"] == "other" and "accepted" in row)
-    refused = {(row["strangers"], row["calibration"], row["target"]) for row in rows if "refused" in row}
+    refused = {(row["unknowns"], row["calibration"], row["target"]) for row in rows if "refused" in row}
     of_one_percent = {("novel", kind, 0.01) for kind in KINDS} | {
         ("base", kind, 0.01) for kind in ("plain", "by class")
     }
     assert refused == of_one_percent | {("novel", "from shots", 0.5)}  # one shot cannot be left out
-    assert "same_classes" not in next(r for r in rows if r["strangers"] == "base" and "accepted" in r)["accepted"]
+    assert "same_classes" not in next(r for r in rows if r["unknowns"] == "base" and "accepted" in r)["accepted"]

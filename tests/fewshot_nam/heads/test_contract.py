@@ -337,7 +337,10 @@ def _renumber(state: dict[str, Tensor], old: bytes, new: bytes) -> None:
         (lambda state: state.update(unknowns=torch.empty(0, 0)), "do not belong together"),
         (lambda state: _renumber(state, b'"target_fpr": 0.2', b'"target_fpr": null'), "do not belong together"),
         (lambda state: _renumber(state, b'"target_fpr": 0.2', b'"target_fpr": 2.0'), "damaged .target_fpr is 2.0"),
-        (lambda state: state.update(_extra_state=state["_extra_state"][:-4]), "class names in this state are damaged"),
+        (
+            lambda state: state.update(_extra_state=state["_extra_state"][:-4]),
+            "names and settings in this state are damaged",
+        ),
     ],
 )
 def test_a_damaged_state_is_refused(spoil, message):

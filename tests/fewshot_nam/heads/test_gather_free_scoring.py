@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fewshot_nam.heads import BaseStatistics, CosineHead, Head, NAMHead, ProtoNetHead, available, create
-from fewshot_nam.heads.base import Read
 from fewshot_nam.heads.gather_free_scoring import GatherFreeScoring, IndexedFeatures, embedded_banks, score_gathered
+from fewshot_nam.heads.nam import head as nam
 from fewshot_nam.heads.power_norm import Transform
 
 E, WAYS, QUERIES = 7, 3, 11
@@ -52,7 +52,7 @@ def test_products_are_those_of_the_features(width, dtype, centred, power):
     exact = transform(bank.double())
     for queries, classes in ((1, 1), (2, 5), (11, 5), (4, 17), (3, 3)):
         query, weights = picks(3, 50, E, queries), features(4, E, classes, width) - 0.5
-        products, lengths = IndexedFeatures(bank).products(Read(weights, transform), query)
+        products, lengths = IndexedFeatures(bank).products(weights, transform, query)
         wanted = exact[query] @ weights.double().mT
         torch.testing.assert_close(products.double(), wanted, rtol=1e-5, atol=4e-6 * width)
         torch.testing.assert_close(lengths.squeeze(-1).double(), exact[query].norm(dim=-1), rtol=1e-5, atol=1e-6)
@@ -61,18 +61,18 @@ def test_products_are_those_of_the_features(width, dtype, centred, power):
 @needs_compiler
 def test_features_that_are_part_of_wider_rows_are_read_in_place():
     wide, query = features(0, 50, 40), picks(1, 40, E, 5)
-    part, read = wide[10:, 3:22], Read(features(2, E, 4, 19), Transform())
-    found, wanted = (IndexedFeatures(bank).products(read, query) for bank in (part, part.contiguous()))
-    assert torch.equal(found.products, wanted.products)
-    assert torch.equal(found.lengths, wanted.lengths)
+    part, weights = wide[10:, 3:22], features(2, E, 4, 19)
+    found, wanted = (IndexedFeatures(bank).products(weights, Transform(), query) for bank in (part, part.contiguous()))
+    assert torch.equal(found[0], wanted[0])
+    assert torch.equal(found[1], wanted[1])
 
 
 @needs_compiler
 def test_an_episode_does_not_depend_on_those_beside_it():
     bank, _, query = episodes(2)
     weights = features(4, E, 5, bank.shape[1])
-    together = IndexedFeatures(bank).products(Read(weights, Transform()), query).products
-    alone = IndexedFeatures(bank).products(Read(weights[3:4], Transform()), query[3:4]).products
+    together, _ = IndexedFeatures(bank).products(weights, Transform(), query)
+    alone, _ = IndexedFeatures(bank).products(weights[3:4], Transform(), query[3:4])
     assert torch.equal(together[3], alone[0])
 
 
@@ -150,18 +150,24 @@ def test_classes_opt_in_themselves():
 
 
 @needs_compiler
-def test_terms_of_images_are_computed_where_the_bank_is_small_beside_the_queries(monkeypatch):
-    class WithTerms(ProtoNetHead, gather_free=True):
-        def _image_terms(self, features):
-            return features.sum(dim=-1)
+def test_one_episode_of_many_classes_is_scored(monkeypatch):
+    """A head of many classes keeps what further classes are added to; an episode that was alone in its chunk came to that too."""
+    monkeypatch.setattr(nam, "_MANY", 5)
+    bank, support, query = episodes(2)
+    base = BaseStatistics.from_features(features(7, 60, 37), torch.arange(60) % 12)
+    for head in (NAMHead(), NAMHead(base=base)):
+        found = GatherFreeScoring(IndexedFeatures(bank), {"nam": head}).score(support[:1], query[:1])["nam"]
+        wanted = head.score_episodes(bank[support[:2]], bank[query[:2]])[:1]
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=2e-5)
 
+
+@needs_compiler
+def test_a_head_that_embeds_beforehand_is_left_out_where_that_does_not_repay():
     bank = IndexedFeatures(features(0, 90, 37))
-    heads = {"over": WithTerms(), "cosine": CosineHead()}
-    assert set(GatherFreeScoring(bank, heads).heads) == {"over", "cosine"}
-    assert set(GatherFreeScoring(bank, heads, queries=90).heads) == {"over", "cosine"}
-    assert set(GatherFreeScoring(bank, heads, queries=89).heads) == {"cosine"}
-    monkeypatch.setattr("fewshot_nam.heads.gather_free_scoring._MOST_TERMS", 89)
-    assert set(GatherFreeScoring(bank, heads).heads) == {"cosine"}
+    heads = {"over": NAMHead(base=BaseStatistics.from_prototypes(features(5, 12, 37))), "bare": NAMHead()}
+    assert set(GatherFreeScoring(bank, heads).heads) == {"over", "bare"}
+    assert set(GatherFreeScoring(bank, heads, queries=90).heads) == {"over", "bare"}
+    assert set(GatherFreeScoring(bank, heads, queries=89).heads) == {"bare"}
 
 
 @pytest.mark.parametrize("queries", [None, 89])

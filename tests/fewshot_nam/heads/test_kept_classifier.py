@@ -290,7 +290,7 @@ def test_settings_out_of_range_and_a_head_without_base_images_are_refused():
 
 def test_few_base_images_are_warned_of_and_identical_ones_count_once():
     images = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))
-    with pytest.warns(UserWarning, match="told by 49 images alone"):
+    with pytest.warns(UserWarning, match="estimated from only 49 images"):
         KeptClassifierHead(images[:49])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,13 +1,14 @@
 """Score normalisation without a memory: cosine-snorm and lda-snorm against their formulas, and plda-snorm against plda."""
 
 import dataclasses
+import json
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from fewshot_nam.heads import BaseStatistics, PLDAHead, PLDASNormHead, ScoreNormHead, ScoreNormSettings, create
+from fewshot_nam.heads import BaseStatistics, NAMHead, PLDAHead, PLDASNormHead, ScoreNormHead, ScoreNormSettings, create
 from fewshot_nam.heads.power_norm import power_normalise
 from fewshot_nam.memory import unit
 
@@ -98,3 +99,32 @@ def test_plda_snorm_subtracts_what_plda_gives_to_the_nearest_base_classes():
 def test_settings_of_plda_snorm_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         PLDASNormHead(BASE, **settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [(ScoreNormHead, {"query_cohort_weight": 0.1}), (NAMHead, {"ridge": 2.0, "temperature": 0.1})],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_state_holds_the_constants_that_its_answers_follow_from(kind, changed):
+    saved, query = kind(BASE, settings=changed).write(rows(6, 2), list("aabbcc")), rows(4, 3)
+    head = kind(BASE)
+    head.load_state_dict(saved.state_dict())
+    assert head.settings == saved.settings
+    assert torch.equal(head(query), saved(query))
+
+    state = {**saved.state_dict(), "_extra_state": super(ScoreNormHead, saved).get_extra_state()}  # an earlier file
+    head = kind(BASE, settings=changed)
+    head.load_state_dict(state)
+    assert head.settings == saved.settings
+
+
+@pytest.mark.parametrize("wrong", [{"ridge": -1}, {"unheard_of": 1.0}, [1], "x", {"temperature": None}], ids=str)
+def test_a_state_with_other_constants_is_damaged(wrong):
+    head = NAMHead(BASE).write(rows(6, 2), list("aabbcc"))
+    state, query = head.state_dict(), rows(4, 3)
+    before, learned = head(query), json.loads(bytes(state["_extra_state"].tolist()))
+    state["_extra_state"] = torch.tensor(list(json.dumps({**learned, "settings": wrong}).encode()), dtype=torch.uint8)
+    with pytest.raises(ValueError, match="damaged"):
+        head.load_state_dict(state)
+    assert torch.equal(head(query), before)

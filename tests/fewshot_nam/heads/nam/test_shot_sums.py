@@ -121,3 +121,17 @@ def test_what_needs_single_shots_is_refused():
     with pytest.raises(ValueError, match="features"):
         head.write(torch.full((2, D), torch.nan), [0, 1])
     assert head.shot_sums.counts.tolist() == [10, 10, 10]
+
+
+def test_a_state_of_sums_is_read_as_such_by_a_head_that_was_made_to_keep_shots():
+    """Its support is one shot of each class: a head that took that for all of them would answer otherwise, without a word."""
+    saved, query = (
+        NAMHead(images(), keep_shots=False).write(normal(6, 40, D), [i % 5 for i in range(40)]),
+        normal(9, 6, D),
+    )
+    head = NAMHead(images())
+    head.load_state_dict(saved.state_dict())
+    assert torch.equal(head(query), saved(query))
+    head.write(normal(7, 3, D), [0, 0, 9])
+    saved.write(normal(7, 3, D), [0, 0, 9])
+    assert torch.equal(head(query), saved(query))

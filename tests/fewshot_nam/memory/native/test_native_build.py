@@ -1,4 +1,4 @@
-"""The builder: built on first use or never, complete or not at all, loaded only from where nobody else may write."""
+"""The builder: built on first use or never, complete or not at all, loaded only from where no other user may write."""
 
 import logging
 import os
