@@ -74,6 +74,7 @@ def generate() -> None:
     import fewshot_nam.cli.train_sequence
     from episodes.data import registry as data_sets
     from episodes.metrics.registry import MEASURES
+    from fewshot_nam.heads.open_scores import registry as open_scores
     from fewshot_nam.heads.registry import specs
     from fewshot_nam.sequences import models, tasks
 
@@ -98,6 +99,13 @@ def generate() -> None:
         table(
             ("`--heads`", "what it is", "base classes", "ONNX"),
             *((f"`{spec.name}`", spec.summary, base(spec), "yes" if spec.exports else "") for spec in specs()),
+        ),
+    )
+    write(
+        "open_scores",
+        table(
+            ("`--score`", "what it is", "base classes"),
+            *((f"`{one.name}`", one.summary, "images" if one.needs_base else "used") for one in open_scores.specs()),
         ),
     )
     write(

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from episodes.cli.options import DEFAULT_HEADS, command_line, parser, read_options
+from episodes.cli.options import DEFAULT_HEADS, command_line, parser, read_options, with_scores
 from fewshot_nam.cli.options import key_values
 from fewshot_nam.distributed import joined, processes
 from fewshot_nam.io.image_folders import EXTENSIONS
@@ -72,7 +72,8 @@ def run(options: argparse.Namespace) -> Report | None:
     banks, known, notes = sources.banks, sources.base_statistics, list(sources.notes)
     if processes()[0] > 0:
         return None
-    heads, without = usable_heads(options.heads or DEFAULT_HEADS, has_base=known is not None or "base" in banks)
+    named = with_scores(options.heads or DEFAULT_HEADS, options.score or [])
+    heads, without = usable_heads(named, has_base=known is not None or "base" in banks)
     if without and options.heads:
         raise ValueError(f"the head {without[0]!r} needs base classes: give them with --base or --split")
     notes += [f"{name} is left out: it needs base classes (--base or --split)" for name in without]

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -16,6 +17,7 @@ import episodes.training.registry  # noqa: F401  registers MAML and ANIL as head
 from episodes.data import registry
 from episodes.metrics.registry import MEASURES, PROTOCOLS, short_table
 from fewshot_nam import __version__
+from fewshot_nam.heads.open_scores import registry as open_scores
 from fewshot_nam.heads.registry import specs
 from fewshot_nam.io.yaml_input import read_yaml, shown
 from fewshot_nam.vision.libraries import names
@@ -128,6 +130,15 @@ def parser() -> _Parser:
         metavar="HEAD",
         default=None,
         help=f"which heads to compare: {', '.join(entry.name for entry in specs())} (default: {' '.join(DEFAULT_HEADS)})",
+    )
+
+    heads.add_argument(
+        "--score",
+        nargs="+",
+        metavar="SCORE",
+        default=None,
+        help="evaluate every head with each of these open-set scores too, which then decide what is accepted: "
+        f"{', '.join(open_scores.available())}; most need base classes. HEAD{open_scores.SEPARATOR}SCORE in --heads names one",
     )
 
     data = made.add_argument_group("images")
@@ -289,6 +300,22 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
         made.set_defaults(**_read_config(Path(flags.config), made))
         flags = made.parse_args(arguments)
     return flags
+
+
+def with_scores(heads: Sequence[str], scores: Sequence[str]) -> list[str]:
+    """Return the heads, each followed by itself with every open-set score.
+
+    Raises:
+        ValueError: an unknown score.
+
+    Example:
+        >>> with_scores(["cosine", "nam"], ["knn"])
+        ['cosine', 'cosine+knn', 'nam', 'nam+knn']
+    """
+    for score in scores:
+        open_scores.spec(score)
+    plus = [open_scores.SEPARATOR + score for score in scores]
+    return [head + end for head in heads for end in ("", *plus)]
 
 
 def command_line(options: argparse.Namespace) -> str:

@@ -30,6 +30,8 @@ from episodes.sampling.sampler import Episodes, EpisodeSampler
 from fewshot_nam._deprecation import warn_renamed
 from fewshot_nam.heads import BaseStatistics, Head, create, needs_base
 from fewshot_nam.heads.base_statistics import base_from_old_words
+from fewshot_nam.heads.open_scores import OpenScoreHead
+from fewshot_nam.heads.open_scores import registry as open_scores
 from fewshot_nam.heads.registry import spec
 from fewshot_nam.heads.validation import checked_vectors
 
@@ -127,7 +129,8 @@ def evaluate(
     Args:
         bank: features of the classes that episodes are drawn from.
         heads: names from the registry of heads, or heads under names of your choice. ``maml`` and ``anil``, which need
-            learn2learn, are meta-trained on ``base`` first.
+            learn2learn, are meta-trained on ``base`` first. A name such as ``cosine+knn`` accepts queries by an open-set score
+            (``fewshot_nam.heads.open_scores``), which is fitted on ``base``.
         settings: protocol, numbers, seed and device; a string is the protocol. The keywords ``protocol``, ``ways``, ``shots``,
             ``queries``, ``open_ways``, ``episodes``, ``seed``, ``device`` and ``batch_size`` replace single fields of it.
         ways: see ``EvaluationSettings``.
@@ -338,12 +341,24 @@ def _heads(
 
 
 def _head(name: str, banks: _Banks, settings: EvaluationSettings, known: BaseStatistics | None) -> Head:
-    """Return a head by name, trained on the base bank where it has to be."""
-    entry = spec(name)
-    train = entry.trainer()
+    """Return a head by name, trained on the base bank where it has to be; its open-set score is fitted on that bank."""
+    name, score = open_scores.split_name(name)
+    train = spec(name).trainer()
     if train is not None:
-        return train(banks.base, name, settings.ways, settings.shots, settings.queries, seed=settings.seed)
-    return create(name, known)
+        head = train(banks.base, name, settings.ways, settings.shots, settings.queries, seed=settings.seed)
+    else:
+        head = create(name, known)
+    if score is None:
+        return head
+    scored = OpenScoreHead(head, open_scores.create(score))
+    if banks.base is not None:
+        return scored.fit(banks.base.features.float(), banks.base.labels, seed=settings.seed)
+    if open_scores.spec(score).needs_base:
+        raise ValueError(
+            f"the open-set score {score!r} is fitted on features of base classes, and none are given: give a bank of them "
+            "(base=, --base or --split); statistics of base classes are not enough"
+        )
+    return scored
 
 
 def _base_prototypes(heads: Mapping[str, Head], banks: _Banks) -> dict[str, Tensor] | None:

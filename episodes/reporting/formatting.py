@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from episodes.metrics.registry import MEASURES, Measure
+from fewshot_nam.heads.open_scores import registry as open_scores
 from fewshot_nam.heads.registry import specs
 
 _ROUNDING = 1e-7
@@ -53,9 +54,17 @@ def verdict(measure: str, difference: Value) -> Literal["better", "worse", "even
 
 
 def head_meanings(names: Iterable[str]) -> dict[str, str]:
-    """Return one line on each head that is in the registry, by name."""
+    """Return one line on each head that is in the registry, and on its open-set score, by name."""
     summaries = {entry.name: entry.summary for entry in specs()}
-    return {name: summaries[name] for name in names if name in summaries}
+    scores = open_scores.available()
+    found = {}
+    for name in names:
+        head, score = open_scores.split_name(name)
+        if head in summaries and (score is None or score in scores):
+            found[name] = (
+                summaries[head] if score is None else f"{summaries[head]}; accepted by {score}: {scores[score]}"
+            )
+    return found
 
 
 def percent(value: Value, digits: int = 1, signed: bool = False) -> str:

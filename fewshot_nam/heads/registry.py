@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from fewshot_nam._deprecation import warn_renamed
+from fewshot_nam.heads.open_scores import registry as open_scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,11 +118,13 @@ def available() -> dict[str, str]:
 
 
 def needs_base(name: str) -> bool:
-    """Return whether the head ``name`` cannot be made without something known of base classes.
+    """Return whether the head ``name``, or its open-set score, needs something known of base classes.
 
     Names that are not in the registry need nothing: ``create`` refuses them.
     """
-    return name in _SPECS and _SPECS[name].needs != "nothing"
+    name, score = open_scores.split_name(name)
+    scored = score is not None and score in open_scores.available() and open_scores.spec(score).needs_base
+    return scored or (name in _SPECS and _SPECS[name].needs != "nothing")
 
 
 def exportable(head: Head) -> bool:
@@ -140,7 +143,8 @@ def create(
     """Return a new head by name.
 
     Args:
-        name: one of ``available()``.
+        name: one of ``available()``; or such a name, "+" and that of an open-set score (``open_scores.available()``): the head then
+            accepts its answers by that score (``OpenScoreHead``).
         base: what is known of base classes. Only heads that are defined by it or improve with it (``HeadSpec.uses_base``) take
             it; the others are made without.
         background: deprecated, use ``base``: prototypes ``(B, D)``.
@@ -167,6 +171,12 @@ def create(
 
     from fewshot_nam.heads.base_statistics import base_from_old_words
 
+    name, score = open_scores.split_name(name)
+    if score is not None:
+        from fewshot_nam.heads.open_scores.head import OpenScoreHead
+
+        scored = open_scores.create(score)
+        return OpenScoreHead(create(name, base, background, mean=mean, **options), scored)
     entry = spec(name)
     if isinstance(base, Tensor):  # the second parameter of version 0.1
         base, mean = None, base

@@ -84,6 +84,14 @@ def test_own_images_saved_features_and_episodes_give_the_same_answer(photos, tmp
     assert "note: nam has no base classes here" in capsys.readouterr().out
 
 
+def test_every_head_is_evaluated_with_each_open_set_score_too(photos, tmp_path):
+    out = tmp_path / "out.json"
+    assert main([*small(photos), "--heads", "nam", "cosine", "--score", "knn", "msp", "--json", str(out)]) == 0
+    results = json.loads(out.read_text())["results"]
+    assert list(results) == ["nam", "nam+knn", "nam+msp", "cosine", "cosine+knn", "cosine+msp"]
+    assert results["cosine+knn"]["accuracy"] == results["cosine"]["accuracy"]
+
+
 def test_a_split_gives_base_and_validation_classes(photos, tmp_path, capsys):
     split = tmp_path / "split.yaml"
     split.write_text(
@@ -190,6 +198,8 @@ def config_of(tmp_path: Path, text: str) -> str:
         (["--ways", "11"], "11 ways and 5 unknown ways need 16 classes, and there are 10"),
         (["--queries", "400"], "class '8' has 174 images, and 1 shots and 400 queries need 401"),
         (["--heads", "nam", "cosin"], "no head 'cosin': did you mean 'cosine'"),
+        (["--score", "knnn"], "no open-set score 'knnn': did you mean 'knn'"),
+        (["--heads", "cosine+rmds"], "the open-set score 'rmds' is fitted on features of base classes"),
         (["--backbone", "conv5"], "conv5"),
         (["--backbone", "resnet18"], "timm/resnet18"),
         (["--dataset", "digit"], "did you mean 'digits'"),

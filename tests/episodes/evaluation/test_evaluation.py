@@ -16,7 +16,8 @@ from episodes.evaluation.evaluation import as_device
 from episodes.evaluation.scoring import Scorer
 from episodes.features.holdout import hold_out
 from episodes.metrics.intervals import ci95_over_classes
-from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead, available, create
+from fewshot_nam.heads import BaseStatistics, CosineHead, NAMHead, available, create, open_scores
+from fewshot_nam.heads.open_scores import OpenScoreHead
 
 D = 13
 
@@ -418,3 +419,21 @@ def test_base_queries_are_scored_where_base_classes_are_not_in_the_label_space()
     for name, scores in Scorer(NOVEL, heads, torch.device("cpu"), BASE).score(episodes):
         expected = heads[name].score_episodes(NOVEL.features[episodes.support], BASE.features[episodes.base_query])
         torch.testing.assert_close(scores.base, expected)
+
+
+def test_an_open_set_score_decides_what_is_accepted_and_not_what_is_answered():
+    report = evaluate(
+        NOVEL, ["cosine", "cosine+rmds", "cosine+knn"], ways=4, open_ways=3, queries=5, episodes=20, base=BASE
+    )
+    plain, rmds, knn = (report.results[name] for name in ("cosine", "cosine+rmds", "cosine+knn"))
+    assert plain["accuracy"] == rmds["accuracy"] == knn["accuracy"]
+    assert len({each["auroc"]["mean"] for each in (plain, rmds, knn)}) == 3
+    by_hand = OpenScoreHead(CosineHead(), open_scores.create("rmds")).fit(BASE.features, BASE.labels)
+    again = evaluate(NOVEL, {"mine": by_hand}, ways=4, open_ways=3, queries=5, episodes=20)
+    assert again.results["mine"]["auroc"] == pytest.approx(rmds["auroc"])
+
+
+def test_an_open_set_score_that_needs_base_images_asks_for_them():
+    statistics = BaseStatistics.from_features(BASE.features, BASE.labels)
+    with pytest.raises(ValueError, match="'rmds' is fitted on features of base classes, and none are given"):
+        evaluate(NOVEL, ["cosine+rmds"], ways=4, open_ways=3, queries=5, episodes=2, base_statistics=statistics)
