@@ -29,8 +29,9 @@ transfer              from the new ``R``, after it       from ``A``, before it
 In the code ``alpha`` are learned from 0. Under ``"paper"`` ``alpha_1`` is learned from 1 here: from 0, the first outputs would not
 depend on the input. Departure from both: where a weight ``alpha`` is the constant 0, its part of the step is left out.
 
-In time, the projections of inputs and the multilayer perceptron run for all steps at once. Under ``"code"``, the transfer uses that
-``A`` is a sum of ``n`` outer products: it costs ``n^2 d^2`` products for an input instead of ``n d^3``.
+In time, the projections of inputs and the multilayer perceptron run for all steps at once. Under ``"code"``, ``A`` stays a sum of
+``n`` outer products: the transfer costs ``n^2 d^2`` products for an input instead of ``n d^3``, and where outputs are needed at few
+steps (``output_steps``), the relational memory is computed once for up to ``d / n`` steps.
 
 Rounding errors can grow from step to step. With random weights, all ``alpha`` 0.3, ``d = 48`` and ``n = 8``, another order of
 sums changed outputs (of up to 0.38) within 31 steps by up to 0.07 in float32, and by 2e-10 in float64: compare in float64.
@@ -174,13 +175,22 @@ class STM(nn.Module):
         check_sizes("STM.init_state", batch_size=batch_size)
         return self._first_state(batch_size)
 
-    def forward(self, x: Tensor, state: STMState | None = None, mask: Tensor | None = None) -> tuple[Tensor, STMState]:
+    def forward(
+        self,
+        x: Tensor,
+        state: STMState | None = None,
+        mask: Tensor | None = None,
+        *,
+        output_steps: Tensor | None = None,
+    ) -> tuple[Tensor, STMState]:
         """Return the outputs, and the state after the last step.
 
         Args:
             x: ``(B, T, input_size)``; at least one step.
             state: the result of an earlier call; default: ``init_state``.
             mask: ``(B, T)`` bool, True where there is an input; elsewhere the state stays as it is and the output is 0.
+            output_steps: ``(T,)`` bool, True at steps whose outputs are needed; the other outputs are 0. To read the relational
+                memory out is most of the cost of a step. Default: all.
 
         Returns:
             ``(B, T, output_size)`` in the dtype of the projections, and the state, in float32 at least.
@@ -204,18 +214,31 @@ class STM(nn.Module):
             check_alike("STM", dtype=False, x=x, mask=mask)
             x = x.masked_fill(~mask.unsqueeze(-1), 0.0)  # padding may hold NaN
             present = mask.unbind(1)
+        needed = [True] * steps
+        if output_steps is not None:
+            check_mask("STM", "output_steps", output_steps, (steps,))
+            needed = output_steps.tolist()
         controls, kind = self._controls(x, state.item.dtype)
         readouts = []
         with full_precision(x.device):
-            for now, here in zip(controls, present, strict=True):
-                after = self._advance(now, state)
-                readouts.append(self._read_out(after.relational))
+            for chunk in self._chunks(needed, mask is not None):
+                after = self._advance(controls[chunk], state)
+                if needed[chunk.stop - 1]:
+                    readouts.append(self._read_out(after.relational))
+                here = present[chunk.start]
                 if here is not None:
                     kept = here[:, None, None]
                     item = torch.where(kept, after.item, state.item)
                     after = STMState(item, torch.where(kept.unsqueeze(1), after.relational, state.relational))
                 state = after
-        outputs: Tensor = self.output(torch.stack(readouts, dim=1).to(kind))
+        outputs: Tensor
+        if readouts:
+            outputs = self.output(torch.stack(readouts, dim=1).to(kind))
+        else:
+            outputs = x.new_zeros(batch, 0, self.output_size, dtype=kind)
+        if output_steps is not None:
+            at = output_steps.nonzero().squeeze(1)
+            outputs = outputs.new_zeros(batch, steps, self.output_size).index_copy(1, at, outputs)
         return outputs if mask is None else outputs.masked_fill(~mask.unsqueeze(-1), 0.0), state
 
     def step(self, x: Tensor, state: STMState) -> tuple[Tensor, STMState]:
@@ -238,46 +261,96 @@ class STM(nn.Module):
         by_step = zip(*(part.to(dtype).unbind(1) for part in (a, b, c)), driven, strict=True)
         return [_Controls(*now) for now in by_step], a.dtype
 
-    def _advance(self, now: _Controls, state: STMState) -> STMState:
-        """Return the state after one step of the equations."""
-        a, b, c, driven = now
+    def _chunks(self, needed: list[bool], masked: bool) -> list[slice]:
+        """Return spans of steps after each of which the relational memory is computed: where it is read out, and in between.
+
+        Within a chunk its ``n`` outer products a step stay apart. That pays while there are fewer of them than ``d``. Under
+        ``"paper"`` the transfer reads the whole relational memory at every step.
+        """
+        longest = 1 if masked or self.preset == "paper" else max(1, self.memory_size // self.num_slots)
+        chunks, start = [], 0
+        for stop, read in enumerate(needed, start=1):
+            if read or stop - start == longest or stop == len(needed):
+                chunks.append(slice(start, stop))
+                start = stop
+        return chunks
+
+    def _advance(self, steps: list[_Controls], state: STMState) -> STMState:
+        """Return the state after the steps of one chunk."""
         item, relational = state
-        written = a.unsqueeze(2) * (b if self.preset == "paper" else a).unsqueeze(1)
-        if driven is not None and self.memory_gates is not None:
-            written = written.tanh() if self.preset == "code" else written
-            logits = _linear(item.tanh(), self.memory_gates) + driven.unsqueeze(1)
-            enter, keep = logits.sigmoid().chunk(2, dim=-1)
-            item = torch.addcmul(enter * written, keep, item)
-        else:
-            item = item + written
-        source, alpha_2 = item, self._alpha(2, item)
-        if alpha_2 is not None:
-            source = torch.addcmul(item, (self._read(b, c, relational) * alpha_2).unsqueeze(2), b.unsqueeze(1))
-        q, k, v = self.relate.queries_keys_values(source)
-        bound = bindings(q, k)
-        fresh = torch.unflatten(bound.mT @ v, 1, q.shape[1:])
-        alpha_1 = self._alpha(1, item)
-        if self.preset == "paper":
-            relational = relational if alpha_1 is None else relational + alpha_1 * fresh
-        else:
-            relational = fresh if alpha_1 is None else torch.addcmul(fresh, alpha_1, relational)
-        alpha_3 = self._alpha(3, item)
-        if alpha_3 is not None and self.transfer is not None:
-            weight, bias = self.transfer.weight.to(item.dtype), self.transfer.bias.to(item.dtype)
-            if self.preset == "paper":
-                moved = F.linear(relational.flatten(1, 2).mT, weight, bias)
-                item = torch.addcmul(item, alpha_3, moved)
-            else:
+        alpha_1, alpha_2, alpha_3 = (self._alpha(number, item) for number in (1, 2, 3))
+        held = None if alpha_2 is None else self._read(steps, relational)
+        left = self._left(alpha_1, len(steps), item)
+        history: list[
+            tuple[Tensor, Tensor]
+        ] = []  # bindings (B, n, n d) and values (B, n, d) of the steps of this chunk
+        for number, now in enumerate(steps):
+            item = self._write_item(now, item)
+            source = item
+            if held is not None and alpha_2 is not None:
+                read = held[:, number]
+                if number:
+                    read = left[-number - 1] * read + self._read_history(now, history, left[-number:])
+                source = torch.addcmul(item, (read * alpha_2).unsqueeze(2), now.b.unsqueeze(1))
+            q, k, v = self.relate.queries_keys_values(source)
+            bound = bindings(q, k)
+            history.append((bound, v))
+            if alpha_3 is not None and self.transfer is not None and self.preset == "code":
+                weight, bias = self.transfer.weight.to(item.dtype), self.transfer.bias.to(item.dtype)
                 # G_1 of the bindings of each value, and then of the values: the same sum in another order.
                 item = torch.baddbmm(item + alpha_3 * bias, v.mT, alpha_3 * F.linear(bound, weight))
+        relational = self._write_relations(relational, history, left, alpha_1)
+        if alpha_3 is not None and self.transfer is not None and self.preset == "paper":
+            moved = _linear(relational.flatten(1, 2).mT, self.transfer)
+            item = torch.addcmul(item, alpha_3, moved)
         return STMState(item, relational)
 
-    def _read(self, b: Tensor, c: Tensor, relational: Tensor) -> Tensor:
-        """Return what the relational memory holds at the address ``(b, c)``, ``(B, d)``."""
+    def _write_item(self, now: _Controls, item: Tensor) -> Tensor:
+        """Return the item memory after the write of one input."""
+        a, b, _, driven = now
+        written = a.unsqueeze(2) * (b if self.preset == "paper" else a).unsqueeze(1)
+        if driven is None or self.memory_gates is None:
+            return item + written
+        written = written.tanh() if self.preset == "code" else written
+        logits = _linear(item.tanh(), self.memory_gates) + driven.unsqueeze(1)
+        enter, keep = logits.sigmoid().chunk(2, dim=-1)
+        return torch.addcmul(enter * written, keep, item)
+
+    def _read(self, steps: list[_Controls], relational: Tensor) -> Tensor:
+        """Return what the relational memory holds at the addresses ``(b, c)`` of some steps, ``(B, steps, d)``."""
+        b, c = torch.stack([now.b for now in steps], dim=1), torch.stack([now.c for now in steps], dim=1)
         if self.preset == "paper":
-            return (c.unsqueeze(1) @ (relational @ b[:, None, :, None]).squeeze(-1)).squeeze(1)
-        address = (c.unsqueeze(2) * b.unsqueeze(1)).flatten(1)  # (B, n d)
-        return (address.unsqueeze(1) @ relational.flatten(1, 2)).squeeze(1)
+            return torch.einsum("btn,bned,btd->bte", c, relational, b)
+        return (c.unsqueeze(3) * b.unsqueeze(2)).flatten(2) @ relational.flatten(1, 2)
+
+    def _left(self, alpha_1: Tensor | None, steps: int, like: Tensor) -> Tensor:
+        """Return which part of the relations of step 0, 1, ... is left after ``steps - 1``, and, first, of those before: powers."""
+        if self.preset == "paper" or steps == 1:  # of one step, all is left
+            return like.new_ones(steps + 1)
+        base = like.new_zeros(()) if alpha_1 is None else alpha_1
+        return base ** torch.arange(steps, -1, -1, device=like.device)
+
+    def _read_history(self, now: _Controls, history: list[tuple[Tensor, Tensor]], left: Tensor) -> Tensor:
+        """Return what is read of the earlier steps of a chunk, ``(B, d)``, of which the parts ``left`` are left."""
+        bound, v = (torch.cat(parts, dim=1) for parts in zip(*history, strict=True))
+        address = (now.c.unsqueeze(2) * now.b.unsqueeze(1)).flatten(1).unsqueeze(2)
+        found = (bound @ address) * left.repeat_interleave(self.num_slots).unsqueeze(1)
+        return (found.mT @ v).squeeze(1)
+
+    def _write_relations(
+        self, relational: Tensor, history: list[tuple[Tensor, Tensor]], left: Tensor, alpha_1: Tensor | None
+    ) -> Tensor:
+        """Return the relational memory after the steps of a chunk."""
+        bound, v = history[-1]
+        if len(history) > 1 and alpha_1 is not None:
+            bound, v = (torch.cat(parts, dim=1) for parts in zip(*history, strict=True))
+            v = v * left[1:].repeat_interleave(self.num_slots).unsqueeze(1)
+        fresh = torch.unflatten(bound.mT @ v, 1, (self.num_slots, self.memory_size))
+        if alpha_1 is None:
+            return relational if self.preset == "paper" else fresh
+        if self.preset == "paper":
+            return relational + alpha_1 * fresh
+        return torch.addcmul(fresh, left[0] if len(history) > 1 else alpha_1, relational)
 
     def _read_out(self, relational: Tensor) -> Tensor:
         """Return ``G_3 [G_2 R_1; ...; G_2 R_n]``, ``(B, readout_size)``."""

@@ -35,11 +35,13 @@ class SequenceModel(nn.Module):
             self.embed = nn.Linear(task.input_size, embedding_dim)
         self.classify = nn.Linear(width, (task.target_size or 1) * len(task.vocabulary))
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, asked: Tensor | None = None) -> Tensor:
         """Return logits ``(B, T, V)``; what stands behind a sequence changes nothing before it.
 
         Args:
             inputs: tokens ``(B, T)`` long, or for a task with vectors ``(B, T, F)`` float.
+            asked: ``(B, T)`` bool, True where logits are needed. Some models are faster where few are; the logits of steps at
+                which no sequence is asked are then undefined. Default: everywhere.
 
         Returns:
             ``(B, T, V)``, or for a task with several answers at a position ``(B, T, A, V)``.
@@ -60,12 +62,17 @@ class SequenceModel(nn.Module):
                     f"{tuple(inputs.shape)} {inputs.dtype}"
                 )
             present = inputs[..., -1] == 0
-        logits: Tensor = self.classify(self._encode(self.embed(inputs), present))
+        steps = None if asked is None else asked.any(dim=0)
+        logits: Tensor = self.classify(self._encode_steps(self.embed(inputs), present, steps))
         return logits if self.target_size is None else torch.unflatten(logits, -1, (self.target_size, -1))
 
     def _encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return features ``(B, T, d)`` of embedded tokens ``(B, T, E)``; ``mask`` ``(B, T)`` is False on padding."""
         raise NotImplementedError
+
+    def _encode_steps(self, x: Tensor, mask: Tensor, steps: Tensor | None) -> Tensor:
+        """Return what ``_encode`` does; only the features of ``steps``, ``(T,)`` bool, are used. ``None``: of all steps."""
+        return self._encode(x, mask)
 
     @property
     def num_parameters(self) -> int:

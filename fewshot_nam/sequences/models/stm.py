@@ -56,6 +56,9 @@ class STMModel(SequenceModel):
         self.stm = STM(width, width, memory, slots, **sizes, **stm_options)
 
     def _encode(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self._encode_steps(x, mask, None)
+
+    def _encode_steps(self, x: Tensor, mask: Tensor, steps: Tensor | None) -> Tensor:
         # STM reads forward, so what stands behind a sequence changes nothing before it.
-        features: Tensor = self.stm(self.project(x))[0]
+        features: Tensor = self.stm(self.project(x), output_steps=steps)[0]
         return features

@@ -129,8 +129,9 @@ class _Run:
         self.model.train()
         self._set_learning_rate()
         batch = self._batch()
-        logits = self.net(batch.inputs.to(self.fabric.device))
-        targets, mask = batch.targets.to(logits.device), batch.mask.to(logits.device)
+        device = self.fabric.device
+        targets, mask = batch.targets.to(device), batch.mask.to(device)
+        logits = self.net(batch.inputs.to(device), mask if settings.loss == "asked" else None)
         if settings.loss == "row":
             loss = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
         else:

@@ -268,3 +268,40 @@ def test_stm_learns_to_recall():
         loss.backward()
         optimiser.step()
     assert loss < 0.3
+
+
+@pytest.mark.parametrize("preset", ["paper", "code"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_output_steps_give_the_same_outputs_states_and_gradients(preset, options):
+    """Without outputs in between, the relational memory of ``"code"`` is computed once for up to ``d / n`` steps: here 5."""
+    torch.manual_seed(0)
+    stm = STM(WIDTH, 3, 5, 1, preset=preset, dtype=torch.float64, **options)
+    for parameter in stm.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x, needed = inputs(steps=9), torch.arange(9) == 6  # chunks of 5, 2 and 2 steps
+    wanted = needed[:, None] * torch.randn(BATCH, 9, 3, dtype=torch.float64)
+    found = []
+    for steps in (None, needed):
+        outputs, state = stm(x, output_steps=steps)
+        loss = (outputs * wanted).sum() + state.item.sin().sum() + state.relational.sin().sum()
+        grads = torch.autograd.grad(loss, list(stm.parameters()), allow_unused=True)
+        found.append([outputs * needed[:, None], *state, *(g for g in grads if g is not None)])
+    assert len(found[0]) == len(found[1])
+    for whole, chunked in zip(*found, strict=True):
+        torch.testing.assert_close(whole, chunked, rtol=1e-9, atol=1e-12)
+    assert not stm(x, output_steps=needed)[0][:, ~needed].any()
+
+
+def test_output_steps_may_be_none_of_the_steps_and_come_with_a_mask():
+    stm, x = build(), inputs()
+    outputs, state = stm(x, output_steps=torch.zeros(STEPS, dtype=torch.bool))
+    assert outputs.shape == (BATCH, STEPS, 3)
+    assert not outputs.any()
+    torch.testing.assert_close(state, stm(x)[1])
+    mask = torch.tensor([[True, True, True, False], [True, True, True, True]])
+    last = torch.arange(STEPS) == 3
+    outputs, state = stm(x, mask=mask, output_steps=last)
+    torch.testing.assert_close(outputs[:, 3], stm(x, mask=mask)[0][:, 3])
+    torch.testing.assert_close(state, stm(x, mask=mask)[1])
+    with pytest.raises(ValueError, match=r"STM: output_steps must have shape \(4,\)"):
+        stm(x, output_steps=last[:2])

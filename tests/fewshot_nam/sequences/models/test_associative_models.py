@@ -223,3 +223,11 @@ def test_the_linear_transformer_is_its_equation(causal, task):
 def test_sizes_that_do_not_fit_are_refused(name, options, message, task):
     with pytest.raises(ValueError, match=message):
         build(name, task, **options)
+
+
+@pytest.mark.parametrize("name", ["stm", "alstm"])
+def test_logits_are_right_where_they_are_asked_for(name, task):
+    model, inputs = build(name, task), tokens(task)
+    asked = torch.zeros_like(inputs, dtype=torch.bool)
+    asked[0, 3] = asked[1, 7] = True
+    torch.testing.assert_close(model(inputs, asked)[asked], model(inputs)[asked])
