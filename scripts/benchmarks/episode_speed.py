@@ -7,7 +7,7 @@ side is the whole of ``evaluate``, from drawing the episodes to means and interv
 (``fewshot_nam.heads.gather_free_scoring``), the run called "plain" is the same with nothing compiled (``FEWSHOT_NAM_COMPILE=0``),
 and "x plain" compares the two. easyfsl's side is its documented path: ``FeaturesDataset``, ``TaskSampler``, ``DataLoader`` and
 ``evaluate``. ``index_select`` is torch's gather of the same features into a buffer and nothing else: "share" is what a run reaches
-of its speed. "nam over 64" knows 64 base classes.
+of its speed. "nam over 64" knows 64 base classes, from 10 images each.
 
 First, scores must be those of ``score_episodes`` on gathered features for every bank and head, and easyfsl's prototypical networks
 must give our accuracy on the same episodes. Then all runs take turns: processor time of one thread, and time by the clock for
@@ -92,8 +92,8 @@ def head_and_base(head: str, width: int) -> tuple[str, BaseStatistics | None]:
     name, _, classes = head.partition(" over ")
     if not classes:
         return name, None
-    rows = torch.randn(int(classes), width, generator=torch.Generator().manual_seed(1))
-    return name, BaseStatistics.from_prototypes(rows)
+    known = random_bank(int(classes), 10, width, seed=1)
+    return name, BaseStatistics.from_features(known.features, known.labels)
 
 
 def easyfsl_run(bank: FeatureBank, problem: Problem) -> Callable[[], float]:

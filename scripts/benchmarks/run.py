@@ -49,6 +49,7 @@ PARTS = {
     "startup": Part("startup.py"),
     "peak": Part("peak_memory.py"),
     "growth": Part("growth.py"),
+    "first_answer": Part("first_answer.py"),
 }
 
 
