@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 2 for input that cannot be used, 130 when interrupted."""
     options = parser().parse_args(arguments)
     try:
-        with keep_freed_memory():
-            answer, lines = _COMMANDS[options.command](options)
-        print(json.dumps(answer, indent=2) if options.json else "\n".join(lines), flush=True)
+        with keep_freed_memory(), _warnings_as_notes(options):
+            answered = _COMMANDS[options.command](options)
+        if answered is not None:
+            answer, lines = answered
+            print(json.dumps(answer, indent=2) if options.json else "\n".join(lines), flush=True)
     except BrokenPipeError:  # the program that reads our output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
     except (ValueError, OSError, ImportError) as error:
@@ -56,6 +60,8 @@ def _learn(options: argparse.Namespace) -> Answer:
     if options.label is None:
         found = images_of_classes(options.images, "with --label LABEL, its images are of that class")
     else:
+        if not options.label.strip():
+            raise ValueError("--label is empty: a shell variable may not be set")
         found = [(image, options.label) for image in images_in(options.images)]
     _note_other_files(options.images, options)
     with exclusive(path):
@@ -71,11 +77,12 @@ def _learn(options: argparse.Namespace) -> Answer:
         labels = [_known(label, classes) for _, label in found]
         features, kept = _features(model, [image for image, _ in found], options)
         labels = [labels[i] for i in kept]
+        repeated = _note_repeated(model.head, features, options)
         model.head.write(features, labels)
         save_head(path, model.head, model.backbone, notes)
     learned = {str(label): count for label, count in Counter(labels).items()}
     lines = [f"{path}: learned {_counted(learned)}; knows {_classes(len(model.classes))}"]
-    answer = {"memory": str(path), "learned": learned, "classes": model.classes}
+    answer = {"memory": str(path), "learned": learned, "repeated": repeated, "classes": model.classes}
     cost = model.base_cost
     if cost is not None:
         lines.append(
@@ -85,28 +92,27 @@ def _learn(options: argparse.Namespace) -> Answer:
     return answer, lines
 
 
-def _predict(options: argparse.Namespace) -> Answer:
+def _predict(options: argparse.Namespace) -> Answer | None:
     from fewshot_nam.cli.image_arguments import images_in
+    from fewshot_nam.cli.predictions import answer_stream, line_of, predictions
 
-    images = images_in(options.images)
-    _note_other_files(options.images, options)
+    stream = options.images == ["-"]
+    images = [] if stream else images_in(options.images)
+    if not stream:
+        _note_other_files(options.images, options)
     model, _ = _open(options, knows_classes=True)
     if options.unknown and model.head.threshold is None:
         raise ValueError(f"{options.memory} has no threshold to refuse below: run fewshot-nam calibrate first")
+    if stream:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # a file's name may hold any bytes
+        answer_stream(sys.stdin, sys.stdout, model, options.memory, options.unknown, options.json)
+        return None
     features, kept = _features(model, images, options)
-    answers = []
-    for image, row in zip([images[i] for i in kept], model.head(features).tolist(), strict=True):
-        score = max(row)
-        accepted = None if model.head.threshold is None else score >= model.head.threshold
-        best = model.classes[row.index(score)]
-        label = None if options.unknown and not accepted else best
-        # The key is a name of version 0.1, which programs read.
-        answers.append({"picture": str(image), "label": label, "best": best, "score": score, "accepted": accepted})
-    lines = [
-        f"{_one_line(one['picture'])}\t{'unknown' if one['label'] is None else one['label']}\t{one['score']:.4f}"
-        for one in answers
-    ]
-    return {"memory": options.memory, "threshold": model.head.threshold, "predictions": answers}, lines
+    head = model.head.snapshot()
+    answers = predictions(head, features, [str(images[i]) for i in kept], options.unknown)
+    lines = [line_of(one) for one in answers]
+    return {"memory": options.memory, "threshold": head.threshold, "predictions": answers}, lines
 
 
 def _forget(options: argparse.Namespace) -> Answer:
@@ -214,7 +220,7 @@ def _export(options: argparse.Namespace) -> Answer:
     return {"memory": options.memory, "onnx": str(path), "classes": model.classes}, lines
 
 
-_COMMANDS: dict[str, Callable[[argparse.Namespace], Answer]] = {
+_COMMANDS: dict[str, Callable[[argparse.Namespace], Answer | None]] = {
     "learn": _learn,
     "predict": _predict,
     "forget": _forget,
@@ -298,6 +304,33 @@ def _features(model: NAMModel, images: list[Path], options: argparse.Namespace) 
     return torch.cat(parts), kept
 
 
+def _note_repeated(head: Head, features: Tensor, options: argparse.Namespace) -> int:
+    """Return how many of the features are learned already, or are given twice, and say so."""
+    from fewshot_nam.heads.duplicates import distinct, first_equal
+
+    different = features[distinct(features).to(features.device)]
+    repeated = len(features) - int((first_equal(different, head.support) < 0).sum())
+    if repeated and not options.quiet:
+        print(
+            f"note: {_images(repeated)} of {len(features)} learned before or given twice: each counts again",
+            file=sys.stderr,
+        )
+    return repeated
+
+
+@contextlib.contextmanager
+def _warnings_as_notes(options: argparse.Namespace) -> Iterator[None]:
+    """Print warnings as notes of one line each, and none with ``--quiet``."""
+
+    def note(message: Warning | str, *_: object, **__: object) -> None:
+        if not getattr(options, "quiet", False):
+            print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = note
+        yield
+
+
 def _note_other_files(paths: list[str], options: argparse.Namespace) -> None:
     """Say which files of the directories are left out because of their endings."""
     from fewshot_nam.io.image_folders import other_files
@@ -346,11 +379,6 @@ def _refuse_input(output: Path, given: str | Path, meaning: str) -> None:
     """Raise ``ValueError`` where a file to write is one that is read."""
     if output.exists() and Path(given).exists() and output.samefile(given):
         raise ValueError(f"{output} is {meaning}, and would be replaced: choose another name for the output")
-
-
-def _one_line(name: str) -> str:
-    """Return a file's name without the characters that separate lines and columns."""
-    return name.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 
 
 def _counted(learned: dict[str, int]) -> str:

@@ -24,6 +24,7 @@ examples:
   fewshot-nam learn photos/ --backbone timm/resnet18 --out shop.safetensors    (a directory of images for each class)
   fewshot-nam learn cup.jpg --label cup --out shop.safetensors                 (adds to a memory that is there)
   fewshot-nam predict what.jpg more/ --memory shop.safetensors
+  find /camera | fewshot-nam predict - --memory shop.safetensors               (starts once, answers line by line)
   fewshot-nam calibrate others/ --target 0.05 --memory shop.safetensors
   fewshot-nam predict what.jpg --unknown --memory shop.safetensors             (refuses unknown classes)
   fewshot-nam forget cup --memory shop.safetensors
@@ -81,7 +82,12 @@ def parser() -> argparse.ArgumentParser:
     _machine(learn)
 
     predict = _command(commands, "predict", "print the class of each image")
-    predict.add_argument("images", nargs="+", metavar="PATH", help="images, or directories of them")
+    predict.add_argument(
+        "images",
+        nargs="+",
+        metavar="PATH",
+        help="images, or directories of them; - alone reads paths from standard input, one a line, and answers each as it comes",
+    )
     _memory(predict)
     predict.add_argument(
         "--unknown", action="store_true", help="refuse images of unknown classes: needs calibrate first"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from numbers import Integral
 from types import FrameType
 from typing import Any
@@ -50,7 +50,20 @@ def checked_vectors(features: Tensor, name: str, width: int | None = None, zero_
 
 
 def as_labels(labels: Any, count: int | None) -> list[Label]:
-    """Return labels as plain ints and strings, ``count`` of them where it is given; a single one stands for all."""
+    """Return labels as plain ints and strings, ``count`` of them where it is given; a single one stands for all.
+
+    Args:
+        labels: one, or any iterable of them.
+        count: of the features that they belong to, one after another; ``None`` for labels by themselves, in any order.
+
+    Raises:
+        TypeError: a label is neither an int nor a string, or labels of features come in a set or mapping, which has no order.
+        ValueError: another number of labels, or an empty label of features.
+    """
+    if count is not None and isinstance(labels, (Set, Mapping)):
+        raise TypeError(
+            f"labels must be in the order of the features, and a {type(labels).__name__} has none: give a list"
+        )
     if hasattr(labels, "tolist"):  # arrays and tensors; a number of theirs gives a number
         labels = labels.tolist()
     single = isinstance(labels, (str, Integral)) or not isinstance(labels, Iterable) or isinstance(labels, bytes)
@@ -60,6 +73,8 @@ def as_labels(labels: Any, count: int | None) -> list[Label]:
         plain = label.item() if hasattr(label, "item") else label
         if not isinstance(plain, (int, str)) or isinstance(plain, bool):
             raise TypeError(f"a label must be an int or a string, got {label!r}")
+        if count is not None and isinstance(plain, str) and not plain.strip():
+            raise ValueError(f"a label must not be empty, got {plain!r}: name the class")
         names.append(plain)
     if count is not None and len(names) != count:
         raise ValueError(f"needs one label for each feature: {count} features, {len(names)} labels")

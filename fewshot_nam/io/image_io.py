@@ -57,23 +57,36 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     # Read first and decode after: a disk that fails is not a bad image, and must never be skipped like one.
     with open(path, "rb") as file:
         content = file.read()
+    return decoded(content, str(path))
+
+
+def decoded(content: bytes, place: str) -> Image.Image:
+    """Return the image that the bytes of an image file hold, as ``read_image`` does.
+
+    Args:
+        content: the whole file.
+        place: where it comes from, for the error.
+
+    Raises:
+        UnreadableImage: it is no image, or cut short.
+    """
     brand = content[8:12] if content[4:8] == b"ftyp" else b""
     if brand in _HEIC_BRANDS:
-        _register_heic(path)
+        _register_heic(place)
     if brand in _AVIF_BRANDS and ".avif" not in Image.registered_extensions():
         raise UnreadableImage(
-            f"{path}: an AVIF image, which this version of Pillow cannot read: update Pillow to 11.3 or later"
+            f"{place}: an AVIF image, which this version of Pillow cannot read: update Pillow to 11.3 or later"
         )
-    return upright(lambda: Image.open(io.BytesIO(content)), str(path))
+    return upright(lambda: Image.open(io.BytesIO(content)), place)
 
 
-def _register_heic(path: str | os.PathLike[str]) -> None:
+def _register_heic(place: str) -> None:
     """Let Pillow open HEIC images; ``UnreadableImage`` where the package for it is not installed."""
     try:
         pillow_heif: Any = import_module("pillow_heif")
     except ModuleNotFoundError as error:
         raise UnreadableImage(
-            f"{path}: a HEIC image, and the package that reads them is not installed: pip install pillow-heif"
+            f"{place}: a HEIC image, and the package that reads them is not installed: pip install pillow-heif"
         ) from error
     pillow_heif.register_heif_opener()
 
@@ -86,10 +99,12 @@ def upright(opened: Callable[[], Image.Image], place: str) -> Image.Image:
         place: where it comes from, for the error.
 
     Raises:
-        UnreadableImage: it is no image, or cut short.
+        UnreadableImage: it is no image, is cut short, or has no pixels.
     """
     try:
         image = opened()
+        if not all(image.size):
+            raise ValueError(f"{image.width}x{image.height} pixels")
         image.load()
     except MemoryError:
         raise

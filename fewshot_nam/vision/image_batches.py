@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,16 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from fewshot_nam._deprecation import renamed_names
-from fewshot_nam.io.image_io import read_image, upright
+from fewshot_nam.io.image_io import decoded, read_image, upright
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.image_transform import transformed
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor"
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray[Any, Any] | Tensor"
 Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
 
 _KINDS = (
-    "a file's path, a PIL image, a uint8 array (H, W), (H, W, 3) or (H, W, 4), a uint8 tensor (C, H, W), or a float tensor "
-    "(C, H, W) that is transformed already"
+    "a file's path, its bytes, an open file, a PIL image, a uint8 array (H, W), (H, W, 3) or (H, W, 4), a uint8 tensor (C, H, W), "
+    "or a float tensor (C, H, W) that is transformed already"
 )
 
 __getattr__ = renamed_names(__name__, {"Picture": "ImageLike", "as_pictures": "as_images"})
@@ -37,15 +37,15 @@ def as_images(images: Images) -> tuple[list[ImageLike], bool]:
         TypeError: it is none of these.
         ValueError: there are none.
     """
-    if isinstance(images, (str, os.PathLike, Image.Image)):
-        return [images], True
+    if isinstance(images, (str, os.PathLike, bytes, Image.Image)) or _is_file(images):
+        return [images], True  # type: ignore[list-item]
     if isinstance(images, Tensor):
         single = images.dim() == 3
     elif isinstance(images, np.ndarray):
         # (H, W, 3) is one coloured image. (B, H, W) of grey images looks the same where W is 3 or 4, so it is refused.
         single = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] in (1, 3, 4))
     else:
-        if not isinstance(images, Iterable) or isinstance(images, (bytes, bytearray, dict)):
+        if not isinstance(images, Iterable) or isinstance(images, (bytearray, dict)):
             raise TypeError(f"images: expected {_KINDS}, or a list of these, got {type(images).__name__}")
         items = list(images)
         if not items:
@@ -135,6 +135,13 @@ def _opened(image: ImageLike, place: str) -> Image.Image:
         return read_image(image)
     if isinstance(image, Image.Image):
         return upright(lambda: image, place)
+    if isinstance(image, bytes):
+        return decoded(image, place)
+    if _is_file(image):
+        content = image.read()  # type: ignore[union-attr]
+        if not isinstance(content, bytes):
+            raise TypeError(f"{place}: the file is open as text: open it in binary mode")
+        return decoded(content, place)
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.dim() != 3:
             raise ValueError(
@@ -163,5 +170,10 @@ def _from_array(array: np.ndarray[Any, Any], place: str, shapes: str) -> Image.I
 
 def _place(image: ImageLike, index: int) -> str:
     """Return where an image is, for an error: its file, or its place in the list."""
-    name = image if isinstance(image, (str, os.PathLike)) else getattr(image, "filename", "")
-    return os.fsdecode(name) if name else f"images[{index}]"
+    name = image if isinstance(image, (str, os.PathLike)) else getattr(image, "filename", getattr(image, "name", ""))
+    return os.fsdecode(name) if name and isinstance(name, (str, bytes, os.PathLike)) else f"images[{index}]"
+
+
+def _is_file(image: object) -> bool:
+    """Return whether this is a file that is open for reading, or like one."""
+    return callable(getattr(image, "read", None))

@@ -73,9 +73,8 @@ class RGBTransform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return ``image`` as a tensor ``(3, H, W)`` float."""
-        rgb = opaque(image).convert("RGB")
-        check_aspect(rgb)
-        return self.transform(rgb)
+        check_aspect(image)
+        return self.transform(opaque(image).convert("RGB"))
 
 
 class TransformFailed(ValueError):
@@ -96,6 +95,7 @@ def transformed(image: Image.Image, transform: Callable[[Image.Image], Tensor], 
         ValueError: it returned something other than a tensor ``(C, H, W)``.
     """
     try:
+        check_aspect(image)
         tensor = transform(image)
     except MemoryError:
         raise

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,8 @@ def open_model(
     source = weights_source(weights, memory) or notes.get("weights", "published")
     found = _weights(source, memory)
     if isinstance(found, Path) and not found.is_file():
+        if weights is not None:
+            raise ValueError(f"--weights {weights}: there is no such file")
         raise ValueError(
             f"{memory} was learned with the weights in {source}, which does not exist: pass --weights FILE"
         )
@@ -115,19 +119,61 @@ def _weights(source: str, memory: str | os.PathLike[str]) -> bool | Path:
 def exclusive(path: Path) -> Iterator[None]:
     """Wait until no other process changes this memory: of two that read and then write, one would undo the other's change.
 
+    The lock is a file beside the memory, which is removed at the end.
+
     Raises:
         OSError: the directory is missing or cannot be written, or another process holds the lock for five minutes.
     """
-    from filelock import FileLock, Timeout
-
     lock = path.with_name(f".{path.name}.lock")
     if not os.access(path.absolute().parent, os.W_OK):
         raise OSError(f"{path}: the directory {path.absolute().parent} is missing or cannot be written")
+    until = time.monotonic() + _LOCK_SECONDS
+    while (held := _try_lock(lock)) is None:
+        if time.monotonic() > until:
+            raise OSError(
+                f"{path}: locked for {_LOCK_SECONDS} seconds: another command is changing it, as {lock.name} beside it says"
+            )
+        time.sleep(0.05)
     try:
-        with FileLock(lock, timeout=_LOCK_SECONDS):
-            yield
-    except Timeout:
-        raise OSError(
-            f"{path}: locked for {_LOCK_SECONDS} seconds: another command is changing it, or {lock.name} beside it "
-            "cannot be made"
-        ) from None
+        yield
+    finally:
+        held()
+
+
+def _try_lock(lock: Path) -> Callable[[], None] | None:
+    """Lock a file and return what removes and unlocks it; ``None`` where another process holds it.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    if sys.platform == "win32":  # there the library removes the file itself
+        from filelock import FileLock, Timeout
+
+        held = FileLock(lock)
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            return None
+        return held.release
+    import fcntl
+
+    file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its last holder may have removed it since we opened it, and another process may hold a new one by now.
+        ours, there = os.fstat(file), os.stat(lock)
+        current = (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
+    except (BlockingIOError, FileNotFoundError):
+        current = False
+    except OSError:
+        os.close(file)
+        raise
+    if not current:
+        os.close(file)
+        return None
+
+    def release() -> None:
+        lock.unlink(missing_ok=True)  # while we hold it: afterwards it may be another's
+        os.close(file)
+
+    return release

@@ -1,4 +1,4 @@
-"""Learning beside many classes: the first answer after one class is learned, an answer, and the first one after a class is forgotten.
+"""Learning beside many classes: the first answer after a class is learned, an answer, and the first one after a class is forgotten.
 
     python scripts/benchmarks/first_answer.py
 

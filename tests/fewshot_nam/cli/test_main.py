@@ -1,6 +1,8 @@
 """The command ``fewshot-nam``: a walk through all of it on images made on the spot, and what it refuses."""
 
+import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -259,6 +261,64 @@ def test_a_line_of_predict_stays_one_line_whatever_the_files_name(run, memory, i
     lines = run("predict", odd, "--memory", memory).splitlines()
     assert [line.count("\t") for line in lines] == [2]
     assert lines[0].startswith(f"{tmp_path}/a\\nb\\tc.png\t")
+
+
+def test_a_stream_of_paths_is_answered_line_by_line(run, memory, images, monkeypatch, capsys):
+    good = sorted((images / "others").rglob("*.png"))
+    (memory.parent / "bad.png").write_text("no image")
+    paths = [*good[:3], memory.parent / "bad.png", memory.parent / "gone.png", *good[3:]]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{path}\n" for path in paths) + "\n"))
+    lines = run("predict", "-", "--memory", memory).splitlines()
+    assert [line.split("\t")[0] for line in lines] == [str(path) for path in paths]
+    assert "\t\t" in lines[3]
+    assert "bad.png: not an image" in lines[3]
+    assert "gone.png" in lines[4]
+    assert [line for line in lines if "\t\t" not in line] == run("predict", *good, "--memory", memory).splitlines()
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{good[0]}\n{paths[3]}"))
+    assert main(["predict", "-", "--memory", str(memory), "--json"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first == run("predict", good[0], "--memory", memory, "--json")["predictions"][0]
+    assert "not an image" in second["error"]
+
+
+def test_a_stream_answers_at_once_and_sees_what_is_learned_meanwhile(run, memory, images):
+    words = [sys.executable, "-m", "fewshot_nam.cli.main", "predict", "-", "--memory", str(memory), "--quiet"]
+    image = str(images / "unknowns" / "digit 7" / "3.png")
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        process.stdin.write(f"{image}\n")
+        process.stdin.flush()
+        before = process.stdout.readline()
+        run("learn", image, "--label", "seven", "--memory", memory)
+        process.stdin.write(f"{image}\n")
+        process.stdin.flush()
+        after = process.stdout.readline()
+        process.stdin.close()
+        assert process.wait() == 0
+    assert before.split("\t")[1].startswith("digit")
+    assert after.split("\t")[1] == "seven"
+
+
+def test_an_image_that_is_learned_twice_is_noted(run, memory, images, capsys):
+    one = images / "photos" / "digit 1" / "0.png"
+    assert main(["learn", str(one), "--label", "digit 1", "--memory", str(memory)]) == 0
+    assert "note: 1 image of 1 learned before or given twice: each counts again" in capsys.readouterr().err
+    new = images / "unknowns" / "digit 7" / "3.png"
+    assert run("learn", new, new, "--label", "seven", "--memory", memory, "--json")["repeated"] == 1
+
+
+def test_warnings_are_notes_of_one_line(memory, images, capsys):
+    words = ["calibrate", str(images / "unknowns"), "--known", str(images / "photos"), "--target", "0.1"]
+    assert main([*words, "--memory", str(memory)]) == 0
+    error = capsys.readouterr().err
+    assert "note: calibrate: 12 of 12 known images were written" in error
+    assert "UserWarning" not in error
+
+
+def test_no_file_but_the_memory_is_left(run, memory, images):
+    run("learn", images / "others" / "digit 1", "--label", "more", "--memory", memory)
+    run("forget", "more", "--memory", memory)
+    assert os.listdir(memory.parent) == [memory.name]
 
 
 def test_two_commands_at_once_both_add_their_class(memory, images):

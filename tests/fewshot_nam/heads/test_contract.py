@@ -215,6 +215,24 @@ def _bad(value: float) -> Tensor:
     return rows
 
 
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        ({"a", "b"}, TypeError, "labels must be in the order of the features, and a set has none"),
+        ({"a": 1, "b": 2}, TypeError, "a dict has none"),
+        ("", ValueError, "a label must not be empty"),
+        (["a", " \t"], ValueError, "a label must not be empty"),
+    ],
+    ids=str,
+)
+def test_labels_that_name_nothing_are_refused(labels, error, message):
+    head = create("cosine")
+    for write in (head.write, head.write_base, NAMHead(keep_shots=False).write):
+        with pytest.raises(error, match=message):
+            write(torch.eye(4)[:2], labels)
+    assert head.classes == []
+
+
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize(
     ("call", "message"),

@@ -1,10 +1,12 @@
 """A file is written whole or not at all."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
-from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.atomic import _machine, replacing
 
 
 def test_replacing_puts_the_new_file_in_place_in_one_step(tmp_path):
@@ -65,3 +67,21 @@ def test_replacing_follows_a_link(tmp_path):
         unfinished.write_text("new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "file").read_text() == "new"
+
+
+def test_what_killed_saves_left_is_removed_by_the_next(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    here, gone = _machine(), int(ended.stdout)
+    others = [
+        f".a.txt.{here}-{os.getpid()}-00000000.tmp",  # being written by this process
+        f".a.txt.ffffffff-{gone}-00000000.tmp",  # of another machine, just now
+        f".b.txt.{here}-{gone}-00000000.tmp",  # of another file
+        ".a.txt.tmp",
+    ]
+    old = tmp_path / f".a.txt.fffffffe-{gone}-00000000.tmp"
+    for name in [*others, f".a.txt.{here}-{gone}-00000000.tmp", old.name]:
+        (tmp_path / name).touch()
+    os.utime(old, (0, 0))
+    with replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "a.txt"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewshot_nam.io.image_io import UnreadableImage, read_image
+from fewshot_nam.io.image_io import UnreadableImage, decoded, read_image, upright
 
 
 def paint(path, shade=100, size=(6, 4), **options):
@@ -76,3 +76,16 @@ def test_formats_that_take_another_package_say_which(tmp_path, monkeypatch, bran
     monkeypatch.setattr(Image, "registered_extensions", dict)
     with pytest.raises(UnreadableImage, match=f"a.jpg: {message}"):
         read_image(tmp_path / "a.jpg")
+
+
+def test_bytes_are_decoded_as_files_are(tmp_path):
+    paint(tmp_path / "a.png", 77)
+    assert decoded((tmp_path / "a.png").read_bytes(), "an upload").getpixel((0, 0)) == 77
+    with pytest.raises(UnreadableImage, match="an upload: not an image, or cut short; mend"):
+        decoded(b"\x89PNG", "an upload")
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)], ids=str)
+def test_an_image_without_pixels_is_refused(size):
+    with pytest.raises(UnreadableImage, match=rf"here: not an image, or cut short \({size[0]}x{size[1]} pixels\)"):
+        upright(lambda: Image.new("L", size), "here")

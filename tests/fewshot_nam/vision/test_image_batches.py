@@ -143,7 +143,10 @@ def test_a_file_that_is_no_image_is_refused_by_name(nam, tmp_path):
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        (b"\x89PNG", TypeError, "got bytes"),
+        (b"\x89PNG", UnreadableImage, r"images\[0\]: not an image, or cut short"),
+        (bytearray(8), TypeError, "got bytearray"),
+        (io.StringIO("text"), TypeError, r"images\[0\]: the file is open as text: open it in binary mode"),
+        ([Image.new("L", (5, 0))], UnreadableImage, r"images\[0\]: not an image, or cut short \(5x0 pixels\)"),
         (7, TypeError, "got int"),
         ([None], TypeError, r"images\[0\]: expected a file's path, .* got NoneType"),
         ([], ValueError, "the list is empty"),
@@ -178,3 +181,28 @@ def test_batches_are_no_larger_than_asked_and_in_order(nam, painted):
     whole = torch.cat(list(batches(given, nam.backbone.transform, 2)))
     assert [len(b) for b in batches(given, nam.backbone.transform, 2)] == [2, 2, 1]
     torch.testing.assert_close(whole, torch.stack([nam.backbone.transform(p) for p in given]))
+
+
+def test_bytes_and_open_files_are_the_image_in_them(nam, painted, tmp_path):
+    painted(1).save(tmp_path / "a.png")
+    nam.learn(tmp_path / "a.png", "a")
+    wanted, content = nam(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()
+    with open(tmp_path / "a.png", "rb") as file:
+        assert torch.equal(nam(file), wanted)
+    assert torch.equal(nam(content), wanted)
+    assert torch.equal(nam([content, io.BytesIO(content)]), torch.cat([wanted, wanted]))
+    (tmp_path / "cut.png").write_bytes(content[:40])
+    with open(tmp_path / "cut.png", "rb") as file, pytest.raises(UnreadableImage, match=r"cut\.png: not an image"):
+        nam(file)
+
+
+def test_an_image_too_narrow_to_resize_is_refused_before_any_transform(nam, tmp_path):
+    """A transform of the user's own that resizes the short side would ask for gigabytes."""
+    seen = []
+    nam.backbone.transform = seen.append
+    Image.new("L", (30_000, 1)).save(tmp_path / "narrow.png")
+    with pytest.raises(
+        ValueError, match=r"narrow\.png: ValueError: an image of 30000x1 pixels is too narrow to resize"
+    ):
+        nam.learn(tmp_path / "narrow.png", "a")
+    assert seen == []

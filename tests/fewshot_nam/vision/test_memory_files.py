@@ -1,5 +1,8 @@
 """Models by the file of their memory: what is noted about weights, and one change at a time."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from filelock import FileLock
@@ -44,3 +47,33 @@ def test_a_memory_that_stays_locked_is_an_error(tmp_path, monkeypatch):
         exclusive(path),
     ):
         pass
+
+
+def test_the_lock_of_a_memory_goes_when_it_is_released(tmp_path):
+    with exclusive(tmp_path / "memory"):
+        assert [path.name for path in tmp_path.iterdir()] == [".memory.lock"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_process_at_a_time_holds_a_lock_that_comes_and_goes(tmp_path):
+    """Each adds 1 to a number 60 times, by reading and writing it: one that was let in beside another would lose some."""
+    number = tmp_path / "number"
+    number.write_text("0")
+    code = (
+        "import sys, pathlib; from fewshot_nam.vision.memory_files import exclusive\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "for _ in range(60):\n"
+        "    with exclusive(path):\n"
+        "        path.write_text(str(int(path.read_text()) + 1))\n"
+    )
+    all_of_them = [subprocess.Popen([sys.executable, "-c", code, str(number)]) for _ in range(3)]
+    assert [process.wait() for process in all_of_them] == [0, 0, 0]
+    assert number.read_text() == "180"
+
+
+def test_weights_that_were_named_are_named_in_the_error(tmp_path):
+    path = tmp_path / "memory.safetensors"
+    model, notes = new_model("conv4", path)
+    save_head(path, model.learn(BLACK, "black").head, model.backbone, notes)
+    with pytest.raises(ValueError, match="--weights nowhere: there is no such file"):
+        open_model(path, "nowhere")

@@ -1,0 +1,136 @@
+"""What ``fewshot-nam predict`` answers: for images that are named, and for a stream of paths."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewshot_nam.heads import Head
+    from fewshot_nam.vision.model import NAMModel
+
+
+def predictions(head: Head, features: Tensor, images: list[str], refuse: bool) -> list[dict[str, Any]]:
+    """Return what ``--json`` prints of each image.
+
+    Args:
+        head: of the model, a snapshot.
+        features: ``(n, D)``, of the images.
+        images: their names.
+        refuse: whether images below the threshold have no label.
+    """
+    answers, classes, threshold = [], head.classes, head.threshold
+    for image, row in zip(images, head(features).tolist(), strict=True):
+        score = max(row)
+        accepted = None if threshold is None else score >= threshold
+        best = classes[row.index(score)]
+        label = None if refuse and not accepted else best
+        # The key is a name of version 0.1, which programs read.
+        answers.append({"picture": image, "label": label, "best": best, "score": score, "accepted": accepted})
+    return answers
+
+
+def line_of(answer: dict[str, Any]) -> str:
+    """Return what is printed of an image without ``--json``: path, label and score, or path, nothing and what is wrong.
+
+    >>> line_of({"picture": "a.png", "label": None, "score": 0.5}).split()
+    ['a.png', 'unknown', '0.5000']
+    """
+    if "error" in answer:
+        return f"{one_line(answer['picture'])}\t\t{answer['error']}"
+    label = "unknown" if answer["label"] is None else one_line(str(answer["label"]))
+    return f"{one_line(answer['picture'])}\t{label}\t{answer['score']:.4f}"
+
+
+def one_line(name: str) -> str:
+    r"""Return a name with line breaks and tabs written out, and what cannot be printed replaced.
+
+    >>> one_line("a\nb")
+    'a\\nb'
+    """
+    written = name.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+    return written.encode("utf-8", "replace").decode("utf-8")
+
+
+def answer_stream(
+    paths: Iterable[str], out: TextIO, model: NAMModel, memory: str, refuse: bool = False, as_json: bool = False
+) -> None:
+    """Answer each path with one line, in order and as soon as it comes; what has come meanwhile is one batch.
+
+    An image that cannot be read gets a line that says so, and the stream goes on. When the memory's file is replaced, the next
+    answers are those of the new one.
+
+    Args:
+        paths: one a line.
+        out: where answers go.
+        model: of the memory.
+        memory: its file.
+        refuse: whether images below the threshold are answered as unknown.
+        as_json: an object a line.
+
+    Raises:
+        OSError, ValueError: the memory was replaced by one that cannot be used.
+    """
+    read = _version(memory)
+    for batch in _batches(paths, model.batch_size):
+        if (present := _version(memory)) != read:
+            model.load(memory)
+            read = present
+        head = model.head.snapshot()
+        for answer in _answers(model, head, batch, refuse):
+            out.write((json.dumps(answer) if as_json else line_of(answer)) + "\n")
+        out.flush()
+
+
+def _answers(model: NAMModel, head: Head, images: list[str], refuse: bool) -> Iterator[dict[str, Any]]:
+    """Yield the answer to each image; one by one where not all can be read."""
+    import torch
+
+    try:
+        if not head.classes:
+            raise ValueError("the memory knows no class")
+        with torch.no_grad():
+            yield from predictions(head, model.features(images), images, refuse)
+    except (OSError, ValueError) as error:
+        if len(images) == 1:
+            yield {"picture": images[0], "error": " ".join(str(error).split())}
+            return
+        for image in images:
+            yield from _answers(model, head, [image], refuse)
+
+
+def _version(memory: str) -> tuple[int, int, int]:
+    found = os.stat(memory)
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Yield lines without their ends: the next one as soon as it is there, with at most ``size - 1`` that have come meanwhile."""
+    waiting: queue.Queue[str | None] = queue.Queue(maxsize=4 * size)
+    failed: list[Exception] = []
+
+    def read() -> None:
+        try:
+            for line in lines:
+                if name := line.removesuffix("\n").removesuffix("\r"):
+                    waiting.put(name)
+        except Exception as error:
+            failed.append(error)
+        waiting.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    line: str | None = ""
+    while line is not None:
+        batch: list[str] = []
+        while (not batch or (len(batch) < size and not waiting.empty())) and (line := waiting.get()) is not None:
+            batch.append(line)
+        if batch:
+            yield batch
+    if failed:
+        raise failed[0]
