@@ -46,7 +46,8 @@ class TuringModel(SequenceModel):
         dropout: probability of dropping a feature of what machines return.
         wiring: ``"residual"`` or ``"tapes"``, see the module.
         preset: of the machines, see ``NAMTuringMachine``.
-        controller: ``None`` for the preset's.
+        controller: of all machines, or one for each of them; ``None`` for the preset's. An LSTM in the first machine knows which
+            part of the input it is in; without a state behind it, ``"mlp"``, machines do not learn to count the places of training.
         actions: names of actions, and whole numbers: shifts by that many cells. ``None`` for the preset's.
         tape_length: cells of a tape, or ``None`` for as many as there are tokens, at least 32.
         feedforward: width of the hidden layer of a feed-forward part behind every machine, with a residual connection and layer
@@ -64,7 +65,7 @@ class TuringModel(SequenceModel):
         dropout: float = 0.3,
         wiring: Literal["residual", "tapes"] = "residual",
         preset: str = "neurips2023",
-        controller: str | None = None,
+        controller: str | Sequence[str] | None = None,
         actions: Sequence[str | int] | None = None,
         tape_length: int | None = None,
         feedforward: int | None = None,
@@ -79,18 +80,21 @@ class TuringModel(SequenceModel):
         self.project = (
             nn.Sequential(nn.Linear(width, width), nn.Dropout(0.2), nn.LayerNorm(width)) if wiring == "tapes" else None
         )
+        controllers = [controller] * layers if controller is None or isinstance(controller, str) else list(controller)
+        if len(controllers) != layers:
+            raise ValueError(f"nam-tm: {layers} layers need as many controllers or one for all, got {len(controllers)}")
         moves = None if actions is None else [Shift(a) if isinstance(a, int) else a for a in actions]
         self.machines = nn.ModuleList(
             NAMTuringMachine(
                 width,
                 tapes,
                 preset=preset,
-                controller=controller,
+                controller=one,
                 actions=moves,
                 tape_length=tape_length,
                 **machine_options,
             )
-            for _ in range(layers)
+            for one in controllers
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers if wiring == "residual" else 1))
         self.dropout = nn.Dropout(dropout)

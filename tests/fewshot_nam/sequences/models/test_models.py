@@ -108,8 +108,22 @@ def test_what_does_not_fit_is_refused(task):
         models.create("nam-tm", task, wiring="spaghetti")
     with pytest.raises(ValueError, match="feedforward belongs to wiring='residual'"):
         models.create("nam-tm", task, "paper", feedforward=8)
+    with pytest.raises(ValueError, match="2 layers need as many controllers or one for all, got 3"):
+        models.create("nam-tm", task, controller=["lstm", "mlp", "mlp"])
     with pytest.raises(ValueError, match="there are 8 positions: pass longest="):
         models.create("transformer", task, "tiny", longest=8)(torch.zeros(1, 9, dtype=torch.long))
+
+
+def test_machines_of_nam_tm_have_controllers_of_their_own(task):
+    mixed = models.create("nam-tm", task, "tiny", controller=["lstm", "mlp"])
+    kinds = [type(machine.controller).__name__ for machine in mixed.machines]
+    assert kinds == ["LSTM", "FeedForward"]
+    torch.manual_seed(0)
+    one_for_all = models.create("nam-tm", task, "tiny", controller="lstm").eval()
+    torch.manual_seed(0)
+    one_for_each = models.create("nam-tm", task, "tiny", controller=["lstm", "lstm"]).eval()
+    tokens = task.sample(3, seeded(), 4).inputs
+    assert torch.equal(one_for_all(tokens), one_for_each(tokens))
 
 
 @pytest.mark.parametrize("name", ["transformer-relative", "transformer-sinusoidal", "transformer-randomised"])
