@@ -98,7 +98,18 @@ def generate() -> None:
         "heads",
         table(
             ("`--heads`", "what it is", "base classes", "ONNX"),
-            *((f"`{spec.name}`", spec.summary, base(spec), "yes" if spec.exports else "") for spec in specs()),
+            *(
+                (f"`{spec.name}`", spec.summary, base(spec), "yes" if spec.exports else "")
+                for spec in specs()
+                if not spec.transductive
+            ),
+        ),
+    )
+    write(
+        "heads_transductive",
+        table(
+            ("`--heads`", "what it is", "base classes"),
+            *((f"`{spec.name}`", spec.summary, base(spec)) for spec in specs() if spec.transductive),
         ),
     )
     write(

@@ -82,7 +82,6 @@ class EasyFSLClassifier(nn.Module):
             )
         return features
 
-    @staticmethod
-    def is_transductive() -> bool:
-        """Return False: every query is scored by itself."""
-        return False
+    def is_transductive(self) -> bool:
+        """Return whether the scores of a query depend on the others that it is given with."""
+        return self.head.transductive

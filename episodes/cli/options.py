@@ -18,7 +18,7 @@ from episodes.data import registry
 from episodes.metrics.registry import MEASURES, PROTOCOLS, short_table
 from fewshot_nam import __version__
 from fewshot_nam.heads.open_scores import registry as open_scores
-from fewshot_nam.heads.registry import specs
+from fewshot_nam.heads.registry import specs, transductive
 from fewshot_nam.io.yaml_input import read_yaml, shown
 from fewshot_nam.vision.libraries import names
 
@@ -116,6 +116,14 @@ def parser() -> _Parser:
     episode.add_argument(
         "--seed", type=int, default=0, help="of the episodes and of a seeded split (default: %(default)s)"
     )
+    episode.add_argument(
+        "--dirichlet",
+        type=int,
+        default=None,
+        metavar="A",
+        help="unequally many known queries of the classes: shares from a Dirichlet distribution of concentration A, such as 2 "
+        "(default: equally many)",
+    )
     made.mark(
         episode.add_argument(
             "--episodes-file", metavar="FILE", help="use the episodes in FILE; if it does not exist, write them to it"
@@ -124,12 +132,14 @@ def parser() -> _Parser:
     )
 
     heads = made.add_argument_group("heads")
+    names_of_heads = [entry.name for entry in specs()]
     heads.add_argument(
         "--heads",
         nargs="+",
         metavar="HEAD",
         default=None,
-        help=f"which heads to compare: {', '.join(entry.name for entry in specs())} (default: {' '.join(DEFAULT_HEADS)})",
+        help=f"which heads to compare: {', '.join(names_of_heads)} (default: {' '.join(DEFAULT_HEADS)}); "
+        f"transductive, so that all queries of an episode are scored together: {', '.join(filter(transductive, names_of_heads))}",
     )
 
     heads.add_argument(

@@ -56,6 +56,7 @@ class EvaluationSettings:
         open_ways: unknown classes in an episode; not used in the closed protocol.
         episodes: how many episodes.
         seed: of the episodes. The same seed draws the same episodes on every machine, at any batch size.
+        dirichlet: draw unequally many known queries of the classes, as ``EpisodeSampler``; ``None`` for ``queries`` of each.
         device: where to compute, ``"cpu"`` or ``"cuda"``.
         batch_size: episodes at a time; ``None`` for as many as fit the processor's cache. It changes no result.
 
@@ -78,6 +79,7 @@ class EvaluationSettings:
     open_ways: int = 5
     episodes: int = 1000
     seed: int = 0
+    dirichlet: int | None = None
     device: str | torch.device = "cpu"
     batch_size: int | None = None
 
@@ -111,6 +113,7 @@ def evaluate(
     seed: int | None = None,
     base: FeatureBank | None = None,
     *,
+    dirichlet: int | None = None,
     protocol: str | None = None,
     base_queries: FeatureBank | None = None,
     validation: FeatureBank | None = None,
@@ -132,7 +135,7 @@ def evaluate(
             learn2learn, are meta-trained on ``base`` first. A name such as ``cosine+knn`` accepts queries by an open-set score
             (``fewshot_nam.heads.open_scores``), which is fitted on ``base``.
         settings: protocol, numbers, seed and device; a string is the protocol. The keywords ``protocol``, ``ways``, ``shots``,
-            ``queries``, ``open_ways``, ``episodes``, ``seed``, ``device`` and ``batch_size`` replace single fields of it.
+            ``queries``, ``open_ways``, ``episodes``, ``seed``, ``dirichlet``, ``device`` and ``batch_size`` replace single fields.
         ways: see ``EvaluationSettings``.
         shots: likewise.
         queries: likewise.
@@ -141,7 +144,8 @@ def evaluate(
         seed: likewise.
         base: features of base classes, for heads that use them and for the generalized protocol, where the mean feature of every
             base class is its prototype.
-        protocol: see ``EvaluationSettings``.
+        dirichlet: see ``EvaluationSettings``.
+        protocol: likewise.
         base_queries: features of other images of the base classes, for the generalized protocol; ``None`` holds out a quarter of
             every class of ``base``, by the seed. With ``validation``, half of them serve to choose the novel bias.
         validation: features of classes on which thresholds, temperature and novel bias are chosen, which are then frozen: adds the
@@ -378,6 +382,7 @@ def _sampler(bank: FeatureBank, base_queries: FeatureBank | None, settings: Eval
         settings.unknown_ways,
         base=base_queries,
         seed=settings.seed,
+        dirichlet=settings.dirichlet,
     )
 
 
@@ -469,6 +474,7 @@ def _report(
             "open_ways": settings.unknown_ways,
             "episodes": settings.episodes,
             "seed": seed,
+            **({} if settings.dirichlet is None else {"dirichlet": settings.dirichlet}),
             "heads": {name: repr(head) for name, head in heads.items()},
             "bank": _described(banks.novel),
             "base": None if banks.base is None else _described(banks.base),

@@ -79,7 +79,10 @@ class Scorer:
         known, unknown = episodes.query.flatten(1), episodes.unknown.flatten(1)
         query = torch.cat([known, unknown], dim=1)
         parts = [known.shape[1], unknown.shape[1], episodes.base_query.shape[1]]
-        targets = num_base + torch.arange(ways, device=self.device).repeat_interleave(parts[0] // ways)
+        if episodes.query_targets.shape[1]:
+            targets = num_base + episodes.query_targets.to(self.device)
+        else:
+            targets = num_base + torch.arange(ways, device=self.device).repeat_interleave(parts[0] // ways)
         found = self._gather_free.score(episodes.support, query)
         others = {name: head for name, head in self.heads.items() if name not in found}
         base = None if self._base is None else (self._base, episodes.base_query)

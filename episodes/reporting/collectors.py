@@ -131,8 +131,18 @@ class HeadCollector:
     def _add_positions(self, scores: Scores) -> None:
         episodes, _, columns = scores.known.shape
         right = (scores.known.argmax(dim=-1) == scores.known_targets).double()
-        # Queries stand class by class, in the order in which classes are written.
-        self._by_position.append(right.reshape(episodes, columns - scores.num_base, -1).mean(dim=-1).cpu())
+        if scores.known_targets.dim() == 1:  # queries stand class by class, in the order in which classes are written
+            found = right.reshape(episodes, columns - scores.num_base, -1).mean(dim=-1)
+        else:
+            own = torch.nn.functional.one_hot(
+                scores.known_targets - scores.num_base, columns - scores.num_base
+            ).double()
+            counts = own.sum(dim=1)
+            # A class without queries in an episode has the episode's accuracy, so that every episode counts once.
+            found = torch.where(
+                counts > 0, (right.unsqueeze(1) @ own).squeeze(1) / counts.clamp_min(1), right.mean(1, True)
+            )
+        self._by_position.append(found.cpu())
 
     def _add_open(self, scores: Scores) -> None:
         assert scores.unknown is not None

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from episodes.metrics.registry import MEASURES, Measure
 from fewshot_nam.heads.open_scores import registry as open_scores
-from fewshot_nam.heads.registry import specs
+from fewshot_nam.heads.registry import specs, transductive
 
 _ROUNDING = 1e-7
 
@@ -61,9 +61,8 @@ def head_meanings(names: Iterable[str]) -> dict[str, str]:
     for name in names:
         head, score = open_scores.split_name(name)
         if head in summaries and (score is None or score in scores):
-            found[name] = (
-                summaries[head] if score is None else f"{summaries[head]}; accepted by {score}: {scores[score]}"
-            )
+            marked = ("transductive: " if transductive(head) else "") + summaries[head]
+            found[name] = marked if score is None else f"{marked}; accepted by {score}: {scores[score]}"
     return found
 
 
@@ -120,9 +119,17 @@ def _without_rounding(mean: float) -> float:
     return 0.0 if abs(mean) < _ROUNDING else mean
 
 
+def row_name(head: str) -> str:
+    """Return the name of a head as the rows of tables have it: those that are transductive are marked."""
+    return f"{head} (transductive)" if transductive(head) else head
+
+
 def rows(results: Table, measures: Sequence[str], signed: bool = False) -> list[list[str]]:
     """Return a row of cells for each head, or for each pair of heads where ``signed``."""
-    return [[name, *(cell(measure, found[measure], signed) for measure in measures)] for name, found in results.items()]
+    return [
+        [row_name(name), *(cell(measure, found[measure], signed) for measure in measures)]
+        for name, found in results.items()
+    ]
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -18,7 +18,7 @@ from episodes.data.image_dataset import ImageSet
 from episodes.features.bank import FeatureBank
 from episodes.metrics.registry import MEASURES
 from episodes.reporting.collectors import FalseAlarm, ReportCollector
-from episodes.reporting.formatting import Table, cell, head_meanings, heading, verdict
+from episodes.reporting.formatting import Table, cell, head_meanings, heading, row_name, verdict
 from episodes.reporting.plots import save, sections, shown_heads
 from episodes.reporting.report import Report
 from fewshot_nam.io.atomic import replacing
@@ -184,7 +184,7 @@ def _table(caption: str, rows: Table, columns: Sequence[str], signed: bool = Fal
             kind = verdict(column, found[column]) if signed else "even"
             marked = "" if kind == "even" else f" class={kind}"
             values += f"<td{marked}>{escape(cell(column, found[column], signed))}</td>"
-        lines.append(f'<tr><th scope="row">{escape(name)}</th>{values}</tr>')
+        lines.append(f'<tr><th scope="row">{escape(row_name(name))}</th>{values}</tr>')
     return [*lines, "</table></div>"]
 
 

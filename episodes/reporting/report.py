@@ -125,6 +125,10 @@ class Report:
         episode = f"{config['ways']} known classes x ({config['shots']} to learn from + {config['queries']} queries)"
         if config["open_ways"]:
             episode += f", {config['open_ways']} unknown classes x {config['queries']} queries"
+        if config.get("dirichlet"):
+            episode += (
+                f", shares of the known queries by a Dirichlet distribution of concentration {config['dirichlet']}"
+            )
         source = f"seed {config['seed']}" if config["seed"] is not None else "drawn beforehand"
         facts.append(("episode", f"{episode}; {source}"))
         return facts

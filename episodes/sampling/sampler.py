@@ -6,6 +6,7 @@ and is computed with integers alone. So episode 7 of seed 0 is the same for ever
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 Integers = npt.NDArray[np.int64]
 
 _BLOCK = 256
-_CLASSES, _IMAGES, _BASE = range(3)  # the purposes of random streams
+_CLASSES, _IMAGES, _BASE, _SHARES, _SHARED = range(5)  # the purposes of random streams
 _FORMAT = "fewshot-nam episodes 1"
 
 
@@ -37,11 +38,13 @@ class Episodes:
     Attributes:
         classes: ``(E, N)``, the known classes; column ``n`` of the scores is ``classes[:, n]``.
         support: ``(E, N, K)``.
-        query: ``(E, N, Q)``, known queries; none is in the support.
+        query: ``(E, N, Q)``, known queries; none is in the support. They stand class by class, unless there are ``query_targets``.
         unknown_classes: ``(E, U)``, none of them known.
         unknown: ``(E, U, Q')``, unknown queries.
         base_query: ``(E, Q_b)``, queries of base classes, indices into the bank of base queries.
         base_classes: ``(E, Q_b)``, their classes.
+        query_targets: ``(E, N Q)``, the column of the class of each known query, where classes have unequally many; ``(E, 0)``
+            where every class has ``Q`` of them.
     """
 
     classes: Tensor
@@ -51,6 +54,11 @@ class Episodes:
     unknown: Tensor
     base_query: Tensor
     base_classes: Tensor
+    query_targets: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
+
+    def __post_init__(self) -> None:
+        if not self.query_targets.shape[-1] and len(self.query_targets) != len(self.classes):
+            object.__setattr__(self, "query_targets", self.classes.new_empty(len(self.classes), 0))
 
     def __len__(self) -> int:
         """Return the number of episodes."""
@@ -96,6 +104,7 @@ class Episodes:
             with safe_open(os.fspath(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in names if name in file.keys()}  # noqa: SIM118
+                tensors.setdefault("query_targets", torch.empty(0, 0, dtype=torch.int64))  # the first files are without
         except SafetensorError as error:
             raise ValueError(f"{path} is not a file of episodes, or it is cut short ({error})") from None
         if metadata.get("format") != _FORMAT or len(tensors) != len(names):
@@ -124,6 +133,10 @@ class EpisodeSampler:
         base: the bank that base queries are drawn from; ``None`` for none.
         base_queries: base queries an episode; ``None`` for ``ways * queries``.
         seed: any integer from 0.
+        dirichlet: ``None`` for equally many known queries of each class. Otherwise the shares of the classes among the ``N Q``
+            known queries are drawn from a Dirichlet distribution with this concentration, a whole number from 1: the smaller, the
+            more unequal. With 2, as in Veilleux et al., "Realistic Evaluation of Transductive Few-Shot Learning" (2021). A class
+            whose images are used up gives way to the next.
 
     Raises:
         ValueError: the bank has too few classes, or too few images of one class (it is named), or a number is below 1.
@@ -147,6 +160,7 @@ class EpisodeSampler:
         base: FeatureBank | None = None,
         base_queries: int | None = None,
         seed: int = 0,
+        dirichlet: int | None = None,
     ) -> None:
         open_queries = queries if open_queries is None else open_queries
         base_queries = ways * queries if base_queries is None else base_queries
@@ -157,6 +171,8 @@ class EpisodeSampler:
             "open_queries": open_queries,
             "base_queries": base_queries,
         }
+        if dirichlet is not None:
+            positive["dirichlet"] = dirichlet
         for name, number in positive.items():
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
@@ -168,7 +184,7 @@ class EpisodeSampler:
             raise ValueError(
                 f"{base_queries} base queries an episode need as many base images, and there are {len(base)}"
             )
-        self.bank, self.base, self.seed = bank, base, seed
+        self.bank, self.base, self.seed, self.dirichlet = bank, base, seed, dirichlet
         self.ways, self.shots, self.queries = ways, shots, queries
         self.open_ways, self.open_queries = open_ways, open_queries if open_ways else 0
         self.base_queries = base_queries if base is not None else 0
@@ -207,7 +223,7 @@ class EpisodeSampler:
                 )
         for images, classes, bank in (
             (episodes.support, episodes.classes.unsqueeze(-1), self.bank),
-            (episodes.query, episodes.classes.unsqueeze(-1), self.bank),
+            (episodes.query, _classes_of_queries(episodes), self.bank),
             (episodes.unknown, episodes.unknown_classes.unsqueeze(-1), self.bank),
             (episodes.base_query, episodes.base_classes, self.base),
         ):
@@ -235,14 +251,19 @@ class EpisodeSampler:
         known_images = self._images(known, self.shots + self.queries, draws)
         unknown_images = self._images(unknown, self.open_queries, draws[known_images.size :])
         base_query, base_classes = self._base(block)
+        support, query = known_images[:, :, : self.shots], known_images[:, :, self.shots :]
+        targets = np.zeros((_BLOCK, 0), dtype=np.int64)
+        if self.dirichlet is not None:
+            support, query, targets = self._unequal(block, known)
         arrays = (
             known,
-            known_images[:, :, : self.shots],
-            known_images[:, :, self.shots :],
+            support,
+            query,
             unknown,
             unknown_images,
             base_query,
             base_classes,
+            targets,
         )
         return Episodes(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
@@ -253,6 +274,35 @@ class EpisodeSampler:
         flat = np.broadcast_to(classes.reshape(-1), raw.shape)
         drawn = _draw(raw, starts[flat], counts[flat], _ranks(raw))
         return order[drawn].T.reshape(*classes.shape, count)
+
+    def _unequal(self, block: int, known: Integers) -> tuple[Integers, Integers, Integers]:
+        """Return support ``(E, N, K)``, known queries ``(E, N, Q)``, unequally many of a class, and their columns ``(E, N Q)``.
+
+        The counts come from Polya's urn: it starts with ``dirichlet`` balls of each class, and each ball that is drawn is put back
+        with another of its class. Drawn so, they are those of shares from the Dirichlet distribution, with whole numbers alone.
+        """
+        assert self.dirichlet is not None
+        taught, queried, episodes = self.ways * self.shots, self.ways * self.queries, np.arange(_BLOCK)
+        raw = self._raw(_SHARES, block, queried * _BLOCK).reshape(queried, _BLOCK)
+        columns = np.repeat(np.arange(self.ways), self.shots)[:, None] + np.zeros((1, _BLOCK), dtype=np.int64)
+        columns = np.concatenate([columns, np.zeros((queried, _BLOCK), dtype=np.int64)])
+        ranks = np.concatenate([np.tile(np.arange(self.shots), self.ways), np.zeros(queried, dtype=np.int64)])[:, None]
+        ranks = np.broadcast_to(ranks, columns.shape).copy()
+        left, drawn = self.bank.counts.numpy()[known] - self.shots, np.zeros((_BLOCK, self.ways), dtype=np.int64)
+        for i in range(queried):
+            balls = np.cumsum(self.dirichlet + drawn, axis=1)
+            column = ((raw[i] % balls[:, -1])[:, None] >= balls).sum(axis=1)
+            while (used_up := drawn[episodes, column] >= left[episodes, column]).any():
+                column = np.where(used_up, (column + 1) % self.ways, column)
+            columns[taught + i] = column
+            ranks[taught + i] = self.shots + drawn[episodes, column]
+            drawn[episodes, column] += 1
+        classes: Integers = known[np.broadcast_to(episodes, columns.shape), columns]
+        mixed = self._raw(_SHARED, block, columns.size).reshape(columns.shape)
+        places = _draw(mixed, self.bank.starts.numpy()[classes], self.bank.counts.numpy()[classes], ranks)
+        images = self.bank.order.numpy()[places].T
+        shape = (_BLOCK, self.ways, -1)
+        return images[:, :taught].reshape(shape), images[:, taught:].reshape(shape), columns[taught:].T
 
     def _base(self, block: int) -> tuple[Integers, Integers]:
         if self.base is None:
@@ -287,6 +337,15 @@ def _seed_words(seed: int) -> list[int]:
         return [seed]
     digest = hashlib.sha256(str(seed).encode()).digest()
     return [int.from_bytes(digest[i : i + 4], "little") for i in range(0, len(digest), 4)]
+
+
+def _classes_of_queries(episodes: Episodes) -> Tensor:
+    """Return the class of each known query, in a shape that fits ``query``."""
+    if not episodes.query_targets.shape[1]:
+        return episodes.classes.unsqueeze(-1)
+    if not bool(((episodes.query_targets >= 0) & (episodes.query_targets < episodes.classes.shape[1])).all()):
+        raise ValueError("these episodes have query_targets that are no columns of theirs")
+    return episodes.classes.gather(1, episodes.query_targets).reshape(episodes.query.shape)
 
 
 def _ranks(raw: Integers) -> Integers:

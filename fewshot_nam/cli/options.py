@@ -143,8 +143,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def head_names() -> list[str]:
-    """Return the heads that a memory can have: those that can be read back from its file, which needs no base prototypes."""
-    return [entry.name for entry in registry.specs() if entry.train is None and entry.needs != "prototypes"]
+    """Return the heads that a memory can have: those that can be read back from its file, which needs no base prototypes.
+
+    Transductive heads are left out: what they answer for an image would depend on the images beside it.
+    """
+    return [
+        entry.name
+        for entry in registry.specs()
+        if entry.train is None and entry.needs != "prototypes" and not entry.transductive
+    ]
 
 
 def _command(commands: argparse._SubParsersAction[_Parser], name: str, meaning: str) -> argparse.ArgumentParser:

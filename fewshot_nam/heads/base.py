@@ -68,6 +68,11 @@ class Support(NamedTuple):
         sums = features.new_zeros(len(features), self.columns - len(self.base), features.shape[-1])
         return sums.index_add(1, self.targets - len(self.base), features)
 
+    def all_targets(self) -> Tensor:
+        """Return ``(B + n,)``, the columns of what ``with_base`` gives for base classes and support features."""
+        base = torch.arange(len(self.base), device=self.targets.device)
+        return torch.cat([base, self.targets]) if len(self.base) else self.targets
+
     def with_base(self, base: Tensor, novel: Tensor) -> Tensor:
         """Return ``(E, C, D)``: ``base`` ``(B, D)``, the same in every episode, then ``novel`` ``(E, N, D)``."""
         return torch.cat([base.expand(len(novel), -1, -1), novel], dim=1) if len(base) else novel

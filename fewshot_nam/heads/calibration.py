@@ -89,6 +89,9 @@ class CalibratedHead(HeadState):
 
     strangers = renamed_attribute("strangers", "unknowns")
 
+    transductive = False
+    """Whether the scores of a query depend on the queries that are scored with it: a call of the head is one batch of them."""
+
     @property
     def threshold(self) -> float | None:
         """A query is accepted when its largest score reaches this number; ``None`` until it is set. See ``predict``.
@@ -200,6 +203,7 @@ class CalibratedHead(HeadState):
             >>> head.predict(torch.ones(8), unknown="something else")
             'something else'
         """
+        self._check_inductive("calibrate")
         unknown = self._checked_features(unknown, "unknown")
         labels = None if unknown_labels is None else as_labels(unknown_labels, len(unknown))
         members = None if groups is None else as_labels(groups, len(unknown))
@@ -259,6 +263,13 @@ class CalibratedHead(HeadState):
             len(once) - len(unknown),
         )
 
+    def _check_inductive(self, method: str) -> None:
+        if self.transductive:
+            raise ValueError(
+                f"{method}: {type(self).__name__} is transductive: scores depend on the batch that they are computed in, so a "
+                "threshold of one batch means nothing for the next"
+            )
+
     @changes
     def calibrate_from_shots(self, max_rejected: float = 0.05) -> ShotCalibration:
         """Set ``threshold`` from the learned images alone, so that few known images are rejected; return what it rests on.
@@ -297,6 +308,7 @@ class CalibratedHead(HeadState):
             >>> found.shots, round(found.bound, 3)
             (20, 0.095)
         """
+        self._check_inductive("calibrate_from_shots")
         if not 0 < max_rejected < 1:
             raise ValueError(f"max_rejected must be above 0 and below 1, got {max_rejected}")
         found = self._from_shots(self._snapshot(), max_rejected)

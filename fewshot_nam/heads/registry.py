@@ -39,6 +39,7 @@ class HeadSpec:
         uses_base: whether ``create`` passes ``base=`` on where it is given.
         exports: whether a model with this head can be written as ONNX (``fewshot_nam.vision.export``); ``build`` is the head's
             class then, and ``Head._export_tensors`` and ``Head._from_export`` fit what its ``_learn`` returns.
+        transductive: whether the scores of a query depend on the other queries of its batch; tables mark such heads.
         requires: the optional package that the head needs, as it is imported; ``None`` for none.
         train: for a head that is trained on episodes of base classes before it is used: the function that does it, called by
             ``episodes.evaluate`` as ``train(base_bank, name, ways, shots, queries, seed=seed)``. ``create`` refuses such a head.
@@ -52,6 +53,7 @@ class HeadSpec:
     needs: Needs = "nothing"
     uses_base: bool = False
     exports: bool = False
+    transductive: bool = False
     requires: str | None = None
     train: str | Callable[..., Head] | None = None
 
@@ -125,6 +127,12 @@ def needs_base(name: str) -> bool:
     name, score = open_scores.split_name(name)
     scored = score is not None and score in open_scores.available() and open_scores.spec(score).needs_base
     return scored or (name in _SPECS and _SPECS[name].needs != "nothing")
+
+
+def transductive(name: str) -> bool:
+    """Return whether the scores of the head ``name`` depend on the other queries of a batch; with an open-set score too."""
+    name, _ = open_scores.split_name(name)
+    return name in _SPECS and _SPECS[name].transductive
 
 
 def exportable(head: Head) -> bool:
@@ -330,6 +338,54 @@ for _entry in (
         "plda with the score normalisation and penalty that nam has",
         needs="prototypes",
         uses_base=True,
+    ),
+    HeadSpec(
+        "matching",
+        "fewshot_nam.heads.matching:MatchingHead",
+        "attention over the support by cosine (Matching Networks without context embeddings)",
+        uses_base=True,
+    ),
+    HeadSpec(
+        "finetune",
+        "fewshot_nam.heads.finetune:FinetuneHead",
+        "prototypes fine-tuned by gradient descent on the support",
+        uses_base=True,
+    ),
+    HeadSpec(
+        "finetune-transductive",
+        "fewshot_nam.heads.finetune:FinetuneHead",
+        "the same, and the entropy of the queries' predictions is lowered too",
+        {"conditional_entropy_weight": 1.0},
+        uses_base=True,
+        transductive=True,
+    ),
+    HeadSpec(
+        "tim",
+        "fewshot_nam.heads.finetune:FinetuneHead",
+        "TIM: mutual information of queries and their predictions is raised",
+        {"cross_entropy_weight": 0.1, "conditional_entropy_weight": 0.1, "marginal_entropy_weight": 1.0},
+        uses_base=True,
+        transductive=True,
+    ),
+    HeadSpec(
+        "bd-cspn",
+        "fewshot_nam.heads.bd_cspn:BDCSPNHead",
+        "BD-CSPN: prototypes rectified by pseudo-labelled queries",
+        uses_base=True,
+        transductive=True,
+    ),
+    HeadSpec(
+        "laplacian-shot",
+        "fewshot_nam.heads.laplacian_shot:LaplacianShotHead",
+        "LaplacianShot: neighbouring queries are given the same class",
+        uses_base=True,
+        transductive=True,
+    ),
+    HeadSpec(
+        "pt-map",
+        "fewshot_nam.heads.pt_map:PTMAPHead",
+        "PT-MAP: optimal transport of queries to classes of equal size",
+        transductive=True,
     ),
 ):
     register(_entry)

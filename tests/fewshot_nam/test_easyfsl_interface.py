@@ -110,6 +110,7 @@ def test_images_go_through_the_backbone():
     expected = CosineHead().write(backbone(images).detach(), labels)(backbone(images))
     torch.testing.assert_close(classifier(images), expected)
     assert not classifier.is_transductive()
+    assert EasyFSLClassifier("tim").is_transductive()
     assert any(name.startswith("backbone") for name, _ in classifier.named_parameters())
 
 

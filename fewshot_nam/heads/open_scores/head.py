@@ -123,6 +123,11 @@ class OpenScoreHead(Head):
         return self.head.power_normalised
 
     @property
+    def transductive(self) -> bool:  # type: ignore[override]
+        """Whether the inner head is."""
+        return self.head.transductive
+
+    @property
     def embeds_beforehand(self) -> bool:  # type: ignore[override]
         """Always: both parts may look at each feature by itself."""
         return True

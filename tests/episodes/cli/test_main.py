@@ -343,6 +343,8 @@ def test_help_lists_heads_backbones_data_sets_and_measures(capsys, monkeypatch):
     heads = re.search(r"which heads to compare: (.*) \(default", out)[1].split(", ")
     assert heads == [entry.name for entry in specs()]
     assert {"nam", "maml", "anil"} <= set(heads)
+    marked = re.search(r"scored together: (.*)", out)[1].split(", ")
+    assert marked == [entry.name for entry in specs() if entry.transductive]
     backbone = re.search(r"--backbone NAME +(.*)", out)[1]
     for name in [*NETWORKS, *(f"{prefix}MODEL" for prefix in LIBRARIES)]:
         assert name in backbone

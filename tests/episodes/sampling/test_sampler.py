@@ -230,3 +230,43 @@ def test_base_classes_whose_images_are_used_up_pass_their_queries_on():
 def test_an_empty_run_of_episodes_is_refused():
     with pytest.raises(ValueError, match="0 <= start < stop, got start 4 and stop 4"):
         EpisodeSampler(bank(*[20] * 12)).sample(4, 4)
+
+
+def unequal(images=40, classes=6, **options):
+    bank = FeatureBank(torch.ones(images * classes, 2), torch.arange(images * classes) % classes)
+    return EpisodeSampler(bank, ways=3, shots=2, queries=5, open_ways=2, dirichlet=2, **options)
+
+
+def test_unequal_queries_are_of_their_classes_and_no_image_comes_twice(tmp_path):
+    sampler = unequal()
+    drawn = sampler.sample(0, 300)
+    sampler.check(drawn)
+    assert drawn.query.shape == (300, 3, 5)
+    assert drawn.query_targets.shape == (300, 15)
+    assert torch.equal(sampler.bank.labels[drawn.query.flatten(1)], drawn.classes.gather(1, drawn.query_targets))
+    again = unequal().sample(100, 103)
+    assert torch.equal(again.query, drawn[100:103].query)
+    drawn.save(tmp_path / "episodes")
+    assert torch.equal(Episodes.load(tmp_path / "episodes").query_targets, drawn.query_targets)
+
+
+def test_counts_of_unequal_queries_are_those_of_dirichlet_shares():
+    drawn = unequal().sample(0, 2048)
+    counts = torch.nn.functional.one_hot(drawn.query_targets, 3).sum(1).double()
+    assert (counts.mean(0) - 5).abs().max() < 0.2
+    # Of a Dirichlet-multinomial with N = 3 classes, A = 2 each and 15 draws: 15 * 1/3 * 2/3 * (15 + 6) / (1 + 6).
+    assert counts.var(0).mean() == pytest.approx(15 * 2 / 9 * 21 / 7, rel=0.1)
+
+
+def test_a_class_whose_images_are_used_up_gives_way_to_the_next():
+    sampler = unequal(images=7)
+    drawn = sampler.sample(0, 256)
+    sampler.check(drawn)
+    assert int(torch.nn.functional.one_hot(drawn.query_targets, 3).sum(1).max()) == 5
+    with pytest.raises(ValueError, match="dirichlet must be at least 1"):
+        unequal().__class__(sampler.bank, ways=3, shots=2, queries=5, open_ways=2, dirichlet=0)
+
+
+def test_equal_queries_have_no_targets_of_their_own():
+    bank = FeatureBank(torch.ones(60, 2), torch.arange(60) % 6)
+    assert EpisodeSampler(bank, ways=3, shots=2, queries=5, open_ways=2).sample(0, 2).query_targets.shape == (2, 0)

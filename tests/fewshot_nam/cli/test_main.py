@@ -335,7 +335,9 @@ def test_help_lists_the_heads_and_backbones(capsys, monkeypatch):
         main(["learn", "--help"])
     out = capsys.readouterr().out
     assert re.search(r"--head HEAD +of a new memory: (.*) \(default: nam\)", out)[1].split(", ") == head_names()
-    assert head_names() == [name for name in available() if spec(name).needs != "prototypes"]
+    assert head_names() == [
+        name for name in available() if spec(name).needs != "prototypes" and not spec(name).transductive
+    ]
     backbone = re.search(r"--backbone NAME +(.*)", out)[1]
     for name in [*NETWORKS, *(f"{prefix}MODEL" for prefix in LIBRARIES)]:
         assert name in backbone

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fewshot_nam.heads import BaseStatistics, Head, NAMHead, available, create
 from fewshot_nam.heads.base import Support
+from fewshot_nam.heads.registry import transductive
 
-HEADS = [*available(), "nam with base classes"]
+HEADS = [*(name for name in available() if not transductive(name)), "nam with base classes"]
 ORDERED = {"nam-sequential"}  # the literal rule: the order of writing is part of it, and so of the scores
 D = 11
 

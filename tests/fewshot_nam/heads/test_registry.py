@@ -5,7 +5,7 @@ import torch
 
 from fewshot_nam.heads import BaseStatistics, CosineHead, HeadSpec, NAMHead, available, create, needs_base, register
 from fewshot_nam.heads import registry as heads
-from fewshot_nam.heads.registry import exportable, spec, specs
+from fewshot_nam.heads.registry import exportable, spec, specs, transductive
 
 BASE = BaseStatistics.from_prototypes(torch.rand(12, 5, generator=torch.Generator().manual_seed(0)) + 0.1)
 MEAN = BaseStatistics.from_mean(BASE.mean)
@@ -22,6 +22,7 @@ def test_an_entry_says_what_the_head_needs(name):
     entry = spec(name)
     assert entry.summary == available()[name]
     assert needs_base(name) == (entry.needs != "nothing")
+    assert create(name, BASE).transductive == entry.transductive == transductive(name) == transductive(f"{name}+knn")
     for needs, base in (("nothing", None), ("mean", MEAN), ("prototypes", BASE)):
         enough = ("nothing", "mean", "prototypes").index(needs) >= ("nothing", "mean", "prototypes").index(entry.needs)
         if enough:
