@@ -9,7 +9,8 @@ Departures from the authors' code: padding is left out of the memory, and a zero
 paper: the causal form (``M`` as prefix sums), the scaling by the number of tokens, the short convolution, the output norm, and
 ``NAMAttention(erase=True)``, which writes tokens in order by the full rule ``M + p_w v k^T - p_e M k k^T`` and so replaces the
 values of repeated keys. Erase gates up to 2 are those of Grazzi et al., "Unlocking State-Tracking in Linear RNNs Through Negative
-Eigenvalues" (arXiv 2411.12537): without them a memory cannot compute parity.
+Eigenvalues" (arXiv 2411.12537): without them a memory cannot compute parity. Several writes per token are those of Siems et al.,
+"DeltaProduct: Improving State-Tracking in Linear RNNs via Householder Products" (arXiv 2502.10297): two reflections rotate a plane.
 
 Legend: ``B`` sequences, ``T`` queries, ``S`` keys, ``H`` heads, ``D_k`` and ``D_v`` the sizes of a key and a value,
 ``E`` the width of a token.
@@ -17,10 +18,11 @@ Legend: ``B`` sequences, ``T`` queries, ``S`` keys, ``H`` heads, ``D_k`` and ``D
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fewshot_nam.memory.padding import check_tokens, without_padding
 from fewshot_nam.memory.primitives import Gate, unit
@@ -31,6 +33,10 @@ from fewshot_nam.memory.validation import check_alike, check_mask, check_max_era
 
 Scale = float | Literal["1/S", "1/sqrt(S)"] | None
 """A factor of the outputs: None (1), a number, or one over the number of tokens ``S`` in the memory or over its root."""
+
+
+GateKind = Literal["sigmoid", "hard"]
+"""How a gate is computed, see ``learned_gate``."""
 
 
 class NAMAttentionState(NamedTuple):
@@ -151,6 +157,9 @@ class NAMAttention(nn.Module):
             memory network learns associative recall where keys and values are separate tokens; 2 to 4 is usual. Default: none.
         max_erase: the largest erase gate, above 0 and at most 2: ``p_e = max_erase sigmoid(W_e x + b_e)``. Only with ``erase``.
         output_norm: normalise the read of each head by its root mean square, with learned weights (``torch.nn.RMSNorm``).
+        gate: ``"sigmoid"``, or ``"hard"``: gates that reach their bounds exactly, see ``learned_gate``.
+        writes_per_token: ``n``, how many pairs of key and value each token writes, one after another, before it reads. Two
+            reflections (``p_e = 2``) are a rotation, which one write per token cannot make. Above 1 only with ``erase``.
         backend: how sequences are scanned, see ``memory_scan``.
         bias: whether the projections have a bias.
         batch_first: ``(B, T, E)`` in and out. Default, as in torch: ``(T, B, E)``.
@@ -181,6 +190,8 @@ class NAMAttention(nn.Module):
         conv_size: int | None = None,
         max_erase: float = 1.0,
         output_norm: bool = False,
+        gate: GateKind = "sigmoid",
+        writes_per_token: int = 1,
         backend: str = "auto",
         bias: bool = True,
         batch_first: bool = False,
@@ -201,22 +212,35 @@ class NAMAttention(nn.Module):
         check_max_erase("NAMAttention", max_erase)
         if max_erase != 1.0 and not erase:
             raise ValueError(f"NAMAttention: max_erase belongs to erase=True, got {max_erase} with erase=False")
+        if gate not in get_args(GateKind):
+            raise ValueError(f"NAMAttention: gate must be one of {', '.join(get_args(GateKind))}, got {gate!r}")
+        if isinstance(writes_per_token, bool) or not isinstance(writes_per_token, int) or writes_per_token < 1:
+            raise ValueError(
+                f"NAMAttention: writes_per_token must be an integer of at least 1, got {writes_per_token!r}"
+            )
+        if writes_per_token > 1 and not erase:
+            raise ValueError(
+                f"NAMAttention: writes_per_token belongs to erase=True, got {writes_per_token} with erase=False"
+            )
         self.embed_dim, self.num_heads = embed_dim, num_heads
+        self.gate: GateKind = gate
+        self.writes_per_token = writes_per_token
         self.erase, self.gates, self.scale, self.max_erase = erase, gates, scale, float(max_erase)
         self.backend, self.batch_first = backend, batch_first
-        self.in_proj = nn.Linear(embed_dim, 3 * embed_dim, bias, device, dtype)
-        per_head = num_heads * (2 * gates + erase)
+        vectors = 1 + 2 * writes_per_token
+        self.in_proj = nn.Linear(embed_dim, vectors * embed_dim, bias, device, dtype)
+        per_head = num_heads * (gates + writes_per_token * (gates + erase))
         self.gate_proj = nn.Linear(embed_dim, per_head, bias, device, dtype) if per_head else None
         self.conv = None
         if conv_size is not None:
-            self.conv = ShortConvolution(3 * embed_dim, conv_size, device=device, dtype=dtype)
+            self.conv = ShortConvolution(vectors * embed_dim, conv_size, device=device, dtype=dtype)
         self.output_norm = nn.RMSNorm(embed_dim // num_heads, device=device, dtype=dtype) if output_norm else None
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initialise weights Xavier-uniformly (queries, keys, values and outputs each) and biases to 0: gates start at 1/2."""
-        for weight in [*self.in_proj.weight.detach().chunk(3), self.out_proj.weight]:
+        for weight in [*torch.split(self.in_proj.weight.detach(), self.embed_dim), self.out_proj.weight]:
             nn.init.xavier_uniform_(weight)
         if self.gate_proj is not None:
             nn.init.xavier_uniform_(self.gate_proj.weight)
@@ -296,7 +320,11 @@ class NAMAttention(nn.Module):
         if self.conv is not None and recent is not None:
             projected, recent = self.conv.step(projected, recent)
         q, k, v, p_read, p_write, p_erase = self._split(projected, x)
-        outputs, memory = memory_step(state.memory, q, k, v, p_read, p_write, 0.0 if p_erase is None else p_erase)
+        outputs, memory = q, state.memory
+        for i in range(self.writes_per_token):
+            now_write = None if p_write is None else p_write[:, i]
+            now_erase = 0.0 if p_erase is None else p_erase[:, i]
+            outputs, memory = memory_step(memory, q, k[:, i], v[:, i], p_read, now_write, now_erase)
         tokens = state.tokens + 1
         outputs = _scaled(outputs.unsqueeze(1), self.scale, tokens.unsqueeze(1)).squeeze(1)
         return self._join(outputs), _state(memory, tokens, recent)
@@ -307,6 +335,8 @@ class NAMAttention(nn.Module):
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, erase={self.erase}, gates={self.gates}, "
             f"scale={self.scale}, backend={self.backend}, batch_first={self.batch_first}"
             + (f", max_erase={self.max_erase}" if self.max_erase != 1 else "")
+            + (f", gate={self.gate}" if self.gate != "sigmoid" else "")
+            + (f", writes_per_token={self.writes_per_token}" if self.writes_per_token != 1 else "")
         )
 
     def _batch_first(self, where: str, x: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -322,49 +352,62 @@ class NAMAttention(nn.Module):
         if self.conv is not None:
             projected, recent = self.conv(projected, recent, mask)
         q, k, v, p_read, p_write, p_erase = self._split(projected, x)
+        k, v = k.flatten(1, 2), v.flatten(1, 2)
+        p_write, p_erase = (None if gate is None else gate.flatten(1, 2) for gate in (p_write, p_erase))
         if p_erase is None:
             outputs, memory = outer_product_attention(
                 q, k, v, p_read, p_write, mask=mask, causal=causal, initial_memory=state.memory, backend=self.backend
             )
         else:
+            # To the scan every write is a token of its own; what counts is read after the last one of a token.
+            writes = self.writes_per_token
             outputs, memory = memory_scan(
-                q, k, v, p_read, p_write, p_erase, initial_memory=state.memory, mask=mask, backend=self.backend
+                *(_repeated(q, writes), k, v),
+                *(_repeated(p_read, writes), p_write, p_erase),
+                initial_memory=state.memory,
+                mask=_repeated(mask, writes),
+                backend=self.backend,
             )
+            outputs = outputs[:, writes - 1 :: writes]
             if not causal:
                 nothing = k[:, :0], v[:, :0]
                 outputs, _ = outer_product_attention(q, *nothing, p_read, initial_memory=memory)
-        outputs = _scaled(outputs, self.scale, state.tokens.unsqueeze(1) + _count_tokens(k, mask, causal))
+        outputs = _scaled(outputs, self.scale, state.tokens.unsqueeze(1) + _count_tokens(x, mask, causal))
         if mask is not None and not causal:
             outputs = outputs.masked_fill(~mask[:, :, None, None], 0.0)
         outputs = self._join(outputs)
-        tokens = state.tokens + _count_tokens(k, mask, causal=False).squeeze(1)
+        tokens = state.tokens + _count_tokens(x, mask, causal=False).squeeze(1)
         state = _state(memory, tokens, recent)
         return outputs if self.batch_first else outputs.transpose(0, 1), state
 
     def _split(
         self, projected: Tensor, x: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Return unit queries, unit keys and values ``(..., H, D)``, then read, write and erase gates ``(..., H)`` or None.
+        """Return unit queries, unit keys and values, then read, write and erase gates or None.
+
+        Queries are ``(..., H, D)`` and their gates ``(..., H)``; the others have a dimension for the ``n`` writes of a token,
+        ``(..., n, H, D)`` and ``(..., n, H)``.
 
         Args:
-            projected: queries, keys and values ``(..., 3 E)``.
+            projected: queries, keys and values ``(..., (1 + 2 n) E)``.
             x: the tokens ``(..., E)``, of which the gates are.
         """
-        heads = torch.unflatten(projected, -1, (3, self.num_heads, -1))
+        writes = self.writes_per_token
+        heads = torch.unflatten(projected, -1, (1 + 2 * writes, self.num_heads, -1))
         working = _working_dtype(heads)
         # Vectors are normalised in float32; the products may be in half precision, which is fast on a GPU.
-        q, k = unit(heads[..., :2, :, :].to(working)).to(heads.dtype).unbind(-3)
-        v = heads[..., 2, :, :]
+        units = unit(heads[..., : 1 + writes, :, :].to(working)).to(heads.dtype)
+        q, k, v = units[..., 0, :, :], units[..., 1:, :, :], heads[..., 1 + writes :, :, :]
         p_read: Tensor | None = None
         p_write: Tensor | None = None
         p_erase: Tensor | None = None
         if self.gate_proj is not None:
-            learned = self.gate_proj(x).to(working).sigmoid().unflatten(-1, (-1, self.num_heads)).unbind(-2)
-            if self.erase:
-                *learned, p_erase = learned
-                p_erase = p_erase * self.max_erase
+            found = torch.unflatten(self.gate_proj(x).to(working), -1, (-1, self.num_heads))
+            found = learned_gate(found, self.gate)
             if self.gates:
-                p_read, p_write = learned
+                p_read, p_write, found = found[..., 0, :], found[..., 1 : 1 + writes, :], found[..., 1 + writes :, :]
+            if self.erase:
+                p_erase = found * self.max_erase
         return q, k, v, p_read, p_write, p_erase
 
     def _join(self, outputs: Tensor) -> Tensor:
@@ -398,6 +441,25 @@ def _recent(state: AttentionState) -> Tensor | None:
     return state.recent if isinstance(state, ConvolvedAttentionState) else None
 
 
+def learned_gate(x: Tensor, kind: GateKind = "sigmoid") -> Tensor:
+    """Return a gate in [0, 1] for its logit.
+
+    ``"sigmoid"`` reaches neither 0 nor 1, so a memory that should be kept or reflected fades over a long sequence, and what
+    should not be written leaks into it. ``"hard"`` is ``min(max(x / 6 + 1 / 2, 0), 1)``, the hard sigmoid of Courbariaux et al.
+    ("BinaryConnect", 2015), which is exactly 0 or 1 beyond +-3. Its gradient is that of the sigmoid everywhere (a straight-through
+    estimate, Bengio et al., arXiv 1308.3432): the gradient of the hard form itself would be 0 beyond +-3, and a gate that has
+    reached a bound could not leave it.
+
+    Args:
+        x: the logits, of any shape.
+        kind: ``"sigmoid"`` or ``"hard"``.
+    """
+    soft = x.sigmoid()
+    if kind == "sigmoid":
+        return soft
+    return F.hardsigmoid(x.detach()) + (soft - soft.detach())
+
+
 def _gated(vectors: Tensor, gate: Gate | None) -> Tensor:
     """Return vectors ``(B, T, H, D)`` times their gates ``(B, T, H)``."""
     if gate is None:
@@ -405,9 +467,22 @@ def _gated(vectors: Tensor, gate: Gate | None) -> Tensor:
     return vectors * (gate.to(vectors.dtype).unsqueeze(-1) if isinstance(gate, Tensor) else gate)
 
 
-def _count_tokens(k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+@overload
+def _repeated(x: Tensor, times: int) -> Tensor: ...
+
+
+@overload
+def _repeated(x: Tensor | None, times: int) -> Tensor | None: ...
+
+
+def _repeated(x: Tensor | None, times: int) -> Tensor | None:
+    """Return ``x`` ``(B, T, ...)`` with every token ``times`` times."""
+    return x if x is None or times == 1 else x.repeat_interleave(times, 1)
+
+
+def _count_tokens(x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """Return how many tokens are in the memory that is read: ``(B, S)`` for each query if ``causal``, else ``(B, 1)`` for all."""
-    present = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device) if mask is None else mask
+    present = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
     return present.cumsum(1) if causal else present.sum(1, keepdim=True)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewshot_nam.memory.attention import AttentionState, NAMAttention, Scale
+from fewshot_nam.memory.attention import AttentionState, GateKind, NAMAttention, Scale
 from fewshot_nam.memory.padding import check_tokens, without_padding
 
 _State = TypeVar("_State")
@@ -54,6 +54,8 @@ class NAMTransformerEncoderLayer(nn.Module):
         conv_size: width of a short causal convolution, see ``NAMAttention``.
         max_erase: the largest erase gate, up to 2, see ``NAMAttention``.
         output_norm: normalise the reads of each head, see ``NAMAttention``.
+        gate: ``"sigmoid"``, or ``"hard"`` for gates that reach their bounds, see ``NAMAttention``.
+        writes_per_token: pairs that each token writes, see ``NAMAttention``.
         backend: how sequences are scanned, see ``memory_scan``.
 
     Raises:
@@ -87,6 +89,8 @@ class NAMTransformerEncoderLayer(nn.Module):
         conv_size: int | None = None,
         max_erase: float = 1.0,
         output_norm: bool = False,
+        gate: GateKind = "sigmoid",
+        writes_per_token: int = 1,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -106,6 +110,8 @@ class NAMTransformerEncoderLayer(nn.Module):
             conv_size=conv_size,
             max_erase=max_erase,
             output_norm=output_norm,
+            gate=gate,
+            writes_per_token=writes_per_token,
             backend=backend,
             bias=bias,
             batch_first=batch_first,

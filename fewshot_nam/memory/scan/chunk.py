@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewshot_nam.memory.scan.kernel import kernel_for, run_backward, run_forward
 from fewshot_nam.memory.torch_modes import full_precision, needs_plain_autograd
 
 SEGMENT = 128
@@ -224,6 +225,10 @@ def _forward(
     tokens = Tokens(q, k, v, r, w, e)
     reads, last, states = _forward_outputs(v, state, chunk)
     chunk = min(chunk, v.shape[1])
+    if (library := kernel_for(v, state)) is not None:
+        states[0] = state
+        run_forward(library, tokens, states, reads, _segment_length(chunk))
+        return reads, last.copy_(states[-1]), states
     for number, span in enumerate(_segments(v.shape[1], chunk)):
         states[number] = state
         part = tokens.each(lambda x, span=span: _fold(_padded(x[span], chunk), chunk))  # type: ignore[misc]
@@ -270,6 +275,9 @@ def _backward_of_scan(
     tokens = Tokens(q, k, v, r, w, e)
     *grads, d_first = _backward_outputs(tokens, d_left)
     d_state, chunk = d_left, min(chunk, v.shape[1])
+    if (library := kernel_for(v, d_left)) is not None:
+        run_backward(library, tokens, states, d_reads, d_first.copy_(d_left), grads, _segment_length(chunk))
+        return *grads, d_first
     spans = _segments(v.shape[1], chunk)
     for span, state in zip(reversed(spans), reversed(states[:-1].unbind(0)), strict=True):
         part = tokens.each(lambda x, span=span: _fold(_padded(x[span], chunk), chunk))  # type: ignore[misc]

@@ -8,7 +8,8 @@ Backends, which agree up to rounding (``tests/fewshot_nam/memory/test_scan.py`` 
 
 - ``"loop"``: ``write`` and ``read`` token by token, the reference;
 - ``"chunk"``: chunkwise-parallel, with a hand-written backward that recomputes memories: fast, with little memory. It has no
-  second derivative;
+  second derivative. On a CPU with a compiler, memories of up to 32 x 32 numbers are scanned token by token by a compiled loop
+  instead (``scan.cpp``), which is faster there;
 - ``"chunk-autograd"``: the same forward, differentiated by torch, for second derivatives and ``torch.func``;
 - ``"cuda"``: the kernels of flash-linear-attention if installed, else ``"chunk"`` on the GPU, with a warning;
 - ``"auto"``: the choice of ``choose_backend``, which is logged once (logger "fewshot_nam.memory", level info).

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fewshot_nam.memory import NAMTransformerEncoderLayer
@@ -37,6 +38,7 @@ class NAMTransformerModel(SequenceModel):
         feedforward: width of a layer's hidden layer.
         dropout: probability of dropping a feature.
         erase: write with a learned erase probability.
+        start: put a learned token before the sequence, so that a memory has something to change from its first token on.
         layer_options: further arguments of ``NAMTransformerEncoderLayer``.
     """
 
@@ -49,6 +51,7 @@ class NAMTransformerModel(SequenceModel):
         feedforward: int,
         dropout: float = 0.1,
         erase: bool = True,
+        start: bool = False,
         **layer_options: Any,
     ) -> None:
         super().__init__(task, width, width)
@@ -67,9 +70,13 @@ class NAMTransformerModel(SequenceModel):
             for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width)
+        self.start = nn.Parameter(torch.randn(width)) if start else None
 
     def _encode(self, x: Tensor, mask: Tensor) -> Tensor:
+        if self.start is not None:
+            x = torch.cat([self.start.expand(len(x), 1, -1), x], dim=1)
+            mask = torch.cat([mask.new_ones(len(x), 1), mask], dim=1)
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=~mask, is_causal=True)
-        features: Tensor = self.norm(x)
+        features: Tensor = self.norm(x if self.start is None else x[:, 1:])
         return features

@@ -3,6 +3,7 @@
 import copy
 import functools
 import io
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fewshot_nam.memory import read, unit, write
-from fewshot_nam.memory.attention import NAMAttention, NAMAttentionState, outer_product_attention
+from fewshot_nam.memory.attention import NAMAttention, NAMAttentionState, learned_gate, outer_product_attention
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 SCALES = [None, 0.3, "1/S", "1/sqrt(S)"]
@@ -296,6 +297,7 @@ KINDS = [
     {"scale": 0.2},
     {"erase": True},
     {"erase": True, "gates": True},
+    {"erase": True, "gates": True, "gate": "hard", "writes_per_token": 2},
 ]
 
 
@@ -567,13 +569,18 @@ def test_what_the_module_cannot_use_is_refused(call, error, message):
         call(module())
 
 
-# --- convolution, erase gates up to 2, output norm -------------------------------------------------------------------------
+# --- convolution, erase gates up to 2, output norm, hard gates, several writes per token -------------------------------------
 
 OPTIONS = {
     "conv": {"conv_size": 3},
     "conv, erase to 2": {"conv_size": 2, "erase": True, "max_erase": 2.0, "gates": True},
     "output norm": {"output_norm": True, "erase": True},
-    "all": {"conv_size": 4, "erase": True, "max_erase": 1.5, "gates": True, "output_norm": True},
+    "hard gates": {"erase": True, "max_erase": 2.0, "gates": True, "gate": "hard"},
+    "two writes": {"erase": True, "writes_per_token": 2},
+    "all": {
+        **{"conv_size": 4, "erase": True, "max_erase": 1.5, "gates": True, "output_norm": True},
+        **{"gate": "hard", "writes_per_token": 3},
+    },
 }
 
 
@@ -586,6 +593,13 @@ def with_options(options: dict, **others) -> NAMAttention:
     return attention
 
 
+def as_gate(attention: NAMAttention, x: Tensor) -> Tensor:
+    if attention.gate == "sigmoid":
+        return x.sigmoid()
+    hard = (x.detach() / 6 + 0.5).clamp(0, 1)
+    return hard + x.sigmoid() - x.sigmoid().detach()
+
+
 def as_equations(attention: NAMAttention, x: Tensor) -> Tensor:
     """Return the causal outputs for one sequence ``(T, E)``, token by token."""
     memory = [torch.zeros(WIDTH // H, WIDTH // H, dtype=x.dtype) for _ in range(H)]
@@ -595,14 +609,17 @@ def as_equations(attention: NAMAttention, x: Tensor) -> Tensor:
         if attention.conv is not None:
             past = range(max(0, t - attention.conv.width + 1), t + 1)
             now = sum(attention.conv.weight[:, attention.conv.width - 1 - (t - s)] * projected[s] for s in past)
-        q, k, v = now.view(3, H, -1)
-        gates = [] if attention.gate_proj is None else list(attention.gate_proj(x[t]).sigmoid().view(-1, H))
-        p_erase = attention.max_erase * gates.pop() if attention.erase else torch.zeros(H, dtype=x.dtype)
-        p_read, p_write = gates if attention.gates else torch.ones(2, H, dtype=x.dtype)
+        writes = attention.writes_per_token
+        q, *pairs = now.view(1 + 2 * writes, H, -1)
+        gates = [] if attention.gate_proj is None else list(as_gate(attention, attention.gate_proj(x[t])).view(-1, H))
+        p_read = gates.pop(0) if attention.gates else torch.ones(H, dtype=x.dtype)
+        p_write = [gates.pop(0) if attention.gates else torch.ones(H, dtype=x.dtype) for _ in range(writes)]
+        p_erase = [attention.max_erase * gates.pop(0) if attention.erase else 0 * p_read for _ in range(writes)]
         reads = []
         for head in range(H):
-            key = unit(k[head])
-            memory[head] = write(memory[head], key, v[head], p_write[head], p_erase[head])
+            for i in range(writes):
+                key, value = unit(pairs[i][head]), pairs[writes + i][head]
+                memory[head] = write(memory[head], key, value, p_write[i][head], p_erase[i][head])
             out = read(memory[head], unit(q[head]), p_read[head])
             if attention.output_norm is not None:
                 out = out / (out.square().mean() + torch.finfo(x.dtype).eps).sqrt() * attention.output_norm.weight
@@ -652,6 +669,9 @@ def test_the_options_stream_over_padding_as_over_the_tokens_alone(name):
         ({"erase": True, "max_erase": 2.5}, "max_erase must be above 0 and at most 2, got 2.5"),
         ({"erase": True, "max_erase": 0}, "max_erase must be above 0 and at most 2, got 0"),
         ({"max_erase": 2.0}, "max_erase belongs to erase=True, got 2.0"),
+        ({"gate": "soft"}, "gate must be one of sigmoid, hard, got 'soft'"),
+        ({"erase": True, "writes_per_token": 0}, "writes_per_token must be an integer of at least 1, got 0"),
+        ({"writes_per_token": 2}, "writes_per_token belongs to erase=True, got 2"),
     ],
 )
 def test_options_that_do_not_fit_are_errors(options, message):
@@ -669,20 +689,70 @@ def parity(generator: torch.Generator, batch: int, length: int) -> tuple[Tensor,
     return bits, bits.cumsum(1) % 2
 
 
-def test_a_memory_with_erase_gates_up_to_2_computes_parity_at_any_length():
-    """By hand: k = q = 1, v = 0, p_e = 2 at a one and 0 at a zero. M starts at 1 and changes its sign at every one."""
-    attention = NAMAttention(1, 1, erase=True, max_erase=2.0, batch_first=True, dtype=torch.float64)
+def by_hand(attention: NAMAttention, values: dict[str, list]) -> NAMAttention:
     with torch.no_grad():
-        for name, value in {
+        for name, value in values.items():
+            attention.get_parameter(name).copy_(torch.tensor(value))
+    return attention
+
+
+@pytest.mark.parametrize(("gate", "steepness"), [("sigmoid", 80.0), ("hard", 6.0)])
+def test_a_memory_with_erase_gates_up_to_2_computes_parity_at_any_length(gate, steepness):
+    """By hand: k = q = 1, v = 0, p_e = 2 at a one and 0 at a zero. M starts at 1 and changes its sign at every one."""
+    attention = NAMAttention(1, 1, erase=True, max_erase=2.0, gate=gate, batch_first=True, dtype=torch.float64)
+    by_hand(
+        attention,
+        {
             "in_proj.weight": [[0.0], [0.0], [0.0]],
             "in_proj.bias": [1.0, 1.0, 0.0],
-            "gate_proj.weight": [[80.0]],
-            "gate_proj.bias": [-40.0],
+            "gate_proj.weight": [[steepness]],
+            "gate_proj.bias": [-steepness / 2],
             "out_proj.weight": [[1.0]],
             "out_proj.bias": [0.0],
-        }.items():
-            attention.get_parameter(name).copy_(torch.tensor(value))
+        },
+    )
     bits, expected = parity(torch.Generator().manual_seed(0), 4, 500)
     state = attention.init_state(4)
     outputs, _ = attention.extend(bits.unsqueeze(-1).double(), state._replace(memory=torch.ones_like(state.memory)))
     assert torch.equal((outputs.squeeze(-1) < 0).long(), expected)
+    if gate == "hard":
+        assert torch.equal(outputs.squeeze(-1), 1.0 - 2 * expected)  # not only the sign: nothing fades
+
+
+def test_two_writes_per_token_turn_a_memory_which_one_cannot():
+    """By hand: two reflections at the angles 0 and 36 degrees turn the row (1, 0) by 72 degrees; five tokens turn it once round."""
+    torch.manual_seed(0)
+    attention = NAMAttention(2, 1, erase=True, max_erase=2.0, gate="hard", writes_per_token=2, batch_first=True)
+    angle = math.pi / 5
+    keys = [1.0, 0.0, math.cos(angle), math.sin(angle)]
+    by_hand(
+        attention,
+        {
+            "in_proj.weight": [[0.0, 0.0]] * 10,
+            "in_proj.bias": [1.0, 0.0, *keys, *[0.0] * 4],
+            "gate_proj.weight": [[0.0, 0.0]] * 2,
+            "gate_proj.bias": [9.0, 9.0],
+            "out_proj.weight": [[1.0, 0.0], [0.0, 1.0]],
+            "out_proj.bias": [0.0, 0.0],
+        },
+    )
+    state = attention.init_state(1)
+    outputs, _ = attention.extend(torch.zeros(1, 1000, 2), state._replace(memory=torch.eye(2).expand(1, 1, 2, 2)))
+    turns = (torch.arange(1, 1001) * 2 * angle).cos()
+    torch.testing.assert_close(outputs[0, :, 0], turns, rtol=0, atol=1e-4)
+
+
+def test_a_hard_gate_reaches_its_bounds_and_can_leave_them():
+    x = torch.tensor([-50.0, -3.0, 0.0, 1.5, 3.0, 4.0], requires_grad=True)
+    gate = learned_gate(x, "hard")
+    assert gate.tolist() == [0.0, 0.0, 0.5, 0.75, 1.0, 1.0]
+    torch.testing.assert_close(torch.autograd.grad(gate.sum(), x)[0], (x.sigmoid() * (1 - x.sigmoid())).detach())
+
+
+def test_a_module_of_one_write_loads_what_was_saved_before_there_were_several():
+    """The parameters of the default have the names and shapes of version 0.1.0."""
+    shapes = {name: tuple(x.shape) for name, x in NAMAttention(6, 2, erase=True, gates=True).state_dict().items()}
+    assert shapes == {
+        **{"in_proj.weight": (18, 6), "in_proj.bias": (18,), "gate_proj.weight": (6, 6), "gate_proj.bias": (6,)},
+        **{"out_proj.weight": (6, 6), "out_proj.bias": (6,)},
+    }

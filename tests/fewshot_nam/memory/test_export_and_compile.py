@@ -12,6 +12,9 @@ WIDTH = 8
 NETWORKS = {
     "attention": lambda: NAMTransformerEncoderLayer(WIDTH, 2, 16, batch_first=True),
     "attention with erase": lambda: NAMTransformerEncoderLayer(WIDTH, 2, 16, batch_first=True, erase=True, conv_size=2),
+    "attention with two hard writes": lambda: NAMTransformerEncoderLayer(
+        *(WIDTH, 2, 16), batch_first=True, erase=True, gates=True, max_erase=2.0, gate="hard", writes_per_token=2
+    ),
     "LSAM": lambda: LSAM(WIDTH, WIDTH, 2, num_heads=2, batch_first=True, bidirectional=True),
     "Turing machine": lambda: NAMTuringMachine(WIDTH, 2, tape_length=16),
     "STM": lambda: STM(WIDTH, WIDTH, WIDTH, 2),

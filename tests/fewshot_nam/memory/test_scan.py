@@ -82,6 +82,7 @@ def test_loop_is_write_then_read():
             torch.testing.assert_close(memory[b, h], m)
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize("keys", ["random", "repeated", "near-parallel", "equal"])
@@ -90,6 +91,7 @@ def test_fast_backends_equal_the_loop_in_values_and_gradients(backend, gates, ke
     assert_equal(everything(a, backend=backend, chunk_size=8), everything(a, backend="loop"))
 
 
+@pytest.mark.usefixtures("either")
 @given(
     length=st.integers(0, 40),
     chunk=st.sampled_from([1, 2, 3, 7, 16, 64]),
@@ -106,11 +108,13 @@ def test_fast_backends_equal_the_loop_at_any_size(length, chunk, batch, heads, d
     assert_equal(everything(a, backend=backend, chunk_size=chunk), everything(a, backend="loop"))
 
 
+@pytest.mark.usefixtures("either")
 def test_segments_are_joined_without_a_seam():
     a = sequence(1, 2 * SEGMENT + 19, 2)
     assert_equal(everything(a, backend="chunk"), everything(a, backend="loop"))
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("keys", ["random", "repeated", "near-parallel", "equal"])
 @pytest.mark.parametrize("backend", FAST)
 def test_float32_stays_within_2e6_of_float64(keys, backend):
@@ -526,6 +530,7 @@ def test_shapes_are_found_on_the_meta_device(backend):
     assert (reads.shape, memory.shape) == ((2, 40, 3, 7), (2, 3, 7, 5))
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("near", [1e-3, 1e-1])
 def test_erase_gates_of_2_cost_no_accuracy_with_near_parallel_keys(near):
     """The chunk form erred by 4e-4 where the loop errs by 1e-5 (Z7)."""

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fewshot_nam.memory import build_kernels
+from fewshot_nam.memory import build_kernels, memory_scan, unit
 from fewshot_nam.memory.lsam.layer import LSAM
 from fewshot_nam.memory.lsam.recurrence import recurrence
 from fewshot_nam.memory.native import kernels, native_build
+from fewshot_nam.memory.scan.kernel import kernel_for
 from fewshot_nam.memory.turing.kernel import kernel_takes
 from fewshot_nam.memory.turing.machine import NAMTuringMachine
 
@@ -121,6 +122,81 @@ def test_lsam_takes_gates_and_gradients_that_are_not_contiguous():
 def test_lsam_of_no_sequences_is_left_to_torch():
     output, (h_n, _) = LSAM(3, 4)(torch.zeros(5, 0, 3))
     assert (output.shape, h_n.shape) == ((5, 0, 4), (1, 0, 4))
+
+
+# --- the scan -------------------------------------------------------------------------------------------------------------
+
+
+def scan_inputs(seed, batch, steps, heads, keys, values, dtype=F64) -> list[Tensor]:
+    q, k = (unit(normal(seed + i, batch, steps, heads, keys)) for i in range(2))
+    v, memory = normal(seed + 2, batch, steps, heads, values), normal(seed + 3, batch, heads, values, keys)
+    gates = [2 * normal(seed + i, batch, steps, heads).sigmoid() for i in (4, 5, 6)]
+    return [x.to(dtype).requires_grad_() for x in (q, k, v, *gates, memory)]
+
+
+def scanned(inputs, chunk_size=None, plain=False) -> list[Tensor]:
+    """Return all results of a scan and their gradients, ``plain`` without a read gate and without erase."""
+    q, k, v, p_read, p_write, p_erase, memory = inputs
+    gates = (None, p_write, 0.0) if plain else (p_read, p_write, p_erase)
+    outputs = memory_scan(q, k, v, *gates, initial_memory=memory, backend="chunk", chunk_size=chunk_size)
+    return with_gradients(outputs, inputs)
+
+
+@pytest.mark.usefixtures("compiled")
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 999),
+    batch=st.integers(1, 3),
+    steps=st.integers(1, 300),
+    heads=st.integers(1, 3),
+    sizes=st.sampled_from([(4, 4), (8, 8), (16, 16), (32, 32), (5, 3), (1, 7)]),
+    chunk_size=st.sampled_from([None, 7, 200]),
+    plain=st.booleans(),
+    threads=st.integers(1, 3),
+)
+def test_the_scan_is_that_of_torch_at_any_size_and_number_of_threads(
+    seed, batch, steps, heads, sizes, chunk_size, plain, threads
+):
+    inputs = scan_inputs(seed, batch, steps, heads, *sizes)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        expected, got = in_torch(scanned, inputs, chunk_size, plain)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(got, expected, **EXACT)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_scan_with_kernels_can_be_differentiated_without(monkeypatch):
+    inputs = scan_inputs(0, 2, 200, 2, 8, 8)
+    expected = scanned(inputs)
+    reads, memory = memory_scan(*inputs[:6], initial_memory=inputs[6], backend="chunk")
+    monkeypatch.setenv("FEWSHOT_NAM_COMPILE", "0")
+    torch.testing.assert_close(with_gradients((reads, memory), inputs), expected, **EXACT)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_the_scan_takes_gradients_that_are_not_contiguous():
+    inputs = scan_inputs(0, 2, 9, 3, 4, 4)
+    outputs = memory_scan(*inputs[:6], initial_memory=inputs[6])
+    weights = [normal(i, *x.shape) for i, x in enumerate(outputs)]
+    expected = torch.autograd.grad(outputs, inputs, weights, retain_graph=True)
+    spread = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in weights]
+    assert not spread[0].is_contiguous()
+    torch.testing.assert_close(torch.autograd.grad(outputs, inputs, spread), expected)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_the_compiled_scan_is_for_small_memories_on_a_cpu():
+    def found(width, dtype=F64, state_dtype=F64, device="cpu"):
+        v, state = torch.ones(1, 2, 1, width, dtype=dtype), torch.ones(1, width, width, dtype=state_dtype)
+        return kernel_for(v.to(device), state.to(device))
+
+    assert found(32) is not None
+    assert found(33) is None
+    assert found(8, torch.bfloat16, torch.float32) is None
+    assert found(8, device="meta") is None
 
 
 # --- the Turing machine ---------------------------------------------------------------------------------------------------

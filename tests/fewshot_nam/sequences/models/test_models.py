@@ -169,15 +169,16 @@ def test_stack_rnn_pushes_and_pops_as_a_stack(task):
     [
         ("lsam", {"max_erase": 2.0, "erase": "separate", "conv_size": 3, "value_activation": "tanh"}),
         ("nam-attention-erase", {"max_erase": 2.0, "conv_size": 3, "output_norm": True}),
+        ("nam-attention-erase", {"max_erase": 2.0, "start": True, "gate": "hard", "writes_per_token": 2}),
         ("nam-tm", {"actions": ("noop", "right", 2), "move_noise": 1.0, "head_norm": "state", "feedforward": 12}),
     ],
-    ids=["lsam", "nam-attention-erase", "nam-tm"],
+    ids=["lsam", "nam-attention-erase", "nam-attention-erase with a start", "nam-tm"],
 )
 def test_options_of_layers_reach_them(name, options, task):
     model = models.create(name, task, "tiny", **options)
     inside = [vars(module) for module in model.modules()]
     for option, value in options.items():
-        if option not in ("actions", "feedforward", "output_norm", "conv_size"):
+        if option not in ("actions", "feedforward", "output_norm", "conv_size", "start"):
             assert any(attributes.get(option) == value for attributes in inside), option
     words = str(model)
     if "conv_size" in options:
