@@ -7,6 +7,7 @@ the most confident false alarms use all episodes. Terms and ties are those of ``
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -82,6 +83,48 @@ class Kept:
         return first, second
 
 
+class Confusions:
+    """How often queries of each class were answered as each other class, over all episodes.
+
+    Attributes:
+        queries: how many queries there were, by class.
+        answers: how many of them were answered as another class, by (class, answer); an answer below 0
+            is base class ``-answer - 1``.
+    """
+
+    def __init__(self) -> None:
+        self.queries: Counter[int] = Counter()
+        self.answers: Counter[tuple[int, int]] = Counter()
+
+    def add(self, classes: Tensor, answers: Tensor, wrong: Tensor) -> None:
+        """Add queries: their classes and answers, and which of them count, all of one shape."""
+        self.queries.update(classes.flatten().tolist())
+        pairs = torch.stack([classes[wrong], answers[wrong]], dim=1)
+        found, counts = torch.unique(pairs, dim=0, return_counts=True)
+        self.answers.update({(a, b): n for (a, b), n in zip(found.tolist(), counts.tolist(), strict=True)})
+
+    def worst(self, most: int) -> list[tuple[int, float, int, float]]:
+        """Return the classes with the largest share of such queries: class, share, most frequent answer, and its part of them.
+
+        Args:
+            most: how many at the most; classes without any are left out.
+        """
+        by_class: dict[int, Counter[int]] = {}
+        for (true, answer), count in self.answers.items():
+            by_class.setdefault(true, Counter())[answer] += count
+        rows = []
+        for true, of_class in by_class.items():
+            total = sum(of_class.values())
+            answer, count = min(of_class.items(), key=lambda item: (-item[1], item[0]))
+            rows.append((true, total / self.queries[true], answer, count / total))
+        return sorted(rows, key=lambda row: (-row[1], row[0]))[:most]
+
+    def share(self, true: int) -> float:
+        """Return the share of a class's queries that were answered as another class; 0 for a class without queries."""
+        wrong = sum(count for (each, _), count in self.answers.items() if each == true)
+        return wrong / self.queries[true] if self.queries[true] else 0.0
+
+
 class HeadCollector:
     """What was collected of one head.
 
@@ -89,11 +132,14 @@ class HeadCollector:
         queries: largest scores of known and of unknown queries; empty without unknown queries.
         pairs: scores of true and of wrong (query, class) pairs; empty without unknown queries.
         margins: margins of base and of novel queries (``joint_margins``); empty outside the generalized protocol.
+        accepted: unknown queries that were accepted as some class, at the threshold of ``open_fpr@95tpr``.
+        confused: known queries that were given another class.
         bias: the novel bias chosen on validation classes, or ``None``.
     """
 
     def __init__(self) -> None:
         self.queries, self.pairs, self.margins = Kept(), Kept(), Kept()
+        self.accepted, self.confused = Confusions(), Confusions()
         self.bias: float | None = None
         self.episodes = 0
         self._by_position: list[Tensor] = []
@@ -104,6 +150,7 @@ class HeadCollector:
         """Add a batch of episodes."""
         self.bias = frozen.bias
         self._add_positions(scores)
+        self._add_confused(episodes, scores)
         if scores.unknown is not None:
             self._add_open(scores)
             self._add_alarms(episodes, scores)
@@ -144,6 +191,12 @@ class HeadCollector:
             )
         self._by_position.append(found.cpu())
 
+    def _add_confused(self, episodes: Episodes, scores: Scores) -> None:
+        column = scores.known.argmax(dim=-1).cpu()
+        targets = scores.known_targets.expand(column.shape).cpu()
+        classes = episodes.classes.gather(1, targets - scores.num_base)
+        self.confused.add(classes, _answers(episodes, column, scores.num_base), column != targets)
+
     def _add_open(self, scores: Scores) -> None:
         assert scores.unknown is not None
         (known, targets), true, unknown = scores.labelled, scores.true, scores.unknown
@@ -165,7 +218,10 @@ class HeadCollector:
         assert scores.unknown is not None
         num_base, threshold = scores.num_base, scores.open_threshold.cpu()
         best, column = (found.cpu() for found in scores.unknown.max(dim=-1))
-        margin = (best.double() - threshold.double().unsqueeze(-1)).flatten()
+        margins = best.double() - threshold.double().unsqueeze(-1)
+        true = episodes.unknown_classes.repeat_interleave(episodes.unknown.shape[2], dim=1)
+        self.accepted.add(true, _answers(episodes, column, num_base), margins >= 0)
+        margin = margins.flatten()
         order = margin.argsort(descending=True, stable=True)
         per_episode, per_class = best.shape[1], episodes.unknown.shape[2]
         seen: set[int] = set()
@@ -206,6 +262,12 @@ class ReportCollector:
     def __call__(self, name: str, episodes: Episodes, scores: Scores, frozen: Frozen) -> None:
         """Add one head's scores of a batch of episodes."""
         self.heads.setdefault(name, HeadCollector()).add(episodes, scores, frozen)
+
+
+def _answers(episodes: Episodes, column: Tensor, num_base: int) -> Tensor:
+    """Return the class of each column ``(E, Q)``: a position in the bank's classes, or ``-b - 1`` for base class ``b``."""
+    novel = episodes.classes.gather(1, (column - num_base).clamp_min(0))
+    return torch.where(column < num_base, -column - 1, novel)
 
 
 def roc_points(accept: Floats, refuse: Floats) -> tuple[Floats, Floats]:

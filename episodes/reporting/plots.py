@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,32 +24,50 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+DARK_PAPER = "#161718"
+"""The colour behind figures in dark mode: that of the page."""
 _HEADS: dict[str, dict[str, Any]] = {
     "nam": {"color": "#D55E00", "linestyle": "-"},
     "cosine": {"color": "#0072B2", "linestyle": (0, (4, 2))},
 }
-_OTHER_COLOURS = ["#E69F00", "#56B4E9", "#000000", "#009E73", "#CC79A7", "#888888"]
+_OTHER_COLOURS = ["#E69F00", "#56B4E9", "", "#009E73", "#CC79A7", "#888888"]
 _OTHER_DASHES: list[Any] = [(0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (2, 2))]
 _MARKERS = "osD^vP*X"
 _KNOWN, _UNKNOWN = "#009E73", "#CC79A7"
+_DARK = {name: DARK_PAPER for name in ("figure.facecolor", "axes.facecolor", "savefig.facecolor")}
 _BINS = 60
+_PANEL = (5.4, 4.4)  # inches: the letters can still be read on a phone
 _NO_UNKNOWN = "the episodes have no unknown queries (closed protocol, or no open ways)"
 
 
-class Section(NamedTuple):
-    """One figure of the page, or the reason why there is none.
+class Panel(NamedTuple):
+    """One figure.
 
     Attributes:
         name: of its file, without the ending.
+        alt: what it shows, in a line.
+        draw: returns the figure.
+    """
+
+    name: str
+    alt: str
+    draw: Callable[[], Figure]
+
+
+class Section(NamedTuple):
+    """Figures of the page that belong together, or the reason why there are none.
+
+    Attributes:
+        name: of the section.
         title: its heading.
-        caption: how to read it and which episodes are in it; without a figure, why there is none.
-        draw: returns the figure; ``None`` where there is none.
+        caption: how to read the figures and which episodes are in them; without figures, why there are none.
+        panels: the figures; empty where there are none.
     """
 
     name: str
     title: str
     caption: str
-    draw: Callable[[], Figure] | None
+    panels: list[Panel]
 
 
 def require_matplotlib() -> None:
@@ -72,25 +91,35 @@ def sections(report: Report, collected: ReportCollector) -> list[Section]:
         Section(
             "roc",
             "Known against unknown: ROC",
-            "Left: a query is accepted where its largest score reaches the threshold. Right: every class is a detector. Up and "
+            "First: a query is accepted where its largest score reaches the threshold. Second: every class is a detector. Up and "
             "to the left is better. Curves: one threshold for all episodes together, "
-            f"{_taken(first.queries.episodes, total)} left, {_taken(first.pairs.episodes, total)} right "
+            f"{_taken(first.queries.episodes, total)} in the first, {_taken(first.pairs.episodes, total)} in the second "
             "(the axis ends at twice the largest rate of the table). Circles: open_fpr@95tpr and class_fpr@95tpr of the table, "
-            "each episode with its own threshold, which accepts a little more than 95% because it accepts a whole number of "
-            f"queries.{frozen}"
+            f"each episode with its own threshold. {_whole_numbers(report, first)}{frozen}"
             if has_unknown
             else _NO_UNKNOWN,
-            (lambda: _roc(report, heads)) if has_unknown else None,
+            [Panel(f"roc_{kind.name}", f"ROC, {kind.title}", partial(_roc, report, heads, kind)) for kind in _ROCS]
+            if has_unknown
+            else [],
         ),
         Section(
             "scores",
             "Scores of known and unknown queries",
             f"Share of queries by their largest score, {_taken(first.queries.episodes, total)}; each head has its own scale. "
-            "The less the two overlap, the better. The line is one threshold for all episodes: 95% of the known queries are "
-            "right of it, and the unknown queries that are there too are false alarms."
+            "The less the two overlap, the better. The line is one threshold for all episodes: at least 95% of the known queries "
+            "are right of it, and the unknown queries that are there too are false alarms."
             if has_unknown
             else _NO_UNKNOWN,
-            (lambda: _scores({name: heads[name] for name in shown})) if has_unknown else None,
+            [
+                Panel(
+                    f"scores_{number}",
+                    f"scores of known and unknown queries by {name}",
+                    partial(_scores, name, heads[name]),
+                )
+                for number, name in enumerate(shown, start=1)
+            ]
+            if has_unknown
+            else [],
         ),
         Section(
             "base_novel",
@@ -100,7 +129,9 @@ def sections(report: Report, collected: ReportCollector) -> list[Section]:
             + (" Stars: the bias chosen on validation classes." if first.bias is not None else "")
             if has_margins
             else "there are no base classes in the label space (only the generalized protocol has them)",
-            (lambda: _base_novel(heads)) if has_margins else None,
+            [Panel("base_novel", "base accuracy against novel accuracy", lambda: _base_novel(heads))]
+            if has_margins
+            else [],
         ),
         Section(
             "position",
@@ -108,7 +139,7 @@ def sections(report: Report, collected: ReportCollector) -> list[Section]:
             f"Known queries given their own class, by the position in which their class was written, all {total:,} episodes, "
             "with 95% intervals. The order of classes is random, so a line that rises to the right shows a head that forgets "
             "what it wrote first; a flat line shows that the order does not matter.",
-            lambda: _position(heads),
+            [Panel("position", "accuracy by the position in which a class was written", lambda: _position(heads))],
         ),
     ]
 
@@ -164,7 +195,11 @@ def kept_classes_figure(
         style = (
             {**_HEADS["nam"], "marker": "o"}
             if not number
-            else {"color": _OTHER_COLOURS[number], "linestyle": _OTHER_DASHES[number], "marker": _MARKERS[number]}
+            else {
+                "color": _OTHER_COLOURS[number] or _ink(),
+                "linestyle": _OTHER_DASHES[number],
+                "marker": _MARKERS[number],
+            }
         )
         axes.errorbar(
             [100 * row["base"]["mean"] for row in rows],
@@ -177,7 +212,7 @@ def kept_classes_figure(
             **style,
         )
         own = [100 * points[name][side]["mean"] for side in ("base", "new")]
-        axes.plot(*own, marker="*", markersize=17, color=style["color"], markeredgecolor="#000000", linestyle="none")
+        axes.plot(*own, marker="*", markersize=17, color=style["color"], markeredgecolor=_ink(), linestyle="none")
     axes.set(xlabel="base queries right, %", ylabel="new queries right, %")
     figure.suptitle(f"{title}; a star is what the rule does by itself")
     _legend(figure, len(curves))
@@ -186,17 +221,23 @@ def kept_classes_figure(
 
 def shown_heads(report: Report) -> list[str]:
     """Return the one or two heads of figures that show no more: nam or the first head, and cosine or the next one."""
-    names = list(report.results)
-    main = "nam" if "nam" in names else names[0]
-    others = [name for name in names if name != main]
+    main = report.main_head
+    others = [name for name in report.results if name != main]
     return [main, *(["cosine"] if "cosine" in others else others[:1])]
 
 
-def save(draw: Callable[[], Figure], path: str | os.PathLike[str]) -> None:
-    """Draw a figure into a PNG file, whole or not at all. The same figure gives the same bytes in any user style."""
+def save(draw: Callable[[], Figure], path: str | os.PathLike[str], dark: bool = False) -> None:
+    """Draw a figure into a PNG file, whole or not at all. The same figure gives the same bytes in any user style.
+
+    Args:
+        draw: returns the figure.
+        path: the file.
+        dark: light on the dark colour of the page.
+    """
     import matplotlib.style
 
-    with matplotlib.style.context("default"), replacing(Path(path)) as unfinished:
+    style: list[Any] = ["default", "dark_background", _DARK] if dark else ["default"]
+    with matplotlib.style.context(style), replacing(Path(path)) as unfinished:
         draw().savefig(unfinished, format="png", dpi=144, metadata={"Software": None})
 
 
@@ -206,73 +247,98 @@ def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     for i, name in enumerate(name for name in names if name not in _HEADS):
         # Six colours and five dashes make thirty heads that look different.
         found[name] = {
-            "color": _OTHER_COLOURS[i % len(_OTHER_COLOURS)],
+            "color": _OTHER_COLOURS[i % len(_OTHER_COLOURS)] or _ink(),
             "linestyle": _OTHER_DASHES[i % len(_OTHER_DASHES)],
         }
     return {name: {**found[name], "marker": _MARKERS[i % len(_MARKERS)]} for i, name in enumerate(names)}
 
 
-def _roc(report: Report, heads: dict[str, HeadCollector]) -> Figure:
-    figure = _figure(10.5, 5.2)
-    panels = (
-        (
-            "queries: known against unknown",
-            "unknown queries accepted, %",
-            "known queries accepted, %",
-            "open_fpr@95tpr",
-        ),
-        (
-            "every class a detector",
-            "wrong (query, class) pairs accepted, %",
-            "true pairs accepted, %",
-            "class_fpr@95tpr",
-        ),
+class _Roc(NamedTuple):
+    """A kind of ROC curve, and the words of its figure."""
+
+    name: str
+    title: str
+    x: str
+    y: str
+    measure: str
+    frozen: str
+
+
+_ROCS = (
+    _Roc(
+        "queries",
+        "queries: known against unknown",
+        "unknown queries accepted, %",
+        "known queries accepted, %",
+        "open_fpr@95tpr",
+        "tpr:frozen",
+    ),
+    _Roc(
+        "pairs",
+        "every class a detector",
+        "wrong (query, class) pairs accepted, %",
+        "true pairs accepted, %",
+        "class_fpr@95tpr",
+        "class_tpr:frozen",
+    ),
+)
+
+
+def _roc(report: Report, heads: dict[str, HeadCollector], kind: _Roc) -> Figure:
+    figure = _figure(*_PANEL)
+    axes: Axes = figure.subplots()
+    of_queries = kind.name == "queries"
+    for name, style in styles(list(heads)).items():
+        head, found = heads[name], report.results[name]
+        fpr, tpr = roc_points(*(head.queries if of_queries else head.pairs).pooled())
+        line = {key: style[key] for key in ("color", "linestyle")}
+        # Between two scores of known queries only the share of unknown queries changes.
+        axes.plot(100 * fpr, 100 * tpr, drawstyle="steps-post", label=_label(name), linewidth=1.6, **line)
+        _mark(axes, found[kind.measure]["mean"], head.tpr()[not of_queries], "o", style)
+        if f"{kind.measure}:frozen" in found:
+            _mark(axes, found[f"{kind.measure}:frozen"]["mean"], found[kind.frozen]["mean"], "*", style)
+    axes.axhline(95, color="#888888", linewidth=0.8, linestyle=":")
+    # With many classes the false positive rate is small, and all curves would lie on the left edge.
+    end = min(102.0, 200 * max(found[kind.measure]["mean"] for found in report.results.values()) + 2)
+    axes.set(
+        title=f"{kind.title} (o {kind.measure})", xlabel=kind.x, ylabel=kind.y, xlim=(-0.02 * end, end), ylim=(-2, 102)
     )
-    for kind, (axes, (title, x, y, measure)) in enumerate(zip(figure.subplots(1, 2), panels, strict=True)):
-        for name, style in styles(list(heads)).items():
-            head, found = heads[name], report.results[name]
-            fpr, tpr = roc_points(*(head.queries if kind == 0 else head.pairs).pooled())
-            line = {key: style[key] for key in ("color", "linestyle")}
-            # Between two scores of known queries only the share of unknown queries changes.
-            axes.plot(100 * fpr, 100 * tpr, drawstyle="steps-post", label=_label(name), linewidth=1.6, **line)
-            _mark(axes, found[measure]["mean"], head.tpr()[kind], "o", style)
-            if f"{measure}:frozen" in found:
-                accepted = found["tpr:frozen" if kind == 0 else "class_tpr:frozen"]["mean"]
-                _mark(axes, found[f"{measure}:frozen"]["mean"], accepted, "*", style)
-        axes.axhline(95, color="#888888", linewidth=0.8, linestyle=":")
-        # With many classes the false positive rate is small, and all curves would lie on the left edge.
-        end = min(102.0, 200 * max(found[measure]["mean"] for found in report.results.values()) + 2)
-        axes.set(title=f"{title} (o {measure})", xlabel=x, ylabel=y, xlim=(-0.02 * end, end), ylim=(-2, 102))
+    axes.title.set_fontsize(10)
     _legend(figure, len(heads))
     return figure
 
 
-def _scores(heads: dict[str, HeadCollector]) -> Figure:
+def _scores(name: str, head: HeadCollector) -> Figure:
     from matplotlib.colors import to_rgba
 
-    figure = _figure(10.5, 4.2)
-    for axes, (name, head) in zip(figure.subplots(1, len(heads), squeeze=False)[0], heads.items(), strict=True):
-        known, unknown = head.queries.pooled()
-        edges = np.histogram_bin_edges(np.concatenate([known, unknown]), bins=_BINS)
-        for scores, colour, hatch, label in ((known, _KNOWN, "", "known"), (unknown, _UNKNOWN, "////", "unknown")):
-            weights = np.full(len(scores), 100 / len(scores))
-            fill = {"facecolor": to_rgba(colour, 0.3), "edgecolor": colour, "hatch": hatch, "linewidth": 1.6}
-            axes.hist(scores, edges, weights=weights, histtype="stepfilled", label=label, **fill)
-        threshold = float(threshold_at_tpr(torch.from_numpy(known)))
-        accepted = 100 * float((unknown >= threshold).mean())
-        axes.axvline(threshold, color="black", linewidth=1, linestyle="--", label="accepts 95% of the known")
-        axes.set(
-            title=f"{_label(name)}: {accepted:.1f}% of unknown accepted at 95% of known",
-            xlabel=f"largest score of {_label(name)} (its own scale)",
-            ylabel="share of queries per bin, %",
-        )
-        axes.title.set_fontsize(10)
+    figure = _figure(*_PANEL)
+    axes: Axes = figure.subplots()
+    known, unknown = head.queries.pooled()
+    edges = np.histogram_bin_edges(np.concatenate([known, unknown]), bins=_BINS).tolist()
+    for scores, colour, hatch, label in ((known, _KNOWN, "", "known"), (unknown, _UNKNOWN, "////", "unknown")):
+        weights = np.full(len(scores), 100 / len(scores))
+        fill: dict[str, Any] = {
+            "facecolor": to_rgba(colour, 0.3),
+            "edgecolor": colour,
+            "hatch": hatch,
+            "linewidth": 1.6,
+        }
+        axes.hist(scores, edges, weights=weights, histtype="stepfilled", label=label, **fill)
+    threshold = float(threshold_at_tpr(torch.from_numpy(known)))
+    taken, accepted = (100 * float((scores >= threshold).mean()) for scores in (known, unknown))
+    axes.axvline(threshold, color=_ink(), linewidth=1, linestyle="--", label=f"accepts {taken:.1f}% of the known")
+    axes.set(
+        title=f"{_label(name)}: {accepted:.1f}% of unknown accepted at {taken:.1f}% of known",
+        xlabel=f"largest score of {_label(name)} (its own scale)",
+        ylabel="share of queries per bin, %",
+    )
+    axes.title.set_fontsize(10)
     _legend(figure, 3)
     return figure
 
 
 def _base_novel(heads: dict[str, HeadCollector]) -> Figure:
-    figure = _figure(6.8, 5.6)
+    figure = _figure(*_PANEL)
     axes: Axes = figure.subplots()
     for name, style in styles(list(heads)).items():
         margins = heads[name].margins.pooled()
@@ -291,7 +357,7 @@ def _base_novel(heads: dict[str, HeadCollector]) -> Figure:
 def _position(heads: dict[str, HeadCollector]) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(7.5, 4.6)
+    figure = _figure(*_PANEL)
     axes: Axes = figure.subplots()
     for i, (name, style) in enumerate(styles(list(heads)).items()):
         mean, ci95 = heads[name].accuracy_by_position()
@@ -335,6 +401,21 @@ def _legend(figure: Figure, entries: int) -> None:
 def _label(name: str) -> str:
     """Return a head's name so that matplotlib shows it literally: ``$`` would start mathematics, a first ``_`` hide it."""
     return " " * name.startswith("_") + name.replace("$", r"\$")
+
+
+def _ink() -> str:
+    """Return the colour of text in the style that a figure is drawn in."""
+    import matplotlib
+
+    return str(matplotlib.rcParams["text.color"])
+
+
+def _whole_numbers(report: Report, head: HeadCollector) -> str:
+    """Return what the thresholds of the episodes really accept, which is more than 95% where queries are few."""
+    queries, pairs = (f"{100 * share:.1f}%" for share in head.tpr())
+    both = queries if queries == pairs else f"{queries} and {pairs}"
+    count = "" if head.margins.episodes else f" of the {report.config['ways'] * report.config['queries']}"
+    return f"It accepts {both} of the known, not 95%, because it accepts a whole number{count} of an episode."
 
 
 def _taken(kept: int, total: int) -> str:

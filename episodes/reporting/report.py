@@ -98,19 +98,52 @@ class Report:
         config = self.config
         return f"{config['ways']}-way {config['shots']}-shot, {config['protocol']} protocol, {config['episodes']:,} episodes"
 
+    @property
+    def main_head(self) -> str:
+        """The head that the report is about: ``nam`` where it is there, else the first."""
+        return "nam" if "nam" in self.results else next(iter(self.results))
+
     def conclusion(self) -> str | None:
-        """Return one sentence that compares the first head with the reference, or ``None`` without one."""
-        others = [head for head in self.results if head != self.reference]
-        if self.reference is None or not self.columns:
-            return None
-        head, measure = "nam" if "nam" in others else others[0], self.columns[0]
-        ours, theirs = (mean_in_unit(measure, self.results[name][measure]["mean"]) for name in (head, self.reference))
-        difference = self.paired[f"{head}-{self.reference}"][measure]
-        found = {"better": "better", "worse": "worse", "even": "no clear difference"}[verdict(measure, difference)]
-        return (
-            f"{head} has {measure} {ours} and {self.reference} {theirs} ({MEASURES[measure].better} is better): "
-            f"{found}, {in_unit(measure, difference, signed=True)}{' points' if MEASURES[measure].unit == 'share' else ''}"
-        )
+        """Return ``findings`` as one line; ``None`` without any."""
+        return " ".join(self.findings()) or None
+
+    def findings(self) -> list[str]:
+        """Return what was found in two or three sentences, the most important measure first; none without measures."""
+        if not self.columns:
+            return []
+        found, sentences = self.results[self.main_head], [self._first_sentence()]
+        if "wrong_answers@95tpr" in self.columns:
+            wrong = mean_in_unit("wrong_answers@95tpr", found["wrong_answers@95tpr"]["mean"])
+            sentences.append(f"Of all images, known and unknown, {wrong} get a wrong answer from it.")
+        split = ["class_fpr@95tpr:unknown", "class_fpr@95tpr:known"]
+        if set(split) <= set(self.columns):
+            unknown, known = (mean_in_unit(name, found[name]["mean"]) for name in split)
+            sentences.append(
+                f"A detector of one of its classes fires at {unknown} of unknown images and at {known} of images of its other "
+                "classes."
+            )
+        return sentences
+
+    def _first_sentence(self) -> str:
+        head, measure = self.main_head, self.columns[0]
+        value = mean_in_unit(measure, self.results[head][measure]["mean"])
+        said = {
+            "open_fpr@95tpr": f"Where at least 95% of known images are accepted, {head} accepts {value} of unknown ones",
+            "accuracy": f"{head} gives {value} of known images their class",
+        }.get(measure, f"{head} has {measure} {value} ({MEASURES[measure].better} is better)")
+        if self.reference is None or self.reference == head:
+            return f"{said}."
+        pair = f"{head}-{self.reference}"
+        difference = self.paired[pair][measure]
+        points = " points" if MEASURES[measure].unit == "share" else ""
+        kind = verdict(measure, difference)
+        shown = f"{in_unit(measure, difference, signed=True)}{points}"
+        theirs = mean_in_unit(measure, self.results[self.reference][measure]["mean"])
+        line = f"{said}, {self.reference} {theirs}: {'no clear difference' if kind == 'even' else kind}, {shown}."
+        wider = self.over_classes.get(pair, {}).get(measure)
+        if kind != "even" and wider is not None and not math.isnan(wider["ci95"]) and verdict(measure, wider) == "even":
+            line += " With other classes it could be otherwise: the interval over classes includes 0."
+        return line
 
     def facts(self) -> list[tuple[str, str]]:
         """Return what was run, as pairs of a word and a line."""

@@ -5,6 +5,7 @@ import html
 import json
 import re
 import sys
+from collections import Counter
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 from sklearn.metrics import roc_curve
 
 import episodes.reporting.collectors
+import fewshot_nam
 from episodes import EpisodeSampler, FeatureBank, evaluate
 from episodes.cli.main import main
 from episodes.cli.options import command_line, read_options
@@ -25,11 +27,12 @@ from episodes.metrics.measures import threshold_at_tpr
 from episodes.metrics.registry import MEASURES
 from episodes.reporting.collectors import ReportCollector, accuracies_at, bias_curve, roc_points
 from episodes.reporting.formatting import cell, heading
-from episodes.reporting.html_report import _fitted
+from episodes.reporting.html_alarms import _fitted, add_confusions
+from episodes.reporting.html_page import Page
 from episodes.reporting.plots import sections, shown_heads, styles
 from fewshot_nam.heads import CosineHead
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "source"}
 WAYS, SHOTS, QUERIES, OPEN_WAYS, EPISODES = 3, 2, 4, 2, 40
 SHAPE = {"ways": WAYS, "shots": SHOTS, "queries": QUERIES, "open_ways": OPEN_WAYS, "episodes": EPISODES}
 
@@ -63,6 +66,7 @@ class Reader(HTMLParser):
 
     def images(self) -> list[bytes]:
         sources = [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
+        sources += [attributes["srcset"] or "" for tag, attributes in self.tags if tag == "source"]
         assert all(source.startswith("data:image/png;base64,") for source in sources)
         return [base64.b64decode(source.partition(",")[2]) for source in sources]
 
@@ -188,6 +192,40 @@ def test_alarms_may_be_accepted_as_base_classes(collected):
     assert all(0 <= alarm.answer < base.num_classes for alarm in taken)
 
 
+def test_confusions_are_those_of_a_loop(alone):
+    novel, _, seen, drawn, loops = alone
+    accepted: Counter[tuple[int, int]] = Counter()
+    confused: Counter[tuple[int, int]] = Counter()
+    queries: Counter[int] = Counter()
+    for e, (known, unknown) in enumerate(loops):
+        threshold, classes = threshold_at_tpr(known.amax(1)), drawn.classes[e].tolist()
+        for image, scores in zip(drawn.unknown[e].flatten().tolist(), unknown, strict=True):
+            queries[int(novel.labels[image])] += 1
+            if scores.max() >= threshold:
+                accepted[int(novel.labels[image]), classes[int(scores.argmax())]] += 1
+        for way, scores in zip(range(len(known)), known, strict=True):
+            true, answer = classes[way // QUERIES], classes[int(scores.argmax())]
+            confused.update([(true, answer)] if true != answer else [])
+    assert seen.accepted.answers == accepted
+    assert seen.confused.answers == confused
+    assert seen.accepted.queries == queries
+    (true, share, answer, part), *_ = worst = seen.accepted.worst(3)
+    assert [row[1] for row in worst] == sorted((seen.accepted.share(c) for c in range(7)), reverse=True)[:3]
+    of_true = {b: n for (a, b), n in accepted.items() if a == true}
+    assert share == sum(of_true.values()) / queries[true]
+    assert part == of_true[answer] / sum(of_true.values()) == max(of_true.values()) / sum(of_true.values())
+
+
+def test_confusions_with_base_classes_are_told_apart(collected):
+    novel, base, report, seen = collected
+    answers = {answer for _, answer in seen.heads["cosine"].accepted.answers}
+    assert min(answers) >= -base.num_classes
+    assert any(answer < 0 for answer in answers)
+    page = Page(Path())
+    add_confusions(page, report, seen, {"novel": novel, "base": base})
+    assert ", a base class (" in "".join(page.parts)
+
+
 def test_margins_give_the_accuracies_of_the_table(collected):
     _, _, report, seen = collected
     for name, head in seen.heads.items():
@@ -205,7 +243,7 @@ def test_kept_scores_are_bounded_and_the_caption_says_so(alone, monkeypatch):
     assert (head.queries.episodes, head.pairs.episodes) == (4, 1)
     assert np.array_equal(head.queries.pooled()[0], alone[2].queries.pooled()[0][: 4 * WAYS * QUERIES])
     caption = sections(report, seen)[0].caption
-    assert "the first 4 of 40 episodes left, the first 1 of 40 episodes right" in caption
+    assert "the first 4 of 40 episodes in the first, the first 1 of 40 episodes in the second" in caption
 
 
 def run_digits(directory: Path, *more: str) -> str:
@@ -214,7 +252,8 @@ def run_digits(directory: Path, *more: str) -> str:
     return (directory / "index.html").read_text(encoding="utf-8")
 
 
-def test_the_page_has_every_number_and_every_image_and_is_the_same_again(tmp_path, capsys):
+def test_the_page_has_every_number_and_every_image_and_is_the_same_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")
     text = run_digits(tmp_path / "one", "--json", str(tmp_path / "out.json"))
     assert "index.html" in capsys.readouterr().out
     page, result = Reader(text), json.loads((tmp_path / "out.json").read_text())
@@ -227,13 +266,21 @@ def test_the_page_has_every_number_and_every_image_and_is_the_same_again(tmp_pat
     headings = [heading(measure) for measure in order]
     assert any(page.cells[i : i + len(headings)] == headings for i in range(len(page.cells)))
     for absent in ("http:", "https:", "//", "<script", "<link", "@import", "url("):
-        assert absent not in re.sub(r'src="[^"]*"', "", text).replace("<!DOCTYPE", ""), absent
+        assert absent not in re.sub(r'src(set)?="[^"]*"', "", text).replace("<!DOCTYPE", ""), absent
     on_disk = {path.read_bytes() for path in (tmp_path / "one").glob("*.png")}
     assert set(page.images()) == on_disk
     assert len(on_disk) >= 4
+    assert {path.name for path in (tmp_path / "one").glob("*_dark.png")} == {
+        *("roc_queries_dark.png", "roc_pairs_dark.png", "scores_1_dark.png", "scores_2_dark.png", "position_dark.png")
+    }
+    assert text.index('class="verdict"') < text.index("<table") < text.index('id="alarms"') < text.index("<picture")
+    for known in (result["config"]["bank"][key] for key in ("weights_hash", "dataset_fingerprint", "fingerprint")):
+        assert f"<code>{known}</code>" in text
+    assert f"fewshot-nam {fewshot_nam.__version__}" in text
+    assert '<time datetime="2001-09-09">' in text
     assert "prefers-color-scheme: dark" in text
     assert "width=device-width" in text
-    assert "Not here: there are no base classes" in text
+    assert "Base accuracy against novel accuracy: there are no base classes" in text
     assert "fewshot-nam-eval --episodes 20 --heads nam cosine</code>" in text
     again = run_digits(tmp_path / "two", "--json", str(tmp_path / "again.json"))
     assert again == text, "the same seed gives the same page"
@@ -241,9 +288,15 @@ def test_the_page_has_every_number_and_every_image_and_is_the_same_again(tmp_pat
     assert not list((tmp_path / "two").glob(".*"))
 
 
+def test_few_queries_are_said_to_be_few(tmp_path):
+    """95% of 15 queries is all 15: the marks are at 100%, and the page says why."""
+    text = run_digits(tmp_path / "page", "--ways", "3", "--queries", "5")
+    assert "It accepts 100.0% of the known, not 95%, because it accepts a whole number of the 15 of an episode." in text
+
+
 def test_better_and_worse_are_marked(tmp_path):
     text = run_digits(tmp_path / "page", "--heads", "nam", "nam-sequential", "cosine")
-    rows = re.findall(r"<td( class=\w+)?>([^<]*)</td>", text)
+    rows = re.findall(r'<td( class=\w+)?(?: data-label="[^"]*")?>([^<]*)</td>', text)
     assert {kind for kind, value in rows if "+*" in value} == {" class=better"}
     assert {kind for kind, value in rows if "-*" in value} == {" class=worse"}
     assert any(not kind for kind, _ in rows)
@@ -252,8 +305,13 @@ def test_better_and_worse_are_marked(tmp_path):
 def test_a_closed_evaluation_says_what_is_absent_and_why(tmp_path):
     text = run_digits(tmp_path / "page", "--protocol", "closed")
     Reader(text)
-    assert text.count("Not here: the episodes have no unknown queries") == 3
-    assert sorted(path.name for path in (tmp_path / "page").iterdir()) == ["index.html", "position.png"]
+    assert text.count(": the episodes have no unknown queries") == 4
+    assert sorted(path.name for path in (tmp_path / "page").iterdir()) == [
+        "index.html",
+        "position.png",
+        "position_dark.png",
+    ]
+    assert "nam gives" in text.split('class="verdict">')[1].split("</p>")[0]
 
 
 def test_features_without_images_have_figures_but_no_images(tmp_path):
@@ -269,8 +327,8 @@ def test_features_without_images_have_figures_but_no_images(tmp_path):
         "4",
     ]
     text = run_digits(tmp_path / "page", *arguments)
-    assert "Not here: the episodes come from a file of features" in text
-    assert {path.name for path in (tmp_path / "page").glob("*.png")} == {"roc.png", "scores.png", "position.png"}
+    assert "Most confident false alarms of nam: the episodes come from a file of features" in text
+    assert not list((tmp_path / "page").glob("false_alarm_*.png"))
 
 
 @pytest.fixture
@@ -300,10 +358,9 @@ def test_names_are_text_and_rows_find_their_images(strange_photos, tmp_path):
     assert "&lt;script&gt;" in text
     names = [html.escape(path.parent.name) for path in strange_photos.glob("*/0.png")]
     assert any(f"<br>{name}/{i}.png" in text for name in names for i in range(4)), "the files of false alarms are named"
-    assert "<strong>nam has open_fpr@95tpr " in text
     # The first alarm's image is of the class it names, although a skipped file has moved all later rows.
     first = unescape(alarms[0]).removeprefix("an unknown image of ").partition(", accepted as ")[0]
-    drawn = np.asarray(Image.open(tmp_path / "page" / "false_alarm_01.png"))[:, 31:81].astype(int)
+    drawn = np.asarray(Image.open(tmp_path / "page" / "false_alarm_01.png").convert("RGB"))[:, 31:81].astype(int)
     distance = {}
     for path in strange_photos.glob("*/?.png"):
         rgba = Image.open(path)

@@ -117,8 +117,14 @@ def test_stars_are_counted_and_held_against_chance_and_classes():
 )
 def test_one_sentence_says_what_was_found(mean, found):
     paired = {"nam-cosine": {**report().paired["nam-cosine"], "open_fpr@95tpr": {"mean": mean, "ci95": 0.02}}}
-    assert report(paired=paired).conclusion() == (
-        f"nam has open_fpr@95tpr 25.0% and cosine 25.0% (lower is better): {found} ± 2.0 points"
-    )
+    lead = "Where at least 95% of known images are accepted, nam accepts 25.0% of unknown ones"
+    first, *more = report(paired=paired).findings()
+    assert first == f"{lead}, cosine 25.0%: {found} ± 2.0 points."
+    assert report(paired=paired).conclusion() == " ".join([first, *more])
     alone = {"nam": report().results["nam"]}
-    assert report(results=alone, paired={}).conclusion() is None
+    assert report(results=alone, paired={}).findings()[0] == f"{lead}."
+    wide = {"nam-cosine": {"open_fpr@95tpr": {"mean": mean, "ci95": 0.2}}}
+    said = report(paired=paired, over_classes=wide).findings()[0]
+    assert ("With other classes it could be otherwise: the interval over classes includes 0." in said) == (
+        abs(mean) > 0.02
+    )
