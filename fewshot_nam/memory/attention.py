@@ -6,11 +6,12 @@ attention of the NAM-Transformer: every token is written without erase, ``M = su
 length, and there is no denominator. With orthonormal keys, a query equal to key ``s`` reads exactly ``p_w,s v_s`` (Theorem 2).
 
 Departures from the authors' code: padding is left out of the memory, and a zero vector gives no NaN. The following are not in the
-paper: the causal form (``M`` as prefix sums), the scaling by the number of tokens, the short convolution, the output norm, and
-``NAMAttention(erase=True)``, which writes tokens in order by the full rule ``M + p_w v k^T - p_e M k k^T`` and so replaces the
-values of repeated keys. Erase gates up to 2 are those of Grazzi et al., "Unlocking State-Tracking in Linear RNNs Through Negative
-Eigenvalues" (arXiv 2411.12537): without them a memory cannot compute parity. Several writes per token are those of Siems et al.,
-"DeltaProduct: Improving State-Tracking in Linear RNNs via Householder Products" (arXiv 2502.10297): two reflections rotate a plane.
+paper: the causal form (``M`` as prefix sums), the scaling by the number of tokens, the short convolution, the output norm, decay
+(RetNet, arXiv 2307.08621; gated DeltaNet, arXiv 2412.06464), and ``NAMAttention(erase=True)``, which writes tokens in order by the
+full rule ``M + p_w v k^T - p_e M k k^T`` and so replaces the values of repeated keys. Erase gates up to 2 are those of Grazzi et
+al., "Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues" (arXiv 2411.12537): without them a memory cannot compute
+parity. Several writes per token are those of Siems et al., "DeltaProduct: Improving State-Tracking in Linear RNNs via Householder
+Products" (arXiv 2502.10297): two reflections rotate a plane.
 
 Legend: ``B`` sequences, ``T`` queries, ``S`` keys, ``H`` heads, ``D_k`` and ``D_v`` the sizes of a key and a value,
 ``E`` the width of a token.
@@ -34,6 +35,8 @@ from fewshot_nam.memory.validation import check_alike, check_mask, check_max_era
 Scale = float | Literal["1/S", "1/sqrt(S)"] | None
 """A factor of the outputs: None (1), a number, or one over the number of tokens ``S`` in the memory or over its root."""
 
+Decay = Literal["head", "token"] | None
+"""How the memory fades before each write: not (None), by a learned factor of each head, or of each head and token."""
 
 GateKind = Literal["sigmoid", "hard"]
 """How a gate is computed, see ``learned_gate``."""
@@ -156,6 +159,9 @@ class NAMAttention(nn.Module):
         conv_size: the width, in tokens, of a causal convolution of queries, keys and values (``ShortConvolution``). Without it no
             memory network learns associative recall where keys and values are separate tokens; 2 to 4 is usual. Default: none.
         max_erase: the largest erase gate, above 0 and at most 2: ``p_e = max_erase sigmoid(W_e x + b_e)``. Only with ``erase``.
+        decay: multiply the memory by a factor in (0, 1) before each token's write, in order: ``"head"`` learns one factor for each
+            head (RetNet), ``"token"`` one for each head and token, ``sigmoid(W_d x + b_d)`` (with ``erase``: gated DeltaNet). The
+            factors of H heads begin at ``1 - 2^-5`` to ``1 - 2^-(4 + H)``, as in RetNet. Not with ``scale``. Default: none.
         output_norm: normalise the read of each head by its root mean square, with learned weights (``torch.nn.RMSNorm``).
         gate: ``"sigmoid"``, or ``"hard"``: gates that reach their bounds exactly, see ``learned_gate``.
         writes_per_token: ``n``, how many pairs of key and value each token writes, one after another, before it reads. Two
@@ -167,7 +173,7 @@ class NAMAttention(nn.Module):
         dtype: their dtype.
 
     Raises:
-        ValueError: sizes that do not fit, an unknown backend, or a scale with ``erase``.
+        ValueError: sizes that do not fit, an unknown backend or decay, or a scale with ``erase`` or ``decay``.
 
     Example:
         >>> attention = NAMAttention(embed_dim=16, num_heads=4, erase=True, batch_first=True)
@@ -189,6 +195,7 @@ class NAMAttention(nn.Module):
         scale: Scale = None,
         conv_size: int | None = None,
         max_erase: float = 1.0,
+        decay: Decay = None,
         output_norm: bool = False,
         gate: GateKind = "sigmoid",
         writes_per_token: int = 1,
@@ -206,6 +213,10 @@ class NAMAttention(nn.Module):
         _check_scale("NAMAttention", scale)
         if erase and scale is not None:
             raise ValueError(f"NAMAttention: scale belongs to erase=False, got scale={scale!r} with erase=True")
+        if decay not in (None, "head", "token"):
+            raise ValueError(f'NAMAttention: decay must be None, "head" or "token", got {decay!r}')
+        if decay is not None and scale is not None:
+            raise ValueError(f"NAMAttention: scale belongs to decay=None, got scale={scale!r} with decay={decay!r}")
         if backend not in BACKENDS:
             raise ValueError(f"NAMAttention: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         check_conv_size("NAMAttention", conv_size)
@@ -231,6 +242,9 @@ class NAMAttention(nn.Module):
         self.in_proj = nn.Linear(embed_dim, vectors * embed_dim, bias, device, dtype)
         per_head = num_heads * (gates + writes_per_token * (gates + erase))
         self.gate_proj = nn.Linear(embed_dim, per_head, bias, device, dtype) if per_head else None
+        self.decay = decay
+        self.decay_bias = None if decay is None else nn.Parameter(torch.empty(num_heads, device=device, dtype=dtype))
+        self.decay_proj = nn.Linear(embed_dim, num_heads, False, device, dtype) if decay == "token" else None
         self.conv = None
         if conv_size is not None:
             self.conv = ShortConvolution(vectors * embed_dim, conv_size, device=device, dtype=dtype)
@@ -247,6 +261,12 @@ class NAMAttention(nn.Module):
         for part in (self.in_proj, self.gate_proj, self.out_proj):
             if part is not None and part.bias is not None:
                 nn.init.zeros_(part.bias)
+        if self.decay_bias is not None:
+            forgotten = 2.0 ** -(5 + torch.arange(self.num_heads, dtype=torch.float64))
+            with torch.no_grad():
+                self.decay_bias.copy_(torch.logit(1 - forgotten, eps=1e-9))
+        if self.decay_proj is not None:
+            nn.init.xavier_uniform_(self.decay_proj.weight)
         for module in (self.conv, self.output_norm):
             if module is not None:
                 module.reset_parameters()
@@ -320,11 +340,12 @@ class NAMAttention(nn.Module):
         if self.conv is not None and recent is not None:
             projected, recent = self.conv.step(projected, recent)
         q, k, v, p_read, p_write, p_erase = self._split(projected, x)
-        outputs, memory = q, state.memory
+        outputs, memory, kept = q, state.memory, self._kept(x)
         for i in range(self.writes_per_token):
             now_write = None if p_write is None else p_write[:, i]
             now_erase = 0.0 if p_erase is None else p_erase[:, i]
-            outputs, memory = memory_step(memory, q, k[:, i], v[:, i], p_read, now_write, now_erase)
+            now_kept = kept if i == 0 else None
+            outputs, memory = memory_step(memory, q, k[:, i], v[:, i], p_read, now_write, now_erase, decay=now_kept)
         tokens = state.tokens + 1
         outputs = _scaled(outputs.unsqueeze(1), self.scale, tokens.unsqueeze(1)).squeeze(1)
         return self._join(outputs), _state(memory, tokens, recent)
@@ -337,6 +358,7 @@ class NAMAttention(nn.Module):
             + (f", max_erase={self.max_erase}" if self.max_erase != 1 else "")
             + (f", gate={self.gate}" if self.gate != "sigmoid" else "")
             + (f", writes_per_token={self.writes_per_token}" if self.writes_per_token != 1 else "")
+            + (f", decay={self.decay}" if self.decay is not None else "")
         )
 
     def _batch_first(self, where: str, x: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -352,18 +374,23 @@ class NAMAttention(nn.Module):
         if self.conv is not None:
             projected, recent = self.conv(projected, recent, mask)
         q, k, v, p_read, p_write, p_erase = self._split(projected, x)
+        kept = self._kept(x)
         k, v = k.flatten(1, 2), v.flatten(1, 2)
         p_write, p_erase = (None if gate is None else gate.flatten(1, 2) for gate in (p_write, p_erase))
-        if p_erase is None:
+        if p_erase is None and kept is None:
             outputs, memory = outer_product_attention(
                 q, k, v, p_read, p_write, mask=mask, causal=causal, initial_memory=state.memory, backend=self.backend
             )
         else:
             # To the scan every write is a token of its own; what counts is read after the last one of a token.
             writes = self.writes_per_token
+            if kept is not None and writes > 1:  # the memory fades before the first write of a token
+                later = torch.ones_like(kept).unsqueeze(2).expand(-1, -1, writes - 1, -1)
+                kept = torch.cat([kept.unsqueeze(2), later], dim=2).flatten(1, 2)
             outputs, memory = memory_scan(
                 *(_repeated(q, writes), k, v),
-                *(_repeated(p_read, writes), p_write, p_erase),
+                *(_repeated(p_read, writes), p_write, 0.0 if p_erase is None else p_erase),
+                decay=kept,
                 initial_memory=state.memory,
                 mask=_repeated(mask, writes),
                 backend=self.backend,
@@ -409,6 +436,15 @@ class NAMAttention(nn.Module):
             if self.erase:
                 p_erase = found * self.max_erase
         return q, k, v, p_read, p_write, p_erase
+
+    def _kept(self, x: Tensor) -> Tensor | None:
+        """Return the factors ``(..., H)`` of the memory before the writes of tokens ``(..., E)``, or None for 1."""
+        if self.decay_bias is None:
+            return None
+        logits = self.decay_bias.to(_working_dtype(self.decay_bias))
+        if self.decay_proj is None:
+            return logits.sigmoid().expand(*x.shape[:-1], self.num_heads)
+        return (self.decay_proj(x).to(logits.dtype) + logits).sigmoid()
 
     def _join(self, outputs: Tensor) -> Tensor:
         """Return the heads' outputs ``(..., H, D)`` as one ``(..., E)``."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewshot_nam.memory.attention import AttentionState, NAMAttention, Scale, outer_product_attention
+from fewshot_nam.memory.attention import AttentionState, Decay, NAMAttention, Scale, outer_product_attention
 from fewshot_nam.memory.padding import check_tokens, without_padding
 from fewshot_nam.memory.primitives import unit
 from fewshot_nam.memory.scan.scan import BACKENDS, memory_scan
@@ -209,6 +209,7 @@ class NAMTransformerDecoderLayer(nn.Module):
         scale: a factor of the reads of self-attention.
         conv_size: width of a short causal convolution in self-attention.
         max_erase: the largest erase gate, up to 2.
+        decay: how the memory of self-attention fades, see ``NAMAttention``.
         output_norm: normalise the reads of each head.
         backend: how sequences are scanned, see ``memory_scan``.
 
@@ -240,6 +241,7 @@ class NAMTransformerDecoderLayer(nn.Module):
         scale: Scale = None,
         conv_size: int | None = None,
         max_erase: float = 1.0,
+        decay: Decay = None,
         output_norm: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -259,6 +261,7 @@ class NAMTransformerDecoderLayer(nn.Module):
             scale=scale,
             conv_size=conv_size,
             max_erase=max_erase,
+            decay=decay,
             output_norm=output_norm,
             backend=backend,
             bias=bias,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fewshot_nam.memory.attention import AttentionState
+from fewshot_nam.memory.attention import AttentionState, Decay
 from fewshot_nam.memory.transformer import NAMTransformerEncoder, NAMTransformerEncoderLayer
 
 LanguageModelState = tuple[AttentionState, ...]
@@ -36,6 +36,7 @@ class NAMLanguageModel(nn.Module):
         gates: learn read and write probabilities.
         conv_size: width of the short convolution of queries, keys and values; None for none.
         max_erase: the largest erase gate, up to 2.
+        decay: ``"head"`` or ``"token"``: how the memory fades, see ``NAMAttention``.
         output_norm: normalise the reads of each head.
         tie_weights: score tokens by the transposed embedding.
         backend: how sequences are scanned, see ``memory_scan``.
@@ -67,6 +68,7 @@ class NAMLanguageModel(nn.Module):
         gates: bool = False,
         conv_size: int | None = 4,
         max_erase: float = 1.0,
+        decay: Decay = None,
         output_norm: bool = True,
         tie_weights: bool = True,
         backend: str = "auto",
@@ -96,6 +98,7 @@ class NAMLanguageModel(nn.Module):
                 gates=gates,
                 conv_size=conv_size,
                 max_erase=max_erase,
+                decay=decay,
                 output_norm=output_norm,
                 backend=backend,
             )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewshot_nam.memory.attention import AttentionState, GateKind, NAMAttention, Scale
+from fewshot_nam.memory.attention import AttentionState, Decay, GateKind, NAMAttention, Scale
 from fewshot_nam.memory.padding import check_tokens, without_padding
 
 _State = TypeVar("_State")
@@ -53,6 +53,7 @@ class NAMTransformerEncoderLayer(nn.Module):
         scale: a factor of the reads, see ``NAMAttention``.
         conv_size: width of a short causal convolution, see ``NAMAttention``.
         max_erase: the largest erase gate, up to 2, see ``NAMAttention``.
+        decay: ``"head"`` or ``"token"``: learned factors by which the memory fades, see ``NAMAttention``.
         output_norm: normalise the reads of each head, see ``NAMAttention``.
         gate: ``"sigmoid"``, or ``"hard"`` for gates that reach their bounds, see ``NAMAttention``.
         writes_per_token: pairs that each token writes, see ``NAMAttention``.
@@ -88,6 +89,7 @@ class NAMTransformerEncoderLayer(nn.Module):
         scale: Scale = None,
         conv_size: int | None = None,
         max_erase: float = 1.0,
+        decay: Decay = None,
         output_norm: bool = False,
         gate: GateKind = "sigmoid",
         writes_per_token: int = 1,
@@ -109,6 +111,7 @@ class NAMTransformerEncoderLayer(nn.Module):
             scale=scale,
             conv_size=conv_size,
             max_erase=max_erase,
+            decay=decay,
             output_norm=output_norm,
             gate=gate,
             writes_per_token=writes_per_token,

@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from fewshot_nam.memory.scan.chunk import Tokens
+from fewshot_nam.memory.scan.decay import AnyTokens
 
 
 def lengths_of(cu_seqlens: Tensor | Sequence[int], batch: int, tokens: int) -> list[int]:
@@ -36,7 +36,7 @@ def lengths_of(cu_seqlens: Tensor | Sequence[int], batch: int, tokens: int) -> l
 
 
 def scan_each(
-    scan: Callable[[Tokens, Tensor], tuple[Tensor, Tensor]], packed: Tokens, memory: Tensor, lengths: list[int]
+    scan: Callable[[AnyTokens, Tensor], tuple[Tensor, Tensor]], packed: AnyTokens, memory: Tensor, lengths: list[int]
 ) -> tuple[Tensor, Tensor]:
     """Return reads ``(1, T, H, D_v)`` and last memories ``(N, H, D_v, D_k)`` of N sequences packed into one.
 

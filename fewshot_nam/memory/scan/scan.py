@@ -2,7 +2,7 @@
 
 At each step, per head, ``M_t = WR(M_(t-1), k_t, v_t, p_w, p_e)``, then ``o_t = RD(M_t, q_t, p_r)`` (Nam and Seo, "Neural Attention
 Memory", arXiv 2302.09422). ``p_erase = 0`` is causal linear attention, ``p_write = p_erase`` the delta rule; the two gates are
-separate here, and gates of 0 and 1 are exact.
+separate here, and gates of 0 and 1 are exact. With ``decay`` the memory is ``d_t M_(t-1)`` before the write.
 
 Backends, which agree up to rounding (``tests/fewshot_nam/memory/test_scan.py`` compares each with the loop in float64):
 
@@ -13,6 +13,8 @@ Backends, which agree up to rounding (``tests/fewshot_nam/memory/test_scan.py`` 
 - ``"chunk-autograd"``: the same forward, differentiated by torch, for second derivatives and ``torch.func``;
 - ``"cuda"``: the kernels of flash-linear-attention if installed, else ``"chunk"`` on the GPU, with a warning;
 - ``"auto"``: the choice of ``choose_backend``, which is logged once (logger "fewshot_nam.memory", level info).
+
+With ``decay`` all but the loop are one chunk form that torch differentiates (``decay.py``).
 
 Accuracy, tested to 4,096 tokens: in float32, reads and memory are within 2e-6 of float64 relative to the largest entry and
 gradients within 5e-6, also with repeated and near-parallel keys. Rounding grows slowly with the length, in the loop as well: 5e-6
@@ -36,6 +38,7 @@ from torch import Tensor
 from fewshot_nam.memory.primitives import Gate, read, write
 from fewshot_nam.memory.scan.chunk import Tokens, scan_by_autograd, scan_by_segments
 from fewshot_nam.memory.scan.cuda import scan_by_kernels, why_no_kernels
+from fewshot_nam.memory.scan.decay import AnyTokens, DecayedTokens, scan_with_decay
 from fewshot_nam.memory.scan.packed import lengths_of, scan_each
 from fewshot_nam.memory.torch_modes import full_precision, needs_plain_autograd
 from fewshot_nam.memory.validation import check_alike, check_mask, check_tensor
@@ -52,6 +55,7 @@ def memory_scan(
     p_write: Gate | None = None,
     p_erase: Gate | None = None,
     *,
+    decay: Gate | None = None,
     initial_memory: Tensor | None = None,
     mask: Tensor | None = None,
     cu_seqlens: Tensor | Sequence[int] | None = None,
@@ -60,8 +64,9 @@ def memory_scan(
 ) -> tuple[Tensor, Tensor]:
     """Return the reads of all tokens, ``(B, T, H, D_v)``, and the memory after the last token, ``(B, H, D_v, D_k)``.
 
-    At each token ``M <- M + p_w v k^T - p_e M k k^T``, then ``o = p_r M q``. Keys and queries are neither normalised nor scaled
-    (unlike in attention, there is no ``1 / sqrt(D_k)``). With unit keys and ``p_erase`` in [0, 2], erasing makes no row longer.
+    At each token ``M <- M + p_w v k^T - p_e M k k^T``, then ``o = p_r M q``; with ``decay``, ``M <- d M`` comes first. Keys and
+    queries are neither normalised nor scaled (unlike in attention, there is no ``1 / sqrt(D_k)``). With unit keys and ``p_erase``
+    in [0, 2], erasing makes no row longer.
 
     Args:
         q: queries ``(B, T, H, D_k)``; float32, float64, bfloat16 or float16. T may be 0.
@@ -70,6 +75,8 @@ def memory_scan(
         p_read: read probability: ``(B, T, H)``, a float, or None for 1.
         p_write: write probability, likewise.
         p_erase: erase probability, likewise. The float 0.0 saves a triangular solve.
+        decay: the factor in [0, 1] by which the memory is multiplied before each write, likewise: 1 forgets nothing, 0 all. For one
+            factor for each head, expand it to ``(B, T, H)``.
         initial_memory: ``(B, H, D_v, D_k)``; None is an empty memory (zeros).
         mask: ``(B, T)`` bool, True where there is a token. Elsewhere nothing is written and 0 is read, whatever the inputs are.
         cu_seqlens: N + 1 boundaries, from 0 to T, of N sequences packed one after another into B = 1 (as in flash-attention).
@@ -111,16 +118,19 @@ def memory_scan(
     sequences = batch if lengths is None else len(lengths)
     if initial_memory is not None:
         check_tensor("memory_scan", "initial_memory", initial_memory, (sequences, heads, v.shape[-1], width))
-    gates = _check_gates("memory_scan", (batch, length, heads), p_read=p_read, p_write=p_write, p_erase=p_erase)
+    gates = _check_gates(
+        "memory_scan", (batch, length, heads), p_read=p_read, p_write=p_write, p_erase=p_erase, decay=decay
+    )
     check_alike("memory_scan", dtype=False, q=q, k=k, v=v, **gates, initial_memory=initial_memory, mask=mask)
 
     chosen = choose_backend(q, v) if backend == "auto" else backend
     if chosen == "cuda" and q.device.type != "cuda":
         raise ValueError(f"memory_scan: backend 'cuda' needs tensors on a CUDA device, got {q.device}")
-    if backend == "cuda" and (obstacle := why_no_kernels(q, v)):
+    obstacle = why_no_kernels(q, v) if decay is None else "its kernels are not used with decay"
+    if backend == "cuda" and obstacle:
         warnings.warn(f"memory_scan: backend 'cuda' runs the chunk form: {obstacle}", stacklevel=2)
     dtype = torch.promote_types(v.dtype, torch.float32)
-    tokens = Tokens(
+    plain = Tokens(
         q,
         k,
         v,
@@ -128,6 +138,7 @@ def memory_scan(
         _gate(p_write, v),
         None if isinstance(p_erase, (int, float)) and p_erase == 0 else _gate(p_erase, v),
     )
+    tokens: AnyTokens = plain if decay is None else DecayedTokens(plain, 1 - _gate(decay, v))
     if mask is not None:
         absent = ~mask[..., None, None]
         # All of them, since padding may hold NaN, and 0 times NaN is NaN. A query of 0 reads 0.
@@ -150,6 +161,8 @@ def memory_step(
     p_read: Gate | None = None,
     p_write: Gate | None = None,
     p_erase: Gate | None = None,
+    *,
+    decay: Gate | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the read of one token after its write, ``(..., H, D_v)``, and the new memory: one step of ``memory_scan``.
 
@@ -164,6 +177,7 @@ def memory_step(
         p_read: read probability: ``(..., H)``, a float, or None for 1.
         p_write: write probability, likewise.
         p_erase: erase probability, likewise.
+        decay: the factor of the memory before the write, likewise.
 
     Returns:
         The read in the dtype of ``v``; the memory in float32 at least.
@@ -184,16 +198,19 @@ def memory_step(
     check_tensor("memory_step", "q", q, (*lead, width_k))
     check_tensor("memory_step", "k", k, (*lead, width_k))
     check_tensor("memory_step", "v", v, (*lead, width_v))
-    gates = _check_gates("memory_step", lead, p_read=p_read, p_write=p_write, p_erase=p_erase)
+    gates = _check_gates("memory_step", lead, p_read=p_read, p_write=p_write, p_erase=p_erase, decay=decay)
     check_alike("memory_step", q=q, k=k, v=v)
     check_alike("memory_step", dtype=False, v=v, memory=memory, **gates)
     dtype = torch.promote_types(v.dtype, torch.float32)
-    r, w, e = (
+    r, w, e, d = (
         1.0 if gate is None else gate.to(dtype) if isinstance(gate, Tensor) else gate
-        for gate in (p_read, p_write, p_erase)
+        for gate in (p_read, p_write, p_erase, decay)
     )
     with full_precision(v.device):
-        memory = write(memory.to(dtype), k.to(dtype), v.to(dtype), w, e)
+        memory = memory.to(dtype)
+        if decay is not None:
+            memory = memory * (d[..., None, None] if isinstance(d, Tensor) else d)
+        memory = write(memory, k.to(dtype), v.to(dtype), w, e)
         return read(memory, q.to(dtype), r).to(v.dtype), memory
 
 
@@ -228,34 +245,37 @@ def _log_once(chosen: str, why: str) -> None:
 
 
 def _scan(
-    tokens: Tokens, memory: Tensor, lengths: list[int] | None, chunk_size: int | None, backend: str
+    tokens: AnyTokens, memory: Tensor, lengths: list[int] | None, chunk_size: int | None, backend: str
 ) -> tuple[Tensor, Tensor]:
     """Run ``backend`` on checked arguments, packed sequences (``lengths``) one by one."""
-    if backend == "cuda" and why_no_kernels(tokens.q, tokens.v) is None:
+    if backend == "cuda" and isinstance(tokens, Tokens) and why_no_kernels(tokens.q, tokens.v) is None:
         return scan_by_kernels(tokens, memory, lengths)
-    tokens = tokens.each(lambda x: x.to(memory.dtype))
     chunk = chunk_size or (32 if memory.device.type == "cpu" else 64)
 
-    def scan(tokens: Tokens, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def scan(tokens: AnyTokens, memory: Tensor) -> tuple[Tensor, Tensor]:
         if backend == "loop":
             return _loop(tokens, memory)
-        if tokens.k.shape[1] == 0:
-            return tokens.v.clone(), memory.clone()
+        plain = tokens.tokens if isinstance(tokens, DecayedTokens) else tokens
+        if plain.k.shape[1] == 0:
+            return plain.v.clone(), memory.clone()
+        if isinstance(tokens, DecayedTokens):
+            return scan_with_decay(tokens, memory, chunk)
         return (scan_by_autograd if backend == "chunk-autograd" else scan_by_segments)(tokens, memory, chunk)
 
+    tokens = tokens.each(lambda x: x.to(memory.dtype))
     return scan(tokens, memory) if lengths is None else scan_each(scan, tokens, memory, lengths)
 
 
-def _loop(tokens: Tokens, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Write, then read, token by token: the reference."""
-    q, k, v, r, w, e = tokens
+def _loop(tokens: AnyTokens, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """Forget, write, then read, token by token: the reference."""
+    (q, k, v, r, w, e), f = tokens if isinstance(tokens, DecayedTokens) else (tokens, None)
     r = torch.ones_like(w) if r is None else r
-    e = torch.zeros_like(w) if e is None else e
+    e, f = (torch.zeros_like(w) if gate is None else gate for gate in (e, f))
     reads = []
     # unbind, not x[:, t]: the backward of each x[:, t] fills a whole sequence with zeros, so that the cost grows with T squared.
-    steps = (x.unbind(1) for x in (q, k, v, r[..., 0], w[..., 0], e[..., 0]))
-    for q_t, k_t, v_t, r_t, w_t, e_t in zip(*steps, strict=True):
-        memory = write(memory, k_t, v_t, w_t, e_t)
+    steps = (x.unbind(1) for x in (q, k, v, r[..., 0], w[..., 0], e[..., 0], 1 - f))
+    for q_t, k_t, v_t, r_t, w_t, e_t, d_t in zip(*steps, strict=True):
+        memory = write(d_t.unsqueeze(-1) * memory, k_t, v_t, w_t, e_t)
         reads.append(read(memory, q_t, r_t))
     return (torch.stack(reads, dim=1) if reads else v.clone()), memory
 
