@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PLAN = Path("results/sequences/plan.yaml")
+_PLOTTED_LENGTH = 16  # of the sequence over which heads are drawn, longer than those of training on digits
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,7 +78,8 @@ def _run(options: argparse.Namespace) -> None:
         with replacing(out / f"{name}.md") as unfinished:
             unfinished.write_text(table(experiment, records), encoding="utf-8")
         if len(experiment.lengths) > 1:
-            trained = tasks.create(experiment.task or name).splits["train"].lengths
+            given = records[0].settings["lengths"]
+            trained = tasks.create(experiment.task or name).splits["train"].lengths if given is None else given
             longest = trained if isinstance(trained, int) else trained[1]
             plot_lengths(experiment, records, longest).savefig(out / f"{name}.png", dpi=100)
         print(f"{out / name}.md")
@@ -93,7 +95,7 @@ def _run(options: argparse.Namespace) -> None:
         print(place)
         model, task = load_trained(place)
         if isinstance(model, TuringModel):
-            plot_heads(model, task, 10).savefig(out / f"{name}-{label}-heads.png", dpi=60)
+            plot_heads(model, task, _PLOTTED_LENGTH).savefig(out / f"{name}-{label}-heads.png", dpi=60)
 
 
 def _say_at_once(line: str) -> None:

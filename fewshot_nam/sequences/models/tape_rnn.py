@@ -45,7 +45,7 @@ class TapeRNNModel(SequenceModel):
         self.cell, self.tape_length = cell, tape_length
         self.blank = task.vocabulary.index(blank) if blank in task.vocabulary else None
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, asked: Tensor | None = None) -> Tensor:
         """Return logits, see ``SequenceModel``; the length of the input is where its first blank stands."""
         if self.input_size is not None:
             asks, present = inputs[..., -2] == 1, inputs[..., -1] == 0
@@ -54,7 +54,7 @@ class TapeRNNModel(SequenceModel):
             present = inputs != self.pad
         ends = torch.where(asks.any(dim=1), asks.long().argmax(dim=1), present.sum(dim=1))
         self._jump = ends.clamp_min(1)
-        return super().forward(inputs)
+        return super().forward(inputs, asked)
 
     def _encode(self, x: Tensor, mask: Tensor) -> Tensor:
         batch, steps, width = x.shape

@@ -114,6 +114,13 @@ def test_what_does_not_fit_is_refused(task):
         models.create("transformer", task, "tiny", longest=8)(torch.zeros(1, 9, dtype=torch.long))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_are_the_same_where_they_are_asked_for(name, task):
+    model = build(name, task).eval()
+    batch = task.sample(3, seeded(), 4)
+    torch.testing.assert_close(model(batch.inputs, batch.mask)[batch.mask], model(batch.inputs)[batch.mask])
+
+
 def test_machines_of_nam_tm_have_controllers_of_their_own(task):
     mixed = models.create("nam-tm", task, "tiny", controller=["lstm", "mlp"])
     kinds = [type(machine.controller).__name__ for machine in mixed.machines]
