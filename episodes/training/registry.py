@@ -25,3 +25,22 @@ for _algorithm, _summary in META_LEARNED.items():
             train="episodes.training.meta_learning:meta_train",
         )
     )
+
+_EPISODIC = {
+    "feat": ("feat:FEATHead", "FEAT: prototypes adapted to one another by a trained attention"),
+    "relation": (
+        "relation:RelationHead",
+        "Relation Network: a small trained network scores pairs of prototype and query",
+    ),
+}
+for _name, (_build, _summary) in _EPISODIC.items():
+    register(
+        HeadSpec(
+            _name,
+            f"episodes.training.{_build}",
+            _summary,
+            needs="prototypes",
+            uses_base=True,
+            train="episodes.training.episodic:train_on_episodes",
+        )
+    )
