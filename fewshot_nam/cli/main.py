@@ -220,6 +220,12 @@ def _export(options: argparse.Namespace) -> Answer:
     return {"memory": options.memory, "onnx": str(path), "classes": model.classes}, lines
 
 
+def _page(options: argparse.Namespace) -> Answer:
+    from fewshot_nam.cli import page
+
+    return page.run(options, DEFAULT_BACKBONE)
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace], Answer | None]] = {
     "learn": _learn,
     "predict": _predict,
@@ -227,6 +233,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], Answer | None]] = {
     "inspect": _inspect,
     "calibrate": _calibrate,
     "export": _export,
+    "page": _page,
 }
 
 

@@ -6,6 +6,7 @@ import argparse
 from typing import Any, NoReturn
 
 from fewshot_nam import __version__
+from fewshot_nam.cli import page as page_options
 from fewshot_nam.heads import registry
 from fewshot_nam.io.yaml_input import load_yaml, shown
 from fewshot_nam.vision.libraries import names
@@ -30,6 +31,7 @@ examples:
   fewshot-nam forget cup --memory shop.safetensors
   fewshot-nam inspect --memory shop.safetensors
   fewshot-nam export shop.onnx --memory shop.safetensors
+  fewshot-nam page shop.safetensors                                            (the same in a browser)
 """
 
 
@@ -139,6 +141,10 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("onnx", metavar="FILE", help="the ONNX file; an existing one is replaced")
     _memory(export)
     _machine(export)
+
+    page_options.add_options(
+        _command(commands, "page", "teach and ask in a browser: by camera, images or folders"), DEFAULT_BACKBONE
+    )
     return made
 
 

@@ -1,0 +1,737 @@
+"""One memory while it is taught: learn, ask, forget, undo, calibrate, measure, save and export; the logic of the teaching page.
+
+Nothing here knows the web library. Any number of threads may use one session: a change takes a lock, an answer does not wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import tempfile
+import threading
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fewshot_nam.heads import Head, Label
+from fewshot_nam.heads.duplicates import distinct, first_equal
+from fewshot_nam.io.image_folders import EXTENSIONS, directories, images_by_class
+from fewshot_nam.io.image_io import UnreadableImage, read_image
+from fewshot_nam.vision.image_transform import TransformFailed, transformed
+from fewshot_nam.vision.memory_files import exclusive, new_model, open_model
+from fewshot_nam.vision.model import NAMModel
+from fewshot_nam.vision.saving import save_head
+
+MOST_IMAGES = 2000  # at a time
+LONGEST_NAME = 100  # characters in the name of a class
+_UNDO_STEPS = 20
+_THUMBNAILS = 12  # kept for each class
+_THUMBNAIL_SIZE = 96
+_RIVAL_SCORES = 20_000_000  # scores computed for the rivals of all classes; above this they are left out
+_SMALLEST_SHARE = 0.0001
+
+GivenImage: TypeAlias = "Image.Image | str | Path"
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the number of images that are done, and of all."""
+
+
+class Learned(NamedTuple):
+    """What was learned.
+
+    Attributes:
+        counts: the number of images, by class.
+        repeated: images left out because they were learned before.
+        skipped: for each image that could not be read, why.
+        warnings: of the threshold, where one is set: what these classes do to it.
+    """
+
+    counts: dict[str, int]
+    repeated: int
+    skipped: list[str]
+    warnings: list[str]
+
+
+class Answer(NamedTuple):
+    """The answer to one image.
+
+    Attributes:
+        label: the class; ``None`` where the image is refused as unknown.
+        best: the class with the largest score.
+        score: the largest score.
+        threshold: an image is accepted from this score on; ``None`` where nothing is refused.
+        ranking: the five best classes with their scores.
+        seconds: what it took, backbone included.
+    """
+
+    label: Label | None
+    best: Label
+    score: float
+    threshold: float | None
+    ranking: list[tuple[Label, float]]
+    seconds: float
+
+
+class ClassView(NamedTuple):
+    """One known class.
+
+    Attributes:
+        label: its name.
+        images: how many images it was learned from; 0 for a class that was known beforehand.
+        thumbnails: JPEG bytes of images learned in this session.
+        rival: the other class that its images score highest for on average; ``None`` with one class.
+        rival_score: that average.
+        accepted_as_rival: whether that average reaches the threshold.
+    """
+
+    label: Label
+    images: int
+    thumbnails: list[bytes]
+    rival: Label | None
+    rival_score: float
+    accepted_as_rival: bool
+
+
+class Promise(NamedTuple):
+    """What a calibration promises, and what it costs.
+
+    Attributes:
+        target: the largest share of unknown images to accept.
+        threshold: an image is accepted from this score on.
+        bound: at most this share of unknown images like those given is accepted, on average over calibrations.
+        bound_95: at most this share in 95% of calibrations; ``None`` where it is not known.
+        unknowns: how many different images it rests on.
+        unknowns_accepted: the share of these images that is accepted.
+        known_accepted: the share of learned images that is accepted by a memory that learned the others; ``None`` where every
+            class has one image.
+        known_images: how many learned images this was measured on.
+        warnings: of the calibration.
+    """
+
+    target: float
+    threshold: float
+    bound: float
+    bound_95: float | None
+    unknowns: int
+    unknowns_accepted: float
+    known_accepted: float | None
+    known_images: int
+    warnings: list[str]
+
+
+class Check(NamedTuple):
+    """The answers to images whose classes are known.
+
+    Attributes:
+        known, unknown, base: the largest score of each image of that kind.
+        threshold: as in ``Answer``.
+        confusions: how often images of a class (``None``: of no class that is known) got an answer (``None``: "unknown").
+        skipped: for each image that could not be read, why.
+    """
+
+    known: list[float]
+    unknown: list[float]
+    base: list[float]
+    threshold: float | None
+    confusions: dict[tuple[str | None, str | None], int]
+    skipped: list[str]
+
+
+class Features(NamedTuple):
+    """Features of images that could be read.
+
+    Attributes:
+        values: ``(n, D)``.
+        kept: the positions of these images among those given.
+        thumbnails: JPEG bytes of each.
+        skipped: for each other image, why.
+    """
+
+    values: Tensor
+    kept: list[int]
+    thumbnails: list[bytes]
+    skipped: list[str]
+
+
+class _Before(NamedTuple):
+    """The session before a change, for undo."""
+
+    what: str
+    head: Head
+    thumbnails: dict[Label, list[bytes]]
+    unknown: Tensor
+
+
+class TeachingSession:
+    """A model, its file, and what happened to them since they were opened.
+
+    Args:
+        model: what is taught. It belongs to the session from then on.
+        path: where ``save`` writes; ``None`` for a memory without a file.
+        notes: of the memory's file.
+
+    Attributes:
+        model: as given.
+        path: as given.
+        version: a number that grows with every change.
+        saved: whether the file holds what the session knows.
+
+    Example:
+        >>> from PIL import Image
+        >>> session = TeachingSession.open(backbone="conv4")
+        >>> session.learn([Image.new("L", (28, 28), "black")], "black").counts
+        {'black': 1}
+        >>> session.answer(Image.new("L", (28, 28), "black")).label
+        'black'
+        >>> session.forget("black")
+        >>> session.undo()
+        "forget 'black'"
+        >>> session.classes()[0].label
+        'black'
+    """
+
+    def __init__(self, model: NAMModel, path: Path | None = None, notes: dict[str, Any] | None = None) -> None:
+        self.model, self.path, self.notes = model, path, dict(notes or {})
+        self.version = 0
+        self.saved = path is not None and path.exists()
+        self._lock = threading.RLock()
+        self._undo: deque[_Before] = deque(maxlen=_UNDO_STEPS)
+        self._thumbnails: dict[Label, list[bytes]] = {}
+        self._unknown = model.head.unknowns.detach().cpu()
+        self._file = _identity(path)
+        self._views: tuple[int, list[ClassView], tuple[float, float]] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        memory: str | Path | None = None,
+        *,
+        backbone: str | None = None,
+        weights: str | None = None,
+        device: str = "cpu",
+        default_backbone: str = "conv4",
+    ) -> TeachingSession:
+        """Return a session on a memory's file, or on a new memory.
+
+        Args:
+            memory: a file that exists, or one that ``save`` will write; ``None`` for a memory without a file.
+            backbone: of a new memory; a name, as ``backbones.create`` takes it.
+            weights: a file of the backbone's weights, or "random"; ``None`` for those the memory notes or the published ones.
+            device: "cpu" or "cuda".
+            default_backbone: of a new memory where ``backbone`` is ``None``.
+
+        Raises:
+            OSError: the file cannot be read.
+            ImportError, ValueError: it is no memory, its weights are not there, or ``backbone`` is given for a memory that exists.
+        """
+        path = None if memory is None else Path(memory).expanduser()
+        if path is not None and path.exists():
+            if backbone is not None:
+                raise ValueError(f"{path} exists already, and --backbone can be set for a new memory only")
+            return cls(*_in_order(open_model(path, weights, device), path))
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"the directory of {path} does not exist")
+        made = new_model(backbone or default_backbone, path or Path("memory.safetensors"), weights, device=device)
+        return cls(*_in_order(made, path))
+
+    def copy(self) -> TeachingSession:
+        """Return a session of its own on the same backbone, with what was learned so far and without a file."""
+        model = NAMModel(self.model.backbone, copy.deepcopy(self.model.head))
+        model.batch_size = self.model.batch_size
+        return TeachingSession(model, None, self.notes)
+
+    # Teaching.
+
+    def learn(self, images: Sequence[GivenImage], label: str, progress: Progress | None = None) -> Learned:
+        """Learn images of one class. Images that cannot be read, and those learned before, are left out and counted.
+
+        Args:
+            images: paths or PIL images, ``MOST_IMAGES`` at most.
+            label: the class.
+            progress: called after every batch.
+
+        Raises:
+            ValueError: no image, too many, none that can be read, all learned before, or a name that is no name.
+        """
+        return self.learn_classes([(image, label) for image in images], progress)
+
+    def learn_classes(self, images: Sequence[tuple[GivenImage, str]], progress: Progress | None = None) -> Learned:
+        """Learn images of several classes, each given with the name of its class; otherwise as ``learn``."""
+        labels = [class_name(label) for _, label in images]
+        found = self._features([image for image, _ in images], progress)
+        with self._lock:
+            new = (first_equal(found.values, self.model.head.support) < 0) & distinct(found.values)
+            positions = new.nonzero().flatten().tolist()
+            if not positions:
+                raise ValueError(f"{_images(len(found.kept))} learned before: take others")
+            names = [self._known(labels[found.kept[i]]) for i in positions]
+            counts = Counter(str(name) for name in names)
+            before = self._before(f"learn {_listed(counts)}")
+            self.model.head.write(found.values[positions], names)
+            for name, i in zip(names, positions, strict=True):
+                kept = self._thumbnails.get(name, [])
+                if len(kept) < _THUMBNAILS:
+                    self._thumbnails[name] = [*kept, found.thumbnails[i]]
+            self._changed(before)
+            _, said = _threshold_of(self.model.head)
+        return Learned(dict(counts), len(found.kept) - len(positions), found.skipped, said)
+
+    def forget(self, label: Label) -> None:
+        """Forget a class: the memory is then the same as one that never learned it.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        with self._lock:
+            name = self._known(str(label))
+            before = self._before(f"forget {str(name)!r}")
+            self.model.head.forget([name])
+            self._thumbnails.pop(name, None)
+            self._changed(before)
+
+    def undo(self) -> str:
+        """Take back the last change; return what it was.
+
+        Raises:
+            ValueError: there is nothing to take back.
+        """
+        with self._lock:
+            if not self._undo:
+                raise ValueError("there is nothing to undo")
+            before = self._undo.pop()
+            self.model.head.load_state_dict(before.head.state_dict())
+            self._thumbnails, self._unknown = dict(before.thumbnails), before.unknown
+            self._changed(None)
+            return before.what
+
+    @property
+    def undoable(self) -> str | None:
+        """What ``undo`` would take back; ``None`` for nothing."""
+        try:
+            return self._undo[-1].what
+        except IndexError:
+            return None
+
+    # Looking.
+
+    @property
+    def threshold(self) -> float | None:
+        """An image is accepted from this score on; ``None`` where nothing is refused."""
+        return _threshold_of(self.model.head)[0]
+
+    def classes(self) -> list[ClassView]:
+        """Return all classes in the order they were learned, with the class that each is most easily taken for."""
+        return self._viewed()[0]
+
+    def score_range(self) -> tuple[float, float]:
+        """Return the lowest and highest score that the learned images have for any class: the ends of a score bar."""
+        return self._viewed()[1]
+
+    def _viewed(self) -> tuple[list[ClassView], tuple[float, float]]:
+        cached = self._views
+        if cached is None or cached[0] != self.version:
+            with self._lock:
+                version, head = self.version, self.model.head.snapshot()
+                thumbnails = dict(self._thumbnails)
+            cached = (version, *_views(head, thumbnails, _threshold_of(head)[0]))
+            self._views = cached
+        return cached[1:]
+
+    def answer(self, image: GivenImage) -> Answer:
+        """Return the answer to one image.
+
+        Raises:
+            ValueError: it is no image, or nothing was learned yet.
+        """
+        started = time.perf_counter()
+        head = self.model.head.snapshot()
+        if not head.classes:
+            raise ValueError("nothing was learned yet: teach a class first")
+        found = self._features([image], None)
+        with torch.no_grad():
+            scores = head(found.values)[0]
+        threshold = _threshold_of(head)[0]
+        top = scores.topk(min(5, len(scores)))
+        ranking = [(head.classes[i], score) for i, score in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+        best, score = ranking[0]
+        label = best if threshold is None or score >= threshold else None
+        return Answer(label, best, score, threshold, ranking, time.perf_counter() - started)
+
+    # Refusing.
+
+    @property
+    def unknown_images(self) -> int:
+        """How many images of unknowns ``calibrate`` rests on."""
+        return len(self._unknown)
+
+    @property
+    def smallest_target(self) -> float | None:
+        """The smallest share that ``calibrate`` takes with these images of unknowns; ``None`` without any."""
+        return None if not len(self._unknown) else max(_SMALLEST_SHARE, 1 / (len(self._unknown) + 1))
+
+    def add_unknown(self, images: Sequence[GivenImage], progress: Progress | None = None) -> tuple[int, list[str]]:
+        """Add images of what is to be refused; return how many are new, and why others could not be read.
+
+        Raises:
+            ValueError: no image, too many, or one that was learned.
+        """
+        found = self._features(images, progress)
+        with self._lock:
+            learned = int((first_equal(found.values, self.model.head.support) >= 0).sum())
+            if learned:
+                raise ValueError(f"{_images(learned)} learned as known classes: unknown images must be others")
+            new = (first_equal(found.values, self._unknown) < 0) & distinct(found.values)
+            added = found.values[new.to(found.values.device)].cpu()
+            before = self._before(f"add {len(added)} unknown images")
+            self._unknown = torch.cat([self._unknown, added]) if len(self._unknown) else added
+            self._changed(before if len(added) else None)
+        return len(added), found.skipped
+
+    def clear_unknown(self) -> None:
+        """Forget the images of unknowns; then nothing is refused."""
+        with self._lock:
+            before = self._before("forget the unknown images")
+            self._unknown = self._unknown.new_empty(0, 0)
+            self.model.head.threshold = None
+            self._changed(before)
+
+    def calibrate(self, target: float) -> Promise:
+        """Set the threshold so that at most ``target`` of unknown images is accepted; return what this promises and costs.
+
+        Raises:
+            ValueError: nothing was learned, no images of unknowns, or too few for the target.
+        """
+        with self._lock:
+            head = self.model.head
+            if not head.classes:
+                raise ValueError("nothing was learned yet: teach a class first")
+            smallest = self.smallest_target
+            if smallest is None:
+                raise ValueError("there are no images of unknowns yet: give some that the model is to refuse")
+            if target < smallest * (1 - 1e-9):
+                raise ValueError(
+                    f"a rate of {target:.2%} takes {round(1 / target - 1)} images of unknowns, and there are "
+                    f"{len(self._unknown)}: give more, or choose at least {smallest:.2%}"
+                )
+            before = self._before(f"set the false-alarm rate to {target:.2%}")
+            with _warnings() as said:
+                found = head.calibrate(self._unknown.to(head.targets.device), target_fpr=target)
+            self._changed(before)
+            taken = head.snapshot()
+        with torch.no_grad():
+            alarms = (taken(self._unknown.to(taken.targets.device)).amax(dim=-1).double() >= found.threshold).double()
+            shots, _ = taken._held_out_scores(taken._snapshot())
+        accepted = float((shots.double() >= found.threshold).double().mean()) if len(shots) else None
+        return Promise(
+            target,
+            found.threshold,
+            found.bound,
+            found.bound_95,
+            found.unknowns,
+            float(alarms.mean()),
+            accepted,
+            len(shots),
+            said,
+        )
+
+    def check(
+        self,
+        known: Sequence[tuple[GivenImage, str]] = (),
+        unknown: Sequence[GivenImage] = (),
+        base: Sequence[GivenImage] = (),
+        progress: Progress | None = None,
+    ) -> Check:
+        """Return the answers to images of known classes, of unknowns and of base classes; nothing is learned.
+
+        Args:
+            known: images with their classes.
+            unknown: images that are to be refused.
+            base: images of classes that the backbone was trained on; answers to them count as for ``unknown``.
+            progress: called after every batch.
+
+        Raises:
+            ValueError: no image, too many, none that can be read, or nothing was learned yet.
+        """
+        head = self.model.head.snapshot()
+        if not head.classes:
+            raise ValueError("nothing was learned yet: teach a class first")
+        given: list[GivenImage] = [image for image, _ in known] + [*unknown, *base]
+        names = {str(name) for name in head.classes}
+        truths = [label if label in names else None for _, label in known] + [None] * (len(unknown) + len(base))
+        kinds = [0] * len(known) + [1] * len(unknown) + [2] * len(base)
+        found = self._features(given, progress)
+        threshold = _threshold_of(head)[0]
+        with torch.no_grad():
+            best, column = head(found.values).max(dim=-1)
+        scores: tuple[list[float], list[float], list[float]] = ([], [], [])
+        confusions: Counter[tuple[str | None, str | None]] = Counter()
+        for i, score, place in zip(found.kept, best.tolist(), column.tolist(), strict=True):
+            scores[kinds[i] if kinds[i] or truths[i] is not None else 1].append(score)
+            answered = None if threshold is not None and score < threshold else str(head.classes[place])
+            confusions[truths[i], answered] += 1
+        return Check(*scores, threshold, dict(confusions), found.skipped)
+
+    # Files.
+
+    def save(self) -> Path:
+        """Write the memory's file, whole or not at all; return its path.
+
+        Raises:
+            ValueError: the session has no file, or another program has changed it since it was opened or saved.
+            OSError: the file cannot be written.
+        """
+        if self.path is None:
+            raise ValueError(
+                "this memory has no file: download it, or start the page with one: fewshot-nam page FILE.safetensors"
+            )
+        with self._lock, exclusive(self.path):
+            if _identity(self.path) != self._file:
+                raise ValueError(
+                    f"{self.path.name} was changed by another program since it was opened here: reload it, or download this memory"
+                )
+            self._write(self.path)
+            self._file, self.saved = _identity(self.path), True
+        return self.path
+
+    def reload(self) -> None:
+        """Read the memory's file again. ``undo`` brings back what was not saved.
+
+        Raises:
+            ValueError: the session has no file, or it does not fit this backbone.
+            OSError: the file cannot be read.
+        """
+        if self.path is None or not self.path.exists():
+            raise ValueError("this memory was never saved to a file")
+        with self._lock:
+            before = self._before("reload the file")
+            identity = _identity(self.path)
+            self.model.load(self.path)
+            self._file, self._unknown = identity, self.model.head.unknowns.detach().cpu()
+            learned = set(self.model.classes)
+            self._thumbnails = {label: kept for label, kept in self._thumbnails.items() if label in learned}
+            self._changed(before)
+            self.saved = True
+
+    def copy_to(self, directory: str | Path) -> Path:
+        """Write the memory to a file in ``directory``, for a download; return its path."""
+        name = "memory.safetensors" if self.path is None else self.path.name
+        path = Path(directory) / name
+        self._write(path)
+        return path
+
+    def export_to(self, directory: str | Path) -> Path:
+        """Write backbone and memory as one ONNX file in ``directory``; return its path.
+
+        Raises:
+            ImportError: the extra ``export`` is not installed.
+            ValueError: as ``fewshot_nam.vision.export.export_onnx``.
+        """
+        from fewshot_nam.vision.export import export_onnx
+
+        path = Path(directory) / ("memory" if self.path is None else self.path.stem)
+        path = path.with_name(path.name + ".onnx")
+        export_onnx(self.copy().model, path)  # not a snapshot: the tracer fills a copy with other classes
+        return path
+
+    # Parts.
+
+    def _write(self, path: Path) -> None:
+        save_head(path, self.model.head.snapshot(), self.model.backbone, self.notes)
+
+    def _before(self, what: str) -> _Before:
+        return _Before(what, self.model.head.snapshot(), dict(self._thumbnails), self._unknown)
+
+    def _changed(self, before: _Before | None) -> None:
+        if before is not None:
+            self._undo.append(before)
+        self.version += 1
+        self.saved = False
+
+    def _known(self, label: str) -> Label:
+        """Return the class that is shown so; one that was learned in Python may be a number."""
+        return next((name for name in self.model.classes if str(name) == label), label)
+
+    def _features(self, images: Sequence[GivenImage], progress: Progress | None) -> Features:
+        """Return the features of images; those that cannot be read are left out.
+
+        Raises:
+            ValueError: no image, too many, or none that can be read.
+        """
+        if not images:
+            raise ValueError("no images were given")
+        if len(images) > MOST_IMAGES:
+            raise ValueError(f"{len(images):,} images at a time are too many: give at most {MOST_IMAGES:,}")
+        parts: list[Tensor] = []
+        thumbnails: list[bytes] = []
+        kept: list[int] = []
+        skipped: list[str] = []
+        for start in range(0, len(images), self.model.batch_size):
+            batch: list[tuple[int, Image.Image, Tensor]] = []
+            for i in range(start, min(start + self.model.batch_size, len(images))):
+                try:
+                    image = _opened(images[i])
+                    with torch.no_grad():
+                        batch.append((i, image, transformed(image, self.model.backbone.transform, "the image")))
+                except (UnreadableImage, TransformFailed, OSError, ValueError, MemoryError) as error:
+                    skipped.append(_reason(images[i], error))
+            if batch:
+                with torch.no_grad():
+                    parts.append(self.model.features([tensor for _, _, tensor in batch]))
+                kept += [i for i, _, _ in batch]
+                thumbnails += [_thumbnail(image) for _, image, _ in batch]
+            if progress is not None:
+                progress(min(start + self.model.batch_size, len(images)), len(images))
+        if not parts:
+            more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
+            raise ValueError(f"no image can be used: {skipped[0]}{more}")
+        return Features(torch.cat(parts), kept, thumbnails, skipped)
+
+
+def images_in_folder(folder: str) -> list[tuple[GivenImage, str]]:
+    """Return the images of a directory that holds a directory for each class, each with its class.
+
+    Raises:
+        ValueError: it is no such directory.
+        OSError: it cannot be read.
+    """
+    root = Path(folder).expanduser()
+    if not folder.strip() or not root.is_dir():
+        raise ValueError(f"{folder!r} is no directory on this computer")
+    classes = directories(root)
+    if not classes:
+        raise ValueError(f"{folder} holds no class directories: expected one directory of images for each class")
+    return [(root / file, label) for label, files in images_by_class(folder, root, classes).items() for file in files]
+
+
+def image_files(paths: Iterable[str | Path]) -> list[str | Path]:
+    """Return the paths whose endings are those of images: a folder that is given as a whole may hold other files."""
+    return [path for path in paths if str(path).lower().endswith(EXTENSIONS)]
+
+
+def class_name(label: str) -> str:
+    """Return the name of a class without spaces around it.
+
+    Raises:
+        ValueError: it is empty, too long, or has characters that cannot be shown.
+    """
+    name = " ".join(label.split())
+    if not name:
+        raise ValueError("the class has no name: type one")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"the name of a class may have {LONGEST_NAME} characters, this one has {len(name)}")
+    if not name.isprintable():
+        raise ValueError("the name of the class has characters that cannot be shown")
+    return name
+
+
+def temporary_directory() -> Path:
+    """Return a new directory for files to download, which only this user can read."""
+    return Path(tempfile.mkdtemp(prefix="fewshot-nam-"))
+
+
+_CATCHING = threading.Lock()  # what is done with warnings is the same for all threads
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Collect what is warned of in the block, in place of printing it."""
+    said: list[str] = []
+    with _CATCHING, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield said
+        said += [str(one.message) for one in caught]
+
+
+def _threshold_of(head: Head) -> tuple[float | None, list[str]]:
+    """Return the threshold, ``None`` where none can be given, and what is warned of when it is computed."""
+    try:
+        with _warnings() as said:
+            return head.threshold, said
+    except ValueError:  # calibrated, but no class is left, or too few unknown images
+        return None, []
+
+
+def _in_order(made: tuple[NAMModel, dict[str, Any]], path: Path | None) -> tuple[NAMModel, Path | None, dict[str, Any]]:
+    return made[0], path, made[1]
+
+
+def _identity(path: Path | None) -> tuple[int, int, int] | None:
+    """Return what tells one version of a file from another; a save replaces the file by a new one."""
+    try:
+        found = None if path is None else path.stat()
+    except OSError:
+        return None
+    return None if found is None else (found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+def _views(
+    head: Head, thumbnails: dict[Label, list[bytes]], threshold: float | None
+) -> tuple[list[ClassView], tuple[float, float]]:
+    labels, known, ends = head.classes, len(head.base), (-1.0, 1.0)
+    counts = torch.bincount(head.targets, minlength=len(labels) - known).tolist()
+    rivals: dict[int, tuple[int, float]] = {}
+    if len(labels) > 1 and 0 < len(head.support) * len(labels) <= _RIVAL_SCORES:
+        with torch.no_grad():
+            scores = head(head.support)
+            ends = (float(scores.min()), float(scores.max()))
+            sums = scores.new_zeros(len(labels) - known, len(labels)).index_add(0, head.targets, scores)
+            means = sums / torch.tensor(counts, device=sums.device).unsqueeze(-1)
+            own = torch.arange(len(means), device=means.device)
+            means[own, own + known] = -torch.inf
+            best = means.max(dim=-1)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        rivals = {known + i: pair for i, pair in enumerate(pairs)}
+    views = []
+    for i, label in enumerate(labels):
+        rival, score = rivals.get(i, (-1, 0.0))
+        views.append(
+            ClassView(
+                label,
+                counts[i - known] if i >= known else 0,
+                thumbnails.get(label, []),
+                None if rival < 0 else labels[rival],
+                score,
+                rival >= 0 and threshold is not None and score >= threshold,
+            )
+        )
+    return views, ends
+
+
+def _opened(image: GivenImage) -> Image.Image:
+    return image if isinstance(image, Image.Image) else read_image(image)
+
+
+def _reason(image: GivenImage, error: Exception) -> str:
+    """Return why an image was left out, with the name of the file alone: the page keeps uploads in directories of its own."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(image, Image.Image):
+        return text
+    path = Path(image)
+    return text.replace(f"{path.parent}/", "") if path.name in text else f"{path.name}: {text}"
+
+
+def _thumbnail(image: Image.Image) -> bytes:
+    small = image.convert("RGB")
+    small.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))
+    if max(small.size) < _THUMBNAIL_SIZE:  # a thumbnail never enlarges
+        scale = _THUMBNAIL_SIZE / max(small.size)
+        small = small.resize([max(1, round(side * scale)) for side in small.size], Image.Resampling.NEAREST)
+    written = io.BytesIO()
+    small.save(written, "JPEG", quality=80)
+    return written.getvalue()
+
+
+def _listed(counts: Counter[str]) -> str:
+    names = list(counts)
+    return ", ".join(repr(name) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _images(count: int) -> str:
+    return "1 image was" if count == 1 else f"{count} images were"

@@ -1,0 +1,348 @@
+"""A memory while it is taught: what it learns, answers, refuses, forgets, undoes, saves and exports, and what it does not take."""
+
+import threading
+import tracemalloc
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewshot_nam import attach
+from fewshot_nam.service import teaching
+from fewshot_nam.service.teaching import TeachingSession, class_name, image_files, images_in_folder
+
+
+@pytest.fixture
+def session(tmp_path):
+    return TeachingSession.open(tmp_path / "memory.safetensors", backbone="conv4")
+
+
+@pytest.fixture
+def taught(session, digits):
+    for label in range(3):
+        session.learn(digits[label][:3], f"digit {label}")
+    return session
+
+
+def unknown(digits):
+    return [image for label in range(4, 10) for image in digits[label][:20]]
+
+
+def test_it_learns_and_answers_as_the_model_does(taught, digits):
+    model = attach("conv4")
+    for label in range(3):
+        model.learn(digits[label][:3], f"digit {label}")
+    answer = taught.answer(digits[0][20])
+    assert answer.label == answer.best == "digit 0" == model.predict(digits[0][20])
+    assert answer.threshold is None
+    scores = dict(zip(model.classes, model(digits[0][20])[0].tolist(), strict=True))
+    assert dict(answer.ranking) == pytest.approx(scores, abs=1e-5)
+    assert [score for _, score in answer.ranking] == sorted(scores.values(), reverse=True)
+
+
+def test_classes_have_counts_images_and_the_nearest_rival(taught):
+    views = taught.classes()
+    assert [(view.label, view.images, len(view.thumbnails)) for view in views] == [
+        (f"digit {i}", 3, 3) for i in range(3)
+    ]
+    scores = taught.model.head(taught.model.head.support)
+    for i, view in enumerate(views):
+        means = scores[3 * i : 3 * i + 3].mean(dim=0)
+        means[i] = -torch.inf
+        assert view.rival == taught.model.classes[int(means.argmax())]
+        assert view.rival_score == pytest.approx(float(means.max()))
+        assert not view.accepted_as_rival
+    taught.model.head.threshold = -2.0
+    taught.version += 1
+    assert all(view.accepted_as_rival for view in taught.classes())
+
+
+def test_images_learned_before_are_left_out(taught, digits):
+    found = taught.learn([digits[0][0], digits[0][10], digits[0][10]], "digit 0")
+    assert (found.counts, found.repeated) == ({"digit 0": 1}, 2)
+    with pytest.raises(ValueError, match="2 images were learned before"):
+        taught.learn(digits[0][:2], "another name")
+    assert len(taught.classes()) == 3
+
+
+def test_files_that_are_no_images_are_left_out_by_name(session, digit_files, tmp_path):
+    text = tmp_path / "upload" / "notes.png"
+    text.parent.mkdir()
+    text.write_text("no image")
+    found = session.learn([digit_files[0][0], text, tmp_path / "gone.png"], "zero")
+    assert found.counts == {"zero": 1}
+    assert len(found.skipped) == 2
+    assert "notes.png" in found.skipped[0]
+    assert str(text.parent) not in found.skipped[0]
+    with pytest.raises(ValueError, match=r"no image can be used: notes\.png"):
+        session.learn([text], "zero")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("", "no name"), ("  \n", "no name"), ("x" * 101, "100 characters"), ("a\x00b", "cannot be shown")],
+)
+def test_names_that_are_none(session, digits, name, wrong):
+    with pytest.raises(ValueError, match=wrong):
+        session.learn([digits[0][0]], name)
+    assert class_name("  two\n words ") == "two words"
+
+
+def test_no_images_and_too_many(session, digits, monkeypatch):
+    monkeypatch.setattr(teaching, "MOST_IMAGES", 2)
+    for images, wrong in (([], "no images"), (digits[0][:3], "at most 2")):
+        with pytest.raises(ValueError, match=wrong):
+            session.learn(images, "zero")
+    with pytest.raises(ValueError, match="nothing was learned yet"):
+        session.answer(digits[0][0])
+
+
+def test_calibration_promises_what_the_head_says_and_measures_its_cost(taught, digits):
+    assert taught.smallest_target is None
+    added, skipped = taught.add_unknown(unknown(digits))
+    assert (added, skipped, taught.unknown_images) == (120, [], 120)
+    promise = taught.calibrate(0.05)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        head = taught.model.head
+        assert promise.threshold == head.threshold == taught.threshold
+    assert promise.bound <= 0.05 < promise.bound_95
+    accepted = (head(head.unknowns).amax(dim=-1).double() >= promise.threshold).double().mean()
+    assert promise.unknowns_accepted == pytest.approx(float(accepted))
+    assert promise.unknowns_accepted <= 0.05
+    assert (promise.known_images, promise.warnings) == (9, [])
+    answers = [taught.answer(image).label for image in digits[8][20:40]]
+    assert answers.count(None) >= 15
+    assert [taught.answer(image).label for image in digits[0][20:24]] == ["digit 0"] * 4
+
+
+def test_a_rate_that_takes_more_unknowns_says_how_many(taught, digits):
+    with pytest.raises(ValueError, match="no images of unknowns yet"):
+        taught.calibrate(0.05)
+    taught.add_unknown(digits[5][:9])
+    assert taught.smallest_target == pytest.approx(0.1)
+    assert taught.calibrate(0.1).bound == pytest.approx(0.1)
+    with pytest.raises(ValueError, match=r"1\.00% takes 99 images of unknowns, and there are 9.*at least 10\.00%"):
+        taught.calibrate(0.01)
+
+
+def test_what_one_image_a_class_costs_is_not_known(session, digits):
+    session.learn(digits[0][:1], "zero")
+    session.add_unknown(digits[5][:9])
+    assert session.calibrate(0.2).known_accepted is None
+
+
+def test_learned_images_are_no_unknowns(taught, digits):
+    with pytest.raises(ValueError, match="1 image was learned as known classes"):
+        taught.add_unknown([digits[5][0], digits[0][0]])
+    assert taught.unknown_images == 0
+
+
+def test_forget_and_undo_lead_back(taught, digits):
+    before = taught.model.head.snapshot()
+    taught.forget("digit 1")
+    assert [view.label for view in taught.classes()] == ["digit 0", "digit 2"]
+    assert taught.undoable == "forget 'digit 1'"
+    assert taught.undo() == "forget 'digit 1'"
+    query = taught.model.features(digits[1][20:25])
+    assert taught.model.head(query).equal(before(query))
+    assert [len(view.thumbnails) for view in taught.classes()] == [3, 3, 3]
+    for _ in range(3):
+        taught.undo()
+    assert not taught.classes()
+    with pytest.raises(ValueError, match="nothing to undo"):
+        taught.undo()
+    with pytest.raises(ValueError, match="never written"):
+        taught.forget("digit 1")
+
+
+def test_undo_brings_back_a_calibration(taught, digits):
+    taught.add_unknown(unknown(digits))
+    threshold = taught.calibrate(0.05).threshold
+    taught.clear_unknown()
+    assert taught.threshold is None
+    assert taught.unknown_images == 0
+    taught.undo()
+    assert taught.threshold == pytest.approx(threshold)
+    assert taught.unknown_images == 120
+    taught.undo()
+    assert taught.threshold is None
+
+
+def test_save_reload_and_what_is_kept_in_the_file(taught, digits, tmp_path):
+    assert not taught.saved
+    path = taught.save()
+    assert taught.saved
+    again = TeachingSession.open(path)
+    assert again.saved
+    assert [(view.label, view.images, view.thumbnails) for view in again.classes()] == [
+        (f"digit {i}", 3, []) for i in range(3)
+    ]
+    assert again.answer(digits[2][9]).ranking == taught.answer(digits[2][9]).ranking
+    taught.forget("digit 0")
+    taught.reload()
+    assert taught.saved
+    assert len(taught.classes()) == 3
+    taught.undo()
+    assert [view.label for view in taught.classes()] == ["digit 1", "digit 2"]
+    assert not taught.saved
+
+
+def test_a_file_that_another_program_changed_is_not_overwritten(taught, digits):
+    path = taught.save()
+    other = TeachingSession.open(path)
+    other.learn(digits[7][:1], "seven")
+    other.save()
+    taught.forget("digit 0")
+    with pytest.raises(ValueError, match="changed by another program"):
+        taught.save()
+    taught.reload()
+    taught.learn(digits[8][:1], "eight")
+    taught.save()
+    assert TeachingSession.open(path).model.classes == ["digit 0", "digit 1", "digit 2", "seven", "eight"]
+
+
+def test_a_new_memory_does_not_replace_a_file_that_came_into_being(session, digits):
+    session.path.write_bytes(b"of somebody else")
+    session.learn(digits[0][:1], "zero")
+    with pytest.raises(ValueError, match="changed by another program"):
+        session.save()
+
+
+def test_a_session_without_a_file_can_be_downloaded_alone(digits, tmp_path):
+    session = TeachingSession.open(backbone="conv4")
+    session.learn(digits[0][:1], "zero")
+    with pytest.raises(ValueError, match="has no file"):
+        session.save()
+    with pytest.raises(ValueError, match="never saved"):
+        session.reload()
+    assert TeachingSession.open(session.copy_to(tmp_path)).model.classes == ["zero"]
+
+
+def test_what_cannot_be_opened(taught, tmp_path):
+    taught.save()
+    with pytest.raises(ValueError, match="for a new memory only"):
+        TeachingSession.open(taught.path, backbone="conv4")
+    with pytest.raises(ValueError, match=r"the directory of .* does not exist"):
+        TeachingSession.open(tmp_path / "none" / "memory.safetensors")
+
+
+def test_export_answers_as_the_session(taught, digits, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    path = taught.export_to(tmp_path)
+    images = taught.model.backbone.transform(digits[1][30]).unsqueeze(0).numpy()
+    (scores,) = onnxruntime.InferenceSession(path).run(None, {"pictures": images})
+    assert scores[0] == pytest.approx(taught.model(digits[1][30])[0].numpy(), abs=1e-4)
+
+
+def test_check_counts_scores_and_confusions(taught, digits):
+    taught.add_unknown(unknown(digits))
+    taught.calibrate(0.05)
+    known = [(image, f"digit {label}") for label in range(3) for image in digits[label][10:20]]
+    found = taught.check(known, digits[9][20:30], digits[3][:5])
+    assert (len(found.known), len(found.unknown), len(found.base)) == (30, 10, 5)
+    assert found.threshold == taught.threshold
+    assert sum(found.confusions.values()) == 45
+    right = sum(taught.answer(image).label == label for image, label in known)
+    assert sum(found.confusions.get((f"digit {i}", f"digit {i}"), 0) for i in range(3)) == right
+    refused = sum(taught.answer(image).label is None for image in [*digits[9][20:30], *digits[3][:5]])
+    assert found.confusions[None, None] == refused
+
+
+def test_images_of_a_class_that_is_not_known_count_as_unknown(taught, digits):
+    found = taught.check([(digits[5][0], "five")])
+    assert (len(found.known), len(found.unknown)) == (0, 1)
+
+
+def test_a_folder_of_class_folders(session, digit_files, tmp_path):
+    found = images_in_folder(str(digit_files[0][0].parent.parent))
+    assert len(found) == 400
+    session.learn_classes([pair for pair in found if pair[1] in "01"])
+    assert [(view.label, view.images) for view in session.classes()] == [("0", 40), ("1", 40)]
+    (tmp_path / "empty").mkdir()
+    for folder, wrong in (
+        ("", "no directory"),
+        ("/none", "no directory"),
+        (str(tmp_path / "empty"), "no class directories"),
+    ):
+        with pytest.raises(ValueError, match=wrong):
+            images_in_folder(folder)
+    assert image_files(["a.png", "b.txt", "c.JPG"]) == ["a.png", "c.JPG"]
+
+
+def test_a_copy_has_a_memory_of_its_own(taught, digits):
+    copy = taught.copy()
+    copy.forget("digit 0")
+    assert copy.path is None
+    assert len(taught.classes()) == 3
+    taught.learn(digits[5][:1], "five")
+    assert [view.label for view in copy.classes()] == ["digit 1", "digit 2"]
+
+
+def test_readers_and_writers_at_once(taught, digits):
+    stop, wrong = threading.Event(), []
+
+    def ask():
+        while not stop.is_set():
+            try:
+                answer = taught.answer(digits[0][20])
+                taught.classes()
+                if answer.best != "digit 0":
+                    wrong.append(answer)
+            except Exception as error:
+                wrong.append(error)
+
+    readers = [threading.Thread(target=ask) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for i in range(8):
+        taught.learn([digits[5][i]], "five")
+        taught.forget("five")
+        taught.undo()
+        taught.undo()
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert not wrong
+    assert len(taught.classes()) == 3
+
+
+def test_long_use_holds_no_more_memory(taught, digits):
+    def work():
+        for image in digits[5][:4]:
+            taught.learn([image], "five")
+            taught.answer(image)
+            taught.classes()
+            taught.forget("five")
+
+    for _ in range(6):  # what undo keeps
+        work()
+    tracemalloc.start()
+    work()
+    before = tracemalloc.get_traced_memory()[0]
+    for _ in range(5):
+        work()
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 300_000
+
+
+def test_progress_is_told_and_large_images_are_thumbnails(session):
+    told = []
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (600, 900, 3), dtype=np.uint8))
+    images = [image.rotate(i) for i in range(33)]
+    session.learn(images, "noise", lambda done, total: told.append((done, total)))
+    assert told == [(32, 33), (33, 33)]
+    assert all(len(one) < 20_000 for one in session.classes()[0].thumbnails)
+
+
+def test_a_class_that_unknown_samples_are_of_is_warned_of_when_it_is_learned(taught, digits):
+    taught.add_unknown(digits[5][:20] + digits[6][:20])
+    taught.calibrate(0.05)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = taught.learn(digits[5][20:21], "five")
+    assert "samples of unknowns score like classes learned after calibrate: 'five'" in found.warnings[0]
