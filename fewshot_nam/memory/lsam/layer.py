@@ -78,6 +78,8 @@ class LSAMCell(nn.Module):
         value_activation: None, as in the paper, or ``"tanh"``, which bounds the values written. Default None.
         erase: ``"tied"``, as in the paper, or ``"separate"``: see ``LSAM``.
         max_erase: the largest separate erase gate, at most 2. Default 1.
+        conv_size: the width, in steps, of a causal convolution of the inputs' contributions to ``q``, ``k`` and ``v``, as in
+            ``LSAM``. The state is then a triple, see ``forward``. Default: none.
         device: where the parameters are.
         dtype: dtype of the parameters.
 
@@ -86,6 +88,7 @@ class LSAMCell(nn.Module):
             ``erase="separate"`` there are ``3 d + 3 H`` rows, the last for ``p_e``.
         weight_hh: ``(3 d + 2 H, d)``, rows in the same order.
         bias: ``(3 d + 2 H)``, or None.
+        conv: a ``ShortConvolution`` if ``conv_size``, else None; its channels are ``[q | k | v]`` for each head.
 
     Raises:
         ValueError: a size below 1, heads that do not divide ``hidden_size``, or another activation.
@@ -104,11 +107,13 @@ class LSAMCell(nn.Module):
         value_activation: ValueActivation = None,
         erase: str = "tied",
         max_erase: float = 1.0,
+        conv_size: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _check_options("LSAMCell", value_activation, hidden_size, num_heads, input_size=input_size)
+        check_conv_size("LSAMCell", conv_size)
         self.num_gates = _check_erase("LSAMCell", erase, max_erase)
         self.erase, self.max_erase = erase, float(max_erase)
         self.input_size = input_size
@@ -119,6 +124,9 @@ class LSAMCell(nn.Module):
         self.weight_ih = nn.Parameter(torch.empty(rows, input_size, device=device, dtype=dtype))
         self.weight_hh = nn.Parameter(torch.empty(rows, hidden_size, device=device, dtype=dtype))
         self.register_parameter("bias", nn.Parameter(torch.empty(rows, device=device, dtype=dtype)) if bias else None)
+        self.conv = None
+        if conv_size is not None:
+            self.conv = ShortConvolution(3 * hidden_size, conv_size, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -126,11 +134,12 @@ class LSAMCell(nn.Module):
         _reset(self)
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
-        """Return the next ``(h, M)``.
+        """Return the next ``(h, M)``, with ``conv_size`` ``(h, M, recent)``.
 
         Args:
             input: ``(B, D)`` or ``(D)``.
-            hx: ``h`` ``(B, d)`` and ``M`` ``(B, H, d / H, d / H)``, values by keys; without ``B`` for an input ``(D)``. Default:
+            hx: ``h`` ``(B, d)`` and ``M`` ``(B, H, d / H, d / H)``, values by keys; with ``conv_size`` also ``recent``
+                ``(B, conv_size - 1, 3 d)``, what the convolution has seen last. Without ``B`` for an input ``(D)``. Default:
                 zeros.
 
         Returns:
@@ -142,14 +151,22 @@ class LSAMCell(nn.Module):
         """
         _check_input("LSAMCell", input, self.weight_ih, (1, 2))
         batch, heads, width = tuple(input.shape[:-1]), self.num_heads, self.hidden_size // self.num_heads
-        shapes = ((*batch, self.hidden_size), (*batch, heads, width, width))
-        hidden, memory = _state("LSAMCell", hx, shapes, self.weight_hh)
+        shapes: list[tuple[int, ...]] = [(*batch, self.hidden_size), (*batch, heads, width, width)]
+        if self.conv is not None:
+            shapes.append((*batch, self.conv.width - 1, self.conv.channels))
+        hidden, memory, *recent = _state("LSAMCell", hx, shapes, self.weight_hh)
         gates = F.linear(input, self.weight_ih, self.bias).to(memory.dtype)
+        by_head = _by_head(gates, heads, self.num_gates)
         with full_precision(input.device):
-            gates = gates + F.linear(hidden, self.weight_hh.to(memory.dtype))
-            by_head = _by_head(gates, heads, self.num_gates)
+            if self.conv is not None:
+                vectors, probabilities = by_head[..., : 3 * width], by_head[..., 3 * width :]
+                seen = recent[0].view(-1, *recent[0].shape[-2:])  # one sequence is a batch of 1
+                convolved, seen = self.conv.step(vectors.reshape(len(seen), -1), seen)
+                by_head = torch.cat([convolved.view(vectors.shape), probabilities], dim=-1)
+                recent[0] = seen.view(recent[0].shape)
+            by_head = by_head + _by_head(F.linear(hidden, self.weight_hh.to(memory.dtype)), heads, self.num_gates)
             read_out, memory = step(by_head, memory, self.value_activation, self.max_erase)
-        return read_out.flatten(-2).to(input.dtype), memory
+        return read_out.flatten(-2).to(input.dtype), memory, *recent
 
     def extra_repr(self) -> str:
         """Return the sizes, and the options that are not the default."""
@@ -159,6 +176,7 @@ class LSAMCell(nn.Module):
             "value_activation": (self.value_activation, None),
             "erase": (self.erase, "tied"),
             "max_erase": (self.max_erase, 1.0),
+            "conv_size": (None if self.conv is None else self.conv.width, None),
         }
         return _repr(self.input_size, self.hidden_size, options)
 
@@ -183,6 +201,9 @@ class LSAM(nn.Module):
         max_erase: the largest separate erase gate, above 0 and at most 2. Default 1.
         conv_size: the width, in steps, of a causal convolution of the inputs' contributions to ``q``, ``k`` and ``v``
             (``ShortConvolution``). States are then triples, see ``forward``. Default: none.
+        output_norm: divide the outputs of each head of each layer by their root mean square, with learned weights
+            (``torch.nn.RMSNorm``). The recurrence and the states keep the hidden states as they are. Not with ``proj_size``,
+            whose outputs have no heads. Default False.
         backward: ``"hand"``, the fast default, keeps about ``(4 + d / 16 H) d`` numbers for each token (``d`` more with tanh)
             and runs compiled on a CPU (see ``build_kernels``); it has no second derivative. ``"autograd"`` keeps all memories and
             allows any derivative; ``torch.func``, and ``torch.export`` with a fixed number of steps, always use it.
@@ -196,6 +217,7 @@ class LSAM(nn.Module):
         bias_l0: ``(3 d + 2 H)``, if ``bias``.
         weight_hr_l0: ``(p, d)``, if ``proj_size``.
         conv_l0: a ``ShortConvolution``, if ``conv_size``; its channels are ``[q | k | v]`` for each head.
+        norm_l0: a ``torch.nn.RMSNorm`` of ``d / H`` features, if ``output_norm``.
 
     Raises:
         ValueError: a size below 1, heads that do not divide ``hidden_size``, or an option out of its range.
@@ -229,6 +251,7 @@ class LSAM(nn.Module):
         erase: str = "tied",
         max_erase: float = 1.0,
         conv_size: int | None = None,
+        output_norm: bool = False,
         backward: Backward = "hand",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -248,6 +271,10 @@ class LSAM(nn.Module):
             raise ValueError(
                 f"LSAM: proj_size must be a whole number from 0 to hidden_size - 1 = {hidden_size - 1}, got {proj_size!r}"
             )
+        if output_norm and proj_size:
+            raise ValueError(
+                f"LSAM: output_norm belongs to outputs with heads, got it with proj_size={proj_size}: leave one of them out"
+            )
         check_conv_size("LSAM", conv_size)
         self.num_gates = _check_erase("LSAM", erase, max_erase)
         self.erase, self.max_erase, self.conv_size = erase, float(max_erase), conv_size
@@ -262,6 +289,7 @@ class LSAM(nn.Module):
         self.bidirectional = bidirectional
         self.value_activation: ValueActivation = value_activation
         self.backward: Backward = backward
+        self.output_norm = output_norm
         rows = 3 * hidden_size + self.num_gates * num_heads
         self._directions = ("", "_reverse") if bidirectional else ("",)
         for layer in range(num_layers):
@@ -276,6 +304,9 @@ class LSAM(nn.Module):
                 if conv_size is not None:
                     convolution = ShortConvolution(3 * hidden_size, conv_size, device=device, dtype=dtype)
                     self.add_module(f"conv_l{layer}{direction}", convolution)
+                if output_norm:
+                    norm = nn.RMSNorm(hidden_size // num_heads, device=device, dtype=dtype)
+                    self.add_module(f"norm_l{layer}{direction}", norm)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -391,9 +422,18 @@ class LSAM(nn.Module):
                 hiddens = hiddens @ projection.mT
         last = hiddens[-1] if ragged is None else ragged.last(hiddens)
         state = (last, memory, *recent)
+        if self.output_norm:
+            hiddens = self._normalise(layer, hiddens)
         if self.bidirectional:
             return torch.cat((hiddens[:, 0], backwards(hiddens[:, 1], ragged)), dim=-1), state
         return hiddens.squeeze(1), state
+
+    def _normalise(self, layer: int, hiddens: Tensor) -> Tensor:
+        """Return the outputs ``(T, R, B, d)`` of a layer with normalised heads."""
+        by_head = torch.unflatten(hiddens, -1, (self.num_heads, -1)).unbind(1)
+        norms = [self.get_submodule(f"norm_l{layer}{direction}") for direction in self._directions]
+        kind = self.weight_hh_l0.dtype
+        return torch.stack([norm(x.to(kind)) for norm, x in zip(norms, by_head, strict=True)], dim=1).flatten(-2)
 
     def _convolve(self, layer: int, gates: Tensor, recent: Tensor, ragged: Ragged | None) -> tuple[Tensor, Tensor]:
         """Return ``gates`` ``(T, R, B, H (3 e + 2))`` with convolved queries, keys and values, and the convolutions' state."""
@@ -429,6 +469,7 @@ class LSAM(nn.Module):
             "erase": (self.erase, "tied"),
             "max_erase": (self.max_erase, 1.0),
             "conv_size": (self.conv_size, None),
+            "output_norm": (self.output_norm, False),
             "value_activation": (self.value_activation, None),
             "backward": (self.backward, "hand"),
         }

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from fewshot_nam.memory.primitives import read, unit, write
 from fewshot_nam.memory.scan.scan import memory_scan
+from fewshot_nam.memory.short_convolution import ShortConvolution, check_conv_size
 from fewshot_nam.memory.torch_modes import full_precision, needs_plain_autograd
 from fewshot_nam.memory.turing.controllers import build_controller, is_causal, run_controller
 from fewshot_nam.memory.turing.heads import Action, HeadContext, action_name, head_positions, move, resolve_actions
@@ -80,6 +81,8 @@ class NAMTuringMachine(nn.Module):
             Moves that blur a little at every step are lost on long sequences. Noise makes a machine learn moves that are nearly
             certain, as it does for binary codes (Salakhutdinov and Hinton, "Semantic Hashing", 2009). Not in the paper, where
             it is 0; 1 is a good value for algorithmic tasks (results/sequences).
+        conv_size: the width, in tokens, of a causal convolution of the inputs (``ShortConvolution``), before values, keys and
+            controller, so that a step can write what two tokens say. Default: none.
         backend: ``"loop"`` computes the equations step by step; ``"scan"`` computes all head positions first (in closed form
             without JUMP and your own transitions) and then each value tape as one ``memory_scan``; ``"auto"`` uses the compiled
             kernel on a CPU and without your own transitions, else the scan. Only ``"loop"`` has second derivatives.
@@ -119,6 +122,7 @@ class NAMTuringMachine(nn.Module):
         head_norm: str | None = None,
         order: str | None = None,
         move_noise: float = 0.0,
+        conv_size: int | None = None,
         backend: str = "auto",
         batch_first: bool = True,
         device: torch.device | str | None = None,
@@ -138,6 +142,7 @@ class NAMTuringMachine(nn.Module):
             raise ValueError(f"NAMTuringMachine: backend must be 'auto', 'loop' or 'scan', got {backend!r}")
         if not 0 <= move_noise < math.inf:
             raise ValueError(f"NAMTuringMachine: move_noise must be a finite number of at least 0, got {move_noise!r}")
+        check_conv_size("NAMTuringMachine", conv_size)
         sizes = {"input_size": input_size, "num_tapes": num_tapes, "tape_width": tape_width}
         for name, size in {**sizes, "hidden_size": hidden_size, "tape_length": tape_length}.items():
             if size is not None:
@@ -176,6 +181,9 @@ class NAMTuringMachine(nn.Module):
             return nn.Linear(wide, out, device=device, dtype=dtype)
 
         across = num_tapes * self.tape_width
+        self.conv = None
+        if conv_size is not None:
+            self.conv = ShortConvolution(input_size, conv_size, device=device, dtype=dtype)
         self.num_gates = 3 if self.erase == "separate" else 2
         self.value_proj = linear(input_size, across)
         self.key_proj = linear(input_size, across) if self.has_keys else None
@@ -260,6 +268,9 @@ class NAMTuringMachine(nn.Module):
             length = self.tape_length if self.tape_length is not None else max(_SHORTEST_TAPE, steps)
             state = self.initial_state(batch, length)
         state = self._admit(where, x, state)
+        recent = None
+        if self.conv is not None:
+            x, recent = self.conv(x, state.recent, mask)
         hidden, controller_state = run_controller(self.controller, x, state.controller, mask)
         check_tensor(where, "the controller's hidden features", hidden, (batch, steps, self.hidden_size))
         controls, kind = self._controls(x, hidden, state.read_head.dtype, mask)
@@ -277,7 +288,7 @@ class NAMTuringMachine(nn.Module):
         if mask is not None:
             outputs = outputs.masked_fill(~mask.unsqueeze(-1), 0.0)
         outputs = outputs if self.batch_first else outputs.transpose(0, 1)
-        state = state._replace(controller=controller_state)
+        state = state._replace(controller=controller_state, recent=recent)
         return (outputs, state, trace_of(states, controls)) if return_trace else (outputs, state)
 
     def step(self, x: Tensor, state: TuringState) -> tuple[Tensor, TuringState]:
@@ -302,17 +313,21 @@ class NAMTuringMachine(nn.Module):
             )
         check_tensor(where, "x", x, ("B", self.input_size))
         state = self._admit(where, x, state)
+        recent = None
+        if self.conv is not None:
+            x, recent = self.conv.step(x, self.conv.init_state(len(x)) if state.recent is None else state.recent)
         hidden, controller_state = run_controller(self.controller, x.unsqueeze(1), state.controller, None)
         controls, kind = self._controls(x, hidden.squeeze(1), state.read_head.dtype, None)
         with full_precision(x.device):
             reads, state = self._advance(x, controls, state, None)
-        return self.out_proj(reads.flatten(-2).to(kind)), state._replace(controller=controller_state)
+        return self.out_proj(reads.flatten(-2).to(kind)), state._replace(controller=controller_state, recent=recent)
 
     def extra_repr(self) -> str:
         """Return sizes and flags."""
         actions = ", ".join(action_name(action) for action in self.actions)
         length = "" if self.tape_length is None else f", tape_length={self.tape_length}"
         noise = f", move_noise={self.move_noise:g}" if self.move_noise else ""
+        noise += f", conv_size={self.conv.width}" if self.conv is not None else ""
         return (
             f"{self.input_size}, num_tapes={self.num_tapes}, tape_width={self.tape_width}{length}, actions=({actions}), "
             f"erase={self.erase!r}, key_erase={self.key_erase!r}, head_norm={self.head_norm!r}, order={self.order!r}"
@@ -430,7 +445,11 @@ class NAMTuringMachine(nn.Module):
         check_alike(where, x=x, weights=self.value_proj.weight, dtype=not mixed)
         sizes = (x.shape[0], self.num_tapes, self.tape_width)
         state = admit_state(where, state, sizes, self.has_keys, self._state_dtype())
-        check_alike(where, dtype=False, x=x, state=state.read_head)
+        check_alike(where, dtype=False, x=x, state=state.read_head, recent=state.recent)
+        if state.recent is not None:
+            if self.conv is None:
+                raise ValueError(f"{where}: state.recent belongs to a machine with conv_size")
+            check_tensor(where, "state.recent", state.recent, (x.shape[0], self.conv.width - 1, self.conv.channels))
         return state
 
     def _state_dtype(self) -> torch.dtype:

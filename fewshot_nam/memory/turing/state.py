@@ -27,6 +27,8 @@ class TuringState(NamedTuple):
     """``(B, tapes, L)``."""
     controller: Any = None
     """The state of the controller; None at the start, and for a controller that has none or is bidirectional."""
+    recent: Tensor | None = None
+    """``(B, conv_size - 1, input_size)``, the last tokens, for a machine with ``conv_size``; None at the start means zeros."""
 
 
 class TuringTrace(NamedTuple):

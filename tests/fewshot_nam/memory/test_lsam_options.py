@@ -148,3 +148,46 @@ def test_a_state_without_the_convolution_is_refused():
     _, (hidden, memory, _) = net(torch.zeros(4, 2, 3, dtype=F64))
     with pytest.raises(TypeError, match=r"LSAM: hx must be a triple \(h, M, recent\), got tuple of 2"):
         net(torch.zeros(4, 2, 3, dtype=F64), (hidden, memory))
+
+
+def test_a_cell_with_a_convolution_is_the_network():
+    net = network({"conv_size": 3})
+    cell = LSAMCell(3, 6, num_heads=2, conv_size=3, dtype=F64)
+    with torch.no_grad():
+        for name, parameter in cell.named_parameters():
+            parameter.copy_(net.get_parameter("conv_l0.weight" if name == "conv.weight" else f"{name}_l0"))
+    x = torch.randn(4, 2, 3, dtype=F64)
+    outputs, last = net(x)
+    state = None
+    for now, expected in zip(x, outputs, strict=True):
+        state = cell(now, state)
+        torch.testing.assert_close(state[0], expected, **EXACT)
+    for ours, theirs in zip(state, last, strict=True):
+        torch.testing.assert_close(ours, theirs[0], **EXACT)
+    alone = cell(x[0, 0])  # one sequence, without B
+    torch.testing.assert_close(alone[0], outputs[0, 0], **EXACT)
+    assert [tuple(part.shape) for part in alone] == [(6,), (2, 3, 3), (2, 18)]
+    with pytest.raises(TypeError, match="LSAMCell: hx must be a triple"):
+        cell(x[0], state[:2])
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_an_output_norm_divides_the_outputs_of_each_head_and_leaves_the_states(bidirectional):
+    net = network({"output_norm": True}, bidirectional=bidirectional)
+    plain = network({}, bidirectional=bidirectional)
+    plain.load_state_dict({name: value for name, value in net.state_dict().items() if "norm" not in name})
+    sequences = [torch.randn(length, 3, dtype=F64) for length in (5, 3)]
+    found, states = net(pack_sequence(sequences, enforce_sorted=False))
+    raw, expected = plain(pack_sequence(sequences, enforce_sorted=False))
+    for ours, theirs in zip(states, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
+    for ours, theirs in zip(unpack_sequence(found), unpack_sequence(raw), strict=True):
+        directions = []
+        for number, part in enumerate(theirs.chunk(2 if bidirectional else 1, dim=-1)):
+            by_head = part.view(-1, 2, 3)
+            size = (by_head.square().mean(-1, keepdim=True) + torch.finfo(F64).eps).sqrt()
+            norm = net.get_submodule("norm_l0" + "_reverse" * number)
+            directions.append((norm.weight * by_head / size).flatten(-2))
+        torch.testing.assert_close(ours, torch.cat(directions, dim=-1), **EXACT)
+    with pytest.raises(ValueError, match="LSAM: output_norm belongs to outputs with heads"):
+        LSAM(3, 6, proj_size=2, output_norm=True)

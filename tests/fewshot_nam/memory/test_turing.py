@@ -706,6 +706,30 @@ def test_noise_on_moves_acts_in_training_alone_and_leaves_gates_as_they_are(acti
         torch.testing.assert_close(moves.sum(-1), torch.ones_like(moves[..., 0]), **EXACT)
 
 
+@pytest.mark.parametrize("backend", ["loop", "scan", "auto"])
+def test_a_convolution_goes_before_values_keys_and_controller_and_streams(backend):
+    built, x = machine(actions=ALL, controller="lstm", conv_size=3, backend=backend), normal(1, B, T, D)
+    plain = machine(actions=ALL, controller="lstm", backend=backend)
+    plain.load_state_dict({name: value for name, value in built.state_dict().items() if "conv." not in name})
+    outputs, last = built(x)
+    seen = torch.cat([x.new_zeros(B, 2, D), x], dim=1)
+    convolved = sum(built.conv.weight[:, i] * seen[:, i : i + T] for i in range(3))
+    torch.testing.assert_close(outputs, plain(convolved)[0], **EXACT)
+    first, state = built(x[:, :4])
+    steps = [first]
+    for token in x[:, 4:].unbind(1):
+        output, state = built.step(token, state)
+        steps.append(output.unsqueeze(1))
+    torch.testing.assert_close(torch.cat(steps, dim=1), outputs, **EXACT)
+    torch.testing.assert_close(state.recent, last.recent, **EXACT)
+    torch.testing.assert_close(built.step(x[:, 0], built.initial_state(B))[0], outputs[:, 0], **EXACT)
+    mask = torch.ones(B, T, dtype=torch.bool)
+    mask[0, [1, 5]] = False
+    torch.testing.assert_close(built(x, mask=mask)[0][:1, mask[0]], built(x[:1, mask[0]])[0], **EXACT)
+    with pytest.raises(ValueError, match=r"state\.recent belongs to a machine with conv_size"):
+        plain(x, last)
+
+
 def test_noise_on_moves_has_the_given_standard_deviation():
     built = machine(move_noise=0.5)
     steer(built, read=0, write=0)
