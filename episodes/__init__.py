@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from episodes.data.datasets import open_dataset
     from episodes.data.splits import apply_split, split_classes
     from episodes.evaluation.evaluation import EvaluationSettings, evaluate
+    from episodes.evaluation.incremental import evaluate_incremental
     from episodes.features.bank import FeatureBank, open_bank
     from episodes.features.extraction import extract
     from episodes.metrics.registry import MEASURES
@@ -29,6 +30,7 @@ __all__ = [
     "Report",
     "apply_split",
     "evaluate",
+    "evaluate_incremental",
     "extract",
     "open_bank",
     "open_dataset",
@@ -44,6 +46,7 @@ _HOMES = {
     "Report": "reporting.report",
     "apply_split": "data.splits",
     "evaluate": "evaluation.evaluation",
+    "evaluate_incremental": "evaluation.incremental",
     "extract": "features.extraction",
     "open_bank": "features.bank",
     "open_dataset": "data.datasets",

@@ -223,6 +223,7 @@ def test_scripts_are_no_package_and_import_no_other_script():
                 "Report",
                 "apply_split",
                 "evaluate",
+                "evaluate_incremental",
                 "extract",
                 "open_bank",
                 "open_dataset",

@@ -33,6 +33,11 @@ class Session(NamedTuple):
     queries: ImageSet
 
 
+def benchmarks() -> list[str]:
+    """Return the names of the benchmarks."""
+    return list(_BENCHMARKS)
+
+
 def open_sessions(name: str, data_dir: str | os.PathLike[str] | None = None) -> list[Session]:
     """Return the sessions of an incremental benchmark.
 

@@ -34,6 +34,24 @@ def interval(values: Tensor) -> Interval:
     return Interval(values.mean().item(), error)
 
 
+def interval_of_few(values: Tensor) -> Interval:
+    """Mean of a few values `(n,)` and half the width of its 95% interval by Student's t, for runs such as orders of classes.
+
+    Where values are few, 1.96 standard errors are too narrow. One value has no standard deviation, so its ci95 is NaN.
+
+    Raises:
+        ValueError: anything but one value or more in one dimension. A NaN value is passed on.
+
+    >>> interval_of_few(torch.tensor([1.0, 2.0, 3.0]))
+    Interval(mean=2.0, ci95=2.484...)
+    """
+    mean, normal = interval(values)
+    freedom = len(values) - 1
+    return Interval(
+        mean, normal * (_STUDENT_T[freedom - 1] if freedom <= len(_STUDENT_T) else 1.96 + 2.4 / freedom) / 1.96
+    )
+
+
 def paired(values_a: Tensor, values_b: Tensor) -> Interval:
     """Interval of a - b, two heads' values `(E,)` on the same episodes in the same order."""
     if values_a.shape != values_b.shape:
@@ -99,3 +117,5 @@ def ci95_over_classes(values: Tensor, present: Tensor) -> Tensor:
 
 
 _LEAST_GROUPS, _LEAST_EPISODES = 5, 20
+# 97.5% quantiles of Student's t for 1, 2, ... degrees of freedom; from there on 1.96 + 2.4 / freedom is right to 0.01.
+_STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)

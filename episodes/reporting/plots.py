@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from episodes.evaluation.incremental import IncrementalReport
+
 DARK_PAPER = "#161718"
 """The colour behind figures in dark mode: that of the page."""
 _HEADS: dict[str, dict[str, Any]] = {
@@ -176,6 +178,39 @@ def growth_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
         axes.minorticks_off()
     figure.suptitle(title)
     _legend(figure, len(names))
+    return figure
+
+
+def incremental_figure(report: IncrementalReport, title: str) -> Figure:
+    """Return what happens session by session: accuracy, the base and novel part of it, and false alarms of classes still to come.
+
+    Args:
+        report: of ``evaluate_incremental``.
+        title: above the figure.
+    """
+    figure = _figure(13.5, 4.8)
+    panels = (
+        ("accuracy", "queries of all classes seen that are right, %"),
+        ("harmonic_mean", "harmonic mean of base and novel accuracy, %"),
+        ("unarrived_fpr@95tpr", "unarrived classes accepted at 95% of known, %"),
+    )
+    all_styles = styles(list(report.sessions))
+    for axes, (measure, label) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for name, found in report.sessions.items():
+            axes.errorbar(
+                report.seen,
+                [100 * value["mean"] for value in found[measure]],
+                [100 * np.nan_to_num(value["ci95"]) for value in found[measure]],
+                label=_label(name),
+                linewidth=2.4 if name.startswith("nam") else 1.2,
+                markersize=4,
+                capsize=2,
+                **all_styles[name],
+            )
+        axes.set(xlabel="classes learned", ylabel=label)
+        axes.set_xticks(report.seen, [str(size) for size in report.seen], rotation=45 if len(report.seen) > 8 else 0)
+    figure.suptitle(title)
+    _legend(figure, len(report.sessions))
     return figure
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fewshot_nam._deprecation import renamed_attribute
 from fewshot_nam.heads.calibration import CalibratedHead
+from fewshot_nam.heads.power_norm import power_normalise
 from fewshot_nam.heads.state import BUFFERS, Snapshot, appended, changes
 from fewshot_nam.heads.validation import Label, as_labels, check_type, checked_vectors, listed
 
@@ -25,6 +26,7 @@ HeadT = TypeVar("HeadT", bound="Head")
 
 
 _MOST_ADDED = 64  # features: for more of them than this, all is derived again rather than extended
+_ROWS = 4096  # features summed at a time
 _FOLDS = 20  # times that shots are left out
 _LARGEST_ONE_HOT = 1 << 20  # numbers in a one-hot matrix; a larger one is slower to multiply with than sums by index
 
@@ -230,6 +232,50 @@ class Head(CalibratedHead):
         self._base_classes = self._base_classes + names
         self._outdate()
         return self
+
+    @changes
+    def write_base_images(self: HeadT, features: Tensor, labels: Iterable[Label] | Tensor) -> HeadT:
+        """Add classes that are known by many images each, such as base classes, to the label space; return the head.
+
+        Each becomes a base class with the mean of its features as its prototype, or the power mean where ``power_normalised``.
+        Some heads also learn how its images differ. What is kept does not grow with the number of images.
+
+        Args:
+            features: ``(n, D)``.
+            labels: ``n`` ints or strings, none of them known yet. Classes are added in the order in which they first occur.
+
+        Raises:
+            ValueError: as ``write``, or a label that is known already.
+            TypeError: a label is neither an int nor a string.
+
+        Example:
+            >>> from fewshot_nam.heads import create
+            >>> images = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+            >>> create("cosine").write_base_images(images, ["cat", "cat", "dog"]).base
+            tensor([[2., 0.],
+                    [0., 4.]])
+        """
+        features = self._checked_features(features.detach(), "features")
+        names = as_labels(labels, len(features))
+        number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        targets = torch.tensor([number[name] for name in names], device=features.device)
+        rows = power_normalise(features) if self.power_normalised else features
+        sums = rows.new_zeros(len(number), rows.shape[1], dtype=torch.float64)
+        for some, its in zip(torch.split(rows, _ROWS), torch.split(targets, _ROWS), strict=True):
+            sums.index_add_(0, its, some.double())
+        means = sums / torch.bincount(targets).unsqueeze(-1)
+        means = (means * means.abs() if self.power_normalised else means).to(rows.dtype)
+        self.write_base(means, list(number))
+        self._learn_base_images(features, len(self._base_classes) - len(number) + targets)
+        return self
+
+    def _learn_base_images(self, features: Tensor, targets: Tensor) -> None:
+        """Learn more of images of base classes than ``write_base`` did; to be overridden by heads that do.
+
+        Args:
+            features: ``(n, D)``, checked and not embedded.
+            targets: ``(n,)``, positions in the base classes. These classes are new.
+        """
 
     @changes
     def forget(self: HeadT, labels: Label | Iterable[Label] | Tensor) -> HeadT:

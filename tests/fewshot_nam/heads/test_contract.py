@@ -483,3 +483,22 @@ def test_means_over_many_classes_are_those_over_few(monkeypatch):
     few = support.class_means(support.features)
     monkeypatch.setattr("fewshot_nam.heads.base._LARGEST_ONE_HOT", 0)
     torch.testing.assert_close(support.class_means(support.features), few)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_base_images_make_base_classes(name):
+    images, labels, query = features(4, 9), ["b", "a", "a", "b", "c", "c", "a", "b", "c"], features(2, 5)
+    head = make(name).write_base_images(images, labels)
+    assert head.classes == ["b", "a", "c"]
+    before = head(query)
+    head.write(features(5, 2), ["n", "n"])
+    assert head.classes == ["b", "a", "c", "n"]
+    assert head(query).shape == (5, 4)
+    head.forget("n")
+    torch.testing.assert_close(head(query), before)
+    with pytest.raises(ValueError, match="is known already"):
+        head.write_base_images(images, labels)
+    torch.testing.assert_close(head(query), before)
+    loaded = make(name)
+    loaded.load_state_dict(head.state_dict())
+    torch.testing.assert_close(loaded(query), before)

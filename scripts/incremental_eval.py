@@ -1,0 +1,128 @@
+"""Evaluate few-shot heads on classes that keep arriving: a base session, then sessions of new classes with a few images each.
+
+    python scripts/incremental_eval.py --dataset omniglot-fscil --data-dir DIR
+    python scripts/incremental_eval.py --dataset folder:photos --base-queries folder:photos/base_unseen --orders 5
+    python scripts/incremental_eval.py --dataset features:novel.safetensors --base features:base.safetensors
+
+Prints tables on stdout. A published benchmark (``episodes.data.incremental``) brings its sessions; of other data, orders of the
+novel classes are drawn by the seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import torch
+
+import backbones
+from episodes.data.incremental import benchmarks, open_sessions
+from episodes.evaluation.incremental import (
+    DEFAULT_HEADS,
+    IncrementalReport,
+    SessionFeatures,
+    evaluate_incremental,
+)
+from episodes.features.extraction import extract
+from episodes.features.sources import banks_by_role, sets_by_role
+from fewshot_nam.cli.options import key_values
+from fewshot_nam.heads.registry import specs
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all options."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument(
+        "--dataset", default="omniglot-fscil", help=f"{', '.join(benchmarks())}, or as of fewshot-nam-eval"
+    )
+    made.add_argument("--data-dir", metavar="DIR", help="where the files of the data set are")
+    made.add_argument("--base", metavar="SPEC", help="images or features of base classes, where --dataset has none")
+    made.add_argument("--base-queries", metavar="SPEC", help="other images of base classes; default: a fifth of them")
+    made.add_argument("--backbone", default="conv4", metavar="NAME", help="default: %(default)s")
+    made.add_argument("--weights", metavar="FILE", help="a weights file, or 'random'")
+    made.add_argument("--model-option", nargs="+", metavar="KEY=VALUE", help="options of the model")
+    made.add_argument("--transform-option", nargs="+", metavar="KEY=VALUE", help="options of the transform")
+    made.add_argument("--ways", type=int, default=5, metavar="N", help="classes a session (default: %(default)s)")
+    made.add_argument("--shots", type=int, default=5, metavar="K", help="images a class (default: %(default)s)")
+    made.add_argument("--sessions", type=int, metavar="S", help="sessions after the first (default: as many as fit)")
+    made.add_argument("--orders", type=int, default=5, metavar="O", help="orders of the classes (default: %(default)s)")
+    made.add_argument("--queries", type=int, metavar="Q", help="query images of a novel class (default: all others)")
+    made.add_argument(
+        "--heads",
+        nargs="+",
+        metavar="HEAD",
+        default=list(DEFAULT_HEADS),
+        help=f"among {', '.join(entry.name for entry in specs() if entry.train is None)} (default: %(default)s)",
+    )
+    made.add_argument("--seed", type=int, default=0, help="of the orders (default: %(default)s)")
+    made.add_argument("--json", metavar="FILE", help="write all numbers there")
+    made.add_argument("--markdown", metavar="FILE", help="write the tables there")
+    made.add_argument("--plot", metavar="FILE", help="write the figure there, as PNG")
+    made.add_argument("--quiet", action="store_true", help="show no progress")
+    return made
+
+
+def evaluated(options: argparse.Namespace) -> IncrementalReport:
+    """Return the report of what the options name."""
+    common: dict[str, Any] = {"heads": options.heads, "seed": options.seed, "progress": not options.quiet}
+    model: dict[str, Any] = {
+        "model_options": key_values("--model-option", options.model_option),
+        "transform_options": key_values("--transform-option", options.transform_option),
+    }
+    if options.dataset not in benchmarks():
+        sets = sets_by_role(
+            options.dataset,
+            data_dir=options.data_dir,
+            base=options.base,
+            base_queries=options.base_queries,
+            roles=["novel", "base", "base_queries"],
+        )
+        if "base" not in sets:
+            raise ValueError(f"{options.dataset} has no base classes: give some with --base")
+        banks = banks_by_role(
+            sets, options.backbone, weights=options.weights, progress=not options.quiet, **model
+        ).banks
+        return evaluate_incremental(
+            banks["base"],
+            banks["novel"],
+            base_queries=banks.get("base_queries"),
+            ways=options.ways,
+            shots=options.shots,
+            sessions=options.sessions,
+            orders=options.orders,
+            queries=options.queries,
+            **common,
+        )
+    pretrained = True if options.weights is None else False if options.weights == "random" else options.weights
+    backbone = backbones.create(options.backbone, pretrained=pretrained, **model)
+    sessions = [
+        SessionFeatures(*(extract(backbone, part, progress=not options.quiet) for part in session))
+        for session in open_sessions(options.dataset, options.data_dir)
+    ]
+    return evaluate_incremental(sessions=sessions, **common)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Evaluate, print the tables, and write the files; return the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        report = evaluated(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"incremental_eval: {error}", file=sys.stderr)
+        return 2
+    print(report.table(), end="")
+    if options.json:
+        report.save_json(options.json)
+    if options.markdown:
+        report.save_markdown(options.markdown)
+    if options.plot:
+        from episodes.reporting.plots import incremental_figure, save
+
+        save(lambda: incremental_figure(report, f"{options.dataset}, {options.backbone}"), options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    raise SystemExit(main())

@@ -1,0 +1,220 @@
+"""Incremental sessions: every measure against a head that is written and read by hand, and what is refused."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from episodes import FeatureBank, evaluate_incremental
+from episodes.evaluation.incremental import (
+    SESSION_MEASURES,
+    TOTALS,
+    SessionFeatures,
+    _base_weight_area,
+    _drawn,
+    _published_run,
+)
+from fewshot_nam.heads import CosineHead, create
+
+D = 7
+
+
+def bank(first: int, classes: int, images: int, spread: float = 0.8) -> FeatureBank:
+    generator = torch.Generator().manual_seed(first)
+    centres = torch.randn(classes, 1, D, generator=generator)
+    features = centres + spread * torch.randn(classes, images, D, generator=generator)
+    names = [f"c{first + i}" for i in range(classes)]
+    return FeatureBank(features.flatten(0, 1), torch.arange(classes).repeat_interleave(images), names)
+
+
+BASE, NOVEL = bank(0, 5, 20), bank(50, 7, 9)
+QUERIES = FeatureBank(BASE.features[::4] + 0.3, BASE.labels[::4], BASE.classes)
+
+
+def by_hand(run):
+    """Return what a cosine head answers after each session: scores of the known and of the unarrived queries."""
+    head = CosineHead()
+    for label in range(run.base_classes):
+        head.write_base(run.base[run.base_targets == label].mean(dim=0), [run.classes[label]])
+    found = []
+    for session, known in enumerate(run.known):
+        if session:
+            features, targets = run.shots[session - 1]
+            head.write(features, [run.classes[i] for i in targets])
+        assert head.classes == run.classes[: len(head.classes)]
+        found.append((head(run.queries[known]), head(run.queries[run.unarrived[session]])))
+    return found
+
+
+def test_measures_are_those_of_a_head_written_by_hand():
+    report = evaluate_incremental(
+        BASE, NOVEL, base_queries=QUERIES, ways=2, shots=3, heads=["cosine"], orders=1, seed=4
+    )
+    assert report.seen == [5, 7, 9, 11]
+    run = _drawn(BASE, NOVEL, QUERIES, 2, 3, 3, None, 4, 0)
+    found, rows = by_hand(run), report.sessions["cosine"]
+    first_right = found[0][0].argmax(1) == run.query_targets[run.known[0]]
+    for session, (known, unarrived) in enumerate(found):
+        targets = run.query_targets[run.known[session]]
+        right, base = known.argmax(1) == targets, targets < 5
+        best = known.amax(1).sort(descending=True).values
+        threshold = best[math.ceil(0.95 * len(best)) - 1]
+        needed = math.ceil(0.9 * float(right.double().mean()) * len(right) - 1e-9)
+        equal = known.amax(1)[right].sort(descending=True).values[needed - 1]
+        known_above = (known.amax(1)[:, None] > unarrived.amax(1)).double().mean()
+        expected = {
+            "accuracy": right.double().mean(),
+            "base_accuracy": right[base].double().mean(),
+            "base_lost": (first_right & ~right[base]).double().mean(),
+            "base_to_novel": (known.argmax(1)[base] >= 5).double().mean(),
+            "unarrived_fpr@95tpr": (unarrived.amax(1) >= threshold).double().mean(),
+            "unarrived_fpr@equal": (unarrived.amax(1) >= equal).double().mean(),
+            "unarrived_auroc": known_above,
+        }
+        if session:
+            novel = right[~base].double().mean()
+            expected["novel_accuracy"] = novel
+            expected["harmonic_mean"] = 2 * novel * expected["base_accuracy"] / (novel + expected["base_accuracy"])
+        for measure, value in expected.items():
+            assert rows[measure][session]["mean"] == pytest.approx(float(value), abs=1e-6), (measure, session)
+    accuracy = [value["mean"] for value in rows["accuracy"]]
+    totals = {key: value["mean"] for key, value in report.totals["cosine"].items()}
+    assert totals["A_last"] == pytest.approx(accuracy[-1])
+    assert totals["A_inc"] == pytest.approx(np.mean(accuracy))
+    assert totals["PD"] == pytest.approx(accuracy[0] - accuracy[-1])
+    assert list(totals) == list(TOTALS)
+    assert list(rows) == list(SESSION_MEASURES)
+
+
+def test_the_area_over_base_weights_is_that_of_its_definition():
+    base, novel, sessions, ratio = 0.8, 0.3, 4, 12.0
+    weights = np.linspace(0, ratio, 100_001)
+    expected = np.trapezoid((weights * base + sessions * novel) / (weights + sessions), weights) / ratio
+    area = _base_weight_area(torch.tensor(base), torch.tensor(novel), sessions, ratio)
+    assert float(area) == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_order_is_a_permutation_with_shots_that_are_no_queries_and_is_the_same_for_fewer_sessions():
+    run, fewer = (_drawn(BASE, NOVEL, QUERIES, 2, 3, count, 4, 1, 2) for count in (3, 1))
+    assert sorted(run.classes[5:]) == sorted(NOVEL.classes)
+    assert run.seen == [5, 7, 9, 11]
+    shots = torch.cat([features for features, _ in run.shots])
+    assert not (shots[:, None] == run.queries).all(-1).any()
+    assert torch.equal(fewer.shots[0][0], run.shots[0][0])
+    assert torch.equal(fewer.queries, run.queries)
+    for session, seen in enumerate(run.seen):
+        assert int(run.query_targets[run.known[session]].max()) == seen - 1
+        assert int(run.query_targets[run.unarrived[session]].min()) == seen
+    assert len(run.queries) == len(QUERIES) + 7 * 4
+
+
+def published():
+    """Three sessions of two classes after five, with queries of their own in each."""
+    parts = [BASE, NOVEL.select_classes(NOVEL.classes[:2]), NOVEL.select_classes(NOVEL.classes[2:4])]
+    queries = [BASE]
+    for part in parts[1:]:
+        rows = torch.cat([queries[-1].features, part.features])
+        names = [*queries[-1].classes, *part.classes]
+        labels = torch.cat([queries[-1].labels, part.labels + len(queries[-1].classes)])
+        queries.append(FeatureBank(rows, labels, names))
+    return [SessionFeatures(*pair) for pair in zip(parts, queries, strict=True)]
+
+
+def test_published_sessions_bring_their_images():
+    report = evaluate_incremental(sessions=published(), heads=["cosine"])
+    assert report.seen == [5, 7, 9]
+    assert not report.config["seeded"]
+    run = _published_run(published())
+    right = [
+        float((scores.argmax(1) == run.query_targets[known]).double().mean())
+        for (scores, _), known in zip(by_hand(run), run.known, strict=True)
+    ]
+    assert [value["mean"] for value in report.sessions["cosine"]["accuracy"]] == pytest.approx(right)
+    assert math.isnan(report.sessions["cosine"]["unarrived_auroc"][-1]["mean"])
+    assert math.isnan(report.totals["cosine"]["A_last"]["ci95"])
+
+
+def test_orders_have_intervals_and_the_first_head_is_paired_with_the_others():
+    options = {"base_queries": QUERIES, "ways": 3, "shots": 2, "queries": 4, "seed": 1}
+    report = evaluate_incremental(BASE, NOVEL, heads=["cosine", "protonet"], orders=3, **options)
+    again = evaluate_incremental(BASE, NOVEL, heads={"mine": CosineHead()}, orders=3, **options)
+    assert again.as_dict()["totals"]["mine"] == report.as_dict()["totals"]["cosine"]
+    assert list(report.paired) == ["cosine - protonet"]
+    ahead = report.paired["cosine - protonet"]["A_last"]
+    assert ahead["mean"] == pytest.approx(
+        report.totals["cosine"]["A_last"]["mean"] - report.totals["protonet"]["A_last"]["mean"]
+    )
+    single = [
+        evaluate_incremental(BASE, NOVEL, heads=["cosine"], orders=n, **options).totals["cosine"]["A_last"]["mean"] * n
+        for n in (1, 2, 3)
+    ]
+    values = np.diff([0, *single])
+    assert report.totals["cosine"]["A_last"]["ci95"] == pytest.approx(
+        4.303 * np.std(values, ddof=1) / math.sqrt(3), rel=1e-3
+    )
+
+
+def test_the_report_is_printed_and_written(tmp_path):
+    report = evaluate_incremental(BASE, NOVEL, base_queries=QUERIES, heads=["cosine", "protonet"], orders=2, shots=2)
+    assert "cosine - protonet" in report.table()
+    for name in (*SESSION_MEASURES, *TOTALS):
+        assert f"- `{name}`: " in report.markdown()
+    report.save_json(tmp_path / "report.json")
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["sessions"]["cosine"]["novel_accuracy"][0] == {"mean": None, "ci95": None}
+    assert "seconds" not in content
+
+
+def test_base_queries_are_held_out_where_none_are_given():
+    report = evaluate_incremental(BASE, NOVEL, heads=["cosine"], orders=1, shots=2)
+    assert report.config["base_queries"] == 20
+    assert report.config["base_images"] == 80
+
+
+def test_base_statistics_are_those_of_the_images_that_are_learned():
+    options = {"base_queries": QUERIES, "shots": 2, "orders": 1}
+    named = evaluate_incremental(BASE, NOVEL, heads=["cosine-centred"], **options)
+    made = evaluate_incremental(
+        BASE, NOVEL, heads={"cosine-centred": create("cosine-centred", BASE.base_statistics())}, **options
+    )
+    assert named.as_dict()["totals"] == made.as_dict()["totals"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"novel": None}, "give base and novel"),
+        ({"ways": 8}, "7 novel classes are enough for 1 to 0 sessions"),
+        ({"sessions": 2}, "7 novel classes are enough for 1 to 1 sessions"),
+        ({"shots": 9}, "has 9 images"),
+        ({"queries": 8}, "has 9 images"),
+        ({"heads": []}, "name at least one head"),
+        ({"orders": 0}, "orders must be at least 1"),
+        ({"novel": bank(0, 7, 9)}, "'c0' is a base class and a novel class"),
+        ({"base_queries": NOVEL}, "'c50' is a class of base_queries and not of base"),
+        ({"novel": FeatureBank(torch.ones(20, 3), torch.arange(20) % 10)}, "features of one width, got 7, 3 and 7"),
+        ({"sessions": published()}, "bring their own images"),
+        ({"heads": ["cosin"]}, "did you mean 'cosine'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    given = {
+        "base": BASE,
+        "novel": NOVEL,
+        "base_queries": QUERIES,
+        "heads": ["cosine"],
+        "shots": 2,
+        "orders": 1,
+    } | change
+    with pytest.raises(ValueError, match=message):
+        evaluate_incremental(**given)
+
+
+def test_published_sessions_that_do_not_fit_are_refused():
+    sessions = published()
+    with pytest.raises(ValueError, match="session 0 tests 'c50', which has not arrived yet"):
+        evaluate_incremental(sessions=[SessionFeatures(BASE, sessions[1].queries), *sessions[1:]], heads=["cosine"])
+    with pytest.raises(ValueError, match="arrives in two sessions"):
+        evaluate_incremental(sessions=[*sessions, sessions[-1]], heads=["cosine"])

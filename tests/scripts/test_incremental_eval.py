@@ -1,0 +1,45 @@
+"""``scripts/incremental_eval.py`` on features: tables, files, the figure, and what it refuses."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from episodes import FeatureBank
+
+MAIN = runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "incremental_eval.py"))["main"]
+
+
+@pytest.fixture
+def files(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for name, first, classes in (("base", 0, 6), ("novel", 6, 4)):
+        rows = torch.rand(classes, 12, 5, generator=generator) + 2 * torch.rand(classes, 1, 5, generator=generator)
+        labels = torch.arange(classes).repeat_interleave(12)
+        bank = FeatureBank(rows.flatten(0, 1), labels, [f"c{first + i}" for i in range(classes)])
+        bank.save(tmp_path / f"{name}.safetensors")
+    return tmp_path
+
+
+def test_features_are_evaluated_and_files_written(files, capsys):
+    given = ["--dataset", f"features:{files}/novel.safetensors", "--base", f"features:{files}/base.safetensors"]
+    outputs = [f"--{kind}={files}/report.{kind}" for kind in ("json", "markdown")] + [f"--plot={files}/report.png"]
+    status = MAIN([*given, "--heads", "cosine", "ncm-like", "--ways", "2", "--orders", "2", "--quiet"])
+    assert (status, capsys.readouterr().err.startswith("incremental_eval: no head 'ncm-like'")) == (2, True)
+    assert MAIN([*given, "--heads", "cosine", "protonet", "--ways", "2", "--orders", "2", "--quiet", *outputs]) == 0
+    assert "cosine - protonet" in capsys.readouterr().out
+    assert json.loads((files / "report.json").read_text())["seen"] == [6, 8, 10]
+    assert (
+        (files / "report.markdown")
+        .read_text()
+        .startswith("6 base classes, then 2 sessions of 2-way 5-shot: 10 classes")
+    )
+    assert Image.open(files / "report.png").format == "PNG"
+
+
+def test_without_base_classes_it_says_so(files, capsys):
+    assert MAIN(["--dataset", f"features:{files}/novel.safetensors", "--quiet"]) == 2
+    assert "has no base classes: give some with --base" in capsys.readouterr().err
