@@ -25,6 +25,7 @@ class Experiment:
         changes: settings in place of the preset's, for all models.
         options: options of single models in place of the preset's.
         variants: entries of ``models`` that are another model with other options: their model's name.
+        axis: what the lengths are called on the plot, and below the table where it is not ``"length"``.
         size: sequences of every length that are measured.
         published: figures of others for the same task, to show below the table: a line of Markdown each.
     """
@@ -37,6 +38,7 @@ class Experiment:
     changes: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     variants: Mapping[str, str] = field(default_factory=dict)
+    axis: str = "length"
     size: int = 500
     published: Sequence[str] = ()
 

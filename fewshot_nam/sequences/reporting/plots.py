@@ -61,7 +61,7 @@ def plot_lengths(experiment: Experiment, records: Sequence[Record], trained_to: 
     lengths = sorted({int(length) for record in records for length in record.lengths})
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.minorticks_off()
-    axes.set_xlabel("length")
+    axes.set_xlabel(experiment.axis)
     axes.set_ylabel("sequences right, %" if experiment.measure == "exact" else "tokens right, %")
     axes.set_title(experiment.name)
     axes.legend(fontsize=8)

@@ -42,6 +42,8 @@ def table(experiment: Experiment, records: Sequence[Record]) -> str:
         lines.append(
             f"| {label} | {rows[0].result['parameters']:,} | {len(rows)} | {' | '.join(cells)} | {seconds:.0f} |"
         )
+    if experiment.axis != "length":
+        lines += ["", f"Tests are at a {experiment.axis}."]
     if experiment.published:
         lines += ["", "Published:", "", *(f"- {line}" for line in experiment.published)]
     lines += ["", "Made by, with other seeds in place of 0:", "", "```bash"]

@@ -26,6 +26,7 @@ quick:
   options: {{deaf: {{dropout: 0.5}}}}
   changes: {json.dumps(SMALL)}
   lengths: [2, 12]
+  axis: length in digits
   size: 6
   published: ["Someone (2020): 50."]
 """
@@ -48,6 +49,7 @@ def test_the_command_makes_missing_runs_records_tables_and_plots(plan, tmp_path,
     assert [(r.label, r.seed) for r in read_records(tmp_path / "quick.json")] == [("lstm", 0), ("lstm", 1), ("deaf", 0)]
     assert "3 steps of 4 sequences" in page
     assert "Someone (2020): 50." in page
+    assert "Tests are at a length in digits." in page
     model, task = load_trained(tmp_path / "checkpoints" / "quick-lstm")
     assert evaluate(model, task, [2, 12], 6) == read_records(tmp_path / "quick.json")[1].lengths
     assert sequence_results.main(given) == 0  # nothing is trained twice
