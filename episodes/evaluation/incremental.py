@@ -31,7 +31,7 @@ from fewshot_nam.heads import BaseStatistics, Head, create
 from fewshot_nam.heads.validation import Label
 from fewshot_nam.io.atomic import replacing
 
-DEFAULT_HEADS = ("nam", "cosine")
+DEFAULT_HEADS = ("nam-recursive", "nam", "cosine")
 _ROWS = 4096  # queries scored at a time
 _EQUAL_SHARE = 0.9  # of the accuracy of the weakest head: right answers that all heads give where alarms are compared
 _MISSING = math.nan

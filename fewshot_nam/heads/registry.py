@@ -254,6 +254,12 @@ for _entry in (
         {"mode": "parallel"},
         exports=True,
     ),
+    HeadSpec(
+        "nam-recursive",
+        "fewshot_nam.heads.nam.recursive:NAMRecursiveHead",
+        "the joint write as recursive least squares: a key for each class, no image is kept",
+        uses_base=True,
+    ),
     HeadSpec("cosine", "fewshot_nam.heads.cosine:CosineHead", "cosine to the class prototypes", exports=True),
     HeadSpec(
         "cosine-centred",

@@ -1,0 +1,119 @@
+"""The recursive memory: its equation, any order, forgetting, what it keeps, and what it refuses."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewshot_nam.heads import BaseStatistics, create
+from fewshot_nam.heads.nam.recursive import NAMRecursiveHead, RecursiveMemory
+from fewshot_nam.memory.primitives import unit
+
+D = 13
+
+
+def images(seed: int, classes: int, each: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.rand(classes, 1, D, generator=generator) ** 2
+    return centres + 0.3 * torch.rand(classes, each, D, generator=generator)
+
+
+BASE = images(0, 9, 20)
+STATISTICS = BaseStatistics.from_features(BASE.flatten(0, 1), torch.arange(9).repeat_interleave(20))
+NOVEL, QUERIES = images(1, 4, 6), images(2, 5, 4).flatten(0, 1)
+NAMES = [f"n{i}" for i in range(4) for _ in range(6)]
+
+
+def head(**settings) -> NAMRecursiveHead:
+    made = create("nam-recursive", STATISTICS, settings=settings or None)
+    return made.write_base_images(BASE.flatten(0, 1), [f"b{i}" for i in range(9) for _ in range(20)])
+
+
+def equation(made: NAMRecursiveHead, classes: list[Tensor], queries: Tensor) -> Tensor:
+    """Return the scores of the equation at the top of the file, for the images of each class."""
+    s, space = made.settings, made._space(QUERIES.double())
+    z = space.embed
+    means = [z(some.double()).mean(0) for some in classes]
+    keys = unit(torch.stack(means))
+    R = torch.linalg.inv(s.ridge * torch.eye(D).double() + keys.T @ keys)
+    reads = []
+    for key, some in zip(keys, classes, strict=True):
+        g = (1 + (1 - space.likeness) / (len(some) * space.likeness)) ** 0.5
+        reads.append(g**s.evenness * (z(queries.double()) @ R @ key) / (key @ R @ key))
+    r = torch.stack(reads, dim=1)
+    return r - s.log_partition_penalty * s.temperature * (r / s.temperature).logsumexp(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"ridge": 0.3, "evenness": 1.0}, {"identity_share": 0.9, "log_partition_penalty": 0.0}]
+)
+def test_scores_are_those_of_the_equation(settings):
+    made = head(**settings).write(NOVEL.flatten(0, 1), NAMES)
+    expected = equation(made, [*BASE, *NOVEL], QUERIES)
+    torch.testing.assert_close(made(QUERIES).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_one_image_at_a_time_in_any_order_is_the_joint_write():
+    jointly = head(ridge=0.5).write(NOVEL.flatten(0, 1), NAMES)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(3)).tolist()
+    in_turn = head(ridge=0.5)
+    _ = in_turn(QUERIES)  # from here on the memory is never inverted again
+    recursive = 0
+    for i in order:
+        in_turn.write(NOVEL.flatten(0, 1)[i], NAMES[i])
+        recursive += in_turn._memory is not None
+        _ = in_turn(QUERIES)
+    assert recursive == 24
+    columns = [in_turn.classes.index(name) for name in jointly.classes]
+    torch.testing.assert_close(in_turn(QUERIES)[:, columns], jointly(QUERIES), rtol=1e-5, atol=1e-5)
+    exact = RecursiveMemory.of(in_turn._keys(), 0.5)
+    torch.testing.assert_close(in_turn._memory.metric, exact.metric, rtol=0, atol=1e-12)
+
+
+def test_after_forgetting_it_is_the_memory_that_never_saw_the_class():
+    made = head(ridge=0.5)
+    _ = made(QUERIES)
+    for i in range(24):
+        made.write(NOVEL.flatten(0, 1)[i], NAMES[i])
+    made.forget(["n1", "b3"])
+    assert made._memory is not None
+    rest = [i for i in range(9) if i != 3]
+    fresh = create("nam-recursive", STATISTICS, settings={"ridge": 0.5})
+    fresh.write_base_images(BASE[rest].flatten(0, 1), [f"b{i}" for i in rest for _ in range(20)])
+    fresh.write(NOVEL[[0, 2, 3]].flatten(0, 1), [name for name in NAMES if name != "n1"])
+    assert made.classes == fresh.classes
+    torch.testing.assert_close(made(QUERIES), fresh(QUERIES), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_kept_does_not_grow_with_images():
+    made = head()
+    sizes = []
+    for _ in range(3):
+        made.write(NOVEL.flatten(0, 1), NAMES)
+        sizes.append(sum(buffer.numel() for buffer in made.buffers()))
+    assert sizes[0] == sizes[1] == sizes[2]
+
+
+def test_a_class_reads_one_for_its_key():
+    made = head(ridge=0.2, evenness=0.0, log_partition_penalty=0.0).write(NOVEL.flatten(0, 1), NAMES)
+    learned = made._current()
+    reads = (learned.keys[0] @ learned.metric) @ learned.keys[0].T * learned.factors
+    torch.testing.assert_close(reads.diagonal(), torch.ones(13))
+
+
+def test_state_is_loaded_and_a_damaged_one_refused():
+    made = head().write(NOVEL.flatten(0, 1), NAMES)
+    loaded = create("nam-recursive", STATISTICS)
+    loaded.load_state_dict(made.state_dict())
+    torch.testing.assert_close(loaded(QUERIES), made(QUERIES))
+    loaded.write(NOVEL[0], "n0")
+    torch.testing.assert_close(loaded(QUERIES), made.write(NOVEL[0], "n0")(QUERIES))
+    state = made.state_dict()
+    state["shot_sums.totals"] = state["shot_sums.totals"][1:]
+    state["shot_sums.counts"] = state["shot_sums.counts"][1:]
+    with pytest.raises(ValueError, match="the sums of classes do not belong to its classes"):
+        create("nam-recursive", STATISTICS).load_state_dict(state)
+
+
+def test_shots_cannot_be_left_out():
+    with pytest.raises(ValueError, match="keeps no shots"):
+        head().write(NOVEL.flatten(0, 1), NAMES).calibrate_from_shots()
