@@ -302,6 +302,10 @@ def _as_features(features: Tensor | np.ndarray) -> Tensor:
 
 def _as_labels(labels: Any, classes: Iterable[Label] | None) -> tuple[Tensor, list[Label]]:
     if isinstance(labels, Tensor):
+        if labels.is_floating_point() or labels.is_complex():
+            raise ValueError(
+                f"FeatureBank: labels must be (items,) ints or strings, got {tuple(labels.shape)} of {labels.dtype}"
+            )
         labels = labels.detach().cpu().numpy()
     if not isinstance(labels, np.ndarray) or labels.dtype == object:
         given = list(labels)

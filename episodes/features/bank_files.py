@@ -65,14 +65,28 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             if described is None:
                 raise _foreign(path, f"a safetensors file without {_METADATA_KEY!r} in its metadata")
             content = json.loads(described)
+            _check_content(path, content)
             if content["format"] > BANK_FORMAT:
                 raise NotABank(
                     f"{path}: bank format {content['format']}, and this version reads up to {BANK_FORMAT}; update the toolkit"
                 )
             tensors = {name: file.get_tensor(name) for name in ("features", "labels")}
             return {**tensors, "classes": content["classes"], "provenance": content["provenance"]}
-    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (SafetensorError, json.JSONDecodeError, KeyError, RecursionError, TypeError) as error:
         raise _foreign(path, error) from error
+
+
+def _check_content(path: Path, content: Any) -> None:
+    """Raise ``NotABank`` for a description that ``write_bank_file`` does not write."""
+    fits = (
+        isinstance(content, dict)
+        and isinstance(content["format"], int)
+        and isinstance(content["classes"], list)
+        and isinstance(content["provenance"], dict)
+        and all(isinstance(value, str) for value in content["provenance"].values())
+    )
+    if not fits:
+        raise _foreign(path, "its description is damaged")
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

@@ -261,6 +261,8 @@ class StoredBaseStatistics(nn.Module):
                 setattr(self, name, buffer.new_empty(loaded.shape, dtype=loaded.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         try:
+            if len(self.prototypes) and not self.mean.numel():
+                raise ValueError("prototypes without their mean")
             _ = self.value
         except (ValueError, TypeError) as error:
             raise ValueError(f"base statistics: this state is damaged: {error}") from None

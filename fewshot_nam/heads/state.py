@@ -334,6 +334,13 @@ class HeadState(nn.Module):
 
     def _check_state(self) -> None:
         """Raise ``ValueError`` if loaded features, targets and class names do not match."""
+        shapes = {"support": 2, "base": 2, "unknowns": 2, "mean": 1, "targets": 1}
+        for name, dimensions in shapes.items():
+            buffer = getattr(self, name)
+            if buffer.dim() != dimensions or buffer.is_floating_point() == (name == "targets"):
+                raise ValueError(
+                    f"{type(self).__name__}: this state is damaged: {name} is {buffer.dtype} of shape {tuple(buffer.shape)}"
+                )
         present = torch.bincount(self.targets.clamp_min(0), minlength=len(self._written_classes))
         fits = (
             len(self.support) == len(self.targets)
@@ -351,10 +358,11 @@ class HeadState(nn.Module):
         fits = fits and len({buffer.shape[-1] for buffer in holders} | {self._fixed_width()} - {0}) <= 1
         reason = None if fits else "features, targets and class names do not belong together"
         for buffer in (self.support, self.base, self.mean, self.unknowns):
-            if not bool(buffer.isfinite().all()):
-                reason = reason or "features are NaN or infinite"
-            elif buffer is not self.mean and buffer.numel() and not bool(buffer.any(dim=-1).all()):
-                reason = reason or "features are all zeros"
+            if buffer.numel():
+                try:
+                    checked_vectors(buffer, "features", zero_allowed=buffer is self.mean)
+                except ValueError as error:
+                    reason = reason or str(error)
         if reason is not None:
             raise ValueError(f"{type(self).__name__}: this state is damaged: {reason}")
 

@@ -126,11 +126,14 @@ def read_head(path: str | os.PathLike[str], present: Head | None = None) -> tupl
     path = Path(path)
     about, tensors = _read(path)
     probed = tensors.pop(_PROBE)
-    old = head_of_version_01(about["head"], about["settings"], tensors, _HEAD)
+    try:
+        old = head_of_version_01(about["head"], about["settings"], tensors, _HEAD)
+    except Exception as error:  # of what a file may hold, not every combination is foreseen
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     head = _like(path, about, NAMHead() if present is None else present) if old is None else old
     try:
         head.load_state_dict({key.removeprefix(_HEAD): tensor for key, tensor in tensors.items()})
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:
         raise ValueError(f"{path} does not fit {type(head).__name__}: {' '.join(str(error).split())}") from error
     _without_old_scale(path, about, head)
     return about, head, probed
@@ -234,6 +237,8 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
             raise ValueError(f"{path} is damaged: {key} is of {tensor.dtype}, which no head holds")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{path} is damaged: {key} is NaN or infinite in places")
     targets, support = tensors.get(_HEAD + "targets"), tensors.get(_HEAD + "support")
     if targets is None or support is None:
         return  # a head that stores something else checks it itself

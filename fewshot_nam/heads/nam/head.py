@@ -251,10 +251,15 @@ class NAMHead(ScoreNormHead, gather_free=True):
         super()._check_submodules()
         if len(self.shot_sums.counts):  # of a head that did not keep its shots: the support holds one of each class
             self.keep_shots = False
-        if not self.keep_shots and len(self.shot_sums.counts) != len(self._written_classes):
+        if not self.keep_shots and not self.shot_sums.fits(len(self._written_classes), self._widths()):
             raise ValueError(
                 f"{type(self).__name__}: this state is damaged: the sums of shots do not belong to its classes"
             )
+
+    def _widths(self) -> tuple[int, int]:
+        """Return the widths of embedded features and of ``z``."""
+        embedded = self._embed(torch.ones(1, self.feature_dim or 1, dtype=self._dtype(), device=self.targets.device))
+        return embedded.shape[1], self._directions(embedded).shape[1]
 
     def _ratio(self, like: Tensor) -> TwoCovarianceModel | None:
         """Return the model of the likelihood ratio in the dtype and on the device of a tensor; ``None`` where it is not used."""

@@ -55,6 +55,14 @@ class ShotSums(nn.Module):
         before = self.spread if len(self.spread) else self.totals.new_zeros(width, width)
         self.spread = before + exact.mT @ exact
 
+    def fits(self, classes: int, widths: tuple[int, int]) -> bool:
+        """Return whether these are sums for so many classes, of embedded features of width ``W`` whose part ``z`` has ``D``."""
+        if not classes:
+            return not len(self.counts)
+        embedded, width = widths
+        shapes = [tuple(sums.shape) for sums in (self.totals, self.counts, self.spread)]
+        return shapes == [(classes, embedded), (classes,), (width, width)] and bool((self.counts > 0).all())
+
     def taken(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Return means ``(1, C, W)``, counts ``(C,)`` and spread ``(D, D)`` in a dtype."""
         means = self.totals / self.counts.unsqueeze(-1)

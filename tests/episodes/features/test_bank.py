@@ -412,3 +412,30 @@ def test_class_means_of_roots_are_power_means():
         roots = features[labels == number].sign() * features[labels == number].abs().sqrt()
         torch.testing.assert_close(row.sign() * row.abs().sqrt(), roots.mean(0))
     assert not torch.allclose(bank.class_means(power_norm=True), bank.class_means())
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"format": "1", "classes": ["a"], "provenance": {}},
+        {"format": 1, "classes": {"a": 1}, "provenance": {}},
+        {"format": 1, "classes": ["a"], "provenance": True},
+        {"format": 1, "classes": ["a"], "provenance": {"skipped": 3}},
+        ["format"],
+    ],
+    ids=str,
+)
+def test_a_forged_description_is_refused(tmp_path, described):
+    save_file(
+        {"features": torch.ones(2, 3), "labels": torch.zeros(2, dtype=torch.long)},
+        tmp_path / "bank",
+        {"fewshot_bank": json.dumps(described)},
+    )
+    with pytest.raises(ValueError, match=r"bank: not a whole feature bank \("):
+        FeatureBank.load(tmp_path / "bank")
+
+
+def test_labels_that_are_no_whole_numbers_are_refused():
+    for dtype in (torch.float8_e4m3fn, torch.float32):
+        with pytest.raises(ValueError, match="labels must be"):
+            FeatureBank(torch.ones(2, 3), torch.zeros(2).to(dtype), ["a"])

@@ -202,6 +202,8 @@ def test_files_that_are_something_else_are_refused(attached, painted, tmp_path):
         ({"head.targets": torch.tensor([0.0, 1.0])}, "its targets do not fit its support features"),
         ({"head.targets": torch.tensor([0])}, "its targets do not fit its support features"),
         ({"head.support": torch.ones(2, 12).to(torch.float8_e4m3fn)}, "head.support is of torch.float8_e4m3fn"),
+        ({"head.mean": torch.tensor([torch.nan])}, "head.mean is NaN or infinite in places"),
+        ({"head.base": torch.tensor(1.0)}, ""),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -217,6 +219,27 @@ def test_a_forged_file_with_right_digests_is_refused_before_it_costs_memory(
         metadata = file.metadata()
     save_file(tensors, target, metadata)
     refused(attached(), target, f"forged.safetensors is damaged: {message}")
+
+
+@pytest.mark.parametrize(
+    ("forged", "message"),
+    [
+        ({"head.base": torch.ones(3)}, "base is torch.float32 of shape \\(3,\\)"),
+        ({"head.support": torch.full((2, 12), 3e38)}, "2 of 2 vectors cannot be used"),
+        ({"head.unknowns": torch.ones(0)}, "unknowns is torch.float32 of shape \\(0,\\)"),
+        ({"head.stored_base.prototypes": torch.ones(4, 12)}, "base statistics: this state is damaged"),
+    ],
+    ids=["base", "support", "unknowns", "prototypes"],
+)
+def test_a_forged_state_does_not_fit(attached, painted, tmp_path, forged, message):
+    source, target = tmp_path / "a.safetensors", tmp_path / "forged.safetensors"
+    attached().learn([painted(0), painted(1)], ["a", "b"]).save(source)
+    tensors = load_file(source) | forged
+    rewritten(source, target, contents=saving.tensors_digest(tensors[key] for key in sorted(tensors)))
+    with safe_open(target, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, target, metadata)
+    refused(attached(), target, f"forged.safetensors does not fit NAMHead: .*{message}")
 
 
 def test_a_description_nested_deeply_is_refused_in_one_line(attached, painted, tmp_path):
