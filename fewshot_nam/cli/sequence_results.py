@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 PLAN = Path("results/sequences/plan.yaml")
 _PLOTTED_LENGTH = 16  # of the sequence over which heads are drawn, longer than those of training on digits
@@ -44,7 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     from fewshot_nam.io.atomic import replacing
-    from fewshot_nam.sequences import tasks
     from fewshot_nam.sequences.models.turing import TuringModel
     from fewshot_nam.sequences.reporting import carry_out, load_plan, read_records, read_runs, table, write_records
     from fewshot_nam.sequences.reporting.plots import plot_heads, plot_lengths
@@ -78,10 +78,9 @@ def _run(options: argparse.Namespace) -> None:
         with replacing(out / f"{name}.md") as unfinished:
             unfinished.write_text(table(experiment, records), encoding="utf-8")
         if len(experiment.lengths) > 1:
-            given = records[0].settings["lengths"]
-            trained = tasks.create(experiment.task or name).splits["train"].lengths if given is None else given
-            longest = trained if isinstance(trained, int) else trained[1]
-            plot_lengths(experiment, records, longest).savefig(out / f"{name}.png", dpi=100)
+            plot_lengths(experiment, records, _longest_trained(records[0].settings)).savefig(
+                out / f"{name}.png", dpi=100
+            )
         print(f"{out / name}.md")
     for run in options.checkpoint:
         if options.runs is None:
@@ -96,6 +95,14 @@ def _run(options: argparse.Namespace) -> None:
         model, task = load_trained(place)
         if isinstance(model, TuringModel):
             plot_heads(model, task, _PLOTTED_LENGTH).savefig(out / f"{name}-{label}-heads.png", dpi=60)
+
+
+def _longest_trained(settings: Mapping[str, Any]) -> int:
+    """Return the longest length of training of a run with these settings."""
+    from fewshot_nam.sequences import tasks
+
+    lengths = settings["lengths"] or tasks.create(settings["task"]).splits["train"].lengths
+    return lengths if isinstance(lengths, int) else int(lengths[1])
 
 
 def _say_at_once(line: str) -> None:

@@ -59,6 +59,12 @@ def test_the_command_makes_missing_runs_records_tables_and_plots(plan, tmp_path,
     assert (tmp_path / "quick.md").read_text(encoding="utf-8") == page
 
 
+def test_plots_mark_the_longest_length_of_training():
+    whole, part = preset("reverse/lstm").as_dict(), preset("reverse/lstm", lengths=(2, 6)).as_dict()
+    assert sequence_results._longest_trained(whole) == 10
+    assert sequence_results._longest_trained(part) == 6
+
+
 def test_a_run_is_what_its_command_makes(plan, tmp_path, capsys):
     experiment = load_plan(plan)["quick"]
     carry_out(experiment, tmp_path / "runs", models=["deaf"], device="cpu")
