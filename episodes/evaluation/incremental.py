@@ -31,7 +31,7 @@ from fewshot_nam.heads import BaseStatistics, Head, create
 from fewshot_nam.heads.validation import Label
 from fewshot_nam.io.atomic import replacing
 
-DEFAULT_HEADS = ("nam-recursive", "nam", "cosine")
+DEFAULT_HEADS = ("nam-recursive", "nam", "ncm", "teen", "air", "ranpac")
 _ROWS = 4096  # queries scored at a time
 _EQUAL_SHARE = 0.9  # of the accuracy of the weakest head: right answers that all heads give where alarms are compared
 _MISSING = math.nan
@@ -411,6 +411,8 @@ def _published_run(sessions: Sequence[SessionFeatures]) -> Run:
 def _answers(head: Head, run: Run) -> list[Answers]:
     """Return what a head that knows the base classes answers after each session."""
     embedded: Tensor | None = None
+    more = getattr(head, "_score_more", None)  # of heads whose scores no later class changes: each is computed once
+    kept: Tensor | None = None
     found = []
     for number, (known, unarrived) in enumerate(zip(run.known, run.unarrived, strict=True)):
         if number:
@@ -425,9 +427,17 @@ def _answers(head: Head, run: Run) -> list[Answers]:
         column = {name: i for i, name in enumerate(run.classes)}
         of_column = torch.tensor([column[name] for name in snapshot.classes])
         asked = torch.cat([known, unarrived])
+        if more is not None:
+            first = 0 if kept is None else kept.shape[1]
+            added = [
+                more(snapshot.learned, some.unsqueeze(0), first).squeeze(0) for some in torch.split(embedded, _ROWS)
+            ]
+            kept = torch.cat(added) if kept is None else torch.cat([kept, torch.cat(added)], dim=1)
         best, answer = [], []
         for some in torch.split(asked, _ROWS):
-            scores = head._score(snapshot.learned, embedded[some].unsqueeze(0)).squeeze(0)
+            scores = (
+                head._score(snapshot.learned, embedded[some].unsqueeze(0)).squeeze(0) if kept is None else kept[some]
+            )
             if not bool(scores.isfinite().all()):
                 raise ValueError(f"{type(head).__name__} gave scores that are NaN or infinite for these features")
             largest, place = scores.double().max(dim=-1)

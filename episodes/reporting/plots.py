@@ -181,12 +181,13 @@ def growth_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     return figure
 
 
-def incremental_figure(report: IncrementalReport, title: str) -> Figure:
+def incremental_figure(report: IncrementalReport, title: str, heads: Sequence[str] | None = None) -> Figure:
     """Return what happens session by session: accuracy, the base and novel part of it, and false alarms of classes still to come.
 
     Args:
         report: of ``evaluate_incremental``.
         title: above the figure.
+        heads: those to show, where the report has them; ``None`` for all.
     """
     figure = _figure(13.5, 4.8)
     panels = (
@@ -194,9 +195,11 @@ def incremental_figure(report: IncrementalReport, title: str) -> Figure:
         ("harmonic_mean", "harmonic mean of base and novel accuracy, %"),
         ("unarrived_fpr@95tpr", "unarrived classes accepted at 95% of known, %"),
     )
-    all_styles = styles(list(report.sessions))
+    shown = [name for name in report.sessions if heads is None or name in heads]
+    all_styles = styles(shown)
     for axes, (measure, label) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        for name, found in report.sessions.items():
+        for name in shown:
+            found = report.sessions[name]
             axes.errorbar(
                 report.seen,
                 [100 * value["mean"] for value in found[measure]],
@@ -210,7 +213,7 @@ def incremental_figure(report: IncrementalReport, title: str) -> Figure:
         axes.set(xlabel="classes learned", ylabel=label)
         axes.set_xticks(report.seen, [str(size) for size in report.seen], rotation=45 if len(report.seen) > 8 else 0)
     figure.suptitle(title)
-    _legend(figure, len(report.sessions))
+    _legend(figure, len(shown))
     return figure
 
 

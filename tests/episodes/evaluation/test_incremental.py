@@ -17,8 +17,10 @@ from episodes.evaluation.incremental import (
     _published_run,
 )
 from fewshot_nam.heads import CosineHead, create
+from fewshot_nam.heads.fecam import FeCAMHead
 
 D = 7
+SCORE_MORE = FeCAMHead._score_more
 
 
 def bank(first: int, classes: int, images: int, spread: float = 0.8) -> FeatureBank:
@@ -165,6 +167,17 @@ def test_the_report_is_printed_and_written(tmp_path):
     content = json.loads((tmp_path / "report.json").read_text())
     assert content["sessions"]["cosine"]["novel_accuracy"][0] == {"mean": None, "ci95": None}
     assert "seconds" not in content
+
+
+def test_scores_that_no_later_class_changes_are_computed_once_and_are_the_same(monkeypatch):
+    options = {"base_queries": QUERIES, "ways": 2, "shots": 3, "orders": 2, "heads": ["c-fecam"]}
+    once = evaluate_incremental(BASE, NOVEL, **options).as_dict()
+    monkeypatch.delattr("fewshot_nam.heads.fecam.FeCAMHead._score_more")
+    monkeypatch.setattr(
+        "fewshot_nam.heads.fecam.FeCAMHead._score", lambda self, learned, query: SCORE_MORE(self, learned, query, 0)
+    )
+    again = evaluate_incremental(BASE, NOVEL, **options).as_dict()
+    assert once == again
 
 
 def test_base_queries_are_held_out_where_none_are_given():

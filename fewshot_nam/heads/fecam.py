@@ -1,0 +1,177 @@
+"""FeCAM: the Mahalanobis distance to each class mean under the class's own covariance, shrunk and brought to unit variances.
+
+    x~ = unit(sqrt(x));  S_c = covariance of x~ over class c;  S'_c = S_c + a1 d I + a2 o (1 - I)
+    score = -(x~ - m_c)^T N_c^-1 (x~ - m_c),   N_c = S'_c / (sd sd^T),  sd^2 = diag S'_c
+
+``d`` and ``o`` are the mean of the diagonal and of the rest of ``S_c``. ``calibrated`` (C-FeCAM) moves statistics of new classes
+towards those of base classes that are like them: ``m'_c = 0.9 m_c + 0.1 sum_b w_cb m_b`` and ``S_c + sum_b w_cb S_b``.
+
+Sources: Goswami et al., "FeCAM: Exploiting the Heterogeneity of Class Distributions in Exemplar-Free Continual Learning" (2023);
+Goswami et al., "Calibrating Higher-Order Statistics for Few-Shot Class-Incremental Learning with Pre-trained Vision Transformers"
+(2024). A class with one image, or known by a prototype alone, has no covariance of its own: the identity takes its place.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewshot_nam.heads.base import Head, Support
+from fewshot_nam.heads.power_norm import power_normalise
+from fewshot_nam.heads.teen import base_weights, calibrated_means
+from fewshot_nam.memory.primitives import unit
+
+
+class Gaussians(NamedTuple):
+    """What is read: means ``(E, C, D)``, and precisions of classes ``(E, C, D, D)``, those of base classes apart ``(B, D, D)``."""
+
+    means: Tensor
+    base: Tensor
+    novel: Tensor
+
+
+class FeCAMHead(Head):
+    """Scores minus squared distances, as at the top of this file. It keeps a ``(D, D)`` matrix for each class.
+
+    Args:
+        diagonal: ``a1``, at least 0.
+        off_diagonal: ``a2``, at least 0.
+        calibrated: C-FeCAM: statistics of new classes are calibrated by base classes whose images were learned.
+        share: of the calibrated mean that comes from base classes.
+        temperature: of the softmax over base classes.
+
+    Raises:
+        ValueError: a number outside its range.
+
+    Example:
+        >>> FeCAMHead().write(torch.eye(2), ["cat", "dog"]).predict(torch.tensor([1.0, 3.0]))
+        'dog'
+    """
+
+    base_covariances: Tensor
+    base_precisions: Tensor
+
+    def __init__(
+        self,
+        *,
+        diagonal: float = 1.0,
+        off_diagonal: float = 1.0,
+        calibrated: bool = False,
+        share: float = 0.1,
+        temperature: float = 16.0,
+    ) -> None:
+        for name, value in (("diagonal", diagonal), ("off_diagonal", off_diagonal)):
+            if not value >= 0:
+                raise ValueError(f"FeCAMHead: {name} must be at least 0, got {value}")
+        if not 0 <= share <= 1 or not temperature > 0:
+            raise ValueError(
+                f"FeCAMHead: share must be from 0 to 1 and temperature above 0, got {share} and {temperature}"
+            )
+        super().__init__()
+        self.diagonal, self.off_diagonal, self.calibrated = diagonal, off_diagonal, calibrated
+        self.share, self.temperature = share, temperature
+        self.register_buffer("base_covariances", torch.empty(0, 0, 0))  # empty unless calibrated
+        self.register_buffer("base_precisions", torch.empty(0, 0, 0))
+
+    @property
+    def power_normalised(self) -> bool:
+        """Whether power means are better base prototypes for ``write_base`` than means."""
+        return True
+
+    def _embed(self, features: Tensor) -> Tensor:
+        return unit(power_normalise(features))
+
+    def _learn_base_images(self, features: Tensor, targets: Tensor) -> None:
+        covariances, precisions = [], []
+        for label in torch.unique(targets).tolist():
+            covariance = _covariance(self._embed(features[targets == label]))
+            covariances.append(covariance)
+            precisions.append(self._precisions(covariance))
+        known = len(self._base_classes) - len(precisions)
+        none = [self._no_precision(features)] * (known - len(self.base_precisions))
+        if self.calibrated:
+            zeros = [torch.zeros_like(each) for each in none]
+            self.base_covariances = torch.stack([*self.base_covariances, *zeros, *covariances])
+        self.base_precisions = torch.stack([*self.base_precisions, *none, *precisions])
+        self._outdate()
+
+    def forget(self, labels: Any) -> FeCAMHead:
+        """Forget classes, as ``Head.forget``."""
+        with self._lock:
+            before = list(self._base_classes)
+            super().forget(labels)
+            stay = [i for i, name in enumerate(before) if name in set(self._base_classes)]
+            for name in ("base_covariances", "base_precisions"):
+                matrices = getattr(self, name)
+                setattr(self, name, matrices[[i for i in stay if i < len(matrices)]])
+        return self
+
+    def _no_precision(self, like: Tensor) -> Tensor:
+        return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+
+    def _precisions(self, covariances: Tensor) -> Tensor:
+        """Return ``N^-1`` of covariances ``(..., D, D)``; the identity where nothing varies."""
+        width = covariances.shape[-1]
+        identity = torch.eye(width, dtype=covariances.dtype, device=covariances.device)
+        diagonal = covariances.diagonal(dim1=-2, dim2=-1)
+        rest = covariances.sum(dim=(-2, -1)) - diagonal.sum(dim=-1)
+        own = self.diagonal * diagonal.mean(dim=-1)[..., None, None] * identity
+        off = self.off_diagonal * (rest / max(width * (width - 1), 1))[..., None, None] * (1 - identity)
+        shrunk = covariances + own + off
+        deviations = shrunk.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+        scales = deviations.unsqueeze(-1) * deviations.unsqueeze(-2)
+        flat = (deviations <= 1e-9).any(dim=-1)[..., None, None]
+        # In float64: the covariance of a few shots is nearly singular.
+        normalised = torch.where(flat, identity, shrunk / torch.where(flat, 1.0, scales))
+        return torch.linalg.inv(normalised.double()).to(covariances)
+
+    def _learn(self, support: Support) -> Gaussians:
+        base, features = support.base, support.features
+        means = support.class_means(features)
+        novel = [features[:, support.targets == len(base) + i] for i in range(support.columns - len(base))]
+        covariances = (
+            torch.stack([_covariance(some) for some in novel], dim=1)
+            if novel
+            else means.new_empty(len(means), 0, means.shape[-1], means.shape[-1])
+        )
+        known = self.base_precisions.to(means)
+        if self.calibrated and len(self.base_covariances):
+            of_images = base[: len(known)]
+            weights = base_weights(means, of_images, self.temperature)
+            covariances = covariances + torch.einsum("enb,bij->enij", weights, self.base_covariances.to(means))
+            means = calibrated_means(means, of_images, self.share, self.temperature)
+        missing = self._no_precision(means).expand(len(base) - len(known), -1, -1)
+        known = torch.cat([known.reshape(-1, *missing.shape[1:]), missing]) if len(missing) else known
+        return Gaussians(support.with_base(base, means), known, self._precisions(covariances))
+
+    def _score(self, learned: Gaussians, query: Tensor) -> Tensor:
+        return self._score_more(learned, query, 0)
+
+    def _score_more(self, learned: Gaussians, query: Tensor, first: int) -> Tensor:
+        """Return the scores ``(E, Q, C - first)`` of classes from column ``first`` on; no later class changes them."""
+        scores = []
+        for column in range(first, learned.means.shape[1]):
+            apart = query - learned.means[:, column : column + 1]
+            novel = column - len(learned.base)
+            precision = learned.base[column] if novel < 0 else learned.novel[:, novel]
+            scores.append(-((apart @ precision) * apart).sum(dim=-1))
+        return torch.stack(scores, dim=-1) if scores else query.new_empty(*query.shape[:-1], 0)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in ("base_covariances", "base_precisions"):
+            loaded = state_dict.get(prefix + name)
+            if loaded is not None:
+                setattr(self, name, getattr(self, name).new_empty(loaded.shape, dtype=loaded.dtype))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """Return the constants."""
+        return f"calibrated={self.calibrated}, {super().extra_repr()}"
+
+
+def _covariance(features: Tensor) -> Tensor:
+    """Return the covariance ``(..., D, D)`` of features ``(..., n, D)``, divided by ``n - 1``; 0 for one feature."""
+    apart = features.double() - features.double().mean(dim=-2, keepdim=True)
+    return (apart.mT @ apart / max(features.shape[-2] - 1, 1)).to(features)

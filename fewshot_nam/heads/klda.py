@@ -1,0 +1,137 @@
+"""KLDA: linear discriminant analysis over random Fourier features, that is with a Gaussian kernel.
+
+    phi(x) = sqrt(2 / M) cos(P x + b), P ~ N(0, gamma), b ~ U(0, 2 pi);   S = pooled covariance of phi within classes
+    score_c = m_c^T S^-1 phi(x) - m_c^T S^-1 m_c / 2
+
+Sources: Momeni et al., "Continual Learning Using a Kernel-Based Method Over Foundation Models" (2024); Rahimi and Recht, "Random
+Features for Large-Scale Kernel Machines" (2007). Features are power-normalised and scaled to length 1 first. ``S`` is shrunk
+towards the identity, without which five images of a class cannot be learned alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewshot_nam.heads.base import Head, Support
+from fewshot_nam.heads.power_norm import power_normalise
+from fewshot_nam.memory.primitives import unit
+
+_ROWS = 4096
+
+
+class KLDAHead(Head):
+    """Scores as at the top of this file.
+
+    Args:
+        width: ``M``, how many random features, at least 1.
+        gamma: of the kernel ``exp(-gamma |x - y|^2 / 2)`` between features of length 1, above 0.
+        ridge: share of the mean variance that is added to ``S``, above 0.
+        seed: of the random features.
+
+    Raises:
+        ValueError: a number outside its range.
+
+    Example:
+        >>> KLDAHead().write(torch.eye(2), ["cat", "dog"]).predict(torch.tensor([1.0, 3.0]))
+        'dog'
+    """
+
+    base_means: Tensor
+    scatter: Tensor
+    freedom: Tensor
+
+    def __init__(self, width: int = 1000, *, gamma: float = 1.0, ridge: float = 1e-2, seed: int = 0) -> None:
+        if width < 1:
+            raise ValueError(f"KLDAHead: width must be at least 1, got {width}")
+        for name, value in (("gamma", gamma), ("ridge", ridge)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"KLDAHead: {name} must be above 0, got {value}")
+        super().__init__()
+        self.width, self.gamma, self.ridge, self.seed = width, gamma, ridge, seed
+        self.register_buffer("base_means", torch.empty(0, width))  # of phi, of the first base classes
+        self.register_buffer("scatter", torch.empty(0, 0))  # of phi within these classes
+        self.register_buffer("freedom", torch.zeros(()))
+        self._projection: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def power_normalised(self) -> bool:
+        """Whether power means are better base prototypes for ``write_base`` than means."""
+        return True
+
+    def _embed(self, features: Tensor) -> Tensor:
+        directions = unit(power_normalise(features))
+        if self._projection is None or len(self._projection[0]) != directions.shape[-1]:
+            generator = torch.Generator().manual_seed(self.seed)
+            slopes = math.sqrt(self.gamma) * torch.randn(directions.shape[-1], self.width, generator=generator)
+            self._projection = slopes, 2 * math.pi * torch.rand(self.width, generator=generator)
+        slopes, phases = (part.to(directions) for part in self._projection)
+        return math.sqrt(2 / self.width) * torch.cos(directions @ slopes + phases)
+
+    def _learn_base_images(self, features: Tensor, targets: Tensor) -> None:
+        known = len(self.base_means)
+        new = len(self._base_classes) - int(targets.min())
+        if len(self._base_classes) - new != known:  # classes known by a prototype alone come between
+            before = self.base[known : len(self._base_classes) - new]
+            self.base_means = torch.cat([self.base_means, self._embed(before)])
+        its = targets - int(targets.min())
+        counts = torch.bincount(its, minlength=new).unsqueeze(-1)
+        sums = torch.zeros(new, self.width, dtype=torch.float64)
+        products = torch.zeros(self.width, self.width, dtype=torch.float64)
+        for rows in torch.split(torch.arange(len(features)), _ROWS):
+            phi = self._embed(features[rows])
+            sums.index_add_(0, its[rows], phi.double())
+            products += phi.mT @ phi
+        means = sums / counts
+        products -= (means * counts).mT @ means
+        self.base_means = torch.cat([self.base_means, means.to(self.base_means)])
+        self.scatter = products.float() + (self.scatter if len(self.scatter) else 0)
+        self.freedom = self.freedom + len(features) - new
+        self._outdate()
+
+    def forget(self, labels: Any) -> KLDAHead:
+        """Forget classes, as ``Head.forget``; what images of base classes said of the covariance stays."""
+        with self._lock:
+            before = list(self._base_classes)
+            super().forget(labels)
+            left = set(self._base_classes)
+            stay = [i for i, name in enumerate(before[: len(self.base_means)]) if name in left]
+            self.base_means = self.base_means[stay]
+        return self
+
+    def _learn(self, support: Support) -> tuple[Tensor, Tensor]:
+        """Return weights ``(E, C, M)`` and offsets ``(E, C)``."""
+        phi, known = support.features, self.base_means.to(support.features)
+        means = support.class_means(phi)
+        apart = phi - means[:, support.targets - len(support.base)]
+        scatter = apart.mT @ apart
+        freedom = phi.shape[1] - means.shape[1]
+        if len(self.scatter):
+            scatter, freedom = scatter + self.scatter.to(scatter), freedom + int(self.freedom)
+        covariance = scatter / max(freedom, 1)
+        size = covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1).clamp_min(1e-3 / self.width)
+        eye = torch.eye(self.width, dtype=phi.dtype, device=phi.device)
+        factor = torch.linalg.cholesky((covariance + (self.ridge * size)[:, None, None] * eye).double())
+        every = support.with_base(torch.cat([known, support.base[len(known) :]]), means)
+        weights = torch.cholesky_solve(every.mT.double(), factor).mT.to(every)
+        return weights, (weights * every).sum(dim=-1) / 2
+
+    def _score(self, learned: tuple[Tensor, Tensor], query: Tensor) -> Tensor:
+        return query @ learned[0].mT - learned[1].unsqueeze(-2)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in ("base_means", "scatter"):
+            loaded = state_dict.get(prefix + name)
+            if loaded is not None:
+                setattr(self, name, getattr(self, name).new_empty(loaded.shape, dtype=loaded.dtype))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_projection": None}
+
+    def extra_repr(self) -> str:
+        """Return the settings."""
+        return f"width={self.width}, gamma={self.gamma}, ridge={self.ridge}, {super().extra_repr()}"

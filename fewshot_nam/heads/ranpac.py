@@ -1,0 +1,258 @@
+"""RanPAC: ridge regression onto one-hot classes over fixed random features; and ACIL, the same as recursive least squares.
+
+    phi(x) = relu(x P), P ~ N(0, 1) fixed;   G = sum phi phi^T;   Q = sum phi y^T;   score = phi(x)^T (G + lambda I)^-1 Q
+
+The inverse is kept for the images of base classes, and every further image changes it by the recursion of ACIL,
+``R <- R - R X^T (I + X R X^T)^-1 X R``: the classifier is that of all images at once, and memory does not grow with them.
+
+``calibrated`` (C-RanPAC) learns a new class, in place of its shots, from features drawn from the normal distribution with mean
+``0.9 m_c + 0.1 sum_b w_cb m_b`` and covariance ``(S_c + sum_b w_cb S_b) / 2``. ``balanced`` (AIR) counts every image with one over
+the number of images of its class.
+
+Sources: McDonnell et al., "RanPAC: Random Projections and Pre-trained Models for Continual Learning" (2023); Goswami et al.,
+"Calibrating Higher-Order Statistics for Few-Shot Class-Incremental Learning with Pre-trained Vision Transformers" (2024); Zhuang
+et al., "ACIL: Analytic Class-Incremental Learning with Absolute Memorization and Privacy Protection" (2022); Fang et al., "AIR:
+Analytic Imbalance Rectifier for Continual Learning" (2024). As in the second source, ``lambda`` is chosen once, on base images.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewshot_nam.heads.base import Head, Support
+from fewshot_nam.heads.fecam import _covariance
+from fewshot_nam.heads.power_norm import power_normalise
+from fewshot_nam.heads.teen import base_weights, calibrated_means
+from fewshot_nam.memory.primitives import unit
+
+_RIDGES = tuple(10.0**power for power in range(-8, 9))
+_ROWS = 4096
+_DRAWN = 800  # features for each new class of C-RanPAC
+
+
+class Regression(NamedTuple):
+    """What is read: weights ``(E, M, C)`` of features after ``phi``."""
+
+    weights: Tensor
+
+
+class RanPACHead(Head):
+    """Scores that ridge regression over random features gives, as at the top of this file.
+
+    Classes that are known by a prototype alone count as one image. Base images are learned at once, before anything else, and are
+    then forgotten only all together (learn the others again).
+
+    Args:
+        width: ``M``, how many random features; 0 for the features themselves.
+        ridge: ``lambda``, above 0; ``None`` chooses it on base images, between 1e-8 and 1e8, by the squared error on a fifth of
+            them. Without base images it is the mean of the diagonal of ``G`` then.
+        calibrated: C-RanPAC.
+        balanced: AIR.
+        power_norm: power-normalise features and scale them to length 1 first.
+        share: of the calibrated mean that comes from base classes.
+        temperature: of the softmax over base classes.
+        seed: of ``P``.
+
+    Raises:
+        ValueError: a number outside its range.
+
+    Example:
+        >>> RanPACHead(100).write(torch.eye(2), ["cat", "dog"]).predict(torch.tensor([1.0, 3.0]))
+        'dog'
+    """
+
+    inverse: Tensor
+    base_weights: Tensor
+    base_means: Tensor
+    base_covariances: Tensor
+    chosen_ridge: Tensor
+
+    def __init__(
+        self,
+        width: int = 2000,
+        *,
+        ridge: float | None = None,
+        calibrated: bool = False,
+        balanced: bool = False,
+        power_norm: bool = False,
+        share: float = 0.1,
+        temperature: float = 16.0,
+        seed: int = 0,
+    ) -> None:
+        if width < 0:
+            raise ValueError(f"RanPACHead: width must be at least 0, got {width}")
+        if ridge is not None and not 0 < ridge < math.inf:
+            raise ValueError(f"RanPACHead: ridge must be above 0, got {ridge}")
+        super().__init__()
+        self.width, self.ridge, self.calibrated, self.balanced, self.power_norm = (
+            width,
+            ridge,
+            calibrated,
+            balanced,
+            power_norm,
+        )
+        self.share, self.temperature, self.seed = share, temperature, seed
+        for name, shape in _BASE_BUFFERS.items():
+            self.register_buffer(name, torch.empty((0,) * shape))
+        self._projection: Tensor | None = None
+
+    @property
+    def power_normalised(self) -> bool:
+        """Whether power means are better base prototypes for ``write_base`` than means."""
+        return self.power_norm
+
+    def _expanded(self, features: Tensor) -> Tensor:
+        """Return ``phi`` of features ``(..., D)``, ``(..., M)``."""
+        if self.power_norm:
+            features = unit(power_normalise(features))
+        if not self.width:
+            return features
+        projection = self._projection
+        if projection is None or projection.shape[0] != features.shape[-1]:
+            generator = torch.Generator().manual_seed(self.seed)
+            projection = self._projection = torch.randn(features.shape[-1], self.width, generator=generator)
+        return torch.relu(features @ projection.to(features))
+
+    def write_base_images(self, features: Tensor, labels: Any) -> RanPACHead:
+        """Learn the images of base classes, as ``Head.write_base_images``; they come first and all at once."""
+        if len(self.inverse):
+            known = set(self.classes)
+            again = next((name for name in labels if name in known), None)
+            more = f"{again!r} is known already" if again is not None else "base images were learned already"
+            raise ValueError(f"write_base_images: {more}; make a new head and learn all base images at once")
+        if self._base_classes:
+            raise ValueError(
+                "write_base_images: there are base classes already; learn the images of base classes first"
+            )
+        return super().write_base_images(features, labels)
+
+    def _learn_base_images(self, features: Tensor, targets: Tensor) -> None:
+        counts = torch.bincount(targets)
+        each = 1 / counts[targets].double() if self.balanced else torch.ones(len(targets), dtype=torch.float64)
+        held_out = torch.arange(len(targets)) % 5 == 4
+        ridge = self.ridge
+        parts = [self._sums(features, targets, each, part) for part in (~held_out, held_out)]
+        if ridge is None:
+            (products, answers), (other, wanted) = parts
+            values, axes = torch.linalg.eigh(products)
+            along, errors = axes.mT @ answers, []
+            for candidate in _RIDGES:
+                weights = axes @ (along / (values.clamp_min(0) + candidate).unsqueeze(-1))
+                errors.append(float((weights * (other @ weights)).sum() - 2 * (weights * wanted).sum()))
+            ridge = _RIDGES[errors.index(min(errors))]
+        products, answers = parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
+        products.diagonal().add_(ridge)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(products))
+        self.inverse, self.base_weights = inverse.to(features), (inverse @ answers).to(features)
+        self.chosen_ridge = torch.tensor([ridge])
+        if self.calibrated:
+            some = [features[targets == label] for label in range(len(counts))]
+            self.base_means = torch.stack([rows.mean(dim=0) for rows in some])
+            self.base_covariances = torch.stack([_covariance(rows) for rows in some])
+        self._outdate()
+
+    def _sums(self, features: Tensor, targets: Tensor, each: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``G`` and ``Q`` of a part of the images, in float64; products in the dtype of the features."""
+        width = self.width or features.shape[-1]
+        products = torch.zeros(width, width, dtype=torch.float64)
+        answers = torch.zeros(int(targets.max()) + 1, width, dtype=torch.float64)
+        for rows in torch.split(part.nonzero().flatten(), _ROWS):
+            phi = self._expanded(features[rows]) * each[rows].to(features).sqrt().unsqueeze(-1)
+            products += phi.mT @ phi
+            answers.index_add_(0, targets[rows], phi.double() * each[rows].sqrt().unsqueeze(-1))
+        return products, answers.mT
+
+    def forget(self, labels: Any) -> RanPACHead:
+        """Forget classes, as ``Head.forget``.
+
+        Raises:
+            ValueError: also for a base class that was learned from images.
+        """
+        with self._lock:
+            summed = self.base_weights.shape[-1] if len(self.inverse) else 0
+            names = (
+                {labels}
+                if isinstance(labels, int | str)
+                else set(labels if not isinstance(labels, Tensor) else labels.tolist())
+            )
+            if names & set(self._base_classes[:summed]):
+                raise ValueError(
+                    "forget: this head keeps no images of base classes, and their sum cannot be taken apart: learn the others again"
+                )
+            super().forget(labels)
+        return self
+
+    def _learn(self, support: Support) -> Regression:
+        known = self.base_weights.shape[-1] if len(self.inverse) else 0
+        prototypes, features = support.base[known:], support.features
+        if self.calibrated and known:
+            return self._learn_drawn(support, known)
+        keys = support.with_base(prototypes, features)
+        targets = torch.cat([torch.arange(known, len(support.base), device=support.targets.device), support.targets])
+        return self._solved(keys, targets, support.columns, known)
+
+    def _learn_drawn(self, support: Support, known: int) -> Regression:
+        base = self.base_means.to(support.features)
+        generator = torch.Generator().manual_seed(self.seed)
+        noise = torch.randn(_DRAWN, base.shape[-1], generator=generator).to(base)
+        keys, targets = [support.base[known:].unsqueeze(0)], [torch.arange(known, len(support.base))]
+        for column in range(len(support.base), support.columns):
+            shots = support.features[:, support.targets == column]
+            mean = shots.mean(dim=1, keepdim=True)
+            weights = base_weights(mean, base, self.temperature)[0, 0]
+            covariance = torch.einsum("b,bij->ij", weights, self.base_covariances.to(base)) + _covariance(shots[0])
+            values, axes = torch.linalg.eigh(covariance / 2)
+            drawn = (noise * values.clamp_min(0).sqrt()) @ axes.mT
+            keys.append(calibrated_means(mean, base, self.share, self.temperature) + drawn)
+            targets.append(torch.full((_DRAWN,), column))
+        return self._solved(torch.cat(keys, dim=1), torch.cat(targets), support.columns, known)
+
+    def _solved(self, keys: Tensor, targets: Tensor, columns: int, known: int) -> Regression:
+        """Return the weights for images ``(E, n, D)`` of columns ``targets`` ``(n,)``, beside ``known`` base classes."""
+        phi = self._expanded(keys)
+        values = torch.nn.functional.one_hot(targets, columns).to(phi)
+        if self.balanced:
+            each = (1 / torch.bincount(targets, minlength=columns)[targets].to(phi)).sqrt().unsqueeze(-1)
+            phi, values = phi * each, values * each
+        values = values.expand(len(phi), -1, -1)
+        eye = torch.eye(phi.shape[1], dtype=phi.dtype, device=phi.device)
+        if not known:
+            products = phi @ phi.mT
+            size = products.diagonal(dim1=-2, dim2=-1).sum(dim=-1) / phi.shape[-1]
+            ridge = size.clamp_min(1e-9) if self.ridge is None else torch.full_like(size, self.ridge)
+            solved = torch.linalg.solve((products + ridge[:, None, None] * eye).double(), values.double())
+            return Regression(phi.mT @ solved.to(phi))
+        inverse, before = self.inverse.to(phi), self.base_weights.to(phi)
+        before = torch.cat([before, before.new_zeros(len(before), columns - known)], dim=1)
+        if phi.shape[1] > inverse.shape[0]:  # many drawn features: the smaller system is that of the features
+            system = torch.linalg.inv(inverse) + (phi.mT @ phi)[0]
+            return Regression(
+                torch.linalg.solve(system, torch.linalg.solve(inverse, before) + phi[0].mT @ values[0])[None]
+            )
+        of_keys = phi @ inverse  # the recursion of ACIL, for all further images at once
+        gain = torch.linalg.solve((eye + of_keys @ phi.mT).double(), (values - phi @ before).double())
+        return Regression(before + of_keys.mT @ gain.to(phi))
+
+    def _score(self, learned: Regression, query: Tensor) -> Tensor:
+        return self._expanded(query) @ learned.weights
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in _BASE_BUFFERS:
+            loaded = state_dict.get(prefix + name)
+            if loaded is not None:
+                setattr(self, name, getattr(self, name).new_empty(loaded.shape, dtype=loaded.dtype))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_projection": None}
+
+    def extra_repr(self) -> str:
+        """Return the settings."""
+        return f"width={self.width}, ridge={self.ridge}, calibrated={self.calibrated}, {super().extra_repr()}"
+
+
+_BASE_BUFFERS = {"inverse": 2, "base_weights": 2, "base_means": 2, "base_covariances": 3, "chosen_ridge": 1}

@@ -1,0 +1,180 @@
+"""The heads of class-incremental learning, each against its published formula, computed plainly."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewshot_nam.heads import BaseStatistics, create
+from fewshot_nam.heads.ranpac import RanPACHead
+
+D, BASE_CLASSES, EACH, NOVEL_CLASSES, SHOTS = 6, 4, 25, 3, 5
+
+
+def images(seed: int, classes: int, each: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.rand(classes, 1, D, generator=generator, dtype=torch.float64)
+    return centres + 0.4 * torch.rand(classes, each, D, generator=generator, dtype=torch.float64)
+
+
+BASE, NOVEL, QUERIES = images(0, BASE_CLASSES, EACH), images(1, NOVEL_CLASSES, SHOTS), images(2, 3, 2).flatten(0, 1)
+BASE_NAMES = [f"b{i}" for i in range(BASE_CLASSES) for _ in range(EACH)]
+NAMES = [f"n{i}" for i in range(NOVEL_CLASSES) for _ in range(SHOTS)]
+STATISTICS = BaseStatistics.from_prototypes(BASE.mean(1))
+
+
+def learned(name: str, **options):
+    head = create(name, STATISTICS, **options).write_base_images(BASE.flatten(0, 1), BASE_NAMES)
+    return head.write(NOVEL.flatten(0, 1), NAMES)
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    return a @ b / (a.norm() * b.norm())
+
+
+def likeness(mean: Tensor, base: list[Tensor]) -> Tensor:
+    return torch.softmax(16 * torch.stack([cosine(mean, b) for b in base]), 0)
+
+
+def test_ncm_and_teen_are_cosines_to_means():
+    base = [some.mean(0) for some in BASE]
+    for name, share in (("ncm", 0.0), ("teen", 0.5)):
+        means = list(base)
+        for some in NOVEL:
+            w = likeness(some.mean(0), base)
+            means.append((1 - share) * some.mean(0) + share * sum(w[i] * base[i] for i in range(len(base))))
+        expected = torch.stack([torch.stack([cosine(x, m) for m in means]) for x in QUERIES])
+        torch.testing.assert_close(learned(name)(QUERIES), expected)
+
+
+@pytest.mark.parametrize("name", ["fecam", "c-fecam"])
+def test_fecam_is_its_formula(name):
+    def tukey(x: Tensor) -> Tensor:
+        return x.sqrt() / x.sqrt().norm(dim=-1, keepdim=True)
+
+    base = [tukey(some) for some in BASE]
+    # A base class's mean is that of features before they are scaled, as every head is given base prototypes.
+    base_means = [tukey(some.sqrt().mean(0) ** 2) for some in BASE]
+    means, covariances = list(base_means), [some.T.cov() for some in base]
+    for some in (tukey(each) for each in NOVEL):
+        mean, covariance = some.mean(0), some.T.cov()
+        if name == "c-fecam":
+            w = likeness(mean, base_means)
+            covariance = covariance + sum(w[i] * base[i].T.cov() for i in range(BASE_CLASSES))
+            mean = 0.9 * mean + 0.1 * sum(w[i] * base_means[i] for i in range(BASE_CLASSES))
+        means.append(mean)
+        covariances.append(covariance)
+    expected = []
+    for mean, covariance in zip(means, covariances, strict=True):
+        off = ~torch.eye(D, dtype=torch.bool)
+        shrunk = covariance + covariance.diagonal().mean() * torch.eye(D) + covariance[off].mean() * off
+        deviation = shrunk.diagonal().sqrt()
+        inverse = torch.linalg.inv(shrunk / (deviation[:, None] * deviation))
+        expected.append(torch.stack([-(tukey(x) - mean) @ inverse @ (tukey(x) - mean) for x in QUERIES]))
+    torch.testing.assert_close(learned(name)(QUERIES), torch.stack(expected, 1), rtol=1e-6, atol=1e-6)
+
+
+def ridge_by_hand(head: RanPACHead, rows: Tensor, targets: Tensor, ridge: float, balanced: bool) -> Tensor:
+    phi = head._expanded(rows)
+    weight = 1 / torch.bincount(targets)[targets].double() if balanced else torch.ones(len(targets)).double()
+    G = ridge * torch.eye(phi.shape[1]).double() + sum(w * torch.outer(p, p) for w, p in zip(weight, phi, strict=True))
+    Q = torch.zeros(phi.shape[1], int(targets.max()) + 1).double()
+    for w, p, target in zip(weight, phi, targets, strict=True):
+        Q[:, target] += w * p
+    return head._expanded(QUERIES) @ torch.linalg.inv(G) @ Q
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("ranpac", {"width": 30}), ("acil", {}), ("air", {}), ("air", {"ridge": 0.3})]
+)
+def test_ranpac_acil_and_air_are_ridge_regression_over_all_images(name, options):
+    head = learned(name, **options)
+    rows = torch.cat([BASE.flatten(0, 1), NOVEL.flatten(0, 1)])
+    targets = torch.arange(7).repeat_interleave(torch.tensor([EACH] * 4 + [SHOTS] * 3))
+    expected = ridge_by_hand(head, rows, targets, float(head.chosen_ridge), name == "air")
+    torch.testing.assert_close(head(QUERIES), expected, rtol=1e-5, atol=1e-5)
+    if name == "ranpac":
+        raw = torch.relu(QUERIES @ torch.randn(D, 30, generator=torch.Generator().manual_seed(0)).double())
+        torch.testing.assert_close(head._expanded(QUERIES), raw)
+
+
+def test_the_ridge_is_that_of_the_least_squared_error_on_a_fifth_of_the_base_images():
+    head = learned("ranpac", width=30)
+    rows, targets = BASE.flatten(0, 1), torch.arange(4).repeat_interleave(EACH)
+    held_out = torch.arange(100) % 5 == 4
+    phi, values = head._expanded(rows), torch.eye(4).double()[targets]
+    errors = {}
+    for power in range(-8, 9):
+        train = phi[~held_out]
+        weights = torch.linalg.solve(
+            train.T @ train + 10.0**power * torch.eye(30).double(), train.T @ values[~held_out]
+        )
+        errors[10.0**power] = float((phi[held_out] @ weights - values[held_out]).square().sum())
+    assert float(head.chosen_ridge) == pytest.approx(min(errors, key=errors.get))
+
+
+def test_c_ranpac_learns_new_classes_from_features_drawn_by_calibrated_statistics():
+    head = learned("c-ranpac", width=30, ridge=1.0)
+    base = [some.mean(0) for some in BASE]
+    noise = torch.randn(800, D, generator=torch.Generator().manual_seed(0)).double()
+    rows, targets = [BASE.flatten(0, 1)], [torch.arange(4).repeat_interleave(EACH)]
+    for label, some in enumerate(NOVEL):
+        w = likeness(some.mean(0), base)
+        mean = 0.9 * some.mean(0) + 0.1 * sum(w[i] * base[i] for i in range(4))
+        covariance = (some.T.cov() + sum(w[i] * BASE[i].T.cov() for i in range(4))) / 2
+        values, axes = torch.linalg.eigh(covariance)
+        rows.append(mean + (noise * values.clamp_min(0).sqrt()) @ axes.T)
+        targets.append(torch.full((800,), 4 + label))
+    expected = ridge_by_hand(head, torch.cat(rows), torch.cat(targets), 1.0, False)
+    torch.testing.assert_close(head(QUERIES), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_klda_is_discriminant_analysis_over_fourier_features():
+    head = learned("klda", width=20)
+    phi = [head._embed(some) for some in (*BASE, *NOVEL)]
+    scatter = sum(((some - some.mean(0)).T @ (some - some.mean(0))) for some in phi)
+    covariance = scatter / (sum(map(len, phi)) - len(phi))
+    inverse = torch.linalg.inv(covariance + 1e-2 * covariance.diagonal().mean() * torch.eye(20))
+    expected = torch.stack(
+        [head._embed(QUERIES) @ inverse @ some.mean(0) - some.mean(0) @ inverse @ some.mean(0) / 2 for some in phi], 1
+    )
+    torch.testing.assert_close(head(QUERIES), expected, rtol=1e-3, atol=1e-3)
+    wide = create("klda", width=40_000)
+    a, b = (wide._embed(x) for x in QUERIES[:2])
+    directions = QUERIES[:2].sqrt() / QUERIES[:2].sqrt().norm(dim=1, keepdim=True)
+    kernel = torch.exp(-(directions[0] - directions[1]).square().sum() / 2)
+    assert float(a @ b) == pytest.approx(float(kernel), abs=0.02)
+
+
+def test_base_images_that_were_summed_up_cannot_be_forgotten_one_by_one():
+    head = learned("ranpac", width=8)
+    with pytest.raises(ValueError, match="their sum cannot be taken apart"):
+        head.forget(["n0", "b1"])
+    assert "n0" in head.classes
+    with pytest.raises(ValueError, match="there are base classes already"):
+        create("ranpac").write_base(BASE[0].mean(0), "b").write_base_images(BASE.flatten(0, 1), BASE_NAMES)
+
+
+@pytest.mark.parametrize("name", ["fecam", "c-fecam", "klda"])
+def test_a_base_class_learned_from_images_can_be_forgotten(name):
+    head = learned(name)
+    before = head(QUERIES)
+    assert head.forget("b1")(QUERIES).shape == (6, 6)
+    if name == "fecam":
+        torch.testing.assert_close(head(QUERIES), before[:, [0, 2, 3, 4, 5, 6]])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("teen", {"share": 1.5}, "share must be from 0 to 1"),
+        ("teen", {"temperature": 0.0}, "temperature must be above 0"),
+        ("fecam", {"diagonal": -1.0}, "diagonal must be at least 0"),
+        ("ranpac", {"width": -1}, "width must be at least 0"),
+        ("ranpac", {"ridge": 0.0}, "ridge must be above 0"),
+        ("klda", {"width": 0}, "width must be at least 1"),
+        ("klda", {"gamma": 0.0}, "gamma must be above 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        create(name, STATISTICS, **options)
