@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fewshot_nam._deprecation import renamed_attribute
 from fewshot_nam.heads.calibration import CalibratedHead
+from fewshot_nam.heads.duplicates import first_equal
 from fewshot_nam.heads.power_norm import power_normalise
 from fewshot_nam.heads.state import BUFFERS, Snapshot, appended, changes
 from fewshot_nam.heads.validation import Label, as_labels, check_type, checked_vectors, listed
@@ -196,16 +197,33 @@ class Head(CalibratedHead):
                 raise ValueError(
                     f"write: {name!r} is a base class with a fixed prototype; forget it first to learn it again"
                 )
-        column = {name: i for i, name in enumerate(self._written_classes)}
+        column = self._columns_of_written()
         only_new = not any(name in column for name in names)
-        for name in names:
-            column.setdefault(name, len(column))
-        targets = torch.tensor([column[name] for name in names], device=self.targets.device)
+        new = {
+            name: len(column) + i for i, name in enumerate(dict.fromkeys(name for name in names if name not in column))
+        }
+        places = [new[name] if name in new else column[name] for name in names]
         self._append_support(features)
-        self.targets = torch.cat([self.targets, targets])
-        self._written_classes = list(column)
+        self.targets = torch.cat([self.targets, torch.tensor(places, device=self.targets.device)])
+        column.update(new)  # both in place: a class costs the same after thousands of others
+        self._written_classes.extend(new)
         self._outdate(only_new_classes=only_new)
         return self
+
+    def learned_before(self, features: Tensor) -> list[Label | None]:
+        """Return for each of ``features`` ``(n, D)`` the class as which the same image was learned before; ``None`` if it was not.
+
+        Features of one image are the same but for rounding (``fewshot_nam.heads.duplicates``). The time hardly grows with what was
+        learned.
+
+        Example:
+            >>> from fewshot_nam.heads import create
+            >>> create("cosine").write(torch.eye(3)[:2], ["cat", "dog"]).learned_before(torch.eye(3)[1:])
+            ['dog', None]
+        """
+        with self._lock:
+            places = first_equal(self._checked_features(features, "features"), self.support)
+            return [None if i < 0 else self._written_classes[int(self.targets[i])] for i in places.tolist()]
 
     @changes
     def write_base(self: HeadT, prototypes: Tensor, labels: Iterable[Label] | Tensor) -> HeadT:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 TOLERANCE = 1e-4
-_CANDIDATE = 1 - 1e-5  # cosine from which two features are compared exactly
-_PAIRS = 1 << 24  # cosines computed at a time
+_LOOKED_AT = 4  # numbers of a feature, its largest, by which others are passed over
 
 
 def first_equal(rows: Tensor, others: Tensor) -> Tensor:
@@ -25,18 +24,19 @@ def first_equal(rows: Tensor, others: Tensor) -> Tensor:
     found = torch.full((len(rows),), -1, dtype=torch.long)
     if not len(rows) or not len(others):
         return found
-    rows, others = rows.detach().double().cpu(), others.detach().double().cpu()
-    lengths, other_lengths = (torch.linalg.vector_norm(x, dim=-1, keepdim=True) for x in (rows, others))
-    directions, other_directions = (rows / lengths).float(), (others / other_lengths).float()
-    size = max(1, _PAIRS // len(others))
-    for start in range(0, len(rows), size):
-        likely = directions[start : start + size] @ other_directions.mT > _CANDIDATE
-        for i in likely.any(dim=1).nonzero().flatten().tolist():
-            candidates = likely[i].nonzero().flatten()
-            gaps = torch.linalg.vector_norm(others[candidates] - rows[start + i], dim=-1)
-            same = candidates[gaps <= TOLERANCE * lengths[start + i]]
-            if len(same):
-                found[start + i] = same[0]
+    rows, others = rows.detach().double(), others.detach().to(rows.device)
+    lengths = torch.linalg.vector_norm(rows, dim=-1)
+    places = rows.abs().topk(min(_LOOKED_AT, rows.shape[-1]), dim=-1).indices
+    for i, row in enumerate(rows):
+        # No number of two features differs by more than the features do: few others pass, and only these are compared.
+        candidates = torch.arange(len(others), device=others.device)
+        for place in places[i]:
+            near = (others[candidates, place].double() - row[place]).abs() <= TOLERANCE * lengths[i]
+            candidates = candidates[near]
+        gaps = torch.linalg.vector_norm(others[candidates].double() - row, dim=-1)
+        same = candidates[gaps <= TOLERANCE * lengths[i]]
+        if len(same):
+            found[i] = same[0]
     return found
 
 

@@ -125,6 +125,7 @@ class HeadState(nn.Module):
         self.register_buffer("unknowns", torch.empty(0, 0))
         self._base_classes: list[Label] = []
         self._written_classes: list[Label] = []
+        self._place_of_written: tuple[list[Label], dict[Label, int]] | None = None
         self._unknown_labels: list[Label] | None = None
         self._unknown_groups: list[Label] | None = None
         self._target_fpr: float | None = None  # if set, the threshold follows from the unknowns
@@ -150,6 +151,12 @@ class HeadState(nn.Module):
         self._previous: Snapshot | None = previous
         self._derived: Snapshot | None = None
         self._derived_threshold: tuple[Snapshot, float] | None = None
+
+    def _columns_of_written(self) -> dict[Label, int]:
+        """Return the position of each written class; code that extends ``_written_classes`` in place extends it too."""
+        if self._place_of_written is None or self._place_of_written[0] is not self._written_classes:
+            self._place_of_written = (self._written_classes, {name: i for i, name in enumerate(self._written_classes)})
+        return self._place_of_written[1]
 
     def _append_support(self, features: Tensor) -> None:
         """Add ``features`` ``(k, D)`` to the support, in the wider of the two dtypes."""
@@ -224,8 +231,9 @@ class HeadState(nn.Module):
             state = self.__dict__.copy()
         for name in ("_buffers", "_modules", "_parameters"):
             state[name] = state[name].copy()
-        for name in ("_lock", "_rows", "_previous", "_derived", "_derived_threshold"):
+        for name in ("_lock", "_rows", "_previous", "_derived", "_derived_threshold", "_place_of_written"):
             del state[name]
+        state["_written_classes"] = list(self._written_classes)  # ``write`` extends it in place
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -233,6 +241,7 @@ class HeadState(nn.Module):
         self.__dict__.setdefault("_is_snapshot", False)
         self._lock = threading.RLock()
         self._rows = GrowingRows()
+        self._place_of_written = None
         self._outdate()
 
     def _fixed_width(self) -> int:

@@ -65,7 +65,7 @@ def find_parts(
     }
     for_names = {"model_options": model_options, "weights": None if weights is True else weights}
     if isinstance(model, str):
-        _refuse("a name", for_modules)
+        refuse("a name", for_modules)
         model = create(model, weights, model_options=model_options, transform_options=transform_options)
         transform_options = None
     if isinstance(getattr(model, "_orig_mod", None), nn.Module):
@@ -75,7 +75,7 @@ def find_parts(
     if not isinstance(model, nn.Module):
         raise TypeError(f"attach: model is a module or a name such as 'timm/resnet18', got {type(model).__name__}")
     if isinstance(model, Backbone):
-        _refuse("a Backbone", for_modules | {"transform_options": transform_options})
+        refuse("a Backbone", for_modules | {"transform_options": transform_options})
         base = model.base_statistics
         head = _head(head, model, base_images, base)
         if keep_classes is not False:
@@ -84,7 +84,7 @@ def find_parts(
                 rows = base.power_means if head.power_normalised else base.prototypes
             _keep(head, keep_classes, rows, model.base_classes)
         return Parts(model, head)
-    _refuse("a module", for_names)
+    refuse("a module", for_names)
     if classifier is not None and layer is not None:
         raise ValueError("attach: classifier and layer each say where features are: give one")
     library = library_of(model)
@@ -121,7 +121,8 @@ def find_parts(
     return Parts(backbone, head, in_place)
 
 
-def _refuse(kind: str, arguments: Mapping[str, Any]) -> None:
+def refuse(kind: str, arguments: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for arguments of ``attach`` that are given and do not go with this kind of model."""
     wrong = [name for name, value in arguments.items() if value is not None]
     if wrong:
         raise ValueError(f"attach: {', '.join(wrong)} cannot be given with {kind} for a model")

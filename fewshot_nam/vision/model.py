@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fewshot_nam._deprecation import renamed_parameter
 from fewshot_nam.heads import BaseCost, Calibration, Head, KeptClassifierHead, Label
-from fewshot_nam.heads.validation import as_labels
+from fewshot_nam.heads.validation import as_labels, warn_user
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.hub import HubMethods
 from fewshot_nam.vision.image_batches import Images, as_images, features_of
@@ -66,7 +66,8 @@ class NAMModel(HubMethods, nn.Module):
     def learn(self: ModelT, images: Images, labels: Label | Iterable[Label] | Tensor) -> ModelT:
         """Learn new classes, or further images of classes learned before; return the model.
 
-        Where classes of a classifier are kept, ``base_cost`` says afterwards what that takes from them.
+        Where classes of a classifier are kept, ``base_cost`` says afterwards what that takes from them. A warning says if an image
+        was learned before: it counts again.
 
         Args:
             images: ``n`` images.
@@ -81,7 +82,16 @@ class NAMModel(HubMethods, nn.Module):
         items, _ = as_images(images)
         names = as_labels(labels, len(items))
         with torch.no_grad():
-            self.head.write(self.features(items), names)
+            features = self.features(items)
+            before = self.head.learned_before(features)
+            self.head.write(features, names)
+        repeated = [(name, earlier) for name, earlier in zip(names, before, strict=True) if earlier is not None]
+        if repeated:
+            count = "1 image was" if len(repeated) == 1 else f"{len(repeated)} images were"
+            warn_user(
+                f"learn: {count} learned before (the first, given as {repeated[0][0]!r}, as {repeated[0][1]!r}): it counts again; "
+                "forget the class first to learn it anew"
+            )
         return self
 
     def forget(self: ModelT, labels: Label | Iterable[Label] | Tensor) -> ModelT:

@@ -50,6 +50,7 @@ PARTS = {
     "peak": Part("peak_memory.py"),
     "growth": Part("growth.py"),
     "first_answer": Part("first_answer.py"),
+    "many_classes": Part("many_classes.py"),
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewshot_nam.heads import BaseStatistics, CosineHead, Head, NAMHead, ProtoNetHead, ScoreNormHead
+from fewshot_nam.heads import BaseStatistics, CosineHead, Head, NAMHead, ProtoNetHead, ScoreNormHead, create
 from fewshot_nam.heads import base as contract
 from fewshot_nam.heads.growing_rows import GrowingRows
 from fewshot_nam.heads.nam import head as nam
@@ -129,3 +129,17 @@ def test_growing_support_takes_no_part_in_a_graph():
     head.write(features(3), "new")
     loss.backward()
     assert head.scale.grad.isfinite()
+
+
+def test_a_copy_and_a_snapshot_keep_their_classes_while_the_head_learns_more():
+    head = create("cosine").write(torch.eye(5)[:2], ["a", "b"])
+    twin, served = copy.copy(head), head.snapshot()
+    head.write(torch.eye(5)[2:4], ["c", "d"])
+    twin.write(torch.eye(5)[4], "e")
+    assert (head.classes, twin.classes, served.classes) == (["a", "b", "c", "d"], ["a", "b", "e"], ["a", "b"])
+    assert head.forget("b").write(torch.eye(5)[1], "f").classes == ["a", "c", "d", "f"]
+    assert head.predict(torch.eye(5)[:4]) == ["a", "f", "c", "d"]
+    assert create("cosine").write(torch.eye(5)[:1], ["a"]).state_dict().keys() == served.state_dict().keys()
+    loaded = create("cosine")
+    loaded.load_state_dict(served.state_dict())
+    assert loaded.classes == ["a", "b"]

@@ -20,6 +20,14 @@ def test_learning_is_writing_features_into_the_head(nam, painted):
     assert nam.predict(images[:2]) == ["a", 7]
 
 
+def test_an_image_that_was_learned_before_is_noticed(nam, painted):
+    nam.learn([painted(0), painted(1)], ["a", "b"])
+    with pytest.warns(UserWarning, match="1 image was learned before .*given as 'c', as 'b'.: it counts again"):
+        nam.learn([painted(2), painted(1)], "c")
+    assert nam.classes == ["a", "b", "c"]
+    nam.forget(["b", "c"]).learn(painted(1), "b")  # and not after it was forgotten
+
+
 def test_one_image_gets_one_answer_and_many_a_list(nam, painted):
     nam.learn([painted(0), painted(1)], ["a", "b"])
     assert nam.predict(painted(1)) == "b"

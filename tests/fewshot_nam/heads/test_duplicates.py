@@ -1,0 +1,36 @@
+"""Features of the same image given twice, against a comparison of all pairs."""
+
+import torch
+
+from fewshot_nam.heads import create
+from fewshot_nam.heads.duplicates import TOLERANCE, distinct, first_equal
+
+
+def test_the_first_that_is_the_same_is_found_and_near_ones_are_not():
+    generator = torch.Generator().manual_seed(0)
+    others = torch.randn(40, 9, generator=generator).relu() + 0.01
+    noise = torch.nn.functional.normalize(torch.randn(40, 9, generator=generator), dim=1) * others.norm(
+        dim=1, keepdim=True
+    )
+    rows = torch.cat([others + 0.9 * TOLERANCE * noise, others + 1.2 * TOLERANCE * noise, others * -1])
+    others = torch.cat([others, others])
+    gaps = torch.cdist(rows.double(), others.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    same = gaps <= TOLERANCE * rows.double().norm(dim=1, keepdim=True)
+    expected = torch.where(same.any(1), same.int().argmax(1), -1)
+    assert first_equal(rows, others).tolist() == expected.tolist()
+    assert expected[:40].tolist() == list(range(40))
+    assert (expected[80:] == -1).all()
+
+
+def test_nothing_is_the_same_as_nothing():
+    rows = torch.rand(3, 4)
+    assert first_equal(rows, rows[:0]).tolist() == [-1, -1, -1]
+    assert first_equal(rows[:0], rows).tolist() == []
+    assert distinct(torch.cat([rows, rows[:1]])).tolist() == [True, True, True, False]
+
+
+def test_a_head_knows_as_what_an_image_was_learned_also_after_forgetting():
+    rows = torch.rand(4, 6, generator=torch.Generator().manual_seed(1)) + 0.1
+    head = create("nam").write(rows, ["a", "b", "b", "c"]).forget("a")
+    assert head.learned_before(rows * (1 + 1e-6)) == [None, "b", "b", "c"]
+    assert head.write(rows[0], "d").learned_before(rows[:1]) == ["d"]
