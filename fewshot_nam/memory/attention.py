@@ -166,6 +166,9 @@ class NAMAttention(nn.Module):
         gate: ``"sigmoid"``, or ``"hard"``: gates that reach their bounds exactly, see ``learned_gate``.
         writes_per_token: ``n``, how many pairs of key and value each token writes, one after another, before it reads. Two
             reflections (``p_e = 2``) are a rotation, which one write per token cannot make. Above 1 only with ``erase``.
+        erase_bias: the bias of the erase gates before training. With ``gate="hard"``, ``max_erase=2`` and a bias of 3 every token
+            begins as a reflection, from which states that go round are learned far sooner than from the default, 0. Only with
+            ``erase`` and ``bias``.
         backend: how sequences are scanned, see ``memory_scan``.
         bias: whether the projections have a bias.
         batch_first: ``(B, T, E)`` in and out. Default, as in torch: ``(T, B, E)``.
@@ -199,6 +202,7 @@ class NAMAttention(nn.Module):
         output_norm: bool = False,
         gate: GateKind = "sigmoid",
         writes_per_token: int = 1,
+        erase_bias: float = 0.0,
         backend: str = "auto",
         bias: bool = True,
         batch_first: bool = False,
@@ -236,6 +240,12 @@ class NAMAttention(nn.Module):
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.gate: GateKind = gate
         self.writes_per_token = writes_per_token
+        if erase_bias and not (erase and bias):
+            raise ValueError(
+                f"NAMAttention: erase_bias belongs to erase=True and bias=True, got {erase_bias} with "
+                f"erase={erase} and bias={bias}"
+            )
+        self.erase_bias = float(erase_bias)
         self.erase, self.gates, self.scale, self.max_erase = erase, gates, scale, float(max_erase)
         self.backend, self.batch_first = backend, batch_first
         vectors = 1 + 2 * writes_per_token
@@ -253,7 +263,10 @@ class NAMAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise weights Xavier-uniformly (queries, keys, values and outputs each) and biases to 0: gates start at 1/2."""
+        """Initialise weights Xavier-uniformly (queries, keys, values and outputs each) and biases to 0, so that gates start at 1/2.
+
+        The biases of erase gates are ``erase_bias``.
+        """
         for weight in [*torch.split(self.in_proj.weight.detach(), self.embed_dim), self.out_proj.weight]:
             nn.init.xavier_uniform_(weight)
         if self.gate_proj is not None:
@@ -261,6 +274,8 @@ class NAMAttention(nn.Module):
         for part in (self.in_proj, self.gate_proj, self.out_proj):
             if part is not None and part.bias is not None:
                 nn.init.zeros_(part.bias)
+        if self.erase_bias and self.gate_proj is not None:
+            nn.init.constant_(self.gate_proj.bias.detach()[-self.writes_per_token * self.num_heads :], self.erase_bias)
         if self.decay_bias is not None:
             forgotten = 2.0 ** -(5 + torch.arange(self.num_heads, dtype=torch.float64))
             with torch.no_grad():
@@ -358,6 +373,7 @@ class NAMAttention(nn.Module):
             + (f", max_erase={self.max_erase}" if self.max_erase != 1 else "")
             + (f", gate={self.gate}" if self.gate != "sigmoid" else "")
             + (f", writes_per_token={self.writes_per_token}" if self.writes_per_token != 1 else "")
+            + (f", erase_bias={self.erase_bias}" if self.erase_bias else "")
             + (f", decay={self.decay}" if self.decay is not None else "")
         )
 

@@ -57,6 +57,7 @@ class NAMTransformerEncoderLayer(nn.Module):
         output_norm: normalise the reads of each head, see ``NAMAttention``.
         gate: ``"sigmoid"``, or ``"hard"`` for gates that reach their bounds, see ``NAMAttention``.
         writes_per_token: pairs that each token writes, see ``NAMAttention``.
+        erase_bias: bias of the erase gates before training, see ``NAMAttention``.
         backend: how sequences are scanned, see ``memory_scan``.
 
     Raises:
@@ -93,6 +94,7 @@ class NAMTransformerEncoderLayer(nn.Module):
         output_norm: bool = False,
         gate: GateKind = "sigmoid",
         writes_per_token: int = 1,
+        erase_bias: float = 0.0,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -115,6 +117,7 @@ class NAMTransformerEncoderLayer(nn.Module):
             output_norm=output_norm,
             gate=gate,
             writes_per_token=writes_per_token,
+            erase_bias=erase_bias,
             backend=backend,
             bias=bias,
             batch_first=batch_first,

@@ -672,6 +672,7 @@ def test_the_options_stream_over_padding_as_over_the_tokens_alone(name):
         ({"gate": "soft"}, "gate must be one of sigmoid, hard, got 'soft'"),
         ({"erase": True, "writes_per_token": 0}, "writes_per_token must be an integer of at least 1, got 0"),
         ({"writes_per_token": 2}, "writes_per_token belongs to erase=True, got 2"),
+        ({"erase_bias": 3.0}, "erase_bias belongs to erase=True and bias=True, got 3.0 with erase=False and bias=True"),
     ],
 )
 def test_options_that_do_not_fit_are_errors(options, message):
@@ -747,6 +748,28 @@ def test_a_hard_gate_reaches_its_bounds_and_can_leave_them():
     gate = learned_gate(x, "hard")
     assert gate.tolist() == [0.0, 0.0, 0.5, 0.75, 1.0, 1.0]
     torch.testing.assert_close(torch.autograd.grad(gate.sum(), x)[0], (x.sigmoid() * (1 - x.sigmoid())).detach())
+
+
+def test_erase_gates_can_begin_as_reflections():
+    """With the bias at the upper bound of a hard gate, a token of zeros reflects every memory at its keys, and keeps its norm."""
+    attention = NAMAttention(
+        *(6, 2),
+        erase=True,
+        gates=True,
+        max_erase=2.0,
+        gate="hard",
+        writes_per_token=2,
+        erase_bias=3.0,
+        batch_first=True,
+    )
+    with torch.no_grad():
+        attention.in_proj.bias.copy_(torch.randn(30).index_fill(0, torch.arange(18, 30), 0.0))  # keys, and values of 0
+    state = attention.init_state(1)._replace(memory=torch.randn(1, 2, 3, 3))
+    after = attention.step(torch.zeros(1, 6), state)[1].memory
+    torch.testing.assert_close(after.norm(dim=-1), state.memory.norm(dim=-1))
+    assert not torch.isclose(after, state.memory).any()
+    attention.reset_parameters()
+    assert attention.gate_proj.bias.tolist() == [0.0] * 6 + [3.0] * 4
 
 
 def test_a_module_of_one_write_loads_what_was_saved_before_there_were_several():
