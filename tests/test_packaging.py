@@ -1,6 +1,9 @@
 """What the package says of itself is true: one version, lower bounds that CI installs, links that lead somewhere."""
 
+import json
 import re
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -81,3 +84,17 @@ def padded(bound: str) -> str:
 
 def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_bill_of_materials_holds_what_is_required_and_no_extra(tmp_path):
+    path = tmp_path / "bom.json"
+    subprocess.run([sys.executable, str(ROOT / ".ci" / "sbom.py"), str(path)], check=True, capture_output=True)
+    content = json.loads(path.read_text())
+    names = {one["name"] for one in content["components"]}
+    assert {"torch", "numpy", "pillow", "safetensors"} <= names
+    assert not {"gradio", "timm", "pytest", "fewshot-nam"} & names
+    assert all(
+        one["version"] and one["purl"] == f"pkg:pypi/{one['name']}@{one['version']}" for one in content["components"]
+    )
+    known = {one["bom-ref"] for one in content["components"]} | {content["metadata"]["component"]["bom-ref"]}
+    assert {one for each in content["dependencies"] for one in [each["ref"], *each["dependsOn"]]} == known

@@ -202,6 +202,11 @@ def _calibrate(options: argparse.Namespace) -> Answer:
         line += f"; at most {found.bound_95:.4g} in 95% of calibrations"
     if found.known_accepted is not None:
         line += f"; {found.known_accepted:.4g} of the known images are accepted"
+        if found.known_accepted < 0.5 and not options.quiet:
+            print(
+                "note: most known images are refused: learn from more images of each class, or allow a larger --target",
+                file=sys.stderr,
+            )
     words = {"strangers": found.unknowns, "stranger_classes": found.groups}  # of version 0.1
     return {"memory": str(path), **found._asdict(), **words}, [line]
 

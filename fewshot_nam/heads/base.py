@@ -361,7 +361,8 @@ class Head(CalibratedHead):
             A list of ``n`` labels; for ``(D,)`` one label.
 
         Raises:
-            ValueError: as calling the head, more than two dimensions, or ``unknown`` given while ``threshold`` is not set.
+            ValueError: as calling the head, more than two dimensions, or ``unknown`` given while ``threshold`` is not
+                set, or the name of a known class.
 
         Example:
             >>> from fewshot_nam.heads import create
@@ -379,6 +380,10 @@ class Head(CalibratedHead):
             if unknown is not None and threshold is None:
                 raise ValueError(
                     "predict: unknown= needs a threshold to refuse below: call head.calibrate or set head.threshold first"
+                )
+            if unknown is not None and unknown in snapshot.classes:
+                raise ValueError(
+                    f"predict: unknown={unknown!r} is a known class: choose another word for what is refused"
                 )
             best, column = self._scores(snapshot, features).max(dim=-1)
         answers = [snapshot.classes[i] for i in column.reshape(-1).tolist()]

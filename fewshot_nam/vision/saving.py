@@ -242,7 +242,7 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     targets, support = tensors.get(_HEAD + "targets"), tensors.get(_HEAD + "support")
     if targets is None or support is None:
         return  # a head that stores something else checks it itself
-    if targets.dtype != torch.long or targets.dim() != 1 or len(targets) != len(support):
+    if targets.dtype != torch.long or targets.dim() != 1 or support.dim() != 2 or len(targets) != len(support):
         raise ValueError(f"{path} is damaged: its targets do not fit its support features")
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(targets):
         raise ValueError(f"{path} is damaged: a target is no number of a class")

@@ -216,6 +216,13 @@ def _bad(value: float) -> Tensor:
     return rows
 
 
+def test_the_word_for_unknowns_is_no_known_class():
+    head = create("cosine").write(torch.eye(4)[:2], ["a", "b"])
+    head.threshold = 0.5
+    with pytest.raises(ValueError, match="predict: unknown='a' is a known class: choose another word"):
+        head.predict(torch.ones(4), unknown="a")
+
+
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [

@@ -204,6 +204,7 @@ def test_files_that_are_something_else_are_refused(attached, painted, tmp_path):
         ({"head.support": torch.ones(2, 12).to(torch.float8_e4m3fn)}, "head.support is of torch.float8_e4m3fn"),
         ({"head.mean": torch.tensor([torch.nan])}, "head.mean is NaN or infinite in places"),
         ({"head.base": torch.tensor(1.0)}, ""),
+        ({"head.support": torch.tensor(1.0)}, "its targets do not fit its support features"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
