@@ -21,10 +21,9 @@ from episodes.data.incremental import benchmarks, open_sessions
 from episodes.evaluation.incremental import (
     DEFAULT_HEADS,
     IncrementalReport,
-    SessionFeatures,
     evaluate_incremental,
+    session_features,
 )
-from episodes.features.extraction import extract
 from episodes.features.sources import banks_by_role, sets_by_role
 from fewshot_nam.cli.options import key_values
 from fewshot_nam.heads.registry import specs
@@ -96,10 +95,7 @@ def evaluated(options: argparse.Namespace) -> IncrementalReport:
         )
     pretrained = True if options.weights is None else False if options.weights == "random" else options.weights
     backbone = backbones.create(options.backbone, pretrained=pretrained, **model)
-    sessions = [
-        SessionFeatures(*(extract(backbone, part, progress=not options.quiet) for part in session))
-        for session in open_sessions(options.dataset, options.data_dir)
-    ]
+    sessions = session_features(backbone, open_sessions(options.dataset, options.data_dir), progress=not options.quiet)
     return evaluate_incremental(sessions=sessions, **common)
 
 

@@ -19,10 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from episodes.data.image_dataset import FileImages
+from episodes.data.incremental import Session
 from episodes.features.bank import FeatureBank
+from episodes.features.extraction import Backbone, extract
 from episodes.features.holdout import hold_out
 from episodes.metrics.intervals import Interval, interval_of_few
 from episodes.metrics.scores import threshold_at_tpr
@@ -298,6 +302,40 @@ def evaluate_incremental(
         "heads": names,
     }
     return _report(config, first.seen, names, measured, seconds)
+
+
+def session_features(backbone: Backbone, sessions: Sequence[Session], **options: Any) -> list[SessionFeatures]:
+    """Return the features of the sessions of a published benchmark; an image that many sessions test is read once.
+
+    Args:
+        backbone: as for ``episodes.extract``.
+        sessions: as ``episodes.data.incremental.open_sessions`` returns them.
+        options: of ``episodes.extract``.
+    """
+    files: dict[str, int] = {}
+    for part in (part for session in sessions for part in session):
+        if not isinstance(part, FileImages):
+            return [SessionFeatures(*(extract(backbone, each, **options) for each in session)) for session in sessions]
+        for file in part.files:
+            files.setdefault(str(file), len(files))
+    first = sessions[0].support
+    assert isinstance(first, FileImages)
+    whole = FileImages(f"{first.name}/all", first.root, list(files), np.zeros(len(files), dtype=np.int64), ["any"])
+    bank = extract(backbone, whole, **options)
+    return [
+        SessionFeatures(
+            *(
+                FeatureBank(
+                    bank.features[[files[str(file)] for file in part.files]],  # type: ignore[attr-defined]
+                    torch.as_tensor(part.labels),
+                    part.classes,
+                    check=False,
+                )
+                for part in session
+            )
+        )
+        for session in sessions
+    ]
 
 
 def _session_count(novel: FeatureBank, ways: int, sessions: int | None) -> int:

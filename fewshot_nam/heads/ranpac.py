@@ -35,9 +35,17 @@ _DRAWN = 800  # features for each new class of C-RanPAC
 
 
 class Regression(NamedTuple):
-    """What is read: weights ``(E, M, C)`` of features after ``phi``."""
+    """What is read.
+
+    Attributes:
+        weights: ``(E, M, C)``, of features after ``phi``.
+        products: ``(M, M)``, ``G + lambda I``, where classes are learned from drawn features; ``None`` elsewhere.
+        answers: ``(M, C)``, ``Q``; likewise.
+    """
 
     weights: Tensor
+    products: Tensor | None = None
+    answers: Tensor | None = None
 
 
 class RanPACHead(Head):
@@ -196,20 +204,36 @@ class RanPACHead(Head):
         return self._solved(keys, targets, support.columns, known)
 
     def _learn_drawn(self, support: Support, known: int) -> Regression:
-        base = self.base_means.to(support.features)
+        products = torch.linalg.inv(self.inverse.to(support.features))
+        answers = products @ self.base_weights.to(products)
+        phi = self._expanded(support.base[known:])
+        regression = Regression(phi, products + phi.mT @ phi, torch.cat([answers, phi.mT], dim=1))
+        return self._with_drawn(regression, support)
+
+    def _learn_more(self, learned: Regression, added: Support) -> Regression | None:
+        return None if learned.products is None else self._with_drawn(learned, added)
+
+    def _with_drawn(self, learned: Regression, support: Support) -> Regression:
+        """Return the regression with the written classes of ``support`` ``(E = 1)``, each as features drawn by its statistics."""
+        base, products, answers = self.base_means.to(support.features), learned.products, learned.answers
+        assert products is not None
+        assert answers is not None
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(_DRAWN, base.shape[-1], generator=generator).to(base)
-        keys, targets = [support.base[known:].unsqueeze(0)], [torch.arange(known, len(support.base))]
         for column in range(len(support.base), support.columns):
-            shots = support.features[:, support.targets == column]
-            mean = shots.mean(dim=1, keepdim=True)
-            weights = base_weights(mean, base, self.temperature)[0, 0]
-            covariance = torch.einsum("b,bij->ij", weights, self.base_covariances.to(base)) + _covariance(shots[0])
+            shots = support.features[0, support.targets == column]
+            mean = shots.mean(dim=0)
+            weights = base_weights(mean, base, self.temperature)
+            covariance = torch.einsum("b,bij->ij", weights, self.base_covariances.to(base)) + _covariance(shots)
             values, axes = torch.linalg.eigh(covariance / 2)
             drawn = (noise * values.clamp_min(0).sqrt()) @ axes.mT
-            keys.append(calibrated_means(mean, base, self.share, self.temperature) + drawn)
-            targets.append(torch.full((_DRAWN,), column))
-        return self._solved(torch.cat(keys, dim=1), torch.cat(targets), support.columns, known)
+            phi = self._expanded(calibrated_means(mean, base, self.share, self.temperature) + drawn)
+            each = 1 / _DRAWN if self.balanced else 1.0
+            products = products + each * phi.mT @ phi
+            answers = torch.cat([answers, each * phi.sum(dim=0).unsqueeze(-1)], dim=1)
+        factor = torch.linalg.cholesky(products.double())
+        weights = torch.cholesky_solve(answers.double(), factor).to(products)
+        return Regression(weights.unsqueeze(0), products, answers)
 
     def _solved(self, keys: Tensor, targets: Tensor, columns: int, known: int) -> Regression:
         """Return the weights for images ``(E, n, D)`` of columns ``targets`` ``(n,)``, beside ``known`` base classes."""
@@ -228,11 +252,6 @@ class RanPACHead(Head):
             return Regression(phi.mT @ solved.to(phi))
         inverse, before = self.inverse.to(phi), self.base_weights.to(phi)
         before = torch.cat([before, before.new_zeros(len(before), columns - known)], dim=1)
-        if phi.shape[1] > inverse.shape[0]:  # many drawn features: the smaller system is that of the features
-            system = torch.linalg.inv(inverse) + (phi.mT @ phi)[0]
-            return Regression(
-                torch.linalg.solve(system, torch.linalg.solve(inverse, before) + phi[0].mT @ values[0])[None]
-            )
         of_keys = phi @ inverse  # the recursion of ACIL, for all further images at once
         gain = torch.linalg.solve((eye + of_keys @ phi.mT).double(), (values - phi @ before).double())
         return Regression(before + of_keys.mT @ gain.to(phi))

@@ -6,8 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from episodes import FeatureBank, evaluate_incremental
+import backbones
+from episodes import FeatureBank, evaluate_incremental, extract
+from episodes.data.image_dataset import FileImages
+from episodes.data.incremental import Session
 from episodes.evaluation.incremental import (
     SESSION_MEASURES,
     TOTALS,
@@ -15,6 +19,7 @@ from episodes.evaluation.incremental import (
     _base_weight_area,
     _drawn,
     _published_run,
+    session_features,
 )
 from fewshot_nam.heads import CosineHead, create
 from fewshot_nam.heads.fecam import FeCAMHead
@@ -136,6 +141,31 @@ def test_published_sessions_bring_their_images():
     assert [value["mean"] for value in report.sessions["cosine"]["accuracy"]] == pytest.approx(right)
     assert math.isnan(report.sessions["cosine"]["unarrived_auroc"][-1]["mean"])
     assert math.isnan(report.totals["cosine"]["A_last"]["ci95"])
+
+
+def test_session_features_are_those_of_each_set_and_an_image_is_read_once(tmp_path, monkeypatch):
+    for i in range(6):
+        Image.new("L", (28, 28), 40 * i).save(tmp_path / f"{i}.png")
+    read = []
+    image = FileImages.image
+    monkeypatch.setattr(FileImages, "image", lambda self, i: read.append(self.files[i]) or image(self, i))
+
+    def part(name, numbers, labels, classes):
+        return FileImages(name, tmp_path, [f"{i}.png" for i in numbers], np.asarray(labels), classes)
+
+    sessions = [
+        Session(part("s0", [1, 2], [0, 1], ["a", "b"]), part("q0", [3, 4], [1, 0], ["a", "b"])),
+        Session(part("s1", [5], [0], ["c"]), part("q1", [3, 4, 0], [1, 0, 2], ["a", "b", "c"])),
+    ]
+    backbone = backbones.create("conv4")
+    found = session_features(backbone, sessions, cache_dir=None)
+    assert sorted(read) == [f"{i}.png" for i in range(6)]
+    for banks, session in zip(found, sessions, strict=True):
+        for bank_, images in zip(banks, session, strict=True):
+            expected = extract(backbone, images, cache_dir=None)
+            assert bank_.classes == expected.classes
+            assert torch.equal(bank_.labels, expected.labels)
+            torch.testing.assert_close(bank_.features, expected.features, rtol=1e-4, atol=1e-5)
 
 
 def test_orders_have_intervals_and_the_first_head_is_paired_with_the_others():
