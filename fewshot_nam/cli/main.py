@@ -96,6 +96,10 @@ def _predict(options: argparse.Namespace) -> Answer | None:
     from fewshot_nam.cli.image_arguments import images_in
     from fewshot_nam.cli.predictions import answer_stream, line_of, predictions
 
+    if options.server is not None:
+        from fewshot_nam.cli.server_predictions import predict_by_server
+
+        return predict_by_server(options)
     stream = options.images == ["-"]
     images = [] if stream else images_in(options.images)
     if not stream:
@@ -231,6 +235,12 @@ def _page(options: argparse.Namespace) -> Answer:
     return page.run(options, DEFAULT_BACKBONE)
 
 
+def _serve(options: argparse.Namespace) -> None:
+    from fewshot_nam.cli import serve
+
+    serve.run(options)
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace], Answer | None]] = {
     "learn": _learn,
     "predict": _predict,
@@ -239,6 +249,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], Answer | None]] = {
     "calibrate": _calibrate,
     "export": _export,
     "page": _page,
+    "serve": _serve,
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from fewshot_nam import __version__
 from fewshot_nam.cli import page as page_options
+from fewshot_nam.cli import serve as serve_options
 from fewshot_nam.heads import registry
 from fewshot_nam.io.yaml_input import load_yaml, shown
 from fewshot_nam.vision.libraries import names
@@ -32,6 +33,8 @@ examples:
   fewshot-nam inspect --memory shop.safetensors
   fewshot-nam export shop.onnx --memory shop.safetensors
   fewshot-nam page shop.safetensors                                            (the same in a browser)
+  fewshot-nam serve shop.safetensors                                           (the same for programs, over HTTP)
+  fewshot-nam predict what.jpg --server http://127.0.0.1:8000
 """
 
 
@@ -90,7 +93,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="images, or directories of them; - alone reads paths from standard input, one a line, and answers each as it comes",
     )
-    _memory(predict)
+    source = predict.add_mutually_exclusive_group(required=True)
+    source.add_argument("--memory", metavar="FILE", help="the memory's file")
+    source.add_argument(
+        "--server", metavar="URL", help="a running fewshot-nam serve, which answers at once: nothing is loaded here"
+    )
     predict.add_argument(
         "--unknown", action="store_true", help="refuse images of unknown classes: needs calibrate first"
     )
@@ -145,6 +152,7 @@ def parser() -> argparse.ArgumentParser:
     page_options.add_options(
         _command(commands, "page", "teach and ask in a browser: by camera, images or folders"), DEFAULT_BACKBONE
     )
+    serve_options.add_options(_command(commands, "serve", "answer other programs over HTTP, and learn from them"))
     return made
 
 

@@ -1,0 +1,69 @@
+"""``fewshot-nam serve``: the options of the server, and what starts it. Nothing heavy is imported before it starts."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of the server to its command."""
+    command.add_argument("memory", metavar="MEMORY", help="the memory's file, which exists")
+    command.add_argument("--weights", metavar="FILE", help="the backbone's weights; otherwise those of the memory")
+    command.add_argument("--port", type=int, default=8000, metavar="N", help="default: %(default)s")
+    command.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="the address to listen on (default: %(default)s, which this machine alone reaches)",
+    )
+    command.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes that answer, one file between them (default: 1)"
+    )
+    command.add_argument("--threads", type=int, metavar="N", help="of torch in each process (default: torch's choice)")
+    command.add_argument(
+        "--max-images", type=int, default=64, metavar="N", help="images in one request (default: %(default)s)"
+    )
+    command.add_argument(
+        "--max-megabytes", type=int, default=64, metavar="N", help="of one request (default: %(default)s)"
+    )
+    command.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    command.epilog = (
+        "Changes (learn, forget, calibrate) need a token: set FEWSHOT_NAM_TOKEN. Without one, the server answers only."
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Serve until stopped.
+
+    Raises:
+        ImportError: FastAPI or uvicorn is not installed.
+        OSError: the memory cannot be read.
+        ValueError: the memory or an option cannot be used.
+    """
+    try:
+        from fewshot_nam.service import http_server
+    except ModuleNotFoundError as error:
+        raise ImportError(f"the server needs {error.name}: pip install 'fewshot-nam[serve]'") from error
+    from fewshot_nam.service.serving import Limits
+
+    for name, least, most in (
+        ("port", 1, 65535),
+        ("workers", 1, 256),
+        ("max_images", 1, 100_000),
+        ("max_megabytes", 1, 100_000),
+        ("threads", 1, 1024),
+    ):
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"--{name.replace('_', '-')} is a number from {least} to {most}, got {value}")
+    limits = Limits(images=options.max_images, body_bytes=options.max_megabytes * 2**20)
+    http_server.serve(
+        options.memory,
+        options.host,
+        options.port,
+        weights=options.weights,
+        device=options.device,
+        workers=options.workers,
+        threads=options.threads,
+        limits=limits,
+    )

@@ -1,0 +1,105 @@
+"""Asking a running ``fewshot-nam serve``, with the standard library alone: what ``fewshot-nam predict --server`` does."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+_SECONDS = 60.0
+
+
+class Client:
+    """A connection to a server, kept open between requests.
+
+    Args:
+        url: of the server, such as "http://127.0.0.1:8000".
+        token: what changes need; ``None`` for answers alone.
+
+    Raises:
+        ValueError: ``url`` is no address of a server.
+    """
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        parts = urlsplit(url)
+        try:
+            port = parts.port
+        except ValueError:
+            port = -1
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+            raise ValueError(f"{url!r} is no address of a server: expected one like http://127.0.0.1:8000")
+        self.url, self._path, self._token = url, parts.path.rstrip("/"), token
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._connection = kind(parts.hostname, port, timeout=_SECONDS)
+
+    def predict(self, images: Sequence[Path | bytes], top: int = 5) -> dict[str, Any]:
+        """Return the answers to images, files or their bytes, as the server gives them.
+
+        Raises:
+            OSError: a file cannot be read, or the server cannot be reached.
+            ValueError: the server refuses the request; the message is the server's.
+        """
+        return self._send("POST", "/predict", {"top": top}, _form(images))
+
+    def learn(self, images: Sequence[Path | bytes], label: str) -> dict[str, Any]:
+        """Learn images of one class; raises as ``predict``."""
+        return self._send("POST", "/learn", {"label": label}, _form(images))
+
+    def forget(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Forget classes; raises as ``predict``."""
+        body = json.dumps({"labels": list(labels)}).encode()
+        return self._send("POST", "/forget", {}, ("application/json", body))
+
+    def calibrate(self, images: Sequence[Path | bytes], target: float = 0.01) -> dict[str, Any]:
+        """Set the threshold from images of unknowns; raises as ``predict``."""
+        return self._send("POST", "/calibrate", {"target": target}, _form(images))
+
+    def classes(self) -> dict[str, Any]:
+        """Return the classes, the threshold and the backbone; raises as ``predict``."""
+        return self._send("GET", "/classes", {}, None)
+
+    def close(self) -> None:
+        """Close the connection; a later request opens it again."""
+        self._connection.close()
+
+    def _send(self, method: str, path: str, query: dict[str, Any], body: tuple[str, bytes] | None) -> dict[str, Any]:
+        headers = {} if body is None else {"Content-Type": body[0]}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        target = f"{self._path}{path}" + (f"?{urlencode(query)}" if query else "")
+        try:
+            self._connection.request(method, target, None if body is None else body[1], headers)
+            answer = self._connection.getresponse()
+            status, content = answer.status, answer.read()
+        except (http.client.HTTPException, OSError) as error:
+            self._connection.close()
+            raise OSError(
+                f"{self.url}: no answer from a fewshot-nam serve ({error or type(error).__name__})"
+            ) from error
+        try:
+            found = json.loads(content)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.url}: answers {status}, but not as a fewshot-nam serve does")
+        if status >= 400:
+            raise ValueError(f"{self.url}: {found.get('error') or found.get('detail') or status}")
+        return found
+
+
+def _form(images: Sequence[Path | bytes]) -> tuple[str, bytes]:
+    """Return the type and the body of a multipart form with these images."""
+    boundary = secrets.token_hex(16)
+    parts = []
+    for i, image in enumerate(images):
+        content = image if isinstance(image, bytes) else Path(image).read_bytes()
+        head = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="images"; filename="{i}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        )
+        parts += [head.encode(), content, b"\r\n"]
+    return f"multipart/form-data; boundary={boundary}", b"".join([*parts, f"--{boundary}--\r\n".encode()])

@@ -1,0 +1,260 @@
+"""The server for machines: a thin skin of FastAPI over ``MemoryService``. ``fewshot-nam serve`` starts it.
+
+Images come as the bytes of image files: one as the body of a request, or several as the files of a multipart form. Changes need a
+token, ``Authorization: Bearer ...``; without one in the server's environment nothing can be changed. ``/openapi.json`` describes
+all of it; there is no page of documentation, since FastAPI's would be fetched from outside.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel, Field
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.formparsers import MultiPartException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import fewshot_nam
+from fewshot_nam.io.image_io import UnreadableImage
+from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded
+from fewshot_nam.vision.image_transform import TransformFailed
+
+TOKEN = "FEWSHOT_NAM_TOKEN"
+"""The environment variable with the token that changes need."""
+
+_SETTINGS = "FEWSHOT_NAM_SERVE"  # how a worker is told what to serve
+_IMAGES: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                    "required": ["images"],
+                }
+            },
+        },
+    }
+}
+
+
+class Forget(BaseModel):
+    """The classes to forget."""
+
+    labels: list[str] = Field(min_length=1, max_length=10_000)
+
+
+class Guard:
+    """Measure every request, and refuse one whose body is too large before it is read to the end.
+
+    Args:
+        app: what is served.
+        most: bytes of a body.
+        metrics: where requests are counted.
+    """
+
+    def __init__(self, app: ASGIApp, most: int, metrics: Metrics) -> None:
+        self.app, self.most, self.metrics = app, most, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, read, status = time.perf_counter(), 0, 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.most:
+                raise _TooLarge
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        said = dict(scope["headers"]).get(b"content-length", b"0")
+        try:
+            if not said.isdigit() or int(said) > self.most:
+                raise _TooLarge
+            await self.app(scope, counted, noted)
+        except _TooLarge:
+            if status:  # the answer has begun
+                raise
+            error = {"error": f"the request is larger than {self.most:,} bytes"}
+            await JSONResponse(error, 413, {"Connection": "close"})(scope, receive, noted)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self.metrics.request(route, status or 500, time.perf_counter() - started)
+
+
+class _TooLarge(Exception):
+    pass
+
+
+def build(service: MemoryService, token: str | None = None) -> FastAPI:
+    """Return the application.
+
+    Args:
+        service: what is served.
+        token: what changes need; ``None`` or empty refuses all changes.
+    """
+    app = FastAPI(title="fewshot-nam", version=fewshot_nam.__version__, docs_url=None, redoc_url=None)
+    metrics, limits = Metrics(), service.limits
+
+    def check_token(request: Request) -> None:
+        if not token:
+            raise HTTPException(403, f"this server answers only: start it with {TOKEN} set to allow changes")
+        given = request.headers.get("authorization", "")
+        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            raise HTTPException(
+                401, "changes need the token: Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"}
+            )
+
+    async def images_of(request: Request) -> list[bytes]:
+        """Return the images of a request: the files of its form, or its body."""
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            body = await request.body()
+            return [body] if body else []
+        try:
+            async with request.form(max_files=limits.images, max_fields=16) as form:
+                return [await one.read() for _, one in form.multi_items() if isinstance(one, UploadFile)]
+        except (MultiPartException, StarletteHTTPException) as error:
+            raise HTTPException(400, f"the form cannot be read: {getattr(error, 'detail', None) or error}") from error
+
+    @app.exception_handler(StarletteHTTPException)
+    def known(request: Request, error: StarletteHTTPException) -> Response:
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+    def failed(status: int) -> Callable[[Request, Exception], Response]:
+        def answer(request: Request, error: Exception) -> Response:
+            headers = {"Retry-After": "1"} if status == 503 else None
+            return JSONResponse({"error": " ".join(str(error).split())}, status, headers)
+
+        return answer
+
+    for kind, status in (
+        (UnreadableImage, 422),
+        (TransformFailed, 422),
+        (ValueError, 400),
+        (Overloaded, 503),
+        (OSError, 507),
+    ):
+        app.add_exception_handler(kind, failed(status))
+
+    app.add_middleware(Guard, most=limits.body_bytes, metrics=metrics)
+
+    @app.post("/predict", openapi_extra=_IMAGES)
+    async def predict(request: Request, top: int = 5) -> dict[str, Any]:
+        """Answer images: for each the class, or null where it is refused as unknown."""
+        answer = await run_in_threadpool(service.predict, await images_of(request), top)
+        refused = sum(one["label"] is None for one in answer["predictions"])
+        metrics.answers(len(answer["predictions"]) - refused, refused)
+        return answer
+
+    @app.post("/learn", openapi_extra=_IMAGES)
+    async def learn(request: Request, label: str) -> dict[str, Any]:
+        """Learn images of one class; needs the token. The answer comes when it is saved."""
+        check_token(request)
+        return await run_in_threadpool(service.learn, await images_of(request), label)
+
+    @app.post("/forget")
+    def forget(request: Request, what: Forget) -> dict[str, Any]:
+        """Forget classes; needs the token. The answer comes when it is saved."""
+        check_token(request)
+        return service.forget(what.labels)
+
+    @app.post("/calibrate", openapi_extra=_IMAGES)
+    async def calibrate(request: Request, target: float = 0.01, confidence: float | None = None) -> dict[str, Any]:
+        """Set the threshold from images of unknowns; needs the token. The answer comes when it is saved."""
+        check_token(request)
+        return await run_in_threadpool(service.calibrate, await images_of(request), target, confidence)
+
+    @app.get("/classes")
+    def classes() -> dict[str, Any]:
+        """Return the classes, the threshold and the backbone."""
+        return service.describe()
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        """Say that the server answers; it reads the file again where that has changed."""
+        state = service.current()
+        return {"status": "ok", "classes": len(state.head.classes), "writes": state.writes, "changes": bool(token)}
+
+    @app.get("/metrics")
+    def measures() -> PlainTextResponse:
+        """Return counts and times in Prometheus' text format; each worker counts its own."""
+        return PlainTextResponse(metrics.text(service.current()), media_type="text/plain; version=0.0.4")
+
+    return app
+
+
+def serve(
+    memory: str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    weights: str | None = None,
+    device: str = "cpu",
+    workers: int = 1,
+    threads: int | None = None,
+    limits: Limits | None = None,
+) -> None:
+    """Serve a memory's file until the process is told to stop; requests that have begun are answered first.
+
+    Args:
+        memory: the file.
+        host: the address to listen on.
+        port: its port.
+        weights: a file of the backbone's weights, or "random"; ``None`` for those the memory notes.
+        device: "cpu" or "cuda".
+        workers: processes; each holds the backbone and the memory.
+        threads: of torch in each; ``None`` for its choice.
+        limits: of requests.
+    """
+    os.environ[_SETTINGS] = json.dumps(
+        {"memory": memory, "weights": weights, "device": device, "threads": threads, "limits": limits or Limits()}
+    )
+    common: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "log_level": "warning",
+        "timeout_graceful_shutdown": 30,
+        "limit_concurrency": 1000,
+        "server_header": False,
+    }
+    if workers == 1:
+        app = from_environment()  # what is wrong with the memory is raised here, not in a worker
+        print(f"serving {memory} at http://{host}:{port} (Ctrl+C stops it)", file=sys.stderr, flush=True)
+        uvicorn.run(app, **common)
+    else:
+        MemoryService(memory, weights, device)
+        print(f"serving {memory} at http://{host}:{port} by {workers} processes", file=sys.stderr, flush=True)
+        uvicorn.run("fewshot_nam.service.http_server:from_environment", factory=True, workers=workers, **common)
+
+
+def from_environment() -> FastAPI:
+    """Return the application that ``serve`` describes to its workers."""
+    told = json.loads(os.environ[_SETTINGS])
+    if told["threads"] is not None:
+        import torch
+
+        torch.set_num_threads(told["threads"])
+    service = MemoryService(told["memory"], told["weights"], told["device"], Limits(*told["limits"]))
+    return build(service, os.environ.get(TOKEN))

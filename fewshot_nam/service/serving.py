@@ -1,0 +1,366 @@
+"""A memory that programs use while it runs: predict, learn, forget and calibrate on one file; the logic of ``fewshot-nam serve``.
+
+The file is the truth. A change is made on a copy of the head, saved whole (``fewshot_nam.io.atomic``), and only then seen by
+readers and acknowledged: what was acknowledged survives a kill, and what was not is either in the file or left no trace. Several
+processes may serve one file: a change takes a lock beside it, and every request looks whether the file is the one that was read.
+
+Readers never wait for a writer: they use the head as it was, until the changed one is put in its place in one step.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fewshot_nam.heads import Calibration, Head, Label
+from fewshot_nam.heads.duplicates import distinct, first_equal
+from fewshot_nam.io.image_io import UnreadableImage, decoded
+from fewshot_nam.service.teaching import class_name
+from fewshot_nam.vision.memory_files import exclusive, open_model
+from fewshot_nam.vision.saving import read_head, write_head
+
+_WRITES = "writes"  # in the notes of the file: how many changes were made by servers
+
+
+class Limits(NamedTuple):
+    """What one request may hold.
+
+    Attributes:
+        images: how many.
+        image_bytes: of one image file.
+        pixels: of one image.
+        body_bytes: of all together.
+        classes: that a memory may know.
+        waiting: requests that wait for the backbone; more are sent away at once.
+    """
+
+    images: int = 64
+    image_bytes: int = 20 * 2**20
+    pixels: int = 64_000_000
+    body_bytes: int = 64 * 2**20
+    classes: int = 10_000
+    waiting: int = 64
+
+
+class Overloaded(RuntimeError):
+    """Too many requests wait already: try again later."""
+
+
+class State(NamedTuple):
+    """What readers see, replaced as a whole.
+
+    Attributes:
+        head: a snapshot.
+        threshold: an image is accepted from this score on; ``None`` where nothing is refused.
+        writes: how many changes were made by servers since the file began.
+        file: the file that holds this, kept open: as long as it is, no other file can have its number (inode).
+    """
+
+    head: Head
+    threshold: float | None
+    writes: int
+    file: _File
+
+
+class _File:
+    """A version of the memory's file."""
+
+    def __init__(self, path: Path) -> None:
+        self._open = path.open("rb")
+        self._identity = _identity(os.fstat(self._open.fileno()))
+
+    def is_at(self, path: Path) -> bool:
+        """Return whether it is still what is there."""
+        return _identity(os.stat(path)) == self._identity
+
+    def __del__(self) -> None:
+        if hasattr(self, "_open"):
+            self._open.close()
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int, int]:
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+class MemoryService:
+    """A memory's file, served.
+
+    Args:
+        path: the file, which exists.
+        weights: a file of the backbone's weights, or "random"; ``None`` for those the memory notes.
+        device: "cpu" or "cuda".
+        limits: of requests.
+
+    Attributes:
+        path: as given.
+        limits: as given.
+        state: what readers see.
+
+    Raises:
+        OSError: the file cannot be read.
+        ImportError, ValueError: it is no memory, or its backbone or weights are not there.
+    """
+
+    def __init__(
+        self, path: str | Path, weights: str | None = None, device: str = "cpu", limits: Limits | None = None
+    ) -> None:
+        self.path, self.limits = Path(path), limits or Limits()
+        self._model, _ = open_model(self.path, weights, device)
+        self._device = device
+        self._about, _, self._probed = read_head(self.path)
+        self._change, self._reload = threading.Lock(), threading.Lock()
+        self._running = threading.Semaphore(max(1, torch.get_num_threads() if device == "cpu" else 1))
+        self._waiting = 0
+        self._count = threading.Lock()
+        self.state = self._read()
+
+    # Answers.
+
+    def current(self) -> State:
+        """Return what readers see, read again where another process has changed the file."""
+        state = self.state
+        if not state.file.is_at(self.path):
+            with self._reload:
+                if not self.state.file.is_at(self.path):
+                    self.state = self._read()
+                state = self.state
+        return state
+
+    def predict(self, images: Sequence[bytes], top: int = 5) -> dict[str, Any]:
+        """Return the answers to images: for each the class, or ``None`` where it is refused, and the ``top`` best scores.
+
+        Raises:
+            UnreadableImage: bytes that are no image, or one that is too large; its position is named.
+            ValueError: no image or too many, or nothing was learned yet.
+            Overloaded: too many requests wait already.
+        """
+        features = self._features(images)
+        state = self.current()  # after the features: as new as can be
+        if not state.head.classes:
+            raise ValueError("nothing was learned yet")
+        with torch.no_grad():
+            scores = state.head(features)
+        best = scores.topk(min(max(1, top), scores.shape[-1]))
+        answers = []
+        for values, columns in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            ranking = [{"label": state.head.classes[i], "score": s} for i, s in zip(columns, values, strict=True)]
+            accepted = None if state.threshold is None else values[0] >= state.threshold
+            label = None if accepted is False else ranking[0]["label"]
+            answers.append(
+                {
+                    "label": label,
+                    "best": ranking[0]["label"],
+                    "score": values[0],
+                    "accepted": accepted,
+                    "ranking": ranking,
+                }
+            )
+        return {"predictions": answers, "threshold": state.threshold, "writes": state.writes}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the classes with their numbers of images, the threshold and the backbone."""
+        state = self.current()
+        known = len(state.head.base)
+        counts = torch.bincount(state.head.targets, minlength=len(state.head.classes) - known).tolist()
+        return {
+            "classes": [
+                {"label": label, "images": counts[i - known] if i >= known else 0}
+                for i, label in enumerate(state.head.classes)
+            ],
+            "threshold": state.threshold,
+            "writes": state.writes,
+            "backbone": self._model.backbone.name,
+            "head": type(state.head).__name__,
+        }
+
+    # Changes: acknowledged when they return.
+
+    def learn(self, images: Sequence[bytes], label: str) -> dict[str, Any]:
+        """Learn images of one class; those learned before are left out. Return what was learned, when it is saved.
+
+        Raises:
+            UnreadableImage, ValueError, Overloaded: as ``predict``; or a name that is none, or too many classes.
+            OSError: the file cannot be written; nothing was learned.
+        """
+        name = class_name(label)
+        features = self._features(images)
+
+        def act(head: Head) -> tuple[bool, dict[str, Any]]:
+            new = (first_equal(features, head.support) < 0) & distinct(features)
+            known = next((one for one in head.classes if str(one) == name), name)
+            if known not in head.classes and len(head.classes) >= self.limits.classes:
+                raise ValueError(f"the memory knows {len(head.classes):,} classes, the most it may: forget some")
+            count = int(new.sum())
+            if not count and known not in head.classes:
+                raise ValueError(f"these images were learned before, as other classes than {name!r}")
+            if count:
+                head.write(features[new.to(features.device)], [known] * count)
+            return count > 0, {"label": known, "learned": count, "repeated": len(new) - count}
+
+        return self._changed(act)
+
+    def forget(self, labels: Sequence[Label]) -> dict[str, Any]:
+        """Forget classes; return which, when it is saved.
+
+        Raises:
+            ValueError: a class is not known; nothing is forgotten then.
+            OSError: the file cannot be written; nothing was forgotten.
+        """
+
+        def act(head: Head) -> tuple[bool, dict[str, Any]]:
+            names = [next((one for one in head.classes if str(one) == str(label)), label) for label in labels]
+            head.forget(names)
+            return True, {"forgotten": names}
+
+        return self._changed(act)
+
+    def calibrate(self, images: Sequence[bytes], target: float, confidence: float | None = None) -> dict[str, Any]:
+        """Set the threshold from images of unknowns; return what ``Head.calibrate`` does, when it is saved.
+
+        Raises:
+            UnreadableImage, ValueError, Overloaded: as ``predict``, or too few images for the target.
+            OSError: the file cannot be written; nothing has changed.
+        """
+        features = self._features(images)
+
+        def act(head: Head) -> tuple[bool, dict[str, Any]]:
+            found: Calibration = head.calibrate(features, target_fpr=target, confidence=confidence)
+            return True, found._asdict()
+
+        return self._changed(act)
+
+    # Parts.
+
+    def _changed(self, act: Callable[[Head], tuple[bool, dict[str, Any]]]) -> dict[str, Any]:
+        """Change a copy of the head, save it, put it in place, and return what ``act`` says."""
+        with self._change, exclusive(self.path):
+            state = self.current()
+            head = copy.deepcopy(state.head)
+            head._is_snapshot = False
+            changed, answer = act(head)
+            writes = state.writes
+            if changed:
+                writes += 1
+                about = {**self._about, "notes": {**(self._about.get("notes") or {}), _WRITES: writes}}
+                ready = _ready(head)
+                write_head(self.path, head, about, self._probed)
+                with self._reload:
+                    self._about, self.state = about, State(*ready, writes, _File(self.path))
+        return answer | {"classes": len(self.state.head.classes), "writes": writes}
+
+    def _read(self) -> State:
+        """Return what is in the file. Called by one thread at a time."""
+        while True:
+            file = _File(self.path)
+            about, head, _ = read_head(self.path, self._model.head)
+            if file.is_at(self.path):
+                break
+        if about["weights"] != self._about["weights"]:
+            raise ValueError(f"{self.path} was replaced by a memory of another backbone: start the server again")
+        self._about = about
+        writes = (about.get("notes") or {}).get(_WRITES, 0)
+        ready = _ready(head.to(self._model.head.targets.device))
+        return State(*ready, writes if isinstance(writes, int) else 0, file)
+
+    def _features(self, images: Sequence[bytes]) -> Tensor:
+        if not images:
+            raise ValueError("no images were given")
+        if len(images) > self.limits.images:
+            raise ValueError(f"{len(images)} images are too many for one request: at most {self.limits.images}")
+        with self._count:
+            if self._waiting >= self.limits.waiting:
+                raise Overloaded("too many requests wait already: try again later")
+            self._waiting += 1
+        try:
+            with self._running, torch.no_grad():
+                opened = [self._opened(content, i) for i, content in enumerate(images)]
+                return self._model.features(opened)
+        finally:
+            with self._count:
+                self._waiting -= 1
+
+    def _opened(self, content: bytes, position: int) -> Image.Image:
+        place = f"images[{position}]"
+        if len(content) > self.limits.image_bytes:
+            raise UnreadableImage(f"{place}: {len(content):,} bytes are too many: at most {self.limits.image_bytes:,}")
+        try:
+            width, height = Image.open(io.BytesIO(content)).size  # of its header; nothing is decoded yet
+        except Exception:  # decoded says what is wrong
+            width = height = 0
+        if width * height > self.limits.pixels:
+            raise UnreadableImage(f"{place}: {width} x {height} pixels are too many: at most {self.limits.pixels:,}")
+        return decoded(content, place)
+
+
+def _ready(head: Head) -> tuple[Head, float | None]:
+    """Return a snapshot with all that readers need derived, and its threshold."""
+    taken = head.snapshot()
+    try:
+        return taken, taken.threshold
+    except ValueError:  # calibrated, but no class is left, or too few unknown images
+        return taken, None
+
+
+class Metrics:
+    """Counts and times of requests, in Prometheus' text format."""
+
+    BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests: Counter[tuple[str, int]] = Counter()
+        self._buckets: Counter[tuple[str, int]] = Counter()
+        self._seconds: Counter[str] = Counter()
+        self._answers: Counter[str] = Counter()
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        place = next((i for i, bound in enumerate(self.BOUNDS) if seconds <= bound), len(self.BOUNDS))
+        with self._lock:
+            self._requests[route, status] += 1
+            self._buckets[route, place] += 1
+            self._seconds[route] += seconds  # type: ignore[assignment]
+
+    def answers(self, accepted: int, refused: int) -> None:
+        """Count the images that were answered with a class and as unknown."""
+        with self._lock:
+            self._answers["accepted"] += accepted
+            self._answers["refused"] += refused
+
+    def text(self, state: State) -> str:
+        """Return all of it, with the size of the memory."""
+        with self._lock:
+            requests, buckets = dict(self._requests), dict(self._buckets)
+            seconds, answers = dict(self._seconds), dict(self._answers)
+        lines = ["# TYPE fewshot_nam_requests_total counter"]
+        lines += [
+            f'fewshot_nam_requests_total{{route="{route}",status="{status}"}} {count}'
+            for (route, status), count in sorted(requests.items())
+        ]
+        lines.append("# TYPE fewshot_nam_request_seconds histogram")
+        for route in sorted(seconds):
+            below = 0
+            for i, bound in enumerate((*map(str, self.BOUNDS), "+Inf")):
+                below += buckets.get((route, i), 0)
+                lines.append(f'fewshot_nam_request_seconds_bucket{{route="{route}",le="{bound}"}} {below}')
+            lines.append(f'fewshot_nam_request_seconds_sum{{route="{route}"}} {seconds[route]:.6f}')
+            lines.append(f'fewshot_nam_request_seconds_count{{route="{route}"}} {below}')
+        lines.append("# TYPE fewshot_nam_images_total counter")
+        lines += [f'fewshot_nam_images_total{{answer="{key}"}} {count}' for key, count in sorted(answers.items())]
+        for name, value in (
+            ("classes", len(state.head.classes)),
+            ("learned_images", len(state.head.targets)),
+            ("writes", state.writes),
+        ):
+            lines += [f"# TYPE fewshot_nam_{name} gauge", f"fewshot_nam_{name} {value}"]
+        return "\n".join(lines) + "\n"

@@ -1,0 +1,219 @@
+"""The server over HTTP: every route, its limits, the token, the description, the command, and kills in the middle of a save."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fewshot_nam.cli.main import main
+from fewshot_nam.service.client import Client
+from fewshot_nam.service.serving import Limits, MemoryService
+from fewshot_nam.vision.memory_files import new_model, open_model
+from fewshot_nam.vision.saving import save_head
+
+pytest.importorskip("fastapi")
+testclient = pytest.importorskip("fastapi.testclient")
+
+from fewshot_nam.service.http_server import build  # noqa: E402 (it needs FastAPI)
+
+HEADERS = {"Authorization": "Bearer secret"}
+
+
+@pytest.fixture
+def memory(digits, tmp_path):
+    path = tmp_path / "memory.safetensors"
+    model, notes = new_model("conv4", path)
+    for label in range(2):
+        model.learn(digits[label][:3], f"digit {label}")
+    save_head(path, model.head, model.backbone, notes)
+    return path
+
+
+@pytest.fixture
+def server(memory):
+    limits = Limits(images=4, body_bytes=20_000)
+    with testclient.TestClient(build(MemoryService(memory, limits=limits), "secret")) as client:
+        yield client
+
+
+def form(files):
+    return [("images", (file.name, file.read_bytes())) for file in files]
+
+
+def test_predict_takes_one_image_as_the_body_or_several_as_a_form(server, digit_files):
+    one = server.post("/predict", content=digit_files[0][20].read_bytes(), headers={"content-type": "image/png"})
+    assert one.status_code == 200
+    several = server.post("/predict?top=1", files=form([digit_files[0][20], digit_files[1][20]])).json()
+    assert [found["label"] for found in several["predictions"]] == ["digit 0", "digit 1"]
+    assert [len(found["ranking"]) for found in several["predictions"]] == [1, 1]
+    assert one.json()["predictions"][0]["score"] == pytest.approx(several["predictions"][0]["score"], abs=1e-5)
+
+
+def test_learn_calibrate_and_forget_need_the_token(server, memory, digit_files):
+    image = digit_files[5][0].read_bytes()
+    for path, body in (("/learn?label=x", {"content": image}), ("/calibrate", {"content": image})):
+        assert server.post(path, **body).status_code == 401
+        assert server.post(path, **body, headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert server.post("/forget", json={"labels": ["digit 0"]}).status_code == 401
+    before = memory.read_bytes()
+    told = server.post("/learn?label=five", files=form(digit_files[5][:3]), headers=HEADERS)
+    assert told.json() == {"label": "five", "learned": 3, "repeated": 0, "classes": 3, "writes": 1}
+    assert memory.read_bytes() != before
+    told = server.post("/calibrate?target=0.25", files=form(digit_files[7][:4]), headers=HEADERS).json()
+    assert told["bound"] <= 0.25
+    told = server.post("/forget", json={"labels": ["five"]}, headers=HEADERS).json()
+    assert told["forgotten"] == ["five"]
+    assert server.get("/classes").json()["classes"] == [{"label": f"digit {i}", "images": 3} for i in range(2)]
+    assert server.get("/health").json() == {"status": "ok", "classes": 2, "writes": 3, "changes": True}
+
+
+def test_without_a_token_nothing_can_be_changed(memory, digit_files):
+    for token in (None, ""):
+        with testclient.TestClient(build(MemoryService(memory), token)) as client:
+            for headers in ({}, HEADERS, {"Authorization": "Bearer "}):
+                answer = client.post("/forget", json={"labels": ["digit 0"]}, headers=headers)
+                assert answer.status_code == 403
+            assert client.get("/health").json()["changes"] is False
+
+
+def test_what_is_wrong_is_said_in_one_line_with_its_status(server, digit_files):
+    wrong = [
+        (server.post("/predict"), 400, "no images"),
+        (server.post("/predict", content=b"no image"), 422, "images[0]: not an image"),
+        (server.post("/predict", files=form(digit_files[0][:5])), 400, "form cannot be read"),
+        (server.post("/predict", content=b"x" * 20_001), 413, "larger than 20,000 bytes"),
+        (server.post("/predict", content=iter([b"x" * 15_000] * 3)), 413, "larger than 20,000 bytes"),
+        (server.post("/predict", content=b"x", headers={"content-type": "multipart/form-data"}), 400, "form cannot"),
+        (server.post("/learn?label=%20", files=form(digit_files[0][:1]), headers=HEADERS), 400, "no name"),
+        (server.post("/forget", json={"labels": ["none"]}, headers=HEADERS), 400, "never written"),
+        (server.post("/calibrate", files=form(digit_files[7][:1]), headers=HEADERS), 400, "99"),
+        (server.get("/none"), 404, "Not Found"),
+        (server.get("/predict"), 405, "Not Allowed"),
+    ]
+    for answer, status, words in wrong:
+        assert answer.status_code == status, answer.text
+        assert words in answer.json()["error"]
+        assert "\n" not in answer.json()["error"]
+        assert "Traceback" not in answer.text
+    assert server.post("/forget", json={"labels": []}, headers=HEADERS).status_code == 422
+    assert server.post("/predict", content=digit_files[0][0].read_bytes()).status_code == 200
+
+
+def test_all_of_it_is_described_and_nothing_is_fetched_for_that(server):
+    described = server.get("/openapi.json").json()
+    assert set(described["paths"]) == {"/predict", "/learn", "/forget", "/calibrate", "/classes", "/health", "/metrics"}
+    assert "multipart/form-data" in described["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert server.get("/docs").status_code == server.get("/redoc").status_code == 404
+
+
+def test_metrics_count_routes_and_answers(server, digit_files):
+    server.post("/predict", files=form(digit_files[0][:3]))
+    server.get("/../../etc/passwd")
+    text = server.get("/metrics").text
+    assert 'fewshot_nam_requests_total{route="/predict",status="200"} 1' in text
+    assert 'fewshot_nam_images_total{answer="accepted"} 3' in text
+    assert "passwd" not in text
+
+
+class Command:
+    """``fewshot-nam serve`` in a process of its own."""
+
+    def __init__(self, memory: Path, *words: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "fewshot_nam.cli.main", "serve", str(memory), "--port", str(port), *words]
+        self.process = subprocess.Popen(
+            command, env={**os.environ, "FEWSHOT_NAM_TOKEN": "secret"}, stderr=subprocess.PIPE, text=True
+        )
+        self.client = Client(self.url, "secret")
+        end = time.monotonic() + 120
+        while True:
+            try:
+                self.client.classes()
+                return
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > end:
+                    raise RuntimeError(self.process.stderr.read()) from None
+                time.sleep(0.05)
+
+    def stop(self, how: int = signal.SIGTERM) -> int:
+        self.process.send_signal(how)
+        self.process.communicate(timeout=60)
+        return self.process.returncode
+
+
+def test_the_command_answers_the_shell_and_stops_in_peace(memory, digit_files, tmp_path, capsys, monkeypatch):
+    served = Command(memory)
+    try:
+        files = [str(digit_files[0][20]), str(digit_files[1][20])]
+        assert main(["predict", *files, "--server", served.url]) == 0
+        by_server = capsys.readouterr().out
+        assert main(["predict", *files, "--memory", str(memory), "--quiet"]) == 0
+        assert by_server == capsys.readouterr().out
+        assert main(["predict", *files, "--server", served.url, "--unknown"]) == 2
+        assert "no threshold" in capsys.readouterr().err
+        unknown = [file for label in range(4, 8) for file in digit_files[label][:10]]
+        served.client.calibrate(unknown, 0.05)
+        assert main(["predict", str(digit_files[4][0]), "--server", served.url, "--unknown", "--json"]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert answer["threshold"] is not None
+        assert set(answer["predictions"][0]) == {"picture", "label", "best", "score", "accepted"}
+        text = tmp_path / "notes.png"
+        text.write_text("no image")
+        assert main(["predict", str(text), files[0], "--server", served.url]) == 2
+        assert f"{text}: not an image" in capsys.readouterr().err
+        assert main(["predict", str(text), files[0], "--server", served.url, "--skip-unreadable"]) == 0
+        out, err = capsys.readouterr()
+        assert out.count("\n") == 1
+        assert "notes.png" in err
+        monkeypatch.setattr(sys, "stdin", [files[0] + "\n", str(text) + "\n", "/none.png\n"])
+        assert main(["predict", "-", "--server", served.url]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split("\t")[1] for line in lines] == ["digit 0", "", ""]
+        assert served.stop() in (0, -signal.SIGTERM)
+    finally:
+        served.process.kill()
+    assert main(["predict", files[0], "--server", served.url]) == 2
+    assert "no answer from a fewshot-nam serve" in capsys.readouterr().err
+    assert main(["predict", files[0], "--server", "nonsense"]) == 2
+    assert "no address of a server" in capsys.readouterr().err
+
+
+def test_killed_in_the_middle_of_saves_nothing_acknowledged_is_lost(memory, digit_files):
+    """By kill -9 at a random moment; ``scripts/benchmarks/serve_load.py`` does it many times, also with several processes."""
+    chance = random.Random(0)
+    known = {"digit 0", "digit 1"}
+    served = Command(memory)
+    killer = subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            f"import os, time; time.sleep({0.3 + chance.random():.3f}); os.kill({served.process.pid}, 9)",
+        ]
+    )
+    pending, i = "", 0
+    try:
+        while True:
+            pending = f"class {i}"
+            served.client.learn([digit_files[i % 10][5 + i // 10]], pending)
+            known.add(pending)
+            if i % 3 == 2:
+                pending = f"class {i - 1}"
+                served.client.forget([pending])
+                known.remove(pending)
+            i += 1
+    except (OSError, ValueError):  # killed: what was pending may be in the file or not
+        pass
+    assert i > 0
+    assert killer.wait(30) == 0
+    served.process.communicate(timeout=30)
+    found = {str(label) for label in open_model(memory)[0].classes}
+    assert found - {pending} == known - {pending}

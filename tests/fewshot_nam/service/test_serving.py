@@ -1,0 +1,218 @@
+"""A memory that is served: answers as the model's, changes saved before they are acknowledged, limits, several processes."""
+
+import io
+import threading
+
+import pytest
+import torch
+
+from fewshot_nam.io.image_io import UnreadableImage
+from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded
+from fewshot_nam.vision import memory_files, saving
+from fewshot_nam.vision.memory_files import new_model, open_model
+from fewshot_nam.vision.saving import save_head
+
+
+def content(image):
+    written = io.BytesIO()
+    image.save(written, "PNG")
+    return written.getvalue()
+
+
+@pytest.fixture(scope="session")
+def png(digits):
+    """Return the digits as the bytes of PNG files."""
+    return {label: [content(image) for image in images] for label, images in digits.items()}
+
+
+@pytest.fixture
+def memory(digits, tmp_path):
+    path = tmp_path / "memory.safetensors"
+    model, notes = new_model("conv4", path)
+    for label in range(2):
+        model.learn(digits[label][:3], f"digit {label}")
+    save_head(path, model.head, model.backbone, notes)
+    return path
+
+
+@pytest.fixture
+def service(memory):
+    return MemoryService(memory)
+
+
+def test_answers_are_those_of_the_model(service, memory, png, digits):
+    model, _ = open_model(memory)
+    found = service.predict([png[0][20], png[1][20]])
+    assert found["threshold"] is None
+    assert found["writes"] == 0
+    for one, image in zip(found["predictions"], (digits[0][20], digits[1][20]), strict=True):
+        assert one["label"] == one["best"] == model.predict(image)
+        assert one["accepted"] is None
+        scores = dict(zip(model.classes, model(image)[0].tolist(), strict=True))
+        assert {row["label"]: row["score"] for row in one["ranking"]} == pytest.approx(scores, abs=1e-5)
+
+
+def test_changes_are_in_the_file_when_they_are_acknowledged(service, memory, png):
+    told = service.learn([png[2][0], png[2][1], png[2][0]], "two")
+    assert told == {"label": "two", "learned": 2, "repeated": 1, "classes": 3, "writes": 1}
+    model, notes = open_model(memory)
+    assert model.classes == ["digit 0", "digit 1", "two"]
+    assert notes["writes"] == 1
+    assert service.forget(["digit 1"]) == {"forgotten": ["digit 1"], "classes": 2, "writes": 2}
+    assert open_model(memory)[0].classes == ["digit 0", "two"]
+    unknown = [image for label in range(4, 8) for image in png[label][:10]]
+    told = service.calibrate(unknown, 0.1)
+    assert told["unknowns"] == 40
+    assert open_model(memory)[0].head.threshold == pytest.approx(told["threshold"])
+    answer = service.predict([png[0][30]])["predictions"][0]
+    assert answer["accepted"] == (answer["score"] >= told["threshold"])
+    refused = service.predict(unknown)["predictions"]
+    assert sum(one["label"] is None for one in refused) >= 36
+
+
+def test_a_served_memory_equals_one_built_afresh(service, memory, png, digits):
+    service.learn(png[2][:3], "two")
+    service.learn(png[3][:1], "three")
+    service.forget(["digit 0"])
+    service.learn(png[2][3:4], "two")
+    fresh, _ = new_model("conv4", memory)
+    fresh.learn(digits[1][:3], "digit 1").learn(digits[2][:3], "two").learn(digits[3][:1], "three")
+    fresh.learn(digits[2][3:4], "two")
+    query = fresh.features(digits[2][20:30])
+    assert service.current().head(query).sub(fresh.head(query)).abs().max() < 1e-5
+
+
+def test_what_is_learned_already_changes_nothing(service, memory, png):
+    before = memory.stat()
+    assert service.learn(png[0][:2], "digit 0") == {
+        **{"label": "digit 0", "learned": 0, "repeated": 2},
+        **{"classes": 2, "writes": 0},
+    }
+    with pytest.raises(ValueError, match="learned before, as other classes than 'nought'"):
+        service.learn(png[0][:2], "nought")
+    assert memory.stat() == before
+
+
+def test_a_save_that_fails_changes_nothing(service, memory, png, monkeypatch):
+    def full(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(saving, "save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        service.learn(png[2][:1], "two")
+    monkeypatch.undo()
+    assert [one["label"] for one in service.describe()["classes"]] == ["digit 0", "digit 1"]
+    assert service.learn(png[2][:1], "two")["writes"] == 1
+
+
+def test_two_processes_on_one_file_see_each_other_at_once(service, memory, png):
+    other = MemoryService(memory)
+    service.learn(png[2][:1], "two")
+    assert other.predict([png[2][0]])["predictions"][0]["best"] == "two"
+    other.learn(png[3][:1], "three")
+    service.forget(["two"])
+    assert [one["label"] for one in other.describe()["classes"]] == ["digit 0", "digit 1", "three"]
+    assert other.current().writes == service.current().writes == 3
+
+
+def test_a_memory_of_another_backbone_in_its_place_is_refused(service, memory, png):
+    model, notes = new_model("conv4", memory, "random")
+    save_head(memory, model.head, model.backbone, notes)
+    with pytest.raises(ValueError, match="of another backbone"):
+        service.predict([png[0][0]])
+
+
+def test_limits(memory, png, digits):
+    service = MemoryService(memory, limits=Limits(images=2, image_bytes=5000, pixels=1700, classes=2))
+    with pytest.raises(ValueError, match="3 images are too many for one request: at most 2"):
+        service.predict(png[0][:3])
+    with pytest.raises(ValueError, match="no images"):
+        service.predict([])
+    with pytest.raises(UnreadableImage, match=r"images\[1\]: 6,000 bytes"):
+        service.predict([png[0][0], b"x" * 6000])
+    with pytest.raises(UnreadableImage, match=r"images\[0\]: 50 x 50 pixels are too many: at most 1,700"):
+        service.predict([content(digits[0][0].resize((50, 50)))])
+    with pytest.raises(UnreadableImage, match=r"images\[0\]: not an image"):
+        service.predict([b"no image"])
+    with pytest.raises(ValueError, match="2 classes, the most it may"):
+        service.learn(png[2][:1], "two")
+    assert service.learn(png[0][10:11], "digit 0")["learned"] == 1
+    with pytest.raises(ValueError, match="no name"):
+        service.learn(png[0][11:12], " ")
+    with pytest.raises(ValueError, match="never written"):
+        service.forget(["none"])
+
+
+def test_too_many_that_wait_are_sent_away(memory, png):
+    service = MemoryService(memory, limits=Limits(waiting=0))
+    with pytest.raises(Overloaded):
+        service.predict([png[0][0]])
+
+
+def test_a_memory_that_knows_nothing_says_so_and_learns(memory, png):
+    service = MemoryService(memory)
+    service.forget(["digit 0", "digit 1"])
+    with pytest.raises(ValueError, match="nothing was learned yet"):
+        service.predict([png[0][0]])
+    service.learn(png[0][:1], "zero")
+    assert service.predict([png[0][1]])["predictions"][0]["label"] == "zero"
+
+
+def test_readers_do_not_wait_for_a_writer_and_see_whole_states(service, png, monkeypatch):
+    saving_now, go_on = threading.Event(), threading.Event()
+    write = saving.save_file
+
+    def slow(*arguments, **named):
+        saving_now.set()
+        assert go_on.wait(30)
+        write(*arguments, **named)
+
+    monkeypatch.setattr(saving, "save_file", slow)
+    writer = threading.Thread(target=service.learn, args=(png[2][:1], "two"))
+    writer.start()
+    assert saving_now.wait(30)
+    found = service.predict([png[2][0]])  # while it is being saved
+    assert found["writes"] == 0
+    assert found["predictions"][0]["best"] != "two"
+    go_on.set()
+    writer.join(30)
+    found = service.predict([png[2][0]])
+    assert (found["writes"], found["predictions"][0]["best"]) == (1, "two")
+
+
+def test_many_writers_lose_nothing(service, memory, png, monkeypatch):
+    monkeypatch.setattr(memory_files, "_LOCK_SECONDS", 30)
+    services = [service, MemoryService(memory)]
+    threads = [threading.Thread(target=services[i % 2].learn, args=(png[i][5:6], f"class {i}")) for i in range(2, 8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(open_model(memory)[0].classes) == 8
+    assert {one.current().writes for one in services} == {6}
+
+
+def test_metrics_are_in_the_format_of_prometheus(service):
+    metrics = Metrics()
+    for seconds in (0.004, 0.02, 99.0):
+        metrics.request("/predict", 200, seconds)
+    metrics.request("/learn", 401, 0.001)
+    metrics.answers(3, 2)
+    lines = metrics.text(service.state).splitlines()
+    assert 'fewshot_nam_requests_total{route="/predict",status="200"} 3' in lines
+    buckets = [
+        line.split()[-1] for line in lines if line.startswith('fewshot_nam_request_seconds_bucket{route="/predict"')
+    ]
+    assert buckets == ["1", "1", "2", "2", "2", "2", "2", "2", "2", "2", "2", "3"]
+    assert 'fewshot_nam_request_seconds_count{route="/predict"} 3' in lines
+    assert 'fewshot_nam_images_total{answer="refused"} 2' in lines
+    assert "fewshot_nam_classes 2" in lines
+
+
+def test_answers_of_batches_are_those_of_single_images(service, png):
+    together = service.predict(png[0][:8] + png[1][:8])["predictions"]
+    alone = [service.predict([one])["predictions"][0] for one in png[0][:8] + png[1][:8]]
+    assert [one["best"] for one in together] == [one["best"] for one in alone]
+    assert torch.tensor([one["score"] for one in together]).allclose(
+        torch.tensor([one["score"] for one in alone]), atol=1e-5
+    )
