@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "fewshot_nam.heap": set(),
     "fewshot_nam.io": set(),
     "fewshot_nam.memory": set(),
-    "fewshot_nam.sequences": {"fewshot_nam.io", "fewshot_nam.memory"},
+    "fewshot_nam.sequences": {"fewshot_nam.heap", "fewshot_nam.io", "fewshot_nam.memory"},
     "fewshot_nam.heads": {"fewshot_nam.memory"},
     "fewshot_nam.estimators": {"fewshot_nam.heads"},
     "fewshot_nam.easyfsl_interface": {"fewshot_nam.heads"},

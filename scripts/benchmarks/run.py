@@ -44,6 +44,7 @@ PARTS = {
     "heads": Part("heads.py"),
     "memory": Part("memory.py", "--quick --threads 1 --lengths 64"),
     "sequences": Part("sequences.py"),
+    "long_range": Part("long_range.py"),
     "attach": Part("attach.py", library="timm", extra="vision"),
     "extraction": Part("extraction.py"),
     "startup": Part("startup.py"),

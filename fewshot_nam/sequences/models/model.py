@@ -63,12 +63,16 @@ class SequenceModel(nn.Module):
                 )
             present = inputs[..., -1] == 0
         steps = None if asked is None else asked.any(dim=0)
-        logits: Tensor = self.classify(self._encode_steps(self.embed(inputs), present, steps))
+        logits: Tensor = self.classify(self._encode_inputs(inputs, present, steps))
         return logits if self.target_size is None else torch.unflatten(logits, -1, (self.target_size, -1))
 
     def _encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return features ``(B, T, d)`` of embedded tokens ``(B, T, E)``; ``mask`` ``(B, T)`` is False on padding."""
         raise NotImplementedError
+
+    def _encode_inputs(self, inputs: Tensor, mask: Tensor, steps: Tensor | None) -> Tensor:
+        """Return features ``(B, T, d)`` of ``inputs``; see ``_encode_steps``."""
+        return self._encode_steps(self.embed(inputs), mask, steps)
 
     def _encode_steps(self, x: Tensor, mask: Tensor, steps: Tensor | None) -> Tensor:
         """Return what ``_encode`` does; only the features of ``steps``, ``(T,)`` bool, are used. ``None``: of all steps."""

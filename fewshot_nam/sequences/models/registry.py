@@ -26,6 +26,8 @@ _FAMILIES = (
     "tape_rnn",
     "ibert",
     "stm",
+    "mann",
+    "stm_sentences",
     "forward_lstm",
     "rmc",
     "ntm",

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from fewshot_nam.heap import keep_freed_memory
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.sequences import models, tasks
 from fewshot_nam.sequences.tasks import Batch
@@ -64,7 +65,8 @@ def train(
         ValueError: the directory holds another run, or a finished or unfinished one and ``resume`` is not set.
     """
     run = _Run(settings, Path(directory), resume, preset, device)
-    return run.go(progress, checkpoint_seconds, stop)
+    with keep_freed_memory():  # the tensors of a step are as large as those of the step before
+        return run.go(progress, checkpoint_seconds, stop)
 
 
 class _Run:

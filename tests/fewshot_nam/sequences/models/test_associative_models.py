@@ -1,4 +1,4 @@
-"""STM, LSTM with attention, RMC, NTM, DNC, TPR-RNN and the linear Transformer against their equations."""
+"""STM, MANN, LSTM with attention, RMC, NTM, DNC, TPR-RNN and the linear Transformer against their equations."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from fewshot_nam.sequences import models, tasks
 
-NAMES = ["stm", "alstm", "lstm-forward", "rmc", "ntm", "dnc", "tpr-rnn", "linear-transformer"]
+NAMES = ["stm", "mann", "alstm", "lstm-forward", "rmc", "ntm", "dnc", "tpr-rnn", "linear-transformer"]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,18 @@ def test_the_stm_model_passes_its_options_on(preset, task):
     assert (model.stm.preset, model.stm.gates, model.stm.alphas) == (preset, False, [1.0, 0.0, 0.0])
     x = model.project(model.embed(tokens(task)))
     torch.testing.assert_close(model(tokens(task)), model.classify(model.stm(x)[0]))
+
+
+def test_mann_is_its_equations(task):
+    model, inputs = build("mann", task), tokens(task, 1)
+    item = model.item
+    for place, x in enumerate(model.project(model.embed(inputs))[0]):
+        a, b = model.first(x), model.second(x)
+        rows = torch.stack([model.memory_gates(row.tanh()) for row in item]) + model.input_gates(a)
+        enter, keep = rows[:, : len(a)].sigmoid(), (rows[:, len(a) :] + 1).sigmoid()
+        item = enter * torch.outer(a, a).tanh() + keep * item
+        expected = model.classify(model.output(item.T @ b))
+        torch.testing.assert_close(model(inputs)[0, place], expected)
 
 
 def test_alstm_attends_to_itself_and_earlier_steps(task):
@@ -231,3 +243,41 @@ def test_logits_are_right_where_they_are_asked_for(name, task):
     asked = torch.zeros_like(inputs, dtype=torch.bool)
     asked[0, 3] = asked[1, 7] = True
     torch.testing.assert_close(model(inputs, asked)[asked], model(inputs)[asked])
+
+
+class Stories(tasks.SequenceTask):
+    """Words in sentences, without data."""
+
+    vocabulary = ("mary", "went", "home", "where", ".", "?", "pad")
+
+
+def test_stm_over_sentences_is_its_equations():
+    model = build("stm-sentences", Stories())
+    words = [[0, 1, 2, 4], [2, 0, 4], [3, 0, 5]]  # two sentences and a question
+    inputs = torch.tensor([[word for sentence in words for word in sentence] + [6, 6]])
+    with torch.no_grad():
+        model.places.normal_()
+    sentences = torch.stack([sum(model.places[i] * model.embed.weight[w] for i, w in enumerate(s)) for s in words])
+    _, state = model.stm(sentences[:2].unsqueeze(0))
+    relational, question = state.relational[0], sentences[2]
+    found, total = model.entity(question), 0
+    for relation, norm in zip(model.relations, model.norms, strict=True):
+        found = norm(torch.einsum("n,e,nef->f", relation(question), found, relational))
+        total = total + found
+    torch.testing.assert_close(model(inputs)[0, 9], model.classify(total))
+    # Padding, other sequences of the batch and what is not asked for change nothing.
+    other = torch.tensor([[3, 2, 1, 5, 0, 1, 4, 3, 0, 2, 1, 5]])
+    batch = torch.cat([inputs, other])
+    asked = torch.zeros_like(batch, dtype=torch.bool)
+    asked[0, 9] = asked[1, 11] = True
+    torch.testing.assert_close(model(batch, asked)[asked], model(batch)[asked])
+    torch.testing.assert_close(model(batch)[0, 9], model.classify(total))
+    torch.testing.assert_close(model(inputs[:, :10])[0, 9], model.classify(total))
+
+
+def test_stm_over_sentences_takes_tokens_without_sentences_one_by_one():
+    task = tasks.create("associative_retrieval", pairs=4)
+    model, inputs = build("stm-sentences", task), tokens(task, length=4)
+    _, state = model.stm(model.embed(inputs)[:, :4])
+    expected = model.classify(model._answer(model.embed(inputs)[:, 4], state))
+    torch.testing.assert_close(model(inputs)[:, 4], expected)
