@@ -1,5 +1,7 @@
 """Data sets of torchvision: all official parts together, by class; names, missing data and downloads."""
 
+import json
+
 import pytest
 from PIL import Image
 
@@ -47,6 +49,39 @@ def test_other_ways_in_which_torchvision_keeps_files_are_read_too(tmp_path):
         (pets / "annotations" / f"{part}.txt").write_text(lines)
     found = open_dataset("torchvision:pets", tmp_path)["novel"]
     assert (found.classes, len(found)) == (["Abyssinian", "Great Dane"], 4)
+
+
+def test_food_and_aircraft_are_read_by_their_lists(tmp_path):
+    food = tmp_path / "food-101"
+    (food / "meta").mkdir(parents=True)
+    for part, number in (("train", 1), ("test", 2)):
+        for label in ("waffles", "apple_pie"):
+            paint(food / "images" / label / f"{number}.jpg", number)
+        lists = {label: [f"{label}/{number}"] for label in ("waffles", "apple_pie")}
+        (food / "meta" / f"{part}.json").write_text(json.dumps(lists))
+    found = open_dataset("torchvision:food101", tmp_path)["novel"]
+    assert (found.classes, found.labels.tolist()) == (["apple_pie", "waffles"], [0, 0, 1, 1])
+
+    aircraft = tmp_path / "fgvc-aircraft-2013b/data"
+    for number in range(4):
+        paint(aircraft / "images" / f"000{number}.jpg")
+    (aircraft / "variants.txt").write_text("707-320\nA300B4\n")
+    (aircraft / "images_variant_trainval.txt").write_text("0000 707-320\n0001 A300B4\n")
+    (aircraft / "images_variant_test.txt").write_text("0002 707-320\n0003 A300B4\n")
+    found = open_dataset("torchvision:aircraft", tmp_path)["novel"]
+    assert (found.classes, found.labels.tolist()) == (["707-320", "A300B4"], [0, 0, 1, 1])
+
+
+def test_flowers_are_read_by_their_labels(tmp_path, monkeypatch):
+    savemat = pytest.importorskip("scipy.io").savemat
+    flowers = tmp_path / "flowers-102"
+    for number in range(1, 7):
+        paint(flowers / "jpg" / f"image_{number:05d}.jpg")
+    savemat(flowers / "imagelabels.mat", {"labels": [[1, 2, 1, 2, 1, 2]]})
+    savemat(flowers / "setid.mat", {"trnid": [[1, 2]], "valid": [[3, 4]], "tstid": [[5, 6]]})
+    monkeypatch.setattr(datasets.Flowers102, "_check_integrity", lambda self: True)
+    found = open_dataset("torchvision:flowers102", tmp_path)["novel"]
+    assert (found.classes, found.labels.tolist()) == (sorted(datasets.Flowers102.classes[:2]), [0, 0, 0, 1, 1, 1])
 
 
 def test_names_that_are_no_such_data_set_are_explained(tmp_path):
