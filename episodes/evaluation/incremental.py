@@ -202,7 +202,7 @@ class IncrementalReport:
         if self.paired:
             rows = [[name, *(percent(of[key], signed=True) for key in TOTALS)] for name, of in self.paired.items()]
             found.append(("Paired differences", [["", *TOTALS], *rows]))
-        for measure in ("accuracy", "harmonic_mean", "unarrived_fpr@95tpr"):
+        for measure in ("accuracy", "harmonic_mean", "unarrived_fpr@equal"):
             rows = [[name, *(_short(value) for value in of[measure])] for name, of in self.sessions.items()]
             found.append((f"{measure} by number of classes", [["", *columns], *rows]))
         return found

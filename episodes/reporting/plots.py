@@ -193,7 +193,7 @@ def incremental_figure(report: IncrementalReport, title: str, heads: Sequence[st
     panels = (
         ("accuracy", "queries of all classes seen that are right, %"),
         ("harmonic_mean", "harmonic mean of base and novel accuracy, %"),
-        ("unarrived_fpr@95tpr", "unarrived classes accepted at 95% of known, %"),
+        ("unarrived_fpr@equal", "unarrived classes accepted at equally many right answers, %"),
     )
     shown = [name for name in report.sessions if heads is None or name in heads]
     all_styles = styles(shown)
