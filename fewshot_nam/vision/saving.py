@@ -16,6 +16,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ import fewshot_nam
 from fewshot_nam import heads
 from fewshot_nam.heads import Head, NAMHead, NAMSettings
 from fewshot_nam.heads.erased_weights import head_of_version_01
+from fewshot_nam.heads.registry import specs
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.digests import tensors_digest, text_digest, weights_digest
@@ -237,7 +239,9 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
             raise ValueError(f"{path} is damaged: {key} is of {tensor.dtype}, which no head holds")
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        # Heads count images of a class that is known by a prototype alone as infinitely many.
+        wrong = tensor.isnan() if key.endswith(".counts") else ~tensor.isfinite()
+        if tensor.is_floating_point() and bool(wrong.any()):
             raise ValueError(f"{path} is damaged: {key} is NaN or infinite in places")
     targets, support = tensors.get(_HEAD + "targets"), tensors.get(_HEAD + "support")
     if targets is None or support is None:
@@ -248,13 +252,22 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{path} is damaged: a target is no number of a class")
 
 
+def _class_of(kind: str) -> type[Head] | None:
+    """Return the class of heads with this name, of this package or registered; ``None`` where there is none."""
+    if kind in heads.__all__:
+        found: type[Head] = getattr(heads, kind)
+        return found
+    builders = (entry.builder() for entry in specs() if entry.requires is None or find_spec(entry.requires) is not None)
+    return next((each for each in builders if isinstance(each, type) and each.__name__ == kind), None)
+
+
 def _like(path: Path, about: dict[str, Any], present: Head) -> Head:
     """Return a head of the class and settings in the file, to be filled with its state."""
     kind, wanted = _current_head(about["head"], about["settings"])
     if type(present).__name__ == kind and settings(present) == current_settings(type(present), wanted):
         return copy.deepcopy(present)
     try:
-        known: type[Head] = getattr(heads, kind) if kind in heads.__all__ else type(present)
+        known = _class_of(kind) or type(present)
         if known.__name__ != kind or not issubclass(known, Head):
             raise TypeError(f"{kind} is no head of this package")
         return known(**current_settings(known, wanted))

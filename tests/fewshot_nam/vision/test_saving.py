@@ -26,6 +26,7 @@ from fewshot_nam.heads import (
     NAMHead,
     PLDAHead,
     RidgeHead,
+    create,
 )
 from fewshot_nam.vision import saving
 
@@ -241,6 +242,15 @@ def test_a_forged_state_does_not_fit(attached, painted, tmp_path, forged, messag
         metadata = file.metadata()
     save_file(tensors, target, metadata)
     refused(attached(), target, f"forged.safetensors does not fit NAMHead: .*{message}")
+
+
+def test_a_head_over_prototypes_of_infinitely_many_images_comes_back(tmp_path):
+    head = create("nam-recursive")
+    head.write_base(torch.eye(4)[:2], ["x", "y"])
+    head.write(torch.eye(4)[2:], ["a", "b"])
+    saving.write_head(tmp_path / "a", head, {"backbone": "x", "weights": "y"}, torch.ones(4))
+    _, found, _ = saving.read_head(tmp_path / "a")
+    assert torch.equal(found(torch.ones(4)), head(torch.ones(4)))
 
 
 def test_a_description_nested_deeply_is_refused_in_one_line(attached, painted, tmp_path):
