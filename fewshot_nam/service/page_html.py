@@ -51,7 +51,7 @@ CSS = """
   border: 1px solid var(--border-color-primary); }
 .nam-scroll th:first-child { text-align: left; } .nam-scroll td.right { color: var(--nam-good); font-weight: 600; }
 .nam-scroll td.wrong { color: var(--nam-bad); font-weight: 600; }
-.nam-plot { width: 100%; max-width: 720px; height: auto; color: var(--body-text-color); }
+.nam-plot { width: 100%; min-width: 560px; max-width: 720px; height: auto; color: var(--body-text-color); }
 """
 
 
@@ -191,7 +191,7 @@ def promise_html(promise: Promise) -> str:
 
 def check_html(check: Check) -> str:
     """Return histograms of the scores of known, unknown and base images, and the table of confusions."""
-    parts = [_verdict(check), histogram_svg(check), confusion_table(check)]
+    parts = [_verdict(check), f'<div class="nam-scroll">{histogram_svg(check)}</div>', confusion_table(check)]
     if check.skipped:
         parts.append(f'<div class="nam-small">{escape(skipped_text(check.skipped))}</div>')
     return "".join(parts)
