@@ -42,6 +42,7 @@ class SentenceSTMModel(SequenceModel):
         memory: ``d``, rows and columns of the memories.
         slots: ``n``, slots of the relational memory.
         hidden: width of the hidden layer of a perceptron.
+        dropout: probability of dropping a feature of a sentence.
         longest: how many places in a sentence have weights of their own; words behind share the last.
         alphas: of ``STM``; as published, all relations are kept, and there is no transfer.
     """
@@ -55,6 +56,7 @@ class SentenceSTMModel(SequenceModel):
         memory: int,
         slots: int,
         hidden: int,
+        dropout: float = 0.0,
         longest: int = 16,
         alphas: Sequence[float | None] = (1.0, None, 0.0),
     ) -> None:
@@ -63,10 +65,10 @@ class SentenceSTMModel(SequenceModel):
         ends = [words.index(end) for end in (".", "?")] if {".", "?"} <= set(words) else []
         self.register_buffer("ends", torch.tensor(ends, dtype=torch.long), persistent=False)
         self.places = nn.Parameter(torch.full((longest, width), 1 / longest if ends else 1.0))
-        # Nothing reads the output of STM, which is as small as can be.
-        unread: dict[str, Any] = {"relation_size": 1, "readout_size": 1, "hidden_size": 1}
         first, second, third = alphas
-        self.stm = STM(width, 1, memory, slots, alphas=(first, second, third), **unread)
+        self.stm = STM(width, 1, memory, slots, alphas=(first, second, third))
+        del self.stm.read_slot, self.stm.join_slots, self.stm.output  # questions read the relations themselves
+        self.dropout = nn.Dropout(dropout)
         self.entity = _perceptron(width, hidden, memory)
         self.relations = nn.ModuleList(_perceptron(width, hidden, slots) for _ in range(3))
         self.norms = nn.ModuleList(nn.LayerNorm(memory) for _ in range(3))
@@ -77,6 +79,7 @@ class SentenceSTMModel(SequenceModel):
         count = int(number.max()) + 1
         wide = number.unsqueeze(-1)
         sentences = words.new_zeros(len(words), count, words.shape[-1]).scatter_add(1, wide.expand_as(words), words)
+        sentences = self.dropout(sentences)
         there = torch.zeros(len(words), count, dtype=torch.bool, device=mask.device).scatter(1, number, mask)
         asked = torch.ones_like(mask[0]) if steps is None else steps
         needed = torch.zeros(count, dtype=torch.bool, device=mask.device)

@@ -258,7 +258,7 @@ def test_stm_over_sentences_is_its_equations():
     with torch.no_grad():
         model.places.normal_()
     sentences = torch.stack([sum(model.places[i] * model.embed.weight[w] for i, w in enumerate(s)) for s in words])
-    _, state = model.stm(sentences[:2].unsqueeze(0))
+    _, state = model.stm(sentences[:2].unsqueeze(0), output_steps=torch.zeros(2, dtype=torch.bool))
     relational, question = state.relational[0], sentences[2]
     found, total = model.entity(question), 0
     for relation, norm in zip(model.relations, model.norms, strict=True):
@@ -278,6 +278,6 @@ def test_stm_over_sentences_is_its_equations():
 def test_stm_over_sentences_takes_tokens_without_sentences_one_by_one():
     task = tasks.create("associative_retrieval", pairs=4)
     model, inputs = build("stm-sentences", task), tokens(task, length=4)
-    _, state = model.stm(model.embed(inputs)[:, :4])
+    _, state = model.stm(model.embed(inputs)[:, :4], output_steps=torch.zeros(4, dtype=torch.bool))
     expected = model.classify(model._answer(model.embed(inputs)[:, 4], state))
     torch.testing.assert_close(model(inputs)[:, 4], expected)
