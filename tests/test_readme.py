@@ -16,7 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
 COMMANDS = re.findall(r"```bash\n(.*?)\n```", README)[:2]
-OF_OTHERS = {"--hook-type", "--nproc-per-node", "--short"}  # of pre-commit, of torchrun, of scripts/benchmarks/run.py
+OF_OTHERS = {
+    "--hook-type",
+    "--nproc-per-node",
+    "--data-binary",
+    "--short",
+    "--repeats",
+}  # of other programs and benchmarks
+OF_SCRIPTS = re.compile(r"""add_argument\(\s*"(--[a-z][a-z-]+)\"""")
 
 
 def test_the_two_commands_are_what_ci_runs():
@@ -42,8 +49,11 @@ def test_the_readme_fits_a_screen_and_a_half():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_option_that_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
     subparsers = next(one for one in fewshot_nam.cli.options.parser()._actions if one.dest == "command").choices
     known = [episodes.cli.options.parser(), fewshot_nam.cli.options.parser(), *subparsers.values()]
     known += [fewshot_nam.cli.train_sequence.parser(), fewshot_nam.cli.sequence_results.parser()]
     there = {option for parser in known for option in parser._option_string_actions} | OF_OTHERS
-    assert set(re.findall(r"(?<=[\s`])--[a-z][a-z-]+", page.read_text(encoding="utf-8"))) <= there
+    for name in set(re.findall(r"(?<![\w/])scripts/[\w/]+\.py", text)):
+        there.update(OF_SCRIPTS.findall((ROOT / name).read_text(encoding="utf-8")))
+    assert set(re.findall(r"(?<=[\s`])--[a-z][a-z-]+", text)) <= there

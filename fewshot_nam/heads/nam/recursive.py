@@ -169,7 +169,8 @@ class NAMRecursiveHead(ScoreNormHead):
 
     What it keeps does not grow with the images it has seen: a key for each class and one ``(D, D)`` matrix. Images may come one at
     a time and in any order; a class can be forgotten at any time, and the memory is then the one that never saw it. Since no image
-    is kept, ``calibrate_from_shots`` is refused.
+    is kept but the first of each class, ``calibrate_from_shots`` is refused, and ``calibrate`` notices no other learned image among
+    its samples.
 
     Args:
         base: what is known of base classes, at its best with their images (``BaseStatistics.from_features``); ``None`` for nothing.
