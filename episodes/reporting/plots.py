@@ -191,9 +191,9 @@ def incremental_figure(report: IncrementalReport, title: str, heads: Sequence[st
     """
     figure = _figure(13.5, 4.8)
     panels = (
-        ("accuracy", "queries of all classes seen that are right, %"),
-        ("harmonic_mean", "harmonic mean of base and novel accuracy, %"),
-        ("unarrived_fpr@equal", "unarrived classes accepted at equally many right answers, %"),
+        ("accuracy", "accuracy on all classes seen, %"),
+        ("harmonic_mean", "harmonic mean of base and novel, %"),
+        ("unarrived_fpr@equal", "unarrived accepted, all equally right, %"),
     )
     shown = [name for name in report.sessions if heads is None or name in heads]
     all_styles = styles(shown)
