@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -103,6 +104,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Evaluate, print the tables, and write the files; return the exit status."""
     options = parser().parse_args(arguments)
     try:
+        for path in filter(None, (options.json, options.markdown, options.plot)):
+            if not Path(path).resolve().parent.is_dir():
+                raise FileNotFoundError(f"cannot write {path}: its directory does not exist")
         report = evaluated(options)
     except (ValueError, OSError, ImportError) as error:
         print(f"incremental_eval: {error}", file=sys.stderr)

@@ -246,7 +246,8 @@ def evaluate_incremental(
         progress: print a line to stderr when a head has finished an order.
 
     Raises:
-        ValueError: missing banks, too few classes or images, banks whose classes or widths do not fit, or no head.
+        ValueError: missing banks, too few classes or images, banks whose classes or widths do not fit, no head, or a
+            transductive one.
 
     Example:
         >>> features = torch.eye(8).repeat_interleave(12, 0) + 0.1 * torch.rand(96, 8, generator=torch.manual_seed(0))
@@ -281,6 +282,11 @@ def evaluate_incremental(
     for name in names:
         began = time.perf_counter()
         head = copy.deepcopy(heads[name]) if isinstance(heads, Mapping) else create(name, base_statistics)
+        if head.transductive:
+            raise ValueError(
+                f"evaluate_incremental: {name!r} is transductive: its answers depend on which queries are asked together, and "
+                "images arrive one by one here; take another head"
+            )
         # The base session is the same in all orders.
         head.eval().write_base_images(first.base, [first.classes[i] for i in first.base_targets.tolist()])
         answers[name] = []

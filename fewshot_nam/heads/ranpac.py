@@ -28,6 +28,7 @@ from fewshot_nam.heads.fecam import _covariance
 from fewshot_nam.heads.power_norm import power_normalise
 from fewshot_nam.heads.teen import base_weights, calibrated_means
 from fewshot_nam.memory.primitives import unit
+from fewshot_nam.heads.validation import as_labels
 
 _RIDGES = tuple(10.0**power for power in range(-8, 9))
 _ROWS = 4096
@@ -182,16 +183,12 @@ class RanPACHead(Head):
         """
         with self._lock:
             summed = self.base_weights.shape[-1] if len(self.inverse) else 0
-            names = (
-                {labels}
-                if isinstance(labels, int | str)
-                else set(labels if not isinstance(labels, Tensor) else labels.tolist())
-            )
+            names = set(as_labels(labels, None))
             if names & set(self._base_classes[:summed]):
                 raise ValueError(
                     "forget: this head keeps no images of base classes, and their sum cannot be taken apart: learn the others again"
                 )
-            super().forget(labels)
+            super().forget(names)
         return self
 
     def _learn(self, support: Support) -> Regression:

@@ -257,7 +257,7 @@ for _entry in (
     HeadSpec(
         "nam-recursive",
         "fewshot_nam.heads.nam.recursive:NAMRecursiveHead",
-        "the joint write as recursive least squares: a key for each class, no image is kept",
+        "the joint write as recursive least squares: a key for each class, no image is kept but the first",
         uses_base=True,
     ),
     HeadSpec("cosine", "fewshot_nam.heads.cosine:CosineHead", "cosine to the class prototypes", exports=True),

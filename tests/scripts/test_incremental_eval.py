@@ -40,6 +40,11 @@ def test_features_are_evaluated_and_files_written(files, capsys):
     assert Image.open(files / "report.png").format == "PNG"
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_evaluated(files, capsys):
+    assert MAIN(["--dataset", f"features:{files}/novel.safetensors", f"--json={files}/none/x.json"]) == 2
+    assert "none/x.json: its directory does not exist" in capsys.readouterr().err
+
+
 def test_without_base_classes_it_says_so(files, capsys):
     assert MAIN(["--dataset", f"features:{files}/novel.safetensors", "--quiet"]) == 2
     assert "has no base classes: give some with --base" in capsys.readouterr().err

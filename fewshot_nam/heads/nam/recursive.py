@@ -253,7 +253,8 @@ class NAMRecursiveHead(ScoreNormHead):
         for sums, rows in zip(self._sums(), stay, strict=True):
             sums.keep(rows.to(sums.counts.device))
         if self.classes:
-            self._rekey(torch.cat(removed), None)
+            if removed:
+                self._rekey(torch.cat(removed), None)
         else:
             self._memory = None
         return self

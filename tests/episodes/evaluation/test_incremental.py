@@ -239,6 +239,7 @@ def test_base_statistics_are_those_of_the_images_that_are_learned():
         ({"base_queries": NOVEL}, "'c50' is a class of base_queries and not of base"),
         ({"novel": FeatureBank(torch.ones(20, 3), torch.arange(20) % 10)}, "features of one width, got 7, 3 and 7"),
         ({"sessions": published()}, "bring their own images"),
+        ({"heads": ["bd-cspn"]}, "'bd-cspn' is transductive"),
         ({"heads": ["cosin"]}, "did you mean 'cosine'"),
     ],
 )

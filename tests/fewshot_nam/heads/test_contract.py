@@ -77,6 +77,13 @@ def test_the_order_of_writing_matters_in_sequential_mode():
 
 
 @pytest.mark.parametrize("name", HEADS)
+def test_classes_to_forget_may_come_from_any_iterable(name):
+    head = written(name)
+    assert head.forget(iter(["c1"])).classes == [label for label in written(name).classes if label != "c1"]
+    assert head.forget([]).classes == [label for label in written(name).classes if label != "c1"]
+
+
+@pytest.mark.parametrize("name", HEADS)
 @given(st.data())
 def test_forgetting_leaves_a_head_that_never_saw_the_class(name, data):
     rows, query = features(1, 8), features(2, 5)

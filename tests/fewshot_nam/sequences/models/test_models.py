@@ -133,6 +133,19 @@ def test_machines_of_nam_tm_have_controllers_of_their_own(task):
     assert torch.equal(one_for_all(tokens), one_for_each(tokens))
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "transformer-randomised"])  # it draws its positions
+def test_inference_gives_what_training_gives_without_dropout(name, task):
+    model = models.create(name, task, "tiny", **({} if name == "tape-rnn" else {"dropout": 0.0}))
+    generator = seeded(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    batch = task.sample(3, seeded(), 4)
+    trained = model.train()(batch.inputs, batch.mask)[batch.mask].detach()
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(batch.inputs, batch.mask)[batch.mask], trained, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["transformer-relative", "transformer-sinusoidal", "transformer-randomised"])
 def test_transformers_know_the_order_of_tokens(name, task):
     model = build(name, task).eval()
