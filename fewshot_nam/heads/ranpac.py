@@ -27,8 +27,8 @@ from fewshot_nam.heads.base import Head, Support
 from fewshot_nam.heads.fecam import _covariance
 from fewshot_nam.heads.power_norm import power_normalise
 from fewshot_nam.heads.teen import base_weights, calibrated_means
-from fewshot_nam.memory.primitives import unit
 from fewshot_nam.heads.validation import as_labels
+from fewshot_nam.memory.primitives import unit
 
 _RIDGES = tuple(10.0**power for power in range(-8, 9))
 _ROWS = 4096

@@ -69,8 +69,8 @@ class TransformerModel(SequenceModel):
         self.bias = nn.Embedding(2 * longest + 1, heads) if positions == "relative" else None
         if self.bias is not None:
             nn.init.zeros_(self.bias.weight)
-        # PyTorch's fast path for inference reads every mask as boolean: a position bias other than 0 would hide its place. It is taken
-        # for the activation ``functional.relu`` alone, so another name of the same function keeps away from it.
+        # PyTorch's fast path for inference reads every mask as boolean: a position bias other than 0 would hide its place. It is
+        # taken for the activation ``functional.relu`` alone, so another name of the same function keeps away from it.
         layer = nn.TransformerEncoderLayer(width, heads, feedforward, dropout, activation=torch.relu, batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
         for parameter in self.encoder.parameters():  # the layers start as copies of one: initialise each by itself

@@ -57,7 +57,9 @@ def _budget(records: Sequence[Record]) -> str:
     for name, text in (("steps", "{} steps"), ("batch_size", "of {} sequences")):
         values = {record.settings[name] for record in records}
         parts.append(text.format(values.pop() if len(values) == 1 else " or ".join(map(str, sorted(values)))))
-    return f"Every model was given {' '.join(parts)}; weights were chosen on `ood_easy` lengths."
+    chosen = {record.settings.get("select", "ood_easy") for record in records}
+    where = " or ".join(sorted("at the last step" if name is None else f"on `{name}` lengths" for name in chosen))
+    return f"Every model was given {' '.join(parts)}; weights were chosen {where}."
 
 
 def _heading(test: str) -> str:
