@@ -41,7 +41,7 @@ class TEENHead(Head):
 
     Example:
         >>> base = BaseStatistics.from_prototypes(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
-        >>> TEENHead(base).write(torch.tensor([1.0, 0.0, 1.0]), "cat")(torch.eye(3))
+        >>> TEENHead(base).write(torch.tensor([1.0, 0.0, 1.0]), "cat")(torch.eye(3)).round(decimals=4)
         tensor([[0.8944],
                 [0.0000],
                 [0.4472]])
