@@ -459,6 +459,7 @@ def serve(
     )
     print(f"the page is at {page.local_url}" + ("" if not wait else " (Ctrl+C stops it)"), flush=True)
     if wait:
+        page.server.force_exit = True  # Ctrl+C does not wait for tabs that are still open
         page.block_thread()
     return page
 
