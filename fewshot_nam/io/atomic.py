@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import socket
 import sys
 import time
@@ -16,7 +17,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary file beside ``path`` that takes its place, in one step, when the block ends without an error.
+    """Give a temporary file that takes the place of ``path``, in one step, when the block ends without an error.
+
+    The file is in a directory of its own beside ``path``, so that what a library writes beside the file on its way (safetensors
+    does) is removed with it. What a killed process leaves is removed by the next save of ``path``, or by ``remove_abandoned``.
 
     Args:
         path: the file to write; its directory must exist. A symbolic link is followed.
@@ -32,25 +36,48 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OSError(f"{path} is no regular file, and is not replaced by one: choose another name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no directory {path.parent}")
-    _remove_abandoned(path)
-    # The same directory, because a rename is one step only within one file system.
-    temporary = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    with open(temporary, "xb") as file:
-        mode = os.fstat(file.fileno()).st_mode & 0o777
+    remove_abandoned(path)
+    # Beside it, because a rename is one step only within one file system.
+    directory = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = directory / "unfinished.tmp"
+    _own.add(directory.name)
     try:
+        directory.mkdir(0o700)
+        with open(temporary, "xb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
         yield temporary
-        os.chmod(
-            temporary, mode
-        )  # safetensors writes files for the owner alone; files in a shared cache follow the user's umask
+        # safetensors writes files for the owner alone; files in a shared cache follow the user's umask
+        os.chmod(temporary, mode)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        _keep_entry(path)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        _own.discard(directory.name)
 
 
-_ABANDONED_SECONDS = 24 * 3600  # a file of another machine, whose processes we cannot see
+def remove_abandoned(path: str | os.PathLike[str]) -> None:
+    """Remove what saves of ``path`` left that were killed; what cannot be removed stays.
+
+    Left by a process of this machine: when no process has its number any more. By another machine, whose processes cannot be seen
+    from here: when it is a day old.
+    """
+    path = Path(os.path.realpath(path))
+    form = re.compile(re.escape(f".{path.name}.") + r"(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-[0-9a-f]{8}\.tmp")
+    with contextlib.suppress(OSError):  # a directory that cannot be read
+        for found in filter(None, map(form.fullmatch, os.listdir(path.parent))):
+            with contextlib.suppress(OSError):  # another process may have removed it, or it is another user's
+                left = path.with_name(found[0])
+                if not _in_use(left, found["machine"], int(found["process"])):
+                    if left.is_dir() and not left.is_symlink():
+                        shutil.rmtree(left)
+                    else:  # of a release that made a file there
+                        left.unlink()
+
+
+_own: set[str] = set()  # directories in which this process is writing now
+_ABANDONED_SECONDS = 24 * 3600
 
 
 def _machine() -> str:
@@ -58,22 +85,27 @@ def _machine() -> str:
     return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary files of saves of ``path`` that were killed."""
-    form = re.compile(re.escape(f".{path.name}.") + r"(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-[0-9a-f]{8}\.tmp")
-    for name in os.listdir(path.parent):
-        found = form.fullmatch(name)
-        if found is None:
-            continue
-        temporary = path.with_name(name)
-        with contextlib.suppress(OSError):  # another process may have removed it, or it is another user's
-            # On Windows there is no question of this kind: os.kill would end the process.
-            if found["machine"] == _machine() and sys.platform != "win32":
-                abandoned = not _runs(int(found["process"]))
-            else:
-                abandoned = time.time() - temporary.stat().st_mtime > _ABANDONED_SECONDS
-            if abandoned:
-                temporary.unlink()
+def _in_use(left: Path, machine: str, process: int) -> bool:
+    """Return whether a process may still write there."""
+    if time.time() - left.lstat().st_mtime > _ABANDONED_SECONDS:
+        return False
+    # On Windows there is no question of this kind: os.kill would end the process.
+    if machine != _machine() or sys.platform == "win32":
+        return True
+    # In a container, processes get the numbers again that those before a restart had.
+    return left.name in _own if process == os.getpid() else _runs(process)
+
+
+def _keep_entry(path: Path) -> None:
+    """Write the directory's entry of ``path`` to the disk, so that the file survives a loss of power too."""
+    if sys.platform == "win32":
+        return
+    with contextlib.suppress(OSError):  # some file systems have no such call
+        opened = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def _runs(process: int) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fewshot_nam import heads
+from fewshot_nam.io.atomic import remove_abandoned
 from fewshot_nam.vision.catalogue import create
 from fewshot_nam.vision.model import NAMModel
 from fewshot_nam.vision.rebuilding import rebuild
@@ -61,7 +62,7 @@ def new_model(
 def open_model(
     memory: str | os.PathLike[str], weights: str | None = None, device: str = "cpu"
 ) -> tuple[NAMModel, dict[str, Any]]:
-    """Return the model of a memory's file, and the file's notes.
+    """Return the model of a memory's file, and the file's notes. What killed processes left beside the file is removed.
 
     Args:
         memory: the file.
@@ -72,6 +73,7 @@ def open_model(
         OSError: the file cannot be read.
         ImportError, ValueError: it is no memory, or its backbone or weights are not there.
     """
+    remove_leftovers(memory)
     about, head, _ = read_head(memory)
     notes = dict(about.get("notes") or {})
     source = weights_source(weights, memory) or notes.get("weights", "published")
@@ -115,6 +117,15 @@ def _weights(source: str, memory: str | os.PathLike[str]) -> bool | Path:
     return False
 
 
+def remove_leftovers(memory: str | os.PathLike[str]) -> None:
+    """Remove what killed processes left beside a memory's file: unfinished files and a lock. What cannot be removed stays."""
+    remove_abandoned(memory)
+    lock = _lock_of(Path(memory))
+    with contextlib.suppress(OSError):  # no right to
+        if lock.exists() and (held := _try_lock(lock)) is not None:
+            held()
+
+
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Wait until no other process changes this memory: of two that read and then write, one would undo the other's change.
@@ -124,9 +135,9 @@ def exclusive(path: Path) -> Iterator[None]:
     Raises:
         OSError: the directory is missing or cannot be written, or another process holds the lock for five minutes.
     """
-    lock = path.with_name(f".{path.name}.lock")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise OSError(f"{path}: the directory {path.absolute().parent} is missing or cannot be written")
+    lock = _lock_of(path)
+    if not os.access(lock.parent, os.W_OK):
+        raise OSError(f"{path}: the directory {lock.parent} is missing or cannot be written")
     until = time.monotonic() + _LOCK_SECONDS
     while (held := _try_lock(lock)) is None:
         if time.monotonic() > until:
@@ -138,6 +149,11 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
     finally:
         held()
+
+
+def _lock_of(path: Path) -> Path:
+    path = Path(os.path.realpath(path))  # one lock, whatever links the file is named by
+    return path.with_name(f".{path.name}.lock")
 
 
 def _try_lock(lock: Path) -> Callable[[], None] | None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fewshot_nam.io.atomic import _machine, replacing
+from fewshot_nam.io.atomic import _machine, remove_abandoned, replacing
 
 
 def test_replacing_puts_the_new_file_in_place_in_one_step(tmp_path):
@@ -14,7 +14,7 @@ def test_replacing_puts_the_new_file_in_place_in_one_step(tmp_path):
     path.write_text("old")
     with replacing(path) as temporary:
         temporary.write_text("new")
-        assert temporary.parent == tmp_path
+        assert temporary.parent.parent == tmp_path
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
@@ -73,7 +73,7 @@ def test_what_killed_saves_left_is_removed_by_the_next(tmp_path):
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     here, gone = _machine(), int(ended.stdout)
     others = [
-        f".a.txt.{here}-{os.getpid()}-00000000.tmp",  # being written by this process
+        f".a.txt.{here}-{os.getppid()}-00000000.tmp",  # being written by a process that runs
         f".a.txt.ffffffff-{gone}-00000000.tmp",  # of another machine, just now
         f".b.txt.{here}-{gone}-00000000.tmp",  # of another file
         ".a.txt.tmp",
@@ -82,6 +82,35 @@ def test_what_killed_saves_left_is_removed_by_the_next(tmp_path):
     for name in [*others, f".a.txt.{here}-{gone}-00000000.tmp", old.name]:
         (tmp_path / name).touch()
     os.utime(old, (0, 0))
+    for number in (gone, os.getpid()):  # the last: by a process that had our number before
+        left = tmp_path / f".a.txt.{here}-{number}-00000001.tmp"
+        left.mkdir()
+        (left / "unfinished.tmp").touch()
+        (left / ".tmpAbCdEf").touch()
     with replacing(tmp_path / "a.txt") as temporary:
         temporary.write_text("new")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "a.txt"])
+
+
+def test_two_saves_of_one_file_at_once_leave_each_other_alone(tmp_path):
+    path = tmp_path / "a.txt"
+    with replacing(path) as first:
+        first.write_text("first")
+        with replacing(path) as second:
+            second.write_text("second")
+        remove_abandoned(path)
+        assert path.read_text() == "second"
+        assert first.exists()
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_in_place_of_what_was_left_is_removed_and_not_followed(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "kept").touch()
+    link = tmp_path / f".a.txt.{_machine()}-{int(ended.stdout)}-00000000.tmp"
+    link.symlink_to(tmp_path / "other")
+    remove_abandoned(tmp_path / "a.txt")
+    assert not link.is_symlink()
+    assert (tmp_path / "other" / "kept").exists()

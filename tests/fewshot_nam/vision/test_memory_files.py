@@ -1,5 +1,7 @@
 """Models by the file of their memory: what is noted about weights, and one change at a time."""
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -69,6 +71,41 @@ def test_one_process_at_a_time_holds_a_lock_that_comes_and_goes(tmp_path):
     all_of_them = [subprocess.Popen([sys.executable, "-c", code, str(number)]) for _ in range(3)]
     assert [process.wait() for process in all_of_them] == [0, 0, 0]
     assert number.read_text() == "180"
+
+
+def test_a_link_and_its_file_have_one_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory_files, "_LOCK_SECONDS", 0.05)
+    (tmp_path / "memory").touch()
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link"
+    link.symlink_to(tmp_path / "memory")
+    with exclusive(tmp_path / "memory"), pytest.raises(OSError, match="locked"), exclusive(link):
+        pass
+    assert os.listdir(tmp_path / "elsewhere") == ["link"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there no process can be killed in this way")
+@pytest.mark.parametrize("when", ["os.fsync", "os.replace"])
+def test_what_a_kill_in_the_middle_of_a_save_leaves_is_gone_when_the_memory_is_opened(tmp_path, when):
+    path = tmp_path / "memory.safetensors"
+    model, notes = new_model("conv4", path, "random")
+    save_head(path, model.learn(BLACK, "black").head, model.backbone, notes)
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from fewshot_nam.vision.memory_files import exclusive\n"
+        "from fewshot_nam.vision.saving import read_head, write_head\n"
+        "about, head, probed = read_head(sys.argv[1])\n"
+        "def killed(*_):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{when} = killed\n"
+        "with exclusive(Path(sys.argv[1])):\n"
+        "    head.forget(['black'])\n"
+        "    write_head(sys.argv[1], head, about, probed)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 3  # the memory, its lock, and what was being written
+    assert open_model(path)[0].classes == ["black"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_weights_that_were_named_are_named_in_the_error(tmp_path):
