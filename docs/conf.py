@@ -71,6 +71,7 @@ def generate() -> None:
     import episodes.cli.options
     import fewshot_nam.cli.options
     import fewshot_nam.cli.sequence_results
+    import fewshot_nam.cli.train_agent
     import fewshot_nam.cli.train_sequence
     from episodes.data import registry as data_sets
     from episodes.metrics.registry import MEASURES
@@ -136,6 +137,7 @@ def generate() -> None:
         ("fewshot-nam", fewshot_nam.cli.options.parser()),
         ("fewshot-nam-eval", episodes.cli.options.parser()),
         ("train_sequence.py", fewshot_nam.cli.train_sequence.parser()),
+        ("train_agent.py", fewshot_nam.cli.train_agent.parser()),
         ("sequence_results.py", fewshot_nam.cli.sequence_results.parser()),
     ):
         parser.prog = name

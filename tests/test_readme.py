@@ -10,6 +10,7 @@ import episodes.cli.main
 import episodes.cli.options
 import fewshot_nam.cli.options
 import fewshot_nam.cli.sequence_results
+import fewshot_nam.cli.train_agent
 import fewshot_nam.cli.train_sequence
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +54,7 @@ def test_every_option_that_a_page_names_exists(page):
     subparsers = next(one for one in fewshot_nam.cli.options.parser()._actions if one.dest == "command").choices
     known = [episodes.cli.options.parser(), fewshot_nam.cli.options.parser(), *subparsers.values()]
     known += [fewshot_nam.cli.train_sequence.parser(), fewshot_nam.cli.sequence_results.parser()]
+    known += [fewshot_nam.cli.train_agent.parser()]
     there = {option for parser in known for option in parser._option_string_actions} | OF_OTHERS
     for name in set(re.findall(r"(?<![\w/])scripts/[\w/]+\.py", text)):
         there.update(OF_SCRIPTS.findall((ROOT / name).read_text(encoding="utf-8")))

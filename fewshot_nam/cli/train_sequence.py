@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any] | None:
         return {"accuracy": evaluate(model, task, options.lengths, options.size)}
     if not options.preset or not options.out:
         raise ValueError("give --preset and --out to train, or --evaluate DIR to measure (--help lists the options)")
-    changes = _changes(options.set)
+    changes = parse_changes(options.set)
     changes |= {name: value for name in ("seed", "steps") if (value := getattr(options, name)) is not None}
     settings = preset(options.preset, **changes)
     return train(
@@ -86,7 +86,12 @@ def _run(options: argparse.Namespace) -> dict[str, Any] | None:
     )
 
 
-def _changes(words: Sequence[str]) -> dict[str, Any]:
+def parse_changes(words: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that words ``KEY=VALUE`` name, their values read as YAML.
+
+    Raises:
+        ValueError: a word without ``=``.
+    """
     import yaml
 
     changes = {}

@@ -15,11 +15,11 @@ from fewshot_nam.io.atomic import replacing
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, best: dict[str, Tensor], optimiser: torch.optim.Optimizer, progress: dict[str, Any]
+    path: Path, model: nn.Module, kept: dict[str, Tensor], optimiser: torch.optim.Optimizer, progress: dict[str, Any]
 ) -> None:
-    """Write weights, the weights to keep, the optimiser's state, torch's random state, and ``progress`` (JSON)."""
+    """Write weights, further tensors, the optimiser's state, torch's random state, and ``progress`` (JSON)."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"best.{name}": value for name, value in best.items()}
+    tensors |= {f"best.{name}": value for name, value in kept.items()}
     state = optimiser.state_dict()
     for index, values in state["state"].items():
         tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
@@ -35,7 +35,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, model: nn.Module, optimiser: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Put a run back to where it was saved; return the weights to keep, and the progress.
+    """Put a run back to where it was saved; return the further tensors, and the progress.
 
     Raises:
         ValueError: the file is damaged, or of another model.
@@ -43,7 +43,8 @@ def load_checkpoint(
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            # Copies, which torch aligns: sums over what a file holds at odd addresses are rounded in another order.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (not a mapping)
         model.load_state_dict(_below("model.", tensors))
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in _below("optimiser.", tensors).items():

@@ -27,6 +27,7 @@ from fewshot_nam.io.atomic import replacing
 from fewshot_nam.sequences import models, tasks
 from fewshot_nam.sequences.tasks import Batch
 from fewshot_nam.sequences.training.checkpoint import load_checkpoint, save_checkpoint
+from fewshot_nam.sequences.training.directory import claim, finished_result, open_log, write_text
 from fewshot_nam.sequences.training.evaluation import evaluate, predict
 from fewshot_nam.sequences.training.settings import TrainingSettings
 
@@ -72,7 +73,7 @@ def train(
 class _Run:
     def __init__(self, settings: TrainingSettings, directory: Path, resume: bool, preset: str, device: str) -> None:
         self.settings, self.directory, self.preset = settings, directory, preset
-        self._claim(resume)
+        claim(self.directory, settings.as_dict(), resume)
         self.fabric = _fabric(device, settings.precision)
         torch.manual_seed(settings.seed)
         self.task = tasks.create(settings.task, **settings.task_options)
@@ -98,10 +99,9 @@ class _Run:
         return self.directory / "checkpoint.safetensors"
 
     def go(self, progress: bool, every: float, stop: Callable[[int], bool] | None) -> dict[str, Any] | None:
-        if (self.directory / "result.json").is_file():  # resumed after it had finished
-            found: dict[str, Any] = json.loads((self.directory / "result.json").read_text(encoding="utf-8"))
+        if (found := finished_result(self.directory)) is not None:  # resumed after it had finished
             return found
-        log = self._log()
+        log = open_log(self.directory, self.step)
         began, saved = time.perf_counter() - self.seconds, time.perf_counter()
         with log, _bar(progress, self.settings.steps, self.step) as bar:
             rows = csv.writer(log)
@@ -210,32 +210,9 @@ class _Run:
             "seconds": round(self.seconds, 1),
             "accuracy": evaluate(self.model, self.task, size=settings.test_size),
         }
-        with replacing(self.directory / "result.json") as unfinished:
-            unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_text(self.directory / "result.json", json.dumps(result, indent=2) + "\n")
         self.checkpoint.unlink(missing_ok=True)
         return result
-
-    def _claim(self, resume: bool) -> None:
-        """Write the settings, or see that they are those of the run that is there.
-
-        Raises:
-            ValueError: they are not, or there is a run and it is not to be resumed.
-        """
-        path = self.directory / "settings.json"
-        own = json.dumps(self.settings.as_dict(), indent=2) + "\n"
-        if path.is_file():
-            if not resume:
-                raise ValueError(f"{self.directory} holds a training run: resume it, or name another directory")
-            there = json.loads(path.read_text(encoding="utf-8"))
-            changed = [name for name, value in json.loads(own).items() if there.get(name) != value]
-            if changed:
-                raise ValueError(
-                    f"{self.directory} holds a run with another {changed[0]}: it cannot be resumed with these"
-                )
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as unfinished:
-            unfinished.write_text(own, encoding="utf-8")
 
     def _save(self) -> None:
         progress = {
@@ -255,16 +232,6 @@ class _Run:
         self.now_longest = progress["now_longest"]
         self.recent.extend(progress["recent"])
         self.generator.set_state(torch.tensor(progress["generator"], dtype=torch.uint8))
-
-    def _log(self) -> Any:
-        """Return the log, open for appending, without rows of steps that are done again."""
-        path = self.directory / "log.csv"
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.reader(file) if row and (row[0] == "step" or int(row[0]) <= self.step)]
-            with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows(rows)
-        return path.open("a", newline="", encoding="utf-8")
 
 
 def _one_cycle(share: float) -> float:

@@ -96,15 +96,24 @@ class TrainingSettings:
         Raises:
             ValueError: an unknown name, or a value that is refused.
         """
-        known = [part.name for part in dataclasses.fields(cls)]
-        for name in settings:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                raise ValueError(f"training: no setting {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+        check_names(cls, settings)
         values = dict(settings)
         if values.get("lengths") is not None:
             values["lengths"] = tuple(values["lengths"])
         return cls(**values)
+
+
+def check_names(kind: type, settings: Mapping[str, Any]) -> None:
+    """Check that all settings are attributes of the dataclass ``kind``.
+
+    Raises:
+        ValueError: one is not.
+    """
+    known = [part.name for part in dataclasses.fields(kind)]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(f"training: no setting {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
 
 
 def presets() -> list[str]:

@@ -1,0 +1,57 @@
+"""The directory of a training run: its settings, which a resumed run must share, and its log, without rows of steps done again."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from fewshot_nam.io.atomic import replacing
+
+
+def claim(directory: Path, settings: Mapping[str, Any], resume: bool) -> None:
+    """Write ``settings.json``, or check that it holds the same settings.
+
+    Raises:
+        ValueError: it holds others, or there is a run and ``resume`` is not set.
+    """
+    path = directory / "settings.json"
+    own = json.dumps(settings, indent=2) + "\n"
+    if path.is_file():
+        if not resume:
+            raise ValueError(f"{directory} holds a training run: resume it, or name another directory")
+        there = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name, value in json.loads(own).items() if there.get(name) != value]
+        if changed:
+            raise ValueError(f"{directory} holds a run with another {changed[0]}: it cannot be resumed with these")
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    write_text(path, own)
+
+
+def open_log(directory: Path, step: int) -> IO[str]:
+    """Return ``log.csv``, open for appending, without rows of steps after ``step``, which are done again."""
+    path = directory / "log.csv"
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row and (row[0] == "step" or int(row[0]) <= step)]
+        with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+    return path.open("a", newline="", encoding="utf-8")
+
+
+def finished_result(directory: Path) -> dict[str, Any] | None:
+    """Return what is in ``result.json``, or None where the run has not finished."""
+    path = directory / "result.json"
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole, or not at all."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
