@@ -5,7 +5,8 @@ Settings are chosen on the validation bank (``--tune`` episodes), and then used 
 
     python scripts/compare_methods.py --banks DIR/tiny-mobilenet --json results/comparison.json --markdown results/comparison.md
 
-reads ``DIR/tiny-mobilenet-base.safetensors``, ``-val`` and ``-novel``, which ``fewshot-nam-eval --save-features`` writes.
+measures at one and at five shots; ``--shots 5`` adds the rows of five to a file that has those of one. It reads
+``DIR/tiny-mobilenet-base.safetensors``, ``-val`` and ``-novel``, which ``fewshot-nam-eval --save-features`` writes.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ TRANSDUCTIVE: dict[str, Mapping[str, Sequence[Any]]] = {
     "laplacian-shot": {"laplacian_weight": [0.3, 0.7, 1.5]},
     "pt-map": {"concentration": [5.0, 10.0]},
     "tim": {"temperature": [5.0, 15.0], "rate": [1e-3, 3e-3]},
-    "finetune-transductive": {"temperature": [5.0, 15.0], "rate": [3e-4, 1e-3]},
+    "finetune-transductive": {"temperature": [5.0, 15.0], "rate": [1e-5, 3e-5, 1e-4, 3e-4]},
 }
 MEASURES = ("accuracy", "auroc", "open_fpr@95tpr", "oscr")
 NEEDS = {"nothing": "nothing", "mean": "mean base feature", "prototypes": "base prototypes"}
@@ -142,8 +143,10 @@ class Bench:
         return ", ".join(word for word in known if word)
 
 
-def compare(bench: Bench, shots: int, count: int, tune: int) -> dict[str, Any]:
-    """Return all rows of one number of shots."""
+def compare(
+    bench: Bench, shots: int, count: int, tune: int, only: Sequence[str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return all rows of one number of shots, or those of the methods named."""
     rows: dict[str, dict[str, Any]] = {}
     groups = {
         "inductive": INDUCTIVE,
@@ -152,6 +155,8 @@ def compare(bench: Bench, shots: int, count: int, tune: int) -> dict[str, Any]:
     }
     for group, methods in groups.items():
         for name, grid in methods.items():
+            if only is not None and name not in only:
+                continue
             began = time.perf_counter()
             settings = bench.tuned(name, grid, shots, tune)
             head = bench.build(name, settings, shots)
@@ -203,23 +208,33 @@ def markdown(found: Mapping[str, Any]) -> str:
             cells = (cell(row, "open", m) for m in MEASURES[:3])
             lines.append(f"| `{name}` | {' | '.join(cells)} | {row['cost_us']:.0f} | {row['needs']} |")
         lines += ["", f"### Open-set scores, on the answers of `{INNER}`", ""]
-        lines += ["| score | auroc | open_fpr@95tpr | oscr | cost, µs | needs |", "|---|---|---|---|---|---|"]
+        lines += [
+            "| score | accuracy | auroc | open_fpr@95tpr | oscr | cost, µs | needs |",
+            "|---|---|---|---|---|---|---|",
+        ]
         for name, row in {INNER: by_group["inductive"][INNER], **by_group["scores"]}.items():
-            cells = (cell(row, "open", m) for m in MEASURES[1:])
+            cells = (cell(row, "open", m) for m in MEASURES)
             shown = split_name(name)[1] or "none: the largest cosine"
             lines.append(f"| {shown} | {' | '.join(cells)} | {row['cost_us']:.0f} | {row['needs']} |")
         lines += ["", "### Transductive heads, which see all queries at once; two that do not, to compare", ""]
         lines += [
-            "| head | accuracy | accuracy, no unknowns | accuracy, unequal classes | auroc | open_fpr@95tpr | cost, µs |",
-            "|---|---|---|---|---|---|---|",
+            "| head | accuracy | accuracy, no unknowns | accuracy, unequal classes | auroc | open_fpr@95tpr | cost, µs | needs |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         others = {name: by_group["inductive"][name] for name in (INNER, "nam")}
         for name, row in {**by_group["transductive"], **others}.items():
             shown = f"`{name}` (transductive)" if transductive(name) else f"`{name}`"
             values = [cell(row, p, "accuracy") for p in ("open", "closed", "closed, unequal")]
             values += [cell(row, "open", m) for m in ("auroc", "open_fpr@95tpr")]
-            lines.append(f"| {shown} | {' | '.join(values)} | {row['cost_us']:.0f} |")
-    lines += ["", "Settings that validation classes chose:", ""]
+            lines.append(f"| {shown} | {' | '.join(values)} | {row['cost_us']:.0f} | {row['needs']} |")
+    lines += [
+        "",
+        "`maml` and `anil` have no row: they train the network that makes the features, in episodes of images. On frozen features "
+        "what is left of them is a few steps of gradient descent on class weights, which is `finetune`.",
+        "",
+        "Settings that validation classes chose:",
+        "",
+    ]
     for shots, rows in found["results"].items():
         chosen = [
             f"`{n}` {', '.join(f'{k} {v}' for k, v in r['settings'].items())}" for n, r in rows.items() if r["settings"]
@@ -240,19 +255,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", required=True, metavar="FILE")
     parser.add_argument("--markdown", metavar="FILE")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="METHOD",
+        help="measure these alone, by their names in --json, and keep its other rows",
+    )
     options = parser.parse_args(arguments)
     bench = Bench(options.banks, options.ways, options.queries, options.seed)
     name = Path(options.banks).name
     differing = [
         f"--{word} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-        for word in ("shots", "ways", "queries", "episodes", "tune", "seed")
+        for word in ("ways", "queries", "episodes", "tune", "seed")
         if (value := getattr(options, word)) != parser.get_default(word)
     ]
     command = " ".join(["python scripts/compare_methods.py --banks", f"DIR/{name}", *differing])
     words = {word: getattr(options, word) for word in ("ways", "queries", "episodes", "tune", "seed")}
-    found: dict[str, Any] = {"config": {**words, "banks": name, "command": command}, "results": {}}
+    config = {**words, "banks": name, "command": command}
+    before = json.loads(Path(options.json).read_text(encoding="utf-8")) if Path(options.json).exists() else {}
+    same = {word: before.get("config", {}).get(word) for word in (*words, "banks")} == {**words, "banks": name}
+    results = before["results"] if same else {}  # of other numbers of shots, in the same setting
+    found: dict[str, Any] = {"config": config, "results": results}
     for shots in options.shots:
-        found["results"][str(shots)] = compare(bench, shots, options.episodes, options.tune)
+        rows = compare(bench, shots, options.episodes, options.tune, options.only)
+        kept = results.get(str(shots), {}) if options.only else {}
+        results[str(shots)] = {**kept, **rows}
+        found["results"] = {key: results[key] for key in sorted(results, key=int)}
         Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         if options.markdown:
             Path(options.markdown).write_text(markdown(found), encoding="utf-8")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import backbones
+from episodes.cli.options import with_scores
 from episodes.data.incremental import benchmarks, open_sessions
 from episodes.evaluation.incremental import (
     DEFAULT_HEADS,
@@ -27,6 +28,7 @@ from episodes.evaluation.incremental import (
 )
 from episodes.features.sources import banks_by_role, sets_by_role
 from fewshot_nam.cli.options import key_values
+from fewshot_nam.heads import open_scores
 from fewshot_nam.heads.registry import specs
 
 
@@ -55,6 +57,13 @@ def parser() -> argparse.ArgumentParser:
         default=list(DEFAULT_HEADS),
         help=f"among {', '.join(entry.name for entry in specs() if entry.train is None)} (default: %(default)s)",
     )
+    made.add_argument(
+        "--score",
+        nargs="+",
+        metavar="SCORE",
+        default=[],
+        help=f"evaluate every head once more with each open-set score, among {', '.join(open_scores.available())}",
+    )
     made.add_argument("--seed", type=int, default=0, help="of the orders (default: %(default)s)")
     made.add_argument("--json", metavar="FILE", help="write all numbers there")
     made.add_argument("--markdown", metavar="FILE", help="write the tables there")
@@ -65,7 +74,11 @@ def parser() -> argparse.ArgumentParser:
 
 def evaluated(options: argparse.Namespace) -> IncrementalReport:
     """Return the report of what the options name."""
-    common: dict[str, Any] = {"heads": options.heads, "seed": options.seed, "progress": not options.quiet}
+    common: dict[str, Any] = {
+        "heads": with_scores(options.heads, options.score),
+        "seed": options.seed,
+        "progress": not options.quiet,
+    }
     model: dict[str, Any] = {
         "model_options": key_values("--model-option", options.model_option),
         "transform_options": key_values("--transform-option", options.transform_option),

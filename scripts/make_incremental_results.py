@@ -1,13 +1,14 @@
 """Write results/incremental again: ``python scripts/make_incremental_results.py DATA --conv5 FILE --omniglot FILE``.
 
 DATA holds omniglot-py, tiny-imagenet and weights. ``--conv5`` are weights of ``scripts/pretrain_photos.py``, and ``--omniglot``
-those of ``scripts/pretrain_omniglot_fscil.py``. ``--only`` writes some of the results.
+those of ``scripts/pretrain_omniglot_fscil.py``. ``--only`` writes some of the results. Some heads take minutes an order: with
+``--answers`` a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,27 @@ from episodes.data.incremental import open_sessions
 from episodes.evaluation.incremental import IncrementalReport, evaluate_incremental, session_features
 from episodes.features.sources import banks_by_role, sets_by_role
 from episodes.reporting.plots import incremental_figure, save
+from fewshot_nam.heads import BaseStatistics, Head, create
 from fewshot_nam.io.atomic import replacing
 
 OUT = Path(__file__).resolve().parent.parent / "results" / "incremental"
 HEADS = ("nam-recursive", "nam", "ncm", "teen", "ranpac", "acil", "air", "klda")
-SLOW = (
-    "nam-recursive",
-    "ncm",
-    "teen",
-    "c-ranpac",
-    "fecam",
-    "c-fecam",
-)  # a (D, D) matrix for each class: minutes an order
-SHOWN = ("nam-recursive", "nam", "ncm", "teen", "ranpac", "c-fecam", "c-ranpac", "air")
+ALL = (
+    *("nam-expanded", "nam-recursive", "nam", "ncm", "teen", "fecam", "c-fecam", "ranpac", "ranpac 10,000"),
+    *("ranpac balanced", "c-ranpac", "acil", "air", "klda", "lda-snorm", "cosine-snorm"),
+)
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ranpac 10,000": ("ranpac", {"width": 10_000}),  # as published
+    "ranpac balanced": ("ranpac", {"balanced": True}),
+}
+"""Heads of the registry with other settings than theirs, by the name in the tables."""
+SHOWN = ("nam-expanded", "nam-recursive", "nam", "ncm", "teen", "ranpac", "c-fecam", "c-ranpac", "air")
+
+
+def made_heads(names: Sequence[str], base: BaseStatistics) -> dict[str, Head]:
+    """Return a new head for each name."""
+    chosen = {name: VARIANTS.get(name, (name, {})) for name in names}
+    return {name: create(head, base, **settings) for name, (head, settings) in chosen.items()}
 
 
 def tiny(options: argparse.Namespace, backbone: Any, heads: tuple[str, ...], **settings: Any) -> IncrementalReport:
@@ -47,8 +56,9 @@ def tiny(options: argparse.Namespace, backbone: Any, heads: tuple[str, ...], **s
         banks[roles[-1]],
         base_queries=banks["base_queries"],
         queries=50,
-        heads=heads,
+        heads=made_heads(heads, banks["base"].base_statistics()),
         progress=True,
+        keep_answers=options.answers,
         **settings,
     )
 
@@ -56,7 +66,10 @@ def tiny(options: argparse.Namespace, backbone: Any, heads: tuple[str, ...], **s
 def omniglot(options: argparse.Namespace, backbone: Any, heads: tuple[str, ...]) -> IncrementalReport:
     """Return the report on Omniglot's published sessions."""
     sessions = session_features(backbone, open_sessions("omniglot-fscil", options.data))
-    return evaluate_incremental(sessions=sessions, heads=heads, progress=True)
+    base = sessions[0].support.base_statistics()
+    return evaluate_incremental(
+        sessions=sessions, heads=made_heads(heads, base), progress=True, keep_answers=options.answers
+    )
 
 
 def conv5(options: argparse.Namespace) -> Any:
@@ -72,19 +85,15 @@ def mobilenet(options: argparse.Namespace) -> Any:
 RESULTS: dict[str, tuple[str, Callable[[argparse.Namespace], IncrementalReport]]] = {
     "tiny-conv5": (
         "Tiny ImageNet, conv5 trained on the base classes alone",
-        lambda o: tiny(o, conv5(o), HEADS),
-    ),
-    "tiny-conv5-covariances": (
-        "Tiny ImageNet, conv5: heads that keep a covariance for each class, in fewer orders",
-        lambda o: tiny(o, conv5(o), SLOW, orders=2),
+        lambda o: tiny(o, conv5(o), o.heads or ALL),
     ),
     "tiny-mobilenet": (
         "Tiny ImageNet, MobileNetV2; all of these classes were among those that it was trained on",
-        lambda o: tiny(o, mobilenet(o), HEADS),
+        lambda o: tiny(o, mobilenet(o), o.heads or ALL),
     ),
     "omniglot-base-supports": (
         "Omniglot's published sessions, conv4 trained on the base supports alone",
-        lambda o: omniglot(o, backbones.create("conv4", pretrained=o.omniglot), HEADS),
+        lambda o: omniglot(o, backbones.create("conv4", pretrained=o.omniglot), o.heads or HEADS),
     ),
     "omniglot-bundled": (
         "Omniglot's published sessions, the bundled conv4: NOT comparable with published figures, since it was trained on other "
@@ -104,6 +113,10 @@ def main() -> None:
     parser.add_argument("--conv5", type=Path, default=Path("checkpoints/conv5.safetensors"))
     parser.add_argument("--omniglot", type=Path, default=Path("checkpoints/conv4_omniglot_fscil.safetensors"))
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--heads", nargs="+", metavar="HEAD", help="these alone, by their names in the tables")
+    parser.add_argument(
+        "--answers", type=Path, metavar="DIR", help="keep the answers of each head there, and read those that are"
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.only:

@@ -118,7 +118,7 @@ def parser() -> _Parser:
     )
     episode.add_argument(
         "--dirichlet",
-        type=int,
+        type=number,
         default=None,
         metavar="A",
         help="unequally many known queries of the classes: shares from a Dirichlet distribution of concentration A, such as 2 "
@@ -342,6 +342,14 @@ def command_line(options: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
+def number(word: str) -> float:
+    """Return a number, whole if it is written so."""
+    try:
+        return int(word)
+    except ValueError:
+        return float(word)
+
+
 def _read_config(path: Path, made: argparse.ArgumentParser) -> dict[str, Any]:
     try:
         content = read_yaml(path, _pairs_loader())
@@ -392,10 +400,12 @@ def _as_option(path: Path, key: str, value: Any, action: argparse.Action) -> Any
         if not value or any(isinstance(item, (list, dict)) for item in value):
             raise ValueError(f"{path}: {key} must be a list of names with at least one in it, got {shown(value)}")
         return [str(item) for item in value]
-    wanted = "true or false" if action.nargs == 0 else "a whole number" if action.type is int else "text"
+    kinds = {int: "a whole number", number: "a number"}
+    wanted = "true or false" if action.nargs == 0 else kinds.get(action.type, "text")  # type: ignore[arg-type,call-overload]
     fits = {
         "true or false": isinstance(value, bool),
         "a whole number": isinstance(value, int) and not isinstance(value, bool),
+        "a number": isinstance(value, int | float) and not isinstance(value, bool),
         "text": isinstance(value, str),
     }
     if not fits[wanted]:

@@ -79,7 +79,7 @@ class EvaluationSettings:
     open_ways: int = 5
     episodes: int = 1000
     seed: int = 0
-    dirichlet: int | None = None
+    dirichlet: float | None = None
     device: str | torch.device = "cpu"
     batch_size: int | None = None
 
@@ -113,7 +113,7 @@ def evaluate(
     seed: int | None = None,
     base: FeatureBank | None = None,
     *,
-    dirichlet: int | None = None,
+    dirichlet: float | None = None,
     protocol: str | None = None,
     base_queries: FeatureBank | None = None,
     validation: FeatureBank | None = None,

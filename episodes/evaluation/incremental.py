@@ -9,6 +9,7 @@ there gAcc).
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from episodes.data.image_dataset import FileImages
@@ -31,7 +33,11 @@ from episodes.features.holdout import hold_out
 from episodes.metrics.intervals import Interval, interval_of_few
 from episodes.metrics.scores import threshold_at_tpr
 from episodes.reporting.formatting import Value, markdown_table, percent, text_table
-from fewshot_nam.heads import BaseStatistics, Head, create
+from fewshot_nam.heads import BaseStatistics, Head, create, open_scores
+from fewshot_nam.heads.base import Support
+from fewshot_nam.heads.open_scores import OpenScore
+from fewshot_nam.heads.open_scores.registry import split_name
+from fewshot_nam.heads.temperature import fit_temperature
 from fewshot_nam.heads.validation import Label
 from fewshot_nam.io.atomic import replacing
 
@@ -39,6 +45,7 @@ DEFAULT_HEADS = ("nam-recursive", "nam", "ncm", "teen", "air", "ranpac")
 _ROWS = 4096  # queries scored at a time
 _EQUAL_SHARE = 0.9  # of the accuracy of the weakest head: right answers that all heads give where alarms are compared
 _MISSING = math.nan
+_FITTED_ON = 2000  # base images that set the temperature of an open-set score
 
 SESSION_MEASURES: dict[str, str] = {
     "accuracy": "queries of all classes seen so far that are given their own class",
@@ -222,6 +229,7 @@ def evaluate_incremental(
     seed: int = 0,
     base_statistics: BaseStatistics | None = None,
     progress: bool = False,
+    keep_answers: str | os.PathLike[str] | None = None,
 ) -> IncrementalReport:
     """Return how well heads learn session after session, and how often they raise a false alarm meanwhile.
 
@@ -238,12 +246,16 @@ def evaluate_incremental(
             session is left never arrive, and stay unknown. Or the sessions of a published benchmark, in place of ``base``,
             ``novel``, ``base_queries``, ``ways``, ``shots``, ``orders`` and ``queries``.
         heads: names from the registry of heads, or heads that have learned nothing under names of your choice. The first is
-            compared with each other one.
+            compared with each other one. A name may end in "+" and the name of an open-set score, such as ``"ncm+knn"``: the
+            answers are the head's, and the score, fitted on ``base``, says which are accepted.
         orders: how many orders of the classes to average over; each has other shots and other novel queries too.
         queries: query images of each novel class; ``None`` for all that are no shots.
         seed: of the orders. Order ``i`` is the same for all numbers of orders and sessions.
         base_statistics: what heads may know of base classes; ``None`` for the statistics of the images that they learn.
         progress: print a line to stderr when a head has finished an order.
+        keep_answers: a directory where the answers of each head in each order are kept, so that a run that was stopped goes on
+            where it was, and a further head costs no more than itself. What is kept is found again by the features, the shots and
+            the looks of the head; remove the directory after a change of a head's code. ``None`` keeps nothing.
 
     Raises:
         ValueError: missing banks, too few classes or images, banks whose classes or widths do not fit, no head, or a
@@ -265,11 +277,14 @@ def evaluate_incremental(
     else:
         if base is None or novel is None:
             raise ValueError("evaluate_incremental: give base and novel, or published sessions")
+        for word, number in {"ways": ways, "shots": shots, "orders": orders}.items():
+            if number < 1:
+                raise ValueError(f"evaluate_incremental: {word} must be at least 1, got {number}")
+        if seed < 0:
+            raise ValueError(f"evaluate_incremental: seed must be at least 0, got {seed}")
         count = _session_count(novel, ways, sessions)  # type: ignore[arg-type]
         base, base_queries = (base, base_queries) if base_queries is not None else hold_out(base, 0.2, seed)
         _check_banks(base, novel, base_queries, shots, queries)
-        if orders < 1:
-            raise ValueError(f"evaluate_incremental: orders must be at least 1, got {orders}")
         runs = [_drawn(base, novel, base_queries, ways, shots, count, queries, seed, i) for i in range(orders)]
     first = runs[0]
     names = [heads] if isinstance(heads, str) else list(heads)
@@ -281,17 +296,26 @@ def evaluate_incremental(
     seconds: dict[str, float] = {}
     for name in names:
         began = time.perf_counter()
-        head = copy.deepcopy(heads[name]) if isinstance(heads, Mapping) else create(name, base_statistics)
+        inner, score_name = (name, None) if isinstance(heads, Mapping) else split_name(name)
+        head = copy.deepcopy(heads[name]) if isinstance(heads, Mapping) else create(inner, base_statistics)
         if head.transductive:
             raise ValueError(
                 f"evaluate_incremental: {name!r} is transductive: its answers depend on which queries are asked together, and "
                 "images arrive one by one here; take another head"
             )
-        # The base session is the same in all orders.
-        head.eval().write_base_images(first.base, [first.classes[i] for i in first.base_targets.tolist()])
+        kept = [None if keep_answers is None else _place(Path(keep_answers), f"{name} {head!r}", run) for run in runs]
+        found = [None if place is None else _read_answers(place) for place in kept]
+        score = None
+        if None in found:  # the base session is the same in all orders
+            head.eval().write_base_images(first.base, [first.classes[i] for i in first.base_targets.tolist()])
+            score = None if score_name is None else _fitted_score(score_name, head, first)
         answers[name] = []
-        for number, run in enumerate(runs):
-            answers[name].append(_answers(copy.deepcopy(head) if number + 1 < len(runs) else head, run))
+        for number, (run, place, read) in enumerate(zip(runs, kept, found, strict=True)):
+            last = None not in found[number + 1 :]
+            its = read or _answers(head if last else copy.deepcopy(head), run, score)
+            answers[name].append(its)
+            if place is not None and read is None:
+                _write_answers(place, its)
             if progress:
                 print(f"  {name}: order {number + 1} of {len(runs)}", file=sys.stderr, flush=True)
         seconds[name] = time.perf_counter() - began
@@ -345,13 +369,13 @@ def session_features(backbone: Backbone, sessions: Sequence[Session], **options:
 
 
 def _session_count(novel: FeatureBank, ways: int, sessions: int | None) -> int:
-    if ways < 1:
-        raise ValueError(f"evaluate_incremental: ways must be at least 1, got {ways}")
     most = novel.num_classes // ways
     count = most if sessions is None else sessions
     if not 1 <= count <= most:
         raise ValueError(
-            f"evaluate_incremental: {novel.num_classes} novel classes are enough for 1 to {most} sessions of {ways} classes, "
+            f"evaluate_incremental: {novel.num_classes} novel classes are not enough for a session of {ways}"
+            if not most
+            else f"evaluate_incremental: {novel.num_classes} novel classes are enough for 1 to {most} sessions of {ways} classes, "
             f"got sessions={sessions}"
         )
     return count
@@ -374,7 +398,7 @@ def _check_banks(
     if int(base.counts.min()) < 1:
         raise ValueError(f"evaluate_incremental: {base.classes[int(base.counts.argmin())]!r} has no base image")
     fewest = int(novel.counts.min())
-    if shots < 1 or fewest < shots + (queries or 1) or (queries is not None and queries < 1):
+    if fewest < shots + (queries or 1) or (queries is not None and queries < 1):
         raise ValueError(
             f"evaluate_incremental: {shots} shots and {queries or 'one or more'} queries of each novel class are needed, and "
             f"{novel.classes[int(novel.counts.argmin())]!r} has {fewest} images"
@@ -451,9 +475,66 @@ def _published_run(sessions: Sequence[SessionFeatures]) -> Run:
     return Run(classes, counts[0], shots[0][0], shots[0][1], shots[1:], torch.cat(features), every, known, unarrived)
 
 
+def _place(directory: Path, head: str, run: Run) -> Path:
+    """Return the file for the answers of a head to a run."""
+    digest = hashlib.sha256(head.encode())
+    for values in (
+        run.base,
+        run.base_targets,
+        run.queries,
+        run.query_targets,
+        *(x for each in run.shots for x in each),
+    ):
+        digest.update(values.contiguous().cpu().numpy().tobytes())
+    return directory / f"{digest.hexdigest()[:32]}.safetensors"
+
+
+def _write_answers(path: Path, answers: list[Answers]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{i} {key}": value for i, each in enumerate(answers) for key, value in each._asdict().items()}
+    with replacing(path) as unfinished:
+        save_file({key: value.contiguous() for key, value in tensors.items()}, unfinished)
+
+
+def _read_answers(path: Path) -> list[Answers] | None:
+    if not path.exists():
+        return None
+    tensors = load_file(path)
+    count = len(tensors) // len(Answers._fields)
+    return [Answers(*(tensors[f"{i} {key}"] for key in Answers._fields)) for i in range(count)]
+
+
 @torch.inference_mode()
-def _answers(head: Head, run: Run) -> list[Answers]:
-    """Return what a head that knows the base classes answers after each session."""
+def _fitted_score(name: str, head: Head, run: Run) -> OpenScore:
+    """Return an open-set score that knows the base classes, its scale set by what the head answers to base images."""
+    score = open_scores.create(name)
+    score.fit_classes(run.base, run.base_targets, run.base_classes)
+    if score.uses_scores:
+        step = max(1, len(run.base) // _FITTED_ON)
+        images, targets = run.base[::step], run.base_targets[::step]
+        column = {label: i for i, label in enumerate(run.classes)}
+        scores = head(images)[:, torch.tensor([column[label] for label in head.classes]).argsort()]
+        if score.fits_temperature:
+            score.temperature = torch.tensor(fit_temperature(scores, targets)).to(scores)
+        score.fit_scores(scores.unsqueeze(0), score.embed(images).unsqueeze(0))
+    return score
+
+
+def _support(score: OpenScore, run: Run, sessions: int) -> Support:
+    """Return what an open-set score may know after ``sessions`` sessions: base prototypes, and the shots since then."""
+    counts = torch.bincount(run.base_targets, minlength=run.base_classes).unsqueeze(-1)
+    sums = torch.zeros(run.base_classes, run.base.shape[-1], dtype=torch.float64)
+    means = (sums.index_add(0, run.base_targets, run.base.double()) / counts).to(run.base)
+    shots = [run.base[:0], *(features for features, _ in run.shots[:sessions])]
+    targets = torch.cat([run.base_targets[:0], *(its for _, its in run.shots[:sessions])])
+    columns = run.seen[sessions]
+    return Support(score.embed(torch.cat(shots)).unsqueeze(0), targets, score.embed(means), columns)
+
+
+@torch.inference_mode()
+def _answers(head: Head, run: Run, score: OpenScore | None = None) -> list[Answers]:
+    """Return what a head that knows the base classes answers after each session; a score says how sure to be."""
+    looked_at = None if score is None else score.embed(run.queries)
     embedded: Tensor | None = None
     more = getattr(head, "_score_more", None)  # of heads whose scores no later class changes: each is computed once
     kept: Tensor | None = None
@@ -471,6 +552,7 @@ def _answers(head: Head, run: Run) -> list[Answers]:
         column = {name: i for i, name in enumerate(run.classes)}
         of_column = torch.tensor([column[name] for name in snapshot.classes])
         asked = torch.cat([known, unarrived])
+        learned = None if score is None else score.learn(_support(score, run, number))
         if more is not None:
             first = 0 if kept is None else kept.shape[1]
             added = [
@@ -485,6 +567,9 @@ def _answers(head: Head, run: Run) -> list[Answers]:
             if not bool(scores.isfinite().all()):
                 raise ValueError(f"{type(head).__name__} gave scores that are NaN or infinite for these features")
             largest, place = scores.double().max(dim=-1)
+            if score is not None and looked_at is not None:
+                in_order = scores[:, of_column.argsort()].unsqueeze(0)
+                largest = score(in_order, learned, looked_at[some].unsqueeze(0)).squeeze(0).double()
             best.append(largest)
             answer.append(of_column[place])
         largest = torch.cat(best)

@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -134,9 +135,9 @@ class EpisodeSampler:
         base_queries: base queries an episode; ``None`` for ``ways * queries``.
         seed: any integer from 0.
         dirichlet: ``None`` for equally many known queries of each class. Otherwise the shares of the classes among the ``N Q``
-            known queries are drawn from a Dirichlet distribution with this concentration, a whole number from 1: the smaller, the
-            more unequal. With 2, as in Veilleux et al., "Realistic Evaluation of Transductive Few-Shot Learning" (2021). A class
-            whose images are used up gives way to the next.
+            known queries are drawn from a Dirichlet distribution with this concentration, a number from 0.001 to 1e6: the smaller,
+            the more unequal. With 2, as in Veilleux et al., "Realistic Evaluation of Transductive Few-Shot Learning" (2021). A
+            class whose images are used up gives way to the next.
 
     Raises:
         ValueError: the bank has too few classes, or too few images of one class (it is named), or a number is below 1.
@@ -160,7 +161,7 @@ class EpisodeSampler:
         base: FeatureBank | None = None,
         base_queries: int | None = None,
         seed: int = 0,
-        dirichlet: int | None = None,
+        dirichlet: float | None = None,
     ) -> None:
         open_queries = queries if open_queries is None else open_queries
         base_queries = ways * queries if base_queries is None else base_queries
@@ -171,11 +172,11 @@ class EpisodeSampler:
             "open_queries": open_queries,
             "base_queries": base_queries,
         }
-        if dirichlet is not None:
-            positive["dirichlet"] = dirichlet
         for name, number in positive.items():
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
+        if dirichlet is not None and not 0.001 <= dirichlet <= 1e6:
+            raise ValueError(f"dirichlet must be from 0.001 to 1e6, got {dirichlet}")
         for name, number in {"open_ways": open_ways, "seed": seed}.items():
             if number < 0:
                 raise ValueError(f"{name} must be at least 0, got {number}")
@@ -279,9 +280,11 @@ class EpisodeSampler:
         """Return support ``(E, N, K)``, known queries ``(E, N, Q)``, unequally many of a class, and their columns ``(E, N Q)``.
 
         The counts come from Polya's urn: it starts with ``dirichlet`` balls of each class, and each ball that is drawn is put back
-        with another of its class. Drawn so, they are those of shares from the Dirichlet distribution, with whole numbers alone.
+        with another of its class. Drawn so, they are those of shares from the Dirichlet distribution, with whole numbers alone:
+        for 0.5, one ball of each class to begin with, and two more for each that is drawn.
         """
         assert self.dirichlet is not None
+        concentration = Fraction(self.dirichlet).limit_denominator(1000)
         taught, queried, episodes = self.ways * self.shots, self.ways * self.queries, np.arange(_BLOCK)
         raw = self._raw(_SHARES, block, queried * _BLOCK).reshape(queried, _BLOCK)
         columns = np.repeat(np.arange(self.ways), self.shots)[:, None] + np.zeros((1, _BLOCK), dtype=np.int64)
@@ -290,7 +293,7 @@ class EpisodeSampler:
         ranks = np.broadcast_to(ranks, columns.shape).copy()
         left, drawn = self.bank.counts.numpy()[known] - self.shots, np.zeros((_BLOCK, self.ways), dtype=np.int64)
         for i in range(queried):
-            balls = np.cumsum(self.dirichlet + drawn, axis=1)
+            balls = np.cumsum(concentration.numerator + concentration.denominator * drawn, axis=1)
             column = ((raw[i] % balls[:, -1])[:, None] >= balls).sum(axis=1)
             while (used_up := drawn[episodes, column] >= left[episodes, column]).any():
                 column = np.where(used_up, (column + 1) % self.ways, column)

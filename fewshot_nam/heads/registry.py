@@ -260,6 +260,13 @@ for _entry in (
         "the joint write as recursive least squares: a key for each class, no image is kept but the first",
         uses_base=True,
     ),
+    HeadSpec(
+        "nam-expanded",
+        "fewshot_nam.heads.nam.recursive:NAMRecursiveHead",
+        "nam-recursive, with 2,000 fixed random features beside the space of base classes once their images are learned",
+        {"settings": {"random_features": 2000}},
+        uses_base=True,
+    ),
     HeadSpec("cosine", "fewshot_nam.heads.cosine:CosineHead", "cosine to the class prototypes", exports=True),
     HeadSpec(
         "cosine-centred",

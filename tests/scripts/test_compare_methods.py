@@ -43,3 +43,11 @@ def test_one_run_makes_the_tables(tmp_path, monkeypatch):
     accuracy = found["nam"]["open"]["accuracy"]
     assert f"| `nam` | {100 * accuracy['mean']:.1f} ± {100 * accuracy['ci95']:.1f} |" in written
     assert "all queries at once" in found["tim"]["needs"]
+    again = ["--banks", str(tmp_path / "small"), *options[2:], "--json", str(out), "--markdown", str(text)]
+    assert MODULE["main"]([*again, "--shots", "1"]) == 0  # what was measured with two shots stays
+    assert MODULE["main"]([*again, "--shots", "2", "--only", "tim"]) == 0
+    both = json.loads(out.read_text())["results"]
+    assert list(both) == ["1", "2"]
+    assert list(both["2"]) == list(found)
+    assert both["2"]["nam"] == found["nam"]
+    assert both["2"]["tim"]["open"] == found["tim"]["open"]

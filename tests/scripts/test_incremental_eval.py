@@ -48,3 +48,33 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_evaluated(
 def test_without_base_classes_it_says_so(files, capsys):
     assert MAIN(["--dataset", f"features:{files}/novel.safetensors", "--quiet"]) == 2
     assert "has no base classes: give some with --base" in capsys.readouterr().err
+
+
+def test_open_set_scores_get_a_row_beside_their_head(files, capsys):
+    given = ["--dataset", f"features:{files}/novel.safetensors", "--base", f"features:{files}/base.safetensors"]
+    few = ["--heads", "cosine", "--ways", "2", "--orders", "2", "--quiet"]
+    assert MAIN([*given, *few, "--score", "knn", "energy"]) == 0
+    assert {"cosine", "cosine+knn", "cosine+energy"} <= {
+        line.split()[0] for line in capsys.readouterr().out.splitlines() if line
+    }
+    assert MAIN([*given, *few, "--score", "knm"]) == 2
+    assert capsys.readouterr().err.startswith("incremental_eval: no open-set score 'knm'")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("--shots=0", "shots must be at least 1, got 0"),
+        ("--ways=13", "4 novel classes are not enough for a session of 13"),
+        ("--ways=0", "ways must be at least 1"),
+        ("--seed=-1", "seed must be at least 0, got -1"),
+        ("--orders=0", "orders must be at least 1"),
+        ("--ways=2 --sessions=0", "enough for 1 to 2 sessions of 2 classes, got sessions=0"),
+    ],
+)
+def test_numbers_that_cannot_be_used_are_refused_in_one_line(files, capsys, wrong, says):
+    given = ["--dataset", f"features:{files}/novel.safetensors", "--base", f"features:{files}/base.safetensors"]
+    assert MAIN([*given, "--heads", "cosine", "--quiet", *wrong.split()]) == 2
+    message = capsys.readouterr().err
+    assert says in message
+    assert message.count("\n") == 1

@@ -17,6 +17,10 @@ images points less exactly at the class than that of many: a new image reads ``s
 classes with five are compared on even terms. With all of it new classes take many queries of base classes; the power 0.7 was
 chosen on validation classes. ``z`` is that of ``fewshot_nam.heads.base_space``.
 
+With ``random_features`` above 0, ``z`` is followed by fixed random features ``k`` of it (``fewshot_nam.heads.nam.expansion``), from
+the moment that images of base classes are learned: a key is then ``(unit(mean of z), unit(mean of k)) / sqrt(2)``, and ``g_c`` is
+``sum sqrt(i) / sum sqrt(i) / g`` over both parts.
+
 Sources: Nam and Seo, "Neural Attention Memory" (arXiv 2302.09422); Plackett, "Some Theorems in Least Squares" (1950; the
 recursion); Zhuang et al., "ACIL: Analytic Class-Incremental Learning with Absolute Memorization and Privacy Protection" (2022; the
 recursion over images for class-incremental learning).
@@ -24,6 +28,7 @@ recursion over images for class-incremental learning).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -33,11 +38,14 @@ from torch import Tensor, nn
 
 from fewshot_nam.heads.base import Support
 from fewshot_nam.heads.base_statistics import BaseStatistics
+from fewshot_nam.heads.nam.expansion import Expansion
 from fewshot_nam.heads.nam.joint_write import joint_write
 from fewshot_nam.heads.score_norm import Learned, ScoreNormHead, ScoreNormSettings
 from fewshot_nam.heads.state import Snapshot, changes
 from fewshot_nam.heads.validation import Label, as_labels
 from fewshot_nam.memory.primitives import unit
+
+_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class RecursiveSettings(ScoreNormSettings):
     Attributes:
         ridge: damping of the joint write, above 0. The larger it is, the more classes are written as plain prototypes.
         evenness: power of ``g_c``, 0 to 1: how far classes with few images are raised to those with many.
+        random_features: how many to put beside ``z``, a whole number; 0 for none.
 
     The others are those of ``ScoreNormSettings``.
     """
@@ -59,9 +68,15 @@ class RecursiveSettings(ScoreNormSettings):
     temperature: float = 0.03
     ridge: float = 64.0
     evenness: float = 0.7
+    random_features: float = 0
 
     _shares: ClassVar[tuple[str, ...]] = (*ScoreNormSettings._shares, "evenness")
     _above_zero: ClassVar[tuple[str, ...]] = (*ScoreNormSettings._above_zero, "ridge")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.random_features != int(self.random_features):
+            raise ValueError(f"RecursiveSettings: random_features must be a whole number, got {self.random_features}")
 
 
 class ClassSums(nn.Module):
@@ -197,7 +212,28 @@ class NAMRecursiveHead(ScoreNormHead):
     ) -> None:
         super().__init__(base, settings=settings)
         self.base_sums, self.shot_sums = ClassSums(), ClassSums()
+        self.expansion = Expansion()
         self._memory = None
+
+    def _embed(self, features: Tensor) -> Tensor:
+        """Return what ``ScoreNormHead`` does; with random features ``z`` and ``k``, together of length 1, and the cohort score."""
+        embedded = super()._embed(features)
+        if not self.expansion.fitted:
+            return embedded
+        z, of_cohort = embedded[..., :-1], embedded[..., -1:]
+        return torch.cat([z / math.sqrt(2), self.expansion(z) / math.sqrt(2), of_cohort], dim=-1)
+
+    def _directions(self, embedded: Tensor) -> Tensor:
+        """Return ``z``, with random features ``(z, k) / sqrt(2)``, ``(..., D)``."""
+        return embedded[..., :-1] if self.expansion.fitted else super()._directions(embedded)
+
+    def _keys_of(self, totals: Tensor) -> Tensor:
+        """Return the keys of classes with sums or means ``(..., D)``."""
+        if not self.expansion.fitted:
+            return unit(totals)
+        width = totals.shape[-1] - len(self.expansion.centre)
+        parts = totals[..., :width], totals[..., width:]
+        return torch.cat([unit(part) for part in parts], dim=-1) / math.sqrt(2)
 
     @changes
     def write(self, features: Tensor, labels: Label | Iterable[Label] | Tensor) -> NAMRecursiveHead:
@@ -214,9 +250,9 @@ class NAMRecursiveHead(ScoreNormHead):
         targets = torch.tensor([column[name] for name in names], device=self.targets.device)
         changed = torch.unique(targets)
         old = changed[changed < len(self.shot_sums.counts)]
-        removed = unit(self.shot_sums.totals[old]) if len(old) else None
+        removed = self._keys_of(self.shot_sums.totals[old]) if len(old) else None
         self.shot_sums.add(self._exact_directions(checked), targets, len(column))
-        self._rekey(removed, unit(self.shot_sums.totals[changed]))
+        self._rekey(removed, self._keys_of(self.shot_sums.totals[changed]))
         return self
 
     @changes
@@ -229,11 +265,28 @@ class NAMRecursiveHead(ScoreNormHead):
         self._outdate()
         return self
 
+    @changes
+    def write_base_images(self, features: Tensor, labels: Iterable[Label] | Tensor) -> NAMRecursiveHead:
+        """Add classes that are known by many images each, as ``Head.write_base_images``; with random features they come first."""
+        if self.settings.random_features and self.classes and not self.expansion.fitted:
+            raise ValueError(
+                "write_base_images: learn the images of base classes first: random features are made of them"
+            )
+        return super().write_base_images(features, labels)
+
     def _learn_base_images(self, features: Tensor, targets: Tensor) -> None:
         first = int(targets.min())
         self.base_sums.keep(torch.arange(first, device=self.base_sums.counts.device))
-        for some, its in zip(torch.split(features, 4096), torch.split(targets, 4096), strict=True):
-            self.base_sums.add(self._exact_directions(some), its, len(self._base_classes))
+        space = self._space(features.float())
+        dtype = torch.float64
+        if self.settings.random_features and space is not None:
+            dtype = torch.float32  # of so many images; sums are taken in float64
+            if not self.expansion.fitted:
+                z = torch.cat([space.embed(some) for some in torch.split(features.float(), _ROWS)])
+                width = int(self.settings.random_features)
+                self.expansion.fit(space, z, targets - first, width)
+        for some, its in zip(torch.split(features, _ROWS), torch.split(targets, _ROWS), strict=True):
+            self.base_sums.add(self._exact_directions(some, dtype), its, len(self._base_classes))
         self._memory = None
         self._outdate()
 
@@ -249,7 +302,7 @@ class NAMRecursiveHead(ScoreNormHead):
             for away in (True, False)
         )
         super().forget(names)
-        removed = [unit(sums.totals[rows]) for sums, rows in zip(self._sums(), gone, strict=True) if len(rows)]
+        removed = [self._keys_of(sums.totals[rows]) for sums, rows in zip(self._sums(), gone, strict=True) if len(rows)]
         for sums, rows in zip(self._sums(), stay, strict=True):
             sums.keep(rows.to(sums.counts.device))
         if self.classes:
@@ -262,9 +315,9 @@ class NAMRecursiveHead(ScoreNormHead):
     def _sums(self) -> tuple[ClassSums, ClassSums]:
         return self.base_sums, self.shot_sums
 
-    def _exact_directions(self, features: Tensor) -> Tensor:
-        """Return ``z`` ``(n, D)`` in float64."""
-        return self._directions(self._embed(features.detach().to(self.targets.device).double()))
+    def _exact_directions(self, features: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return directions ``(n, D)``."""
+        return self._directions(self._embed(features.detach().to(self.targets.device, dtype)))
 
     def _rekey(self, removed: Tensor | None, added: Tensor | None) -> None:
         """Take keys out of the memory and put others in."""
@@ -276,7 +329,7 @@ class NAMRecursiveHead(ScoreNormHead):
         self._outdate()
 
     def _keys(self) -> Tensor:
-        return unit(torch.cat([sums.totals for sums in self._sums() if len(sums.counts)]))
+        return self._keys_of(torch.cat([sums.totals for sums in self._sums() if len(sums.counts)]))
 
     def _learn(self, support: Support) -> Learned | RecursiveLearned:
         if support.sums is not None:
@@ -285,7 +338,7 @@ class NAMRecursiveHead(ScoreNormHead):
         shots = torch.bincount(support.targets, minlength=support.columns)[len(base) :].to(support.features)
         means = support.class_means(self._directions(support.features))
         factors = torch.cat([base.new_ones(len(means), len(base)), self._factors(means, shots)], dim=1)
-        keys = unit(means)
+        keys = self._keys_of(means)
         weights = joint_write(keys, keys, base, self.settings.ridge) * factors.unsqueeze(-1)
         return Learned(self._with_cohort_score(weights), self._offsets(support.with_base(base, keys)))
 
@@ -318,9 +371,11 @@ class NAMRecursiveHead(ScoreNormHead):
         factors = means.new_ones(means.shape[:2])
         if space is None:
             return factors
-        if space.likeness:
-            even = 1 + (1 - space.likeness) / (shots * space.likeness)
-            factors = factors * even ** (self.settings.evenness / 2)
+        alike = [space.likeness or 0.0, float(self.expansion.likeness) if self.expansion.fitted else 0.0]
+        alike = [value for value in alike if value > 0]
+        if alike:  # of infinitely many images a new image reads sqrt(i), of k of them sqrt(i) / g
+            fewer = sum(value / (value + (1 - value) / shots).sqrt() for value in alike)
+            factors = factors * (sum(map(math.sqrt, alike)) / fewer) ** self.settings.evenness
         if self.settings.norm_exponent:
             factors = factors * torch.linalg.vector_norm(means, dim=-1).clamp_min(1e-6) ** -self.settings.norm_exponent
         return factors
@@ -330,7 +385,7 @@ class NAMRecursiveHead(ScoreNormHead):
         space, weight = self._space(keys), self.settings.class_cohort_weight
         if space is None or not weight:
             return torch.zeros_like(keys[..., 0])
-        return weight * space.cohort_scores(keys, self.settings.cohort_temperature)
+        return weight * space.cohort_scores(unit(keys[..., : len(space.centre)]), self.settings.cohort_temperature)
 
     def _learn_more(self, learned: Any, added: Support) -> None:
         return None  # the memory has been extended already

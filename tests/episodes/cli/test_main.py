@@ -15,7 +15,7 @@ from PIL import Image
 from backbones.bundled import NETWORKS
 from episodes import Episodes, FeatureBank
 from episodes.cli.main import main
-from episodes.cli.options import parser, read_options
+from episodes.cli.options import number, parser, read_options
 from episodes.data import registry
 from episodes.metrics.registry import MEASURES, PROTOCOLS, short_table
 from fewshot_nam.heads.registry import specs
@@ -181,7 +181,13 @@ def test_every_option_can_stand_in_a_configuration_file(tmp_path):
     for action in made._actions:
         if action.dest not in ("help", "version", "config"):
             values[action.dest] = (
-                True if action.nargs == 0 else 2 if action.type is int else ["a=1"] if action.nargs else "text"
+                True
+                if action.nargs == 0
+                else 2
+                if action.type in (int, number)
+                else ["a=1"]
+                if action.nargs
+                else "text"
             )
     config.write_text(yaml.safe_dump(values))
     assert {**vars(read_options(["--config", str(config)])), "config": None} == {**values, "config": None}
@@ -249,6 +255,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(arguments, message, capsys)
         ("wasy: 3", "no option 'wasy'; did you mean 'ways'"),
         ("ways: three", "ways must be a whole number, got 'three'"),
         ("ways: true", "ways must be a whole number, got True"),
+        ("dirichlet: few", "dirichlet must be a number, got 'few'"),
         ("quiet: 1", "quiet must be true or false, got 1"),
         ("dataset: 3", "dataset must be text, got 3"),
         ("- ways", "expected a mapping of options to values, got list"),

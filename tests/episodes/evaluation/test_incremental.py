@@ -229,7 +229,7 @@ def test_base_statistics_are_those_of_the_images_that_are_learned():
     ("change", "message"),
     [
         ({"novel": None}, "give base and novel"),
-        ({"ways": 8}, "7 novel classes are enough for 1 to 0 sessions"),
+        ({"ways": 8}, "7 novel classes are not enough for a session of 8"),
         ({"sessions": 2}, "7 novel classes are enough for 1 to 1 sessions"),
         ({"shots": 9}, "has 9 images"),
         ({"queries": 8}, "has 9 images"),
@@ -262,3 +262,56 @@ def test_published_sessions_that_do_not_fit_are_refused():
         evaluate_incremental(sessions=[SessionFeatures(BASE, sessions[1].queries), *sessions[1:]], heads=["cosine"])
     with pytest.raises(ValueError, match="arrives in two sessions"):
         evaluate_incremental(sessions=[*sessions, sessions[-1]], heads=["cosine"])
+
+
+@pytest.mark.parametrize("head", ["cosine", "ranpac", "nam-recursive"])
+def test_an_open_set_score_says_which_answers_of_a_head_are_accepted(head):
+    names = [head, f"{head}+knn", f"{head}+msp", f"{head}+vim"]
+    report = evaluate_incremental(BASE, NOVEL, base_queries=QUERIES, ways=2, shots=3, heads=names, orders=1, seed=4)
+    for name in names[1:]:
+        for measure in ("accuracy", "base_lost"):
+            mine, inner = ([value["mean"] for value in report.sessions[each][measure]] for each in (name, head))
+            assert mine == inner
+    run = _drawn(BASE, NOVEL, QUERIES, 2, 3, 3, None, 4, 0)
+    directions = torch.nn.functional.normalize(run.queries, dim=-1)
+    means = torch.stack([run.base[run.base_targets == label].mean(dim=0) for label in range(5)])
+    for session, (known, unarrived) in enumerate(zip(run.known, run.unarrived, strict=True)):
+        learned = torch.nn.functional.normalize(torch.cat([means, *(x for x, _ in run.shots[:session])]), dim=-1)
+        nearest = (directions @ learned.mT).amax(dim=-1)
+        if len(unarrived):
+            above = (nearest[known][:, None] > nearest[unarrived]).double().mean()
+            found = report.sessions[f"{head}+knn"]["unarrived_auroc"][session]["mean"]
+            assert found == pytest.approx(float(above), abs=1e-6)
+
+
+def test_scores_that_look_at_the_answer_use_the_class_of_the_head():
+    """``nci`` takes the weights of the answer: classes of a head and of a run may stand in another order."""
+    given = {"base_queries": QUERIES, "ways": 2, "shots": 3, "orders": 1, "seed": 4}
+    report = evaluate_incremental(BASE, NOVEL, heads=["cosine+nci", "cosine+gen", "cosine+rmds"], **given)
+    run = _drawn(BASE, NOVEL, QUERIES, 2, 3, 3, None, 4, 0)
+    centre = run.base.double().mean(dim=0)
+    means = [run.base[run.base_targets == label].mean(dim=0) for label in range(5)]
+    means += [run.shots[0][0][:3].mean(dim=0), run.shots[0][0][3:].mean(dim=0)]
+    apart = run.queries - centre
+    answer = by_hand(run)[1]
+    scores = []
+    for images, of in zip((run.known[1], run.unarrived[1]), answer, strict=True):
+        weights = torch.stack(means).double()[of.argmax(dim=1)] - centre
+        products = (weights * apart[images]).sum(dim=-1) / apart[images].norm(dim=-1)
+        scores.append(products + 1e-4 * run.queries[images].abs().sum(dim=-1))
+    above = (scores[0][:, None] > scores[1]).double().mean()
+    assert report.sessions["cosine+nci"]["unarrived_auroc"][1]["mean"] == pytest.approx(float(above), abs=1e-6)
+    assert len({of["A_last"]["mean"] for of in report.totals.values()}) == 1
+
+
+def test_answers_that_are_kept_are_read_again_and_a_further_head_is_added(tmp_path, monkeypatch):
+    given = {"base_queries": QUERIES, "ways": 2, "shots": 3, "orders": 2, "seed": 4}
+    expected = evaluate_incremental(BASE, NOVEL, heads=["cosine", "nearest+knn"], **given)
+    first = evaluate_incremental(BASE, NOVEL, heads=["cosine"], keep_answers=tmp_path, **given)
+    assert first.totals["cosine"].keys() == expected.totals["cosine"].keys()
+    monkeypatch.setattr(CosineHead, "_score", None)  # so that it cannot answer again
+    again = evaluate_incremental(BASE, NOVEL, heads=["cosine", "nearest+knn"], keep_answers=tmp_path, **given)
+    assert again.as_dict() == expected.as_dict()
+    assert len(list(tmp_path.iterdir())) == 4
+    with pytest.raises(TypeError):  # of other shots nothing is kept
+        evaluate_incremental(BASE, NOVEL, heads=["cosine"], keep_answers=tmp_path, **{**given, "seed": 5})

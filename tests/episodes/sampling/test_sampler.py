@@ -232,9 +232,9 @@ def test_an_empty_run_of_episodes_is_refused():
         EpisodeSampler(bank(*[20] * 12)).sample(4, 4)
 
 
-def unequal(images=40, classes=6, **options):
+def unequal(images=40, classes=6, dirichlet=2, **options):
     bank = FeatureBank(torch.ones(images * classes, 2), torch.arange(images * classes) % classes)
-    return EpisodeSampler(bank, ways=3, shots=2, queries=5, open_ways=2, dirichlet=2, **options)
+    return EpisodeSampler(bank, ways=3, shots=2, queries=5, open_ways=2, dirichlet=dirichlet, **options)
 
 
 def test_unequal_queries_are_of_their_classes_and_no_image_comes_twice(tmp_path):
@@ -250,12 +250,18 @@ def test_unequal_queries_are_of_their_classes_and_no_image_comes_twice(tmp_path)
     assert torch.equal(Episodes.load(tmp_path / "episodes").query_targets, drawn.query_targets)
 
 
-def test_counts_of_unequal_queries_are_those_of_dirichlet_shares():
-    drawn = unequal().sample(0, 2048)
+@pytest.mark.parametrize("concentration", [2, 0.5, 0.3])
+def test_counts_of_unequal_queries_are_those_of_dirichlet_shares(concentration):
+    drawn = unequal(dirichlet=concentration).sample(0, 2048)
     counts = torch.nn.functional.one_hot(drawn.query_targets, 3).sum(1).double()
-    assert (counts.mean(0) - 5).abs().max() < 0.2
-    # Of a Dirichlet-multinomial with N = 3 classes, A = 2 each and 15 draws: 15 * 1/3 * 2/3 * (15 + 6) / (1 + 6).
-    assert counts.var(0).mean() == pytest.approx(15 * 2 / 9 * 21 / 7, rel=0.1)
+    assert (counts.mean(0) - 5).abs().max() < 0.4
+    # Of a Dirichlet-multinomial with N = 3 classes, A each and 15 draws: 15 * 1/3 * 2/3 * (15 + 3 A) / (1 + 3 A).
+    total = 3 * concentration
+    assert counts.var(0).mean() == pytest.approx(15 * 2 / 9 * (15 + total) / (1 + total), rel=0.1)
+
+
+def test_a_whole_concentration_draws_the_same_however_it_is_written():
+    assert torch.equal(unequal(dirichlet=2).sample(0, 20).query, unequal(dirichlet=2.0).sample(0, 20).query)
 
 
 def test_a_class_whose_images_are_used_up_gives_way_to_the_next():
@@ -263,7 +269,7 @@ def test_a_class_whose_images_are_used_up_gives_way_to_the_next():
     drawn = sampler.sample(0, 256)
     sampler.check(drawn)
     assert int(torch.nn.functional.one_hot(drawn.query_targets, 3).sum(1).max()) == 5
-    with pytest.raises(ValueError, match="dirichlet must be at least 1"):
+    with pytest.raises(ValueError, match=r"dirichlet must be from 0\.001 to 1e6, got 0"):
         unequal().__class__(sampler.bank, ways=3, shots=2, queries=5, open_ways=2, dirichlet=0)
 
 

@@ -117,3 +117,70 @@ def test_state_is_loaded_and_a_damaged_one_refused():
 def test_shots_cannot_be_left_out():
     with pytest.raises(ValueError, match="keeps no shots"):
         head().write(NOVEL.flatten(0, 1), NAMES).calibrate_from_shots()
+
+
+def expanded(width: int = 40, **settings) -> NAMRecursiveHead:
+    return head(random_features=width, **settings)
+
+
+def test_random_features_are_whitened_and_read_as_written():
+    """Scores from the equations of both files, class after class."""
+    made = expanded(evenness=0.8).write(NOVEL.flatten(0, 1), NAMES)
+    s, space, part = made.settings, made._space(QUERIES.double()), made.expansion
+    raised = [unit(torch.relu(space.embed(some.double()) @ part.projection.double())) for some in BASE]
+    centre = torch.stack([rows.mean(0) for rows in raised]).mean(0)
+    within = sum((rows - rows.mean(0)).T @ (rows - rows.mean(0)) for rows in raised) / (180 - 9)
+    shrunk = 0.8 * within / within.diagonal().mean() + 0.2 * torch.eye(40).double()
+    torch.testing.assert_close(
+        part.metric.double() @ part.metric.double().T, torch.linalg.inv(shrunk), rtol=1e-4, atol=1e-4
+    )
+
+    def z_and_k(images):
+        z = space.embed(images.double())
+        return z, unit((unit(torch.relu(z @ part.projection.double())) - centre) @ part.metric.double())
+
+    keys, factors, alike = [], [], [space.likeness, float(part.likeness)]
+    for some in [*BASE, *NOVEL]:
+        keys.append(torch.cat([unit(each.mean(0)) for each in z_and_k(some)]) / 2**0.5)
+        g = [(1 + (1 - i) / (len(some) * i)) ** 0.5 for i in alike]
+        factors.append(
+            (sum(i**0.5 for i in alike) / sum(i**0.5 / each for i, each in zip(alike, g, strict=True))) ** 0.8
+        )
+    keys, query = torch.stack(keys), torch.cat(z_and_k(QUERIES), dim=-1) / 2**0.5
+    R = torch.linalg.inv(s.ridge * torch.eye(D + 40).double() + keys.T @ keys)
+    r = (query @ R @ keys.T) / (keys @ R @ keys.T).diagonal() * torch.tensor(factors)
+    r = r - s.log_partition_penalty * s.temperature * (r / s.temperature).logsumexp(1, keepdim=True)
+    torch.testing.assert_close(made(QUERIES).double(), r, rtol=1e-4, atol=1e-4)
+
+
+def test_random_features_keep_order_forgetting_and_state():
+    jointly = expanded(ridge=0.5).write(NOVEL.flatten(0, 1), NAMES)
+    in_turn = expanded(ridge=0.5)
+    for i in range(23, -1, -1):
+        in_turn.write(NOVEL.flatten(0, 1)[i], NAMES[i])
+        _ = in_turn(QUERIES)
+    columns = [in_turn.classes.index(name) for name in jointly.classes]
+    torch.testing.assert_close(in_turn(QUERIES)[:, columns], jointly(QUERIES), rtol=1e-5, atol=1e-5)
+    loaded = create("nam-recursive", STATISTICS)
+    loaded.load_state_dict(jointly.state_dict())
+    torch.testing.assert_close(loaded(QUERIES), jointly(QUERIES))
+    jointly.forget("n1")
+    fresh = expanded(ridge=0.5).write(NOVEL[[0, 2, 3]].flatten(0, 1), [name for name in NAMES if name != "n1"])
+    torch.testing.assert_close(jointly(QUERIES), fresh(QUERIES), rtol=1e-5, atol=1e-5)
+
+
+def test_random_features_need_the_base_images_first_and_a_whole_number():
+    made = create("nam-expanded", STATISTICS).write(NOVEL[0], "n0")
+    torch.testing.assert_close(made(QUERIES), create("nam-recursive", STATISTICS).write(NOVEL[0], "n0")(QUERIES))
+    with pytest.raises(ValueError, match="learn the images of base classes first"):
+        made.write_base_images(BASE[0], ["b0"] * 20)
+    with pytest.raises(ValueError, match=r"random_features must be a whole number, got 2\.5"):
+        create("nam-recursive", STATISTICS, settings={"random_features": 2.5})
+
+
+def test_a_state_of_before_random_features_is_loaded():
+    made = head().write(NOVEL.flatten(0, 1), NAMES)
+    state = {name: value for name, value in made.state_dict().items() if "expansion" not in name}
+    loaded = create("nam-recursive", STATISTICS)
+    loaded.load_state_dict(state)
+    torch.testing.assert_close(loaded(QUERIES), made(QUERIES))
