@@ -5,12 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import secrets
+import selectors
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 _SECONDS = 60.0
+_CHANGES = ("/learn", "/forget", "/calibrate")
 
 
 class Client:
@@ -71,10 +73,15 @@ class Client:
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         target = f"{self._path}{path}" + (f"?{urlencode(query)}" if query else "")
+        self._close_if_dropped()
         try:
-            self._connection.request(method, target, None if body is None else body[1], headers)
-            answer = self._connection.getresponse()
-            status, content = answer.status, answer.read()
+            try:
+                status, content = self._ask(method, target, body, headers)
+            except ConnectionError:  # the server hung up while we were asking
+                if path in _CHANGES:  # it may have been made
+                    raise
+                self._connection.close()
+                status, content = self._ask(method, target, body, headers)
         except (http.client.HTTPException, OSError) as error:
             self._connection.close()
             raise OSError(
@@ -89,6 +96,23 @@ class Client:
         if status >= 400:
             raise ValueError(f"{self.url}: {found.get('error') or found.get('detail') or status}")
         return found
+
+    def _ask(
+        self, method: str, target: str, body: tuple[str, bytes] | None, headers: dict[str, str]
+    ) -> tuple[int, bytes]:
+        self._connection.request(method, target, None if body is None else body[1], headers)
+        answer = self._connection.getresponse()
+        return answer.status, answer.read()
+
+    def _close_if_dropped(self) -> None:
+        """Close a connection that the server has closed, as it does after some idle seconds; the next request opens it again."""
+        opened = self._connection.sock
+        if opened is None:
+            return
+        with selectors.DefaultSelector() as selector:
+            selector.register(opened, selectors.EVENT_READ)
+            if selector.select(0):  # nothing is to be read now but the end
+                self._connection.close()
 
 
 def _form(images: Sequence[Path | bytes]) -> tuple[str, bytes]:

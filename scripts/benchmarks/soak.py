@@ -439,6 +439,7 @@ class Soak:
 def summary(soak: Soak, seconds: float) -> dict[str, Any]:
     """Return what was found so far."""
     first = [one for one in soak.held if one["life"] == 0]
+    first = first[len(first) // 10 :]  # threads start and buffers grow to their size at the beginning
     slope = 0.0
     if len(first) > 2:
         slope = float(np.polyfit([one["requests"] for one in first], [one["mebibytes"] for one in first], 1)[0])
