@@ -17,6 +17,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="the address to listen on (default: %(default)s, which this machine alone reaches)",
     )
     command.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that a proxy before it passes on; may be repeated. On the loopback it answers to that of this machine alone",
+    )
+    command.add_argument(
         "--workers", type=int, default=1, metavar="N", help="processes that answer, one file between them (default: 1)"
     )
     command.add_argument("--threads", type=int, metavar="N", help="of torch in each process (default: torch's choice)")
@@ -66,4 +73,5 @@ def run(options: argparse.Namespace) -> None:
         workers=options.workers,
         threads=options.threads,
         limits=limits,
+        hosts=options.allow_host,
     )

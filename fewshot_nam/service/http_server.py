@@ -7,27 +7,33 @@ all of it; there is no page of documentation, since FastAPI's would be fetched f
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import os
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import fewshot_nam
 from fewshot_nam.io.image_io import UnreadableImage
-from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded
+from fewshot_nam.service.hosts import KnownHosts, known_hosts
+from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded, Unusable
 from fewshot_nam.vision.image_transform import TransformFailed
 
 TOKEN = "FEWSHOT_NAM_TOKEN"
@@ -58,7 +64,7 @@ class Forget(BaseModel):
 
 
 class Guard:
-    """Measure every request, and refuse one whose body is too large before it is read to the end.
+    """Measure every request, and refuse one whose body is too large, or does not come, before it is read to the end.
 
     Args:
         app: what is served.
@@ -66,22 +72,35 @@ class Guard:
         metrics: where requests are counted.
     """
 
+    BODIES = 8  # of the largest size that may be in memory at once
+    SECONDS = 120.0  # in which a body must have come
+
     def __init__(self, app: ASGIApp, most: int, metrics: Metrics) -> None:
         self.app, self.most, self.metrics = app, most, metrics
+        self._together = 0  # bytes of bodies of the requests that run
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, read, status = time.perf_counter(), 0, 0
+        started, read, status, whole = time.perf_counter(), 0, 0, False
 
         async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
+            nonlocal read, whole
+            if whole:  # the application waits for the client to go away
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), self.SECONDS - (time.perf_counter() - started))
+            except asyncio.TimeoutError:
+                raise _Refused(408, f"the request did not come within {self.SECONDS:g} seconds") from None
+            size = len(message.get("body", b""))
+            read, whole = read + size, not message.get("more_body", False)
+            self._together += size
             if read > self.most:
-                raise _TooLarge
+                raise too_large
+            if self._together > self.BODIES * self.most:
+                raise _Refused(503, "too many large requests at once: try again later")
             return message
 
         async def noted(message: Message) -> None:
@@ -89,34 +108,85 @@ class Guard:
             status = message.get("status", status)
             await send(message)
 
+        too_large = _Refused(413, f"the request is larger than {self.most:,} bytes")
         said = dict(scope["headers"]).get(b"content-length", b"0")
         try:
             if not said.isdigit() or int(said) > self.most:
-                raise _TooLarge
+                raise too_large
             await self.app(scope, counted, noted)
-        except _TooLarge:
+        except _Refused as refused:
             if status:  # the answer has begun
                 raise
-            error = {"error": f"the request is larger than {self.most:,} bytes"}
-            await JSONResponse(error, 413, {"Connection": "close"})(scope, receive, noted)
+            headers = {"Connection": "close"} | ({"Retry-After": "1"} if refused.status == 503 else {})
+            await JSONResponse({"error": str(refused)}, refused.status, headers)(scope, receive, noted)
         finally:
+            self._together -= read
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.request(route, status or 500, time.perf_counter() - started)
 
 
-class _TooLarge(Exception):
-    pass
+class _Refused(Exception):
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
 
 
-def build(service: MemoryService, token: str | None = None) -> FastAPI:
+class Impatient(H11Protocol):
+    """HTTP/1.1 as uvicorn speaks it, but a connection that does not send the head of a request in some seconds is closed."""
+
+    SECONDS = 20.0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait."""
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Wait on where this was a part of a head only."""
+        super().data_received(data)
+        if not self._without_request():
+            self._stop()
+        elif self._timer is None:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def _without_request(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _wait(self) -> None:
+        self._timer = self.loop.call_later(self.SECONDS, self._end)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end(self) -> None:
+        self._timer = None
+        if self._without_request() and not self.transport.is_closing():
+            self.transport.close()
+
+
+def build(service: MemoryService, token: str | None = None, hosts: frozenset[str] | None = None) -> FastAPI:
     """Return the application.
 
     Args:
         service: what is served.
         token: what changes need; ``None`` or empty refuses all changes.
+        hosts: the names that it answers to, as ``known_hosts`` gives them; ``None`` for all.
     """
     app = FastAPI(title="fewshot-nam", version=fewshot_nam.__version__, docs_url=None, redoc_url=None)
     metrics, limits = Metrics(), service.limits
+    # Those that wait for the backbone take no threads from those that only look: the server stays in good health under load.
+    limiter = anyio.CapacityLimiter(limits.waiting + 1)
+
+    async def run(act: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+        return await anyio.to_thread.run_sync(act, *arguments, limiter=limiter)
 
     def check_token(request: Request) -> None:
         if not token:
@@ -142,6 +212,11 @@ def build(service: MemoryService, token: str | None = None) -> FastAPI:
     def known(request: Request, error: StarletteHTTPException) -> Response:
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
+    @app.exception_handler(RequestValidationError)
+    def misused(request: Request, error: RequestValidationError) -> Response:
+        wrong = [f"{'.'.join(map(str, one['loc'][1:])) or 'body'}: {one['msg']}" for one in error.errors()]
+        return JSONResponse({"error": " ".join("; ".join(wrong[:3]).split())}, 422)
+
     def failed(status: int) -> Callable[[Request, Exception], Response]:
         def answer(request: Request, error: Exception) -> Response:
             headers = {"Retry-After": "1"} if status == 503 else None
@@ -152,18 +227,20 @@ def build(service: MemoryService, token: str | None = None) -> FastAPI:
     for kind, status in (
         (UnreadableImage, 422),
         (TransformFailed, 422),
+        (Unusable, 500),
         (ValueError, 400),
         (Overloaded, 503),
         (OSError, 507),
     ):
         app.add_exception_handler(kind, failed(status))
 
+    app.add_middleware(KnownHosts, hosts=hosts)
     app.add_middleware(Guard, most=limits.body_bytes, metrics=metrics)
 
     @app.post("/predict", openapi_extra=_IMAGES)
     async def predict(request: Request, top: int = 5) -> dict[str, Any]:
         """Answer images: for each the class, or null where it is refused as unknown."""
-        answer = await run_in_threadpool(service.predict, await images_of(request), top)
+        answer = await run(service.predict, await images_of(request), top)
         refused = sum(one["label"] is None for one in answer["predictions"])
         metrics.answers(len(answer["predictions"]) - refused, refused)
         return answer
@@ -172,19 +249,19 @@ def build(service: MemoryService, token: str | None = None) -> FastAPI:
     async def learn(request: Request, label: str) -> dict[str, Any]:
         """Learn images of one class; needs the token. The answer comes when it is saved."""
         check_token(request)
-        return await run_in_threadpool(service.learn, await images_of(request), label)
+        return await run(service.learn, await images_of(request), label)
 
     @app.post("/forget")
-    def forget(request: Request, what: Forget) -> dict[str, Any]:
+    async def forget(request: Request, what: Forget) -> dict[str, Any]:
         """Forget classes; needs the token. The answer comes when it is saved."""
         check_token(request)
-        return service.forget(what.labels)
+        return await run(service.forget, what.labels)
 
     @app.post("/calibrate", openapi_extra=_IMAGES)
     async def calibrate(request: Request, target: float = 0.01, confidence: float | None = None) -> dict[str, Any]:
         """Set the threshold from images of unknowns; needs the token. The answer comes when it is saved."""
         check_token(request)
-        return await run_in_threadpool(service.calibrate, await images_of(request), target, confidence)
+        return await run(service.calibrate, await images_of(request), target, confidence)
 
     @app.get("/classes")
     def classes() -> dict[str, Any]:
@@ -215,6 +292,7 @@ def serve(
     workers: int = 1,
     threads: int | None = None,
     limits: Limits | None = None,
+    hosts: Sequence[str] = (),
 ) -> None:
     """Serve a memory's file until the process is told to stop; requests that have begun are answered first.
 
@@ -227,9 +305,22 @@ def serve(
         workers: processes; each holds the backbone and the memory.
         threads: of torch in each; ``None`` for its choice.
         limits: of requests.
+        hosts: names that a proxy before it passes on, beside those of the loopback.
+
+    Raises:
+        OSError: the memory cannot be read, or the port is taken.
+        ImportError, ValueError: it is no memory, or its backbone or weights are not there.
     """
+    _check_port(host, port)
     os.environ[_SETTINGS] = json.dumps(
-        {"memory": memory, "weights": weights, "device": device, "threads": threads, "limits": limits or Limits()}
+        {
+            "memory": memory,
+            "weights": weights,
+            "device": device,
+            "threads": threads,
+            "limits": limits or Limits(),
+            "hosts": None if (names := known_hosts(host, hosts)) is None else sorted(names),
+        }
     )
     common: dict[str, Any] = {
         "host": host,
@@ -237,6 +328,9 @@ def serve(
         "log_level": "warning",
         "timeout_graceful_shutdown": 30,
         "limit_concurrency": 1000,
+        "http": Impatient,
+        "ws": "none",
+        "timeout_worker_healthcheck": 60,  # a worker that loads PyTorch on a busy machine is silent for long
         "server_header": False,
     }
     if workers == 1:
@@ -257,4 +351,16 @@ def from_environment() -> FastAPI:
 
         torch.set_num_threads(told["threads"])
     service = MemoryService(told["memory"], told["weights"], told["device"], Limits(*told["limits"]))
-    return build(service, os.environ.get(TOKEN))
+    names = told["hosts"]
+    return build(service, os.environ.get(TOKEN), None if names is None else frozenset(names))
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise ``OSError`` where the address cannot be listened on; uvicorn would end the process in its own words."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error

@@ -26,6 +26,7 @@ from fewshot_nam.heads import Calibration, Head, Label
 from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.io.image_io import UnreadableImage, decoded
 from fewshot_nam.service.teaching import class_name
+from fewshot_nam.vision.image_transform import transformed
 from fewshot_nam.vision.memory_files import exclusive, open_model
 from fewshot_nam.vision.saving import read_head, write_head
 
@@ -42,6 +43,7 @@ class Limits(NamedTuple):
         body_bytes: of all together.
         classes: that a memory may know.
         waiting: requests that wait for the backbone; more are sent away at once.
+        request_pixels: of all images of a request together.
     """
 
     images: int = 64
@@ -50,6 +52,11 @@ class Limits(NamedTuple):
     body_bytes: int = 64 * 2**20
     classes: int = 10_000
     waiting: int = 64
+    request_pixels: int = 256_000_000
+
+
+class Unusable(ValueError):
+    """What is in the memory's place cannot be served: no fault of a request."""
 
 
 class Overloaded(RuntimeError):
@@ -262,11 +269,14 @@ class MemoryService:
         """Return what is in the file. Called by one thread at a time."""
         while True:
             file = _File(self.path)
-            about, head, _ = read_head(self.path, self._model.head)
+            try:
+                about, head, _ = read_head(self.path, self._model.head)
+            except ValueError as error:
+                raise Unusable(f"the memory was replaced by what is none: {error}") from error
             if file.is_at(self.path):
                 break
         if about["weights"] != self._about["weights"]:
-            raise ValueError(f"{self.path} was replaced by a memory of another backbone: start the server again")
+            raise Unusable(f"{self.path} was replaced by a memory of another backbone: start the server again")
         self._about = about
         writes = (about.get("notes") or {}).get(_WRITES, 0)
         ready = _ready(head.to(self._model.head.targets.device))
@@ -282,24 +292,41 @@ class MemoryService:
                 raise Overloaded("too many requests wait already: try again later")
             self._waiting += 1
         try:
+            self._check_pixels(images)
             with self._running, torch.no_grad():
-                opened = [self._opened(content, i) for i, content in enumerate(images)]
-                return self._model.features(opened)
+                # One at a time: all of a request decoded at once could be hundreds of times as large as its files.
+                tensors = [self._transformed(content, i) for i, content in enumerate(images)]
+                return self._model.features(tensors)
         finally:
             with self._count:
                 self._waiting -= 1
 
-    def _opened(self, content: bytes, position: int) -> Image.Image:
+    def _check_pixels(self, images: Sequence[bytes]) -> None:
+        """Raise ``UnreadableImage`` for files that are too large, by what their headers say; nothing is decoded."""
+        total = 0
+        for i, content in enumerate(images):
+            place = f"images[{i}]"
+            if len(content) > self.limits.image_bytes:
+                raise UnreadableImage(
+                    f"{place}: {len(content):,} bytes are too many: at most {self.limits.image_bytes:,}"
+                )
+            try:
+                width, height = Image.open(io.BytesIO(content)).size
+            except Exception:  # decoded says what is wrong
+                width = height = 0
+            if width * height > self.limits.pixels:
+                raise UnreadableImage(
+                    f"{place}: {width} x {height} pixels are too many: at most {self.limits.pixels:,}"
+                )
+            total += width * height
+        if total > self.limits.request_pixels:
+            raise UnreadableImage(
+                f"{total:,} pixels are too many for one request: at most {self.limits.request_pixels:,}"
+            )
+
+    def _transformed(self, content: bytes, position: int) -> Tensor:
         place = f"images[{position}]"
-        if len(content) > self.limits.image_bytes:
-            raise UnreadableImage(f"{place}: {len(content):,} bytes are too many: at most {self.limits.image_bytes:,}")
-        try:
-            width, height = Image.open(io.BytesIO(content)).size  # of its header; nothing is decoded yet
-        except Exception:  # decoded says what is wrong
-            width = height = 0
-        if width * height > self.limits.pixels:
-            raise UnreadableImage(f"{place}: {width} x {height} pixels are too many: at most {self.limits.pixels:,}")
-        return decoded(content, place)
+        return transformed(decoded(content, place), self._model.backbone.transform, place)
 
 
 def _ready(head: Head) -> tuple[Head, float | None]:

@@ -1,5 +1,7 @@
 """The server over HTTP: every route, its limits, the token, the description, the command, and kills in the middle of a save."""
 
+import asyncio
+import io
 import json
 import os
 import random
@@ -7,21 +9,27 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fewshot_nam.cli.main import main
 from fewshot_nam.service.client import Client
-from fewshot_nam.service.serving import Limits, MemoryService
+from fewshot_nam.service.hosts import known_hosts
+from fewshot_nam.service.serving import Limits, MemoryService, Metrics
 from fewshot_nam.vision.memory_files import new_model, open_model
 from fewshot_nam.vision.saving import save_head
 
 pytest.importorskip("fastapi")
 testclient = pytest.importorskip("fastapi.testclient")
+uvicorn = pytest.importorskip("uvicorn")
 
-from fewshot_nam.service.http_server import build  # noqa: E402 (it needs FastAPI)
+from fewshot_nam.service.http_server import Guard, Impatient, build  # noqa: E402 (it needs FastAPI)
 
 HEADERS = {"Authorization": "Bearer secret"}
 
@@ -104,6 +112,158 @@ def test_what_is_wrong_is_said_in_one_line_with_its_status(server, digit_files):
         assert "Traceback" not in answer.text
     assert server.post("/forget", json={"labels": []}, headers=HEADERS).status_code == 422
     assert server.post("/predict", content=digit_files[0][0].read_bytes()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/predict?top=many", b"", "top: Input should be a valid integer"),
+        ("/learn", b"", "label: Field required"),
+        ("/calibrate?target=few", b"", "target: Input should be a valid number"),
+        ("/forget", b"{", "JSON"),
+        ("/forget", b'{"labels": "digit 0"}', "labels: Input should be a valid list"),
+        ("/forget", b'{"labels": [' + b"[" * 15_000, "error"),
+        ("/forget", b'{"labels": [NaN, {}]}', "labels.0"),
+        ("/forget", b'{"labels": ["\\ud800"]}', "error"),
+        ("/learn?label=a%00b", b"", "cannot be shown"),
+        ("/learn?label=%E2%80%AEgnp", b"", "cannot be shown"),  # written from right to left
+        ("/learn?label=" + "x" * 3000, b"", "100 characters"),
+        ("/calibrate?target=nan", None, "target"),
+        ("/calibrate?target=-1", None, "target"),
+        ("/calibrate?target=0.5&confidence=nan", None, "confidence"),
+    ],
+)
+def test_what_is_malformed_is_said_in_one_line(server, memory, digit_files, path, body, words):
+    before = memory.read_bytes()
+    content = digit_files[7][0].read_bytes() if body is None else body
+    headers = HEADERS | ({"content-type": "application/json"} if path == "/forget" else {})
+    answer = server.post(path, content=content, headers=headers)
+    assert answer.status_code in (400, 422), answer.text
+    assert words in answer.text
+    assert set(answer.json()) == {"error"}
+    assert "\n" not in answer.json()["error"]
+    assert memory.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["NaN", "infinite", "white", "black"])
+def test_pixels_that_are_no_numbers_are_refused_or_answered_with_numbers(server, kind):
+    value = {"NaN": np.nan, "infinite": np.inf, "white": 1.0, "black": 0.0}[kind]
+    written = io.BytesIO()
+    Image.fromarray(np.full((40, 40), value, np.float32)).save(written, "TIFF")
+    answer = server.post("/predict", content=written.getvalue())
+    assert answer.status_code in (200, 422), answer.text
+    if answer.status_code == 200:
+        assert abs(answer.json()["predictions"][0]["score"]) < 1e6
+
+
+def test_one_on_the_loopback_answers_to_its_names_alone(memory):
+    with testclient.TestClient(build(MemoryService(memory), "secret", known_hosts("127.0.0.1"))) as client:
+        assert client.get("/classes", headers={"host": "127.0.0.1:8000"}).status_code == 200
+        for headers in ({"host": "evil.example"}, {"host": "127.0.0.1", "origin": "http://evil.example"}):
+            answer = client.get("/classes", headers=headers)
+            assert answer.status_code == 403
+            assert "digit" not in answer.text
+
+
+def test_a_file_that_is_replaced_by_none_is_the_servers_fault_and_mends_itself(server, memory, digit_files):
+    kept, image = memory.read_bytes(), digit_files[0][0].read_bytes()
+    for wrong in (b"no memory", kept[:500]):
+        memory.write_bytes(wrong)
+        answer = server.post("/predict", content=image)
+        assert answer.status_code == 500
+        assert "replaced" in answer.json()["error"]
+    memory.unlink()
+    assert server.post("/predict", content=image).status_code == 507
+    memory.write_bytes(kept)
+    assert server.post("/predict", content=image).status_code == 200
+
+
+def test_health_is_answered_while_as_many_requests_as_may_wait_do(memory, digit_files):
+    service, go_on = MemoryService(memory, limits=Limits(waiting=60)), threading.Event()
+    answer = service.predict
+    service.predict = lambda *given: go_on.wait(60) and answer(*given)
+    image = digit_files[0][0].read_bytes()
+    with testclient.TestClient(build(service)) as client, ThreadPoolExecutor(45) as pool:
+        waiting = [pool.submit(client.post, "/predict", content=image) for _ in range(45)]
+        try:
+            for _ in range(3):
+                assert client.get("/health").json()["status"] == "ok"
+                assert client.get("/classes").status_code == 200
+        finally:
+            go_on.set()
+        assert {one.result().status_code for one in waiting} <= {200, 503}
+
+
+async def guarded(guard, *chunks):
+    """Send a body in chunks, the rest of which never comes; return the status."""
+    messages, sent = list(chunks), []
+
+    async def receive():
+        if messages:
+            return {"type": "http.request", "body": messages.pop(0), "more_body": True}
+        return await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    await guard({"type": "http", "headers": []}, receive, send)
+    return sent[0]["status"]
+
+
+async def reads_all(scope, receive, send):
+    while (await receive())["more_body"]:
+        pass
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(Guard, "SECONDS", 0.2)
+    guard = Guard(reads_all, 100, Metrics())
+    assert asyncio.run(guarded(guard, b"some")) == 408
+    assert guard._together == 0
+
+
+def test_large_bodies_at_once_are_bounded_together(monkeypatch):
+    monkeypatch.setattr(Guard, "SECONDS", 0.5)
+    guard = Guard(reads_all, 100, Metrics())
+
+    async def many():
+        return await asyncio.gather(*(guarded(guard, b"x" * 50, b"x" * 50) for _ in range(12)))
+
+    found = asyncio.run(many())
+    assert found.count(503) >= 2
+    assert set(found) == {503, 408}
+    assert guard._together == 0
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\nX: "])
+def test_a_connection_that_sends_no_whole_request_is_closed(memory, monkeypatch, sent):
+    monkeypatch.setattr(Impatient, "SECONDS", 0.3)
+    app = build(MemoryService(memory))
+    served = uvicorn.Server(uvicorn.Config(app, port=0, http=Impatient, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=served.run, daemon=True)
+    thread.start()
+    while not served.started:
+        time.sleep(0.01)
+    address = served.servers[0].sockets[0].getsockname()
+    try:
+        with socket.create_connection(address) as kept, kept.makefile("rb") as lines:
+            kept.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200" in lines.readline()
+            with socket.create_connection(address) as slow:
+                slow.settimeout(30)
+                slow.sendall(sent)
+                assert slow.recv(1000) == b""
+    finally:
+        served.should_exit = True
+        thread.join(30)
+
+
+def test_a_port_that_is_taken_is_an_error_of_one_line(memory, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", str(memory), "--port", str(taken.getsockname()[1])]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: cannot listen on 127.0.0.1")
+    assert said.count("\n") == 1
 
 
 def test_all_of_it_is_described_and_nothing_is_fetched_for_that(server):

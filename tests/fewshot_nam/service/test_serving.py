@@ -2,11 +2,13 @@
 
 import io
 import threading
+import weakref
 
 import pytest
 import torch
 
 from fewshot_nam.io.image_io import UnreadableImage
+from fewshot_nam.service import serving
 from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded
 from fewshot_nam.vision import memory_files, saving
 from fewshot_nam.vision.memory_files import new_model, open_model
@@ -141,6 +143,29 @@ def test_limits(memory, png, digits):
         service.learn(png[0][11:12], " ")
     with pytest.raises(ValueError, match="never written"):
         service.forget(["none"])
+
+
+def test_the_pixels_of_a_request_are_bounded_together(memory, png):
+    service = MemoryService(memory, limits=Limits(request_pixels=3 * 40 * 40))
+    assert len(service.predict(png[0][:3])["predictions"]) == 3
+    with pytest.raises(UnreadableImage, match="6,400 pixels are too many for one request: at most 4,800"):
+        service.predict(png[0][:4])
+
+
+def test_one_image_of_a_request_is_decoded_at_a_time(service, png, monkeypatch):
+    """A bomb of 200 KB holds 64 million pixels; 64 of them at once would be 12 GB."""
+    alive, decode, most = [], serving.decoded, 0
+
+    def counted(content, place):
+        nonlocal most
+        image = decode(content, place)
+        alive.append(weakref.ref(image))
+        most = max(most, sum(one() is not None for one in alive))
+        return image
+
+    monkeypatch.setattr(serving, "decoded", counted)
+    assert len(service.predict(png[0][:8])["predictions"]) == 8
+    assert most <= 2  # the one before may be let go after the next is there
 
 
 def test_too_many_that_wait_are_sent_away(memory, png):

@@ -1,0 +1,98 @@
+"""Which names a server answers to, so that no web page from elsewhere reaches one on this machine through its user's browser.
+
+Such a page can send requests to ``127.0.0.1``, or let a name of its own point there ("DNS rebinding") and then read the answers
+too. Both show in what the browser sends: ``Host`` holds the name that was asked for, and ``Origin`` the page that asks.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+Scope: TypeAlias = "MutableMapping[str, Any]"
+Receive: TypeAlias = "Callable[[], Awaitable[MutableMapping[str, Any]]]"
+Send: TypeAlias = "Callable[[MutableMapping[str, Any]], Awaitable[None]]"
+Application: TypeAlias = "Callable[[Scope, Receive, Send], Awaitable[None]]"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address can be reached from this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def known_hosts(host: str, further: Iterable[str] = ()) -> frozenset[str] | None:
+    """Return the names that a server at an address answers to; ``None`` for all.
+
+    Args:
+        host: the address it listens on. On the loopback it answers to the names of the loopback; elsewhere its names are not known.
+        further: names that a proxy before it passes on.
+
+    Example:
+        >>> sorted(known_hosts("127.0.0.1", ["teach.example"]))
+        ['127.0.0.1', '::1', 'localhost', 'teach.example']
+        >>> known_hosts("0.0.0.0") is None
+        True
+    """
+    names = {_plain(name) for name in further}
+    if is_loopback(host):
+        return frozenset({"localhost", "127.0.0.1", "::1", _plain(host), *names})
+    return frozenset({_plain(host), *names}) if names else None
+
+
+class KnownHosts:
+    """Refuse requests for other names, and those that a page from elsewhere sends.
+
+    Args:
+        app: what is served.
+        hosts: the names, as ``known_hosts`` gives them; ``None`` refuses nothing.
+    """
+
+    def __init__(self, app: Application, hosts: frozenset[str] | None) -> None:
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 403."""
+        if scope["type"] not in ("http", "websocket") or self.hosts is None:
+            await self.app(scope, receive, send)
+            return
+        wrong = next((name for name in _names(scope["headers"]) if name not in self.hosts), None)
+        if wrong is None:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            shown = wrong[:100] or "no name"
+            text = f"asked for by {shown!r}, and answers to {', '.join(sorted(self.hosts))}: start it with --allow-host NAME"
+            body = json.dumps({"error": text}).encode()
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+            await send({"type": "http.response.start", "status": 403, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+
+
+def _names(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
+    """Return the names in the headers: the host that is asked for, and that of the page that asks."""
+    found = []
+    for key, value in headers:
+        text = value.decode("latin-1")
+        if key == b"host":
+            found.append(_host(f"//{text}"))
+        elif key == b"origin":  # "null" for a page without one, which is then no name that is known
+            found.append(_host(text))
+    return found
+
+
+def _host(address: str) -> str:
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _plain(name: str) -> str:
+    return name.strip().strip("[]").lower()
