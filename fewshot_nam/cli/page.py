@@ -28,6 +28,13 @@ def add_options(command: argparse.ArgumentParser, default_backbone: str) -> None
         help="the address to listen on (default: %(default)s, which this machine alone reaches); any other lets all who reach it "
         "teach and read the memory, but not name folders of this machine",
     )
+    command.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that a proxy before it passes on; may be repeated. On the loopback it answers to that of this machine alone",
+    )
     command.add_argument("--open", action="store_true", help="open it in the browser")
     command.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     command.add_argument("--quiet", action="store_true", help="no notes")
@@ -62,7 +69,7 @@ def run(options: argparse.Namespace, default_backbone: str) -> tuple[dict[str, A
             f"--backbone {names.forms()}",
             file=sys.stderr,
         )
-    page.serve(session, options.host, options.port, open_browser=options.open)
+    page.serve(session, options.host, options.port, open_browser=options.open, hosts=options.allow_host)
     if session.version and not session.saved and not options.quiet:
         print("note: the memory was changed since it was last saved; these changes are lost", file=sys.stderr)
     return {"memory": options.memory, "classes": session.model.classes}, ["the page is stopped"]

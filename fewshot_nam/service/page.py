@@ -8,19 +8,20 @@ cannot be read.
 from __future__ import annotations
 
 import atexit
-import ipaddress
 import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
 import gradio as gr
 from PIL import Image
+from starlette.middleware import Middleware
 
 from fewshot_nam.service import page_html as html
+from fewshot_nam.service.hosts import KnownHosts, is_loopback, known_hosts
 from fewshot_nam.service.teaching import (
     Check,
     GivenImage,
@@ -423,6 +424,7 @@ def serve(
     separate: bool = False,
     wait: bool = True,
     open_browser: bool = False,
+    hosts: Sequence[str] = (),
 ) -> gr.Blocks:
     """Serve the page and return it; with ``wait``, when it was stopped.
 
@@ -433,6 +435,8 @@ def serve(
         separate: every visitor has a memory of their own, made like the session's; no folder of this machine can be read.
         wait: return only when the page is stopped.
         open_browser: open the page in a browser.
+        hosts: names that a proxy before it passes on. On the loopback the page answers to the names of the loopback and to these,
+            and to no page from elsewhere.
 
     Raises:
         OSError: the port is taken.
@@ -456,20 +460,13 @@ def serve(
         footer_links=[],
         ssr_mode=False,
         enable_monitoring=False,
+        app_kwargs={"middleware": [Middleware(KnownHosts, hosts=known_hosts(host, hosts))]},
     )
     print(f"the page is at {page.local_url}" + ("" if not wait else " (Ctrl+C stops it)"), flush=True)
     if wait:
         page.server.force_exit = True  # Ctrl+C does not wait for tabs that are still open
         page.block_thread()
     return page
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address can be reached from this machine alone."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _answered(session: TeachingSession, image: GivenImage | None) -> str:

@@ -1,0 +1,98 @@
+"""The page as programs see it that are no browser: requests from elsewhere, and for files of this machine."""
+
+import http.client
+import json
+import socket
+
+import pytest
+
+from fewshot_nam.service.teaching import TeachingSession
+
+pytest.importorskip("gradio")
+
+from fewshot_nam.service.page import serve
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, digits):
+    """A page that is served by this process: its port, and its session, which has a file and knows one class."""
+    memory = tmp_path_factory.mktemp("page") / "memory.safetensors"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", "")
+        session = TeachingSession.open(memory, backbone="conv4")
+        session.learn(digits[0][:2], "zero")
+        session.save()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        served = serve(session, port=port, wait=False, hosts=["teach.example"])
+        yield port, session
+        served.close()
+
+
+def asked(port, method, path, body=None, **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request(method, path, body, headers)
+    answer = connection.getresponse()
+    found = answer.status, answer.read()
+    connection.close()
+    return found
+
+
+def called(port, name, given, **headers):
+    """Call a function of the page as its script does; return the status and what came."""
+    config = json.loads(asked(port, "GET", "/config")[1])
+    number = next(one["id"] for one in config["dependencies"] if one["api_name"] == name)
+    body = {"data": given, "fn_index": number, "session_hash": "abc", "event_data": {"label": "zero"}}
+    return asked(port, "POST", "/gradio_api/queue/join", json.dumps(body), **headers)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain"])
+def test_a_page_from_elsewhere_cannot_change_the_memory(page, kind):
+    """One whose name is let point to this machine ("DNS rebinding") is the page itself to the browser, and was answered."""
+    port, session = page
+    version = session.version
+    for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Host": f"evil.example:{port}"}):
+        status, content = called(port, "on_forget", [""], **headers, **{"Content-Type": kind})
+        assert status == 403
+        assert b"--allow-host" in content
+    assert session.version == version
+    assert session.model.classes == ["zero"]
+
+
+def test_the_page_itself_is_answered_by_its_names(page):
+    port, _ = page
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", "teach.example"):
+        assert asked(port, "GET", "/", Host=host)[0] == 200
+    status, _ = called(port, "on_undo", [""], Origin=f"http://127.0.0.1:{port}", **{"Content-Type": "application/json"})
+    assert status == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "{memory}",
+        "{memory}/../memory.safetensors",
+        "../../../../etc/passwd",
+        "..%2f..%2f..%2fetc%2fpasswd",
+        "//etc/passwd",
+        "/proc/self/environ",
+    ],
+)
+def test_files_of_this_machine_are_not_given_out(page, path):
+    port, session = page
+    status, content = asked(port, "GET", "/gradio_api/file=" + path.format(memory=session.path))
+    assert status in (400, 403, 404)
+    assert b"root:" not in content
+    assert content[8:9] != b"{"
+
+
+def test_a_file_of_this_machine_cannot_be_asked_about_as_if_it_were_uploaded(page, digit_files):
+    port, session = page
+    version = session.version
+    given = {"path": str(digit_files[0][5]), "meta": {"_type": "gradio.FileData"}}
+    called(port, "on_learn_files", ["stolen", [given], None, ""], **{"Content-Type": "application/json"})
+    _, events = asked(port, "GET", "/gradio_api/queue/data?session_hash=abc")
+    assert b'"success":false' in events.replace(b" ", b"")
+    assert session.version == version
