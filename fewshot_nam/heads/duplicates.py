@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 TOLERANCE = 1e-4
-_LOOKED_AT = 4  # numbers of a feature, its largest, by which others are passed over
+_LOOKED_AT = 8  # numbers of a feature by which others are passed over
+_PAIRS = 1 << 18  # compared at once
 
 
 def first_equal(rows: Tensor, others: Tensor) -> Tensor:
@@ -21,23 +22,30 @@ def first_equal(rows: Tensor, others: Tensor) -> Tensor:
         >>> first_equal(rows, rows).tolist()
         [0, 1, 0]
     """
-    found = torch.full((len(rows),), -1, dtype=torch.long)
+    found = torch.full((len(rows),), len(others))
     if not len(rows) or not len(others):
-        return found
-    rows, others = rows.detach().double(), others.detach().to(rows.device)
-    lengths = torch.linalg.vector_norm(rows, dim=-1)
-    places = rows.abs().topk(min(_LOOKED_AT, rows.shape[-1]), dim=-1).indices
-    for i, row in enumerate(rows):
-        # No number of two features differs by more than the features do: few others pass, and only these are compared.
-        candidates = torch.arange(len(others), device=others.device)
-        for place in places[i]:
-            near = (others[candidates, place].double() - row[place]).abs() <= TOLERANCE * lengths[i]
-            candidates = candidates[near]
-        gaps = torch.linalg.vector_norm(others[candidates].double() - row, dim=-1)
-        same = candidates[gaps <= TOLERANCE * lengths[i]]
-        if len(same):
-            found[i] = same[0]
-    return found
+        return found.fill_(-1)
+    rows, others = rows.detach().double().cpu(), others.detach().cpu()
+    # No number of two features differs by more than the features do. So only few pairs must be compared whole: by one number the
+    # features that can be the same are neighbours in sorted order, and the other numbers leave few of these.
+    places = rows.abs().mean(dim=0).topk(min(_LOOKED_AT, rows.shape[-1])).indices  # where few are zeros
+    tolerance = TOLERANCE * torch.linalg.vector_norm(rows, dim=-1)
+    slack = tolerance * (1 + 1e-6)  # for rounding
+    along, others_along = rows[:, places], others[:, places].double()
+    positions, order = others_along[:, 0].sort()
+    start = torch.searchsorted(positions, along[:, 0] - slack)
+    counts = torch.searchsorted(positions, along[:, 0] + slack, right=True) - start
+    ends = counts.cumsum(0)
+    for first in range(0, int(ends[-1]), _PAIRS):
+        numbers = torch.arange(first, min(first + _PAIRS, int(ends[-1])))
+        i = torch.searchsorted(ends, numbers, right=True)
+        j = order[start[i] + numbers - (ends - counts)[i]]
+        near = ((along[i] - others_along[j]).abs() <= slack[i, None]).all(-1)
+        i, j = i[near], j[near]
+        for one, other in zip(i.split(_PAIRS // 64), j.split(_PAIRS // 64), strict=True):
+            same = torch.linalg.vector_norm(others[other].double() - rows[one], dim=-1) <= tolerance[one]
+            found.scatter_reduce_(0, one[same], other[same], "amin")
+    return found.masked_fill_(found == len(others), -1)
 
 
 def distinct(rows: Tensor) -> Tensor:

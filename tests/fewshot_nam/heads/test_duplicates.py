@@ -34,3 +34,11 @@ def test_a_head_knows_as_what_an_image_was_learned_also_after_forgetting():
     head = create("nam").write(rows, ["a", "b", "b", "c"]).forget("a")
     assert head.learned_before(rows * (1 + 1e-6)) == [None, "b", "b", "c"]
     assert head.write(rows[0], "d").learned_before(rows[:1]) == ["d"]
+
+
+def test_many_pairs_are_compared_in_parts(monkeypatch):
+    monkeypatch.setattr("fewshot_nam.heads.duplicates._PAIRS", 64)  # and one whole comparison at a time
+    rows = torch.rand(3, 4, generator=torch.Generator().manual_seed(2))[torch.arange(30) % 3]
+    assert first_equal(rows, rows).tolist() == [0, 1, 2] * 10
+    assert first_equal(torch.zeros(2, 4), rows).tolist() == [-1, -1]
+    assert first_equal(torch.zeros(2, 4), torch.zeros(2, 4)).tolist() == [0, 0]

@@ -49,7 +49,7 @@ def causal_mask(length: int, dtype: torch.dtype) -> Tensor:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("activation", [F.relu, "gelu", nn.Tanh()], ids=str)
+@pytest.mark.parametrize("activation", [F.relu, "gelu", nn.Tanh()], ids=["relu", "gelu", "tanh"])
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_the_layer_is_a_plain_transcription_of_the_paper_in_torchs_order(norm_first, activation, causal):
     ours, x = layer(norm_first=norm_first, activation=activation, layer_norm_eps=0.1), normal(1, B, T, WIDTH)
