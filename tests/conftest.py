@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+# Small tensors gain nothing from threads, and threads that wait for each other on a busy machine lose a lot. Libraries read this
+# when they are imported, and programs that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import settings
@@ -12,7 +16,6 @@ from torch import Tensor
 settings.register_profile("house", deadline=None, derandomize=True, max_examples=50, database=None)
 settings.load_profile("house")
 
-# Small tensors gain nothing from threads, and threads that wait for each other on a busy machine lose a lot.
 torch.set_num_threads(1)
 
 

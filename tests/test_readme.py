@@ -23,6 +23,7 @@ OF_OTHERS = {
     "--data-binary",
     "--short",
     "--repeats",
+    "--dist",
 }  # of other programs and benchmarks
 OF_SCRIPTS = re.compile(r"""add_argument\(\s*"(--[a-z][a-z-]+)\"""")
 
