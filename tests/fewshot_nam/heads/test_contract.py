@@ -238,7 +238,7 @@ def test_the_word_for_unknowns_is_no_known_class():
         ("", ValueError, "a label must not be empty"),
         (["a", " \t"], ValueError, "a label must not be empty"),
     ],
-    ids=str,
+    ids=["set", "dict", "empty", "blank"],
 )
 def test_labels_that_name_nothing_are_refused(labels, error, message):
     head = create("cosine")
