@@ -16,6 +16,7 @@ from torch import Tensor
 
 from episodes.data.class_names import Label
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.regular_files import open_regular
 
 BANK_FORMAT = 1
 _METADATA_KEY = "fewshot_bank"
@@ -44,7 +45,7 @@ def read_bank_file(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         NotABank: a file of another kind, cut short, or of a later format.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         is_zip = file.read(4) == b"PK\x03\x04"
     return _read_npz(path) if is_zip else _read_safetensors(path)
 

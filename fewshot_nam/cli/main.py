@@ -39,8 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps(answer, indent=2) if options.json else "\n".join(lines), flush=True)
     except BrokenPipeError:  # the program that reads our output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        print(f"error: {' '.join(str(error).split()) or 'there is not enough memory'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the memory is as it was", file=sys.stderr)

@@ -13,9 +13,12 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from fewshot_nam._deprecation import renamed_names
+from fewshot_nam.io.regular_files import open_regular
 
 __getattr__ = renamed_names(__name__, {"UnreadablePicture": "UnreadableImage", "read_picture": "read_image"})
 
+
+_MOST_BYTES = 2**31  # more than the largest image takes that is decoded, whatever its format
 
 # The first brand of an ISO base media file says what it holds.
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -55,7 +58,10 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for a writer
         raise UnreadableImage(f"{path}: not an image but a directory, pipe or device; name a file")
     # Read first and decode after: a disk that fails is not a bad image, and must never be skipped like one.
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MOST_BYTES:
+            raise UnreadableImage(f"{path}: {size:,} bytes are too many for an image: at most {_MOST_BYTES:,}")
         content = file.read()
     return decoded(content, str(path))
 

@@ -10,6 +10,8 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
+from fewshot_nam.io.regular_files import open_regular
+
 MAX_BYTES = 16 << 20
 MAX_DEPTH = 16
 _SHOWN = 80  # characters of a value in a message
@@ -65,7 +67,7 @@ def read_yaml(path: Path, loader: Any = None) -> Any:
         ValueError: as ``load_yaml``, or a file larger than ``MAX_BYTES``.
         UnicodeDecodeError: a file that is not text in UTF-8.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"{path} is larger than {MAX_BYTES >> 20} MiB, too large for options or lists of classes")

@@ -33,11 +33,13 @@ from fewshot_nam.heads import Head, NAMHead, NAMSettings
 from fewshot_nam.heads.erased_weights import head_of_version_01
 from fewshot_nam.heads.registry import specs
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.regular_files import open_regular
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.digests import tensors_digest, text_digest, weights_digest
 
 FORMAT, VERSION = "fewshot-nam model", 1
 _HEAD, _PROBE = "head.", "probe"
+_LONGEST_HEADER = 100_000_000  # bytes, as in safetensors
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool)
 # Features of one image differ by less than this between devices and releases of libraries (TF32 and bfloat16 included), and by
 # more between transforms with another crop, normalisation or padding.
@@ -205,16 +207,11 @@ def _named(value: object) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    # At once: another process may put a new file in this one's place, and safetensors would open both.
-    content = path.read_bytes()
+    content, metadata = _content(path)
     try:
         tensors = load(content)
     except SafetensorError as error:
         raise ValueError(f"{path}: cut short, or no file of a NAM model ({error})") from error
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    metadata = header.get("__metadata__") or {}
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path}: a safetensors file, but not of a NAM model: expected one that NAMModel.save wrote")
     version = metadata.get("version", "")
     if version != str(VERSION):
         raise ValueError(f"{path}: of format {version}, this release reads format {VERSION}: update fewshot-nam")
@@ -232,6 +229,39 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path} is damaged: its contents are not those that were written")
     _check_tensors(path, tensors)
     return about, tensors
+
+
+def _content(path: Path) -> tuple[bytes, dict[str, str]]:
+    """Return a whole file and its metadata; the rest is read only where its header is that of a NAM model.
+
+    Raises:
+        OSError: it is missing, no regular file, cannot be read, or does not fit in memory.
+        ValueError: it is of another kind, or cut short.
+    """
+    # One file opened once: another process may put a new one in its place meanwhile.
+    with open_regular(path) as file:
+        size, start = os.fstat(file.fileno()).st_size, file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > min(size - 8, _LONGEST_HEADER):
+            raise ValueError(f"{path}: cut short, or no file of a NAM model")
+        header = file.read(length)
+        try:
+            described = json.loads(header)
+            metadata = described.pop("__metadata__", None) or {}
+            end = max((entry["data_offsets"][1] for entry in described.values()), default=0)
+            ours = metadata.get("format") == FORMAT
+        except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: cut short, or no file of a NAM model ({error!r})") from error
+        if not ours:
+            raise ValueError(
+                f"{path}: a safetensors file, but not of a NAM model: expected one that NAMModel.save wrote"
+            )
+        if end != size - 8 - length:
+            raise ValueError(f"{path}: cut short, or longer than it says")
+        try:
+            return start + header + file.read(), metadata
+        except MemoryError as error:
+            raise OSError(f"{path}: {size:,} bytes do not fit in memory") from error
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

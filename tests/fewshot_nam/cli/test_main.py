@@ -184,6 +184,12 @@ def test_weights_from_a_file_are_found_again_or_asked_for(run, images, tmp_path)
     [
         (["predict", "nothing.png", "--memory", "MEMORY"], "nothing.png: there is no such file or directory"),
         (["predict", "MEMORY", "--memory", "MEMORY"], "not an image, or cut short"),
+        (["predict", "pipe", "--memory", "MEMORY"], "pipe: not an image but a directory, pipe or device"),
+        (["predict", "/dev/zero", "--memory", "MEMORY"], "/dev/zero: not an image but a directory, pipe or device"),
+        (["predict", "large", "--memory", "MEMORY"], "large: 3,221,225,472 bytes are too many for an image"),
+        (["predict", "PHOTOS", "--memory", "pipe"], "pipe is no regular file"),
+        (["predict", "PHOTOS", "--memory", "/dev/zero"], "/dev/zero is no regular file"),
+        (["predict", "PHOTOS", "--memory", "large"], "large: cut short, or no file of a NAM model"),
         (["predict", "PHOTOS", "--memory", "nothing.st"], "nothing.st"),
         (["predict", "", "--memory", "MEMORY"], "the name of a file or directory is empty"),
         (["predict", "PHOTOS", "--memory", "PHOTOS/digit 1/0.png"], "no file of a NAM model"),
@@ -208,6 +214,9 @@ def test_weights_from_a_file_are_found_again_or_asked_for(run, images, tmp_path)
 def test_what_is_refused_is_one_line_and_changes_nothing(run, memory, images, monkeypatch, tmp_path, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.onnx").symlink_to(memory)
+    os.mkfifo(tmp_path / "pipe")  # what waits for a writer, and a file without content that says it is large
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(3 << 30)
     before = memory.read_bytes()
     places = {"MEMORY": str(memory), "PHOTOS": str(images / "photos"), "UNKNOWNS": str(images / "unknowns")}
     for name, place in places.items():

@@ -1,0 +1,28 @@
+"""Only regular files are opened, and without waiting for anything."""
+
+import os
+
+import pytest
+
+from fewshot_nam.io.regular_files import open_regular
+
+
+def test_a_file_and_a_link_to_it_are_opened(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    for name in ("file", "link"):
+        with open_regular(tmp_path / name) as file:
+            assert file.read() == b"content"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_pipes_devices_and_directories_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, "/dev/zero"):
+        with pytest.raises(OSError, match="is no regular file"):
+            open_regular(path)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        open_regular(tmp_path / "nothing")
