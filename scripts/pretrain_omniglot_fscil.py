@@ -4,7 +4,8 @@
 
 No query drawing and no character of a later session is seen, so ``incremental_eval.py --dataset omniglot-fscil`` with these weights
 is comparable with published figures. The bundled ``conv4`` is not: it was trained on all drawings of most base characters, base
-queries among them. A run that was stopped resumes after its last complete epoch.
+queries among them. A run that was stopped resumes after its last complete epoch; with ``--finish-in`` it is brought to an early end
+instead.
 """
 
 from __future__ import annotations
@@ -43,6 +44,22 @@ def statistics(model: Conv4, images: ImageSet) -> BaseStatistics:
     return BaseStatistics.from_targets(rows, torch.from_numpy(images.labels), len(images.classes))
 
 
+class EarlyEnd(Pretraining):
+    """A run whose rate falls from where its checkpoint is, linearly to 0 in ``epochs`` further epochs."""
+
+    def finish_in(self, epochs: int) -> None:
+        """Train to that end."""
+        begin = self.epoch * self.steps_per_epoch
+        highest, steps = super()._rate(begin), epochs * self.steps_per_epoch
+        self._rate = lambda step: highest * max(1e-3, 1 - (step - begin) / steps)  # type: ignore[method-assign]
+        for _ in range(epochs):
+            found = self.run_epoch()
+            print(
+                f"epoch {self.epoch}: loss {found['loss']:.3f}, training accuracy {100 * found['accuracy']:.1f}%",
+                flush=True,
+            )
+
+
 def main() -> None:
     """Train, and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,15 +68,19 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="written after every epoch; default: beside --out")
     parser.add_argument("--width", type=int, default=128, help="features (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=60, help="default: %(default)s")
+    parser.add_argument("--finish-in", type=int, metavar="N", help="end in N further epochs, the rate falling to 0")
     options = parser.parse_args()
     base = open_sessions("omniglot-fscil", options.data_dir)[0].support
     recipe = InkRecipe(epochs=options.epochs)
     torch.manual_seed(recipe.seed)
     model = Conv4(options.width)
     checkpoint = options.checkpoint or options.out.with_suffix(".pt")
-    run = Pretraining(model, InkExamples(*training_images(base), recipe), recipe, checkpoint)
+    run = EarlyEnd(model, InkExamples(*training_images(base), recipe), recipe, checkpoint)
     with keep_freed_memory():
-        train(run, lambda: "all epochs done", options.epochs)
+        if options.finish_in is None:
+            train(run, lambda: "all epochs done", options.epochs)
+        else:
+            run.finish_in(options.finish_in)
     card = {"recipe": asdict(recipe), "width": options.width, "base_classes": base.classes}
     save_weights(options.out, model, statistics(model, base), card)
     print(f"wrote {options.out}")

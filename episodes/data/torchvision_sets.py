@@ -7,15 +7,16 @@ the files and their labels; this toolkit opens the images, as all others.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from episodes.data.cifar import cifar10, cifar100
 from episodes.data.class_names import nearest
 from episodes.data.folders import data_root
-from episodes.data.image_dataset import FileImages
+from episodes.data.image_dataset import FileImages, ImageSet
 
 # By name: torchvision's class, and the arguments for each of the official parts.
 _SETS: Mapping[str, tuple[str, Sequence[Mapping[str, Any]]]] = {
@@ -26,15 +27,15 @@ _SETS: Mapping[str, tuple[str, Sequence[Mapping[str, Any]]]] = {
     "food101": ("Food101", [{"split": part} for part in ("train", "test")]),
     "pets": ("OxfordIIITPet", [{"split": part} for part in ("trainval", "test")]),
 }
+_OF_CIFAR: Mapping[str, Callable[..., ImageSet]] = {"cifar10": cifar10, "cifar100": cifar100}
 
 
-def torchvision_dataset(
-    name: str, data_dir: str | os.PathLike[str] | None = None, download: bool = False
-) -> FileImages:
+def torchvision_dataset(name: str, data_dir: str | os.PathLike[str] | None = None, download: bool = False) -> ImageSet:
     """Return the images of a data set of torchvision.
 
     Args:
-        name: ``"flowers102"``, ``"aircraft"``, ``"eurosat"``, ``"dtd"``, ``"food101"`` or ``"pets"``.
+        name: ``"flowers102"``, ``"aircraft"``, ``"eurosat"``, ``"dtd"``, ``"food101"`` or ``"pets"``; or ``"cifar10"`` or
+            ``"cifar100"``, which ``episodes.data.cifar`` reads: torchvision would unpickle them.
         data_dir: torchvision's ``root``, which contains, say, ``flowers-102``. Default: the environment's ``FEWSHOT_DATA``, else
             ``data`` in the working directory.
         download: let torchvision download the data set if it is not there.
@@ -44,11 +45,11 @@ def torchvision_dataset(
         ImportError: torchvision, or a package that it needs to read the labels, is not installed.
         OSError: the download failed, or files are missing.
     """
+    if name in _OF_CIFAR:
+        return _OF_CIFAR[name](data_dir)
     if name not in _SETS:
-        raise ValueError(
-            f"torchvision:{name}: expected one of {', '.join(_SETS)}{nearest(name, _SETS)} (CIFAR-10 and CIFAR-100 are the data "
-            "sets cifar10 and cifar100: torchvision would unpickle them)"
-        )
+        known = [*_SETS, *_OF_CIFAR]
+        raise ValueError(f"torchvision:{name}: expected one of {', '.join(known)}{nearest(name, known)}")
     from torchvision import datasets
 
     kind, parts = _SETS[name]

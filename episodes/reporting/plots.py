@@ -206,11 +206,13 @@ def incremental_figure(report: IncrementalReport, title: str, heads: Sequence[st
                 [100 * np.nan_to_num(value["ci95"]) for value in found[measure]],
                 label=_label(name),
                 linewidth=2.4 if name.startswith("nam") else 1.2,
+                elinewidth=0.7,
                 markersize=4,
-                capsize=2,
+                capsize=1.5,
                 **all_styles[name],
             )
-        axes.set(xlabel="classes learned", ylabel=label)
+        axes.set_title(label, fontsize="medium")  # beside the axis it would touch the next panel
+        axes.set(xlabel="classes learned")
         axes.set_xticks(report.seen, [str(size) for size in report.seen], rotation=45 if len(report.seen) > 8 else 0)
     figure.suptitle(title)
     _legend(figure, len(shown))

@@ -144,23 +144,27 @@ class RecursiveMemory(NamedTuple):
         metric = torch.cholesky_inverse(torch.linalg.cholesky(damped))
         return cls(keys, metric, ((keys @ metric) * keys).sum(dim=-1), ridge)
 
-    def rewritten(self, removed: Tensor, added: Tensor, keys: Tensor) -> RecursiveMemory:
+    def rewritten(self, removed: Tensor, added: Tensor, stay: Tensor) -> RecursiveMemory:
         """Return the memory with other keys, at a cost of ``k D (C + D)`` for ``k`` changed keys.
 
         Args:
             removed: ``(a, D)``, keys to take out.
             added: ``(b, D)``, keys to put in.
-            keys: ``(C, D)``, all that there are then.
+            stay: ``(C,)`` long, of each key that there is then its row in ``keys`` now; -1 for those of ``added``, in their order.
         """
-        changed = torch.cat([removed, added])
+        changed, new = torch.cat([removed, added]), stay < 0
+        keys = self.keys[stay.clamp_min(0)] if len(self.keys) else added.new_zeros(len(stay), added.shape[-1])
+        keys[new] = added
         if 2 * len(changed) > keys.shape[-1]:
             return RecursiveMemory.of(keys, self.ridge)
         signs = torch.cat([removed.new_full((len(removed),), -1.0), added.new_ones(len(added))])
         of_changed = changed @ self.metric
-        metric = self.metric - of_changed.mT @ torch.linalg.solve(
-            torch.diag(signs) + of_changed @ changed.mT, of_changed
-        )
-        return RecursiveMemory(keys, metric, ((keys @ metric) * keys).sum(dim=-1), self.ridge)
+        inner = torch.diag(signs) + of_changed @ changed.mT
+        metric = self.metric - of_changed.mT @ torch.linalg.solve(inner, of_changed)
+        shared = keys @ of_changed.mT
+        own = self.own[stay.clamp_min(0)] - (shared * torch.linalg.solve(inner, shared.mT).mT).sum(dim=-1)
+        own[new] = ((added @ metric) * added).sum(dim=-1)
+        return RecursiveMemory(keys, metric, own, self.ridge)
 
 
 class RecursiveLearned(NamedTuple):
@@ -252,7 +256,9 @@ class NAMRecursiveHead(ScoreNormHead):
         old = changed[changed < len(self.shot_sums.counts)]
         removed = self._keys_of(self.shot_sums.totals[old]) if len(old) else None
         self.shot_sums.add(self._exact_directions(checked), targets, len(column))
-        self._rekey(removed, self._keys_of(self.shot_sums.totals[changed]))
+        stay = torch.arange(len(self._base_classes) + len(column), device=changed.device)
+        stay[len(self._base_classes) + changed] = -1
+        self._rekey(removed, self._keys_of(self.shot_sums.totals[changed]), stay)
         return self
 
     @changes
@@ -307,7 +313,7 @@ class NAMRecursiveHead(ScoreNormHead):
             sums.keep(rows.to(sums.counts.device))
         if self.classes:
             if removed:
-                self._rekey(torch.cat(removed), None)
+                self._rekey(torch.cat(removed), None, torch.cat([stay[0], len(gone[0]) + len(stay[0]) + stay[1]]))
         else:
             self._memory = None
         return self
@@ -319,12 +325,12 @@ class NAMRecursiveHead(ScoreNormHead):
         """Return directions ``(n, D)``."""
         return self._directions(self._embed(features.detach().to(self.targets.device, dtype)))
 
-    def _rekey(self, removed: Tensor | None, added: Tensor | None) -> None:
-        """Take keys out of the memory and put others in."""
+    def _rekey(self, removed: Tensor | None, added: Tensor | None, stay: Tensor) -> None:
+        """Take keys out of the memory and put others in; ``stay`` as ``RecursiveMemory.rewritten`` takes it."""
         if self._memory is not None:
             none = self._memory.keys[:0]
             self._memory = self._memory.rewritten(
-                none if removed is None else removed, none if added is None else added, self._keys()
+                none if removed is None else removed, none if added is None else added, stay.to(none.device)
             )
         self._outdate()
 

@@ -89,8 +89,18 @@ def test_names_that_are_no_such_data_set_are_explained(tmp_path):
         open_dataset("torchvision:pet", tmp_path)
     with pytest.raises(ValueError, match="no name in it; write torchvision:<name>"):
         open_dataset("torchvision:")
-    with pytest.raises(ValueError, match="cifar100: torchvision would unpickle them"):
+
+
+def test_cifar_is_read_from_its_binary_version_and_never_unpickled(tmp_path):
+    (tmp_path / "cifar-100-python").mkdir()  # what torchvision would read
+    with pytest.raises(ValueError, match="unpack the published binary version there"):
         open_dataset("torchvision:cifar100", tmp_path)
+    binary = tmp_path / "cifar-100-binary"
+    binary.mkdir()
+    for file in ("train.bin", "test.bin"):
+        (binary / file).write_bytes(b"".join(bytes([0, label]) + bytes(3072) for label in range(100)))
+    with pytest.warns(UserWarning, match="cifar100"):
+        assert open_dataset("torchvision:cifar100", tmp_path)["novel"].classes[:2] == ["apple", "aquarium_fish"]
 
 
 def test_missing_data_says_how_to_get_it_and_is_downloaded_only_on_request(tmp_path, monkeypatch):
