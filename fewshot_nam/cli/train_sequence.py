@@ -1,4 +1,4 @@
-"""The command of ``scripts/train_sequence.py``: train a sequence model by a preset, or measure a trained one."""
+"""The command of ``scripts/train_sequence.py``: train a sequence model by a preset, measure a trained one or have it write."""
 
 from __future__ import annotations
 
@@ -29,6 +29,14 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--size", type=int, default=1000, help="with --evaluate: the most sequences a test (default: %(default)s)"
+    )
+    made.add_argument("--generate", metavar="DIR", help="print what a finished run on text, such as imdb_bytes, says")
+    made.add_argument("--prompt", default="", metavar="TEXT", help="with --generate: what it goes on from")
+    made.add_argument(
+        "--tokens", type=int, default=200, metavar="N", help="with --generate: how many (default: %(default)s)"
+    )
+    made.add_argument(
+        "--temperature", type=float, default=0.7, help="with --generate: 0 for the most likely (default: %(default)s)"
     )
     made.add_argument("--json", metavar="FILE", help="write the result there too")
     return made
@@ -71,6 +79,9 @@ def _run(options: argparse.Namespace) -> dict[str, Any] | None:
     if options.evaluate:
         model, task = load_trained(options.evaluate)
         return {"accuracy": evaluate(model, task, options.lengths, options.size)}
+    if options.generate:
+        print(_generate(options))
+        return None
     if not options.preset or not options.out:
         raise ValueError("give --preset and --out to train, or --evaluate DIR to measure (--help lists the options)")
     changes = parse_changes(options.set)
@@ -84,6 +95,21 @@ def _run(options: argparse.Namespace) -> dict[str, Any] | None:
         device=options.device,
         progress=not options.quiet,
     )
+
+
+def _generate(options: argparse.Namespace) -> str:
+    import torch
+
+    from fewshot_nam.memory.language_model import generate
+    from fewshot_nam.sequences.training import load_trained
+
+    model, task = load_trained(options.generate)
+    if not task.causal:
+        raise ValueError(f"--generate: {task.name} is no text: take a run on imdb_bytes")
+    prompt = task.encode(options.prompt)
+    chance = torch.Generator().manual_seed(options.seed or 0)
+    said = generate(model, prompt.unsqueeze(0), options.tokens, temperature=options.temperature, generator=chance)
+    return options.prompt + task.decode(said[0])
 
 
 def parse_changes(words: Sequence[str]) -> dict[str, Any]:

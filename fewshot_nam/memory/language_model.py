@@ -12,6 +12,8 @@ Legend: ``B`` sequences, ``T`` tokens, ``V`` size of the vocabulary, ``E`` width
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor, nn
 
@@ -171,28 +173,63 @@ class NAMLanguageModel(nn.Module):
             TypeError: a prompt that is not an integer tensor.
             ValueError: an empty prompt, or a number out of its range.
         """
-        where = "NAMLanguageModel.generate"
-        _check_tokens(where, prompt, 2)
-        if not prompt.shape[1] or steps < 0:
-            raise ValueError(
-                f"{where}: needs a prompt of at least one token and at least 0 steps, got {prompt.shape[1]} and {steps}"
-            )
-        if temperature < 0 or (top_k is not None and top_k < 1):
-            raise ValueError(
-                f"{where}: temperature must be at least 0 and top_k at least 1, got {temperature} and {top_k}"
-            )
-        scores, state = self.extend(prompt, self.init_state(prompt.shape[0]))
-        scores, tokens = scores[:, -1], []
-        ended = torch.zeros(prompt.shape[0], dtype=torch.bool, device=prompt.device)
-        for number in range(steps):
-            token = _choose(scores, temperature, top_k, generator).to(prompt.dtype)
-            if end is not None:
-                token = token.masked_fill(ended, end)
-                ended = ended | (token == end)
-            tokens.append(token)
-            if number + 1 < steps:
-                scores, state = self.step(token, state)
-        return torch.stack(tokens, dim=1) if tokens else prompt[:, :0]
+        return generate(
+            self,
+            prompt,
+            steps,
+            temperature=temperature,
+            top_k=top_k,
+            end=end,
+            generator=generator,
+            where="NAMLanguageModel.generate",
+        )
+
+
+class Streaming(Protocol):
+    """A model that runs token by token: see ``NAMLanguageModel`` for the three methods."""
+
+    def init_state(self, batch_size: int) -> Any:
+        """Return the state before the first token."""
+
+    def extend(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Return the scores after further tokens ``(B, T)``, and the state after them."""
+
+    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Return the scores after one further token ``(B,)``, and the state after it."""
+
+
+@torch.no_grad()
+def generate(
+    model: Streaming,
+    prompt: Tensor,
+    steps: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    end: int | None = None,
+    generator: torch.Generator | None = None,
+    where: str = "generate",
+) -> Tensor:
+    """Return what any streaming model says after a prompt; see ``NAMLanguageModel.generate``. ``where`` begins error messages."""
+    _check_tokens(where, prompt, 2)
+    if not prompt.shape[1] or steps < 0:
+        raise ValueError(
+            f"{where}: needs a prompt of at least one token and at least 0 steps, got {prompt.shape[1]} and {steps}"
+        )
+    if temperature < 0 or (top_k is not None and top_k < 1):
+        raise ValueError(f"{where}: temperature must be at least 0 and top_k at least 1, got {temperature} and {top_k}")
+    scores, state = model.extend(prompt, model.init_state(prompt.shape[0]))
+    scores, tokens = scores[:, -1], []
+    ended = torch.zeros(prompt.shape[0], dtype=torch.bool, device=prompt.device)
+    for number in range(steps):
+        token = _choose(scores, temperature, top_k, generator).to(prompt.dtype)
+        if end is not None:
+            token = token.masked_fill(ended, end)
+            ended = ended | (token == end)
+        tokens.append(token)
+        if number + 1 < steps:
+            scores, state = model.step(token, state)
+    return torch.stack(tokens, dim=1) if tokens else prompt[:, :0]
 
 
 def _choose(scores: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:

@@ -57,6 +57,8 @@ class DNCModel(SequenceModel):
         dropout: probability of dropping a feature of the embedding.
     """
 
+    causal = True
+
     def __init__(self, task: SequenceTask, width: int, cells: int, cell: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__(task, width, width + heads * cell)
         if cells < 1 or cell < 1 or heads < 1:

@@ -35,6 +35,8 @@ class ForwardLSTMModel(SequenceModel):
         dropout: probability of dropping a feature of the embedding and of the output.
     """
 
+    causal = True
+
     def __init__(
         self, task: SequenceTask, width: int, attention: bool = True, layers: int = 1, dropout: float = 0.1
     ) -> None:
@@ -51,3 +53,18 @@ class ForwardLSTMModel(SequenceModel):
             hidden = torch.tanh(self.join(torch.cat([context, hidden], dim=-1)))
         features: Tensor = self.dropout(hidden)
         return features
+
+    def init_state(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Return the state of the LSTM before the first token.
+
+        Raises:
+            ValueError: with attention, which would need all earlier states.
+        """
+        if self.score is not None:
+            raise ValueError("alstm cannot run token by token: its attention reads all earlier steps")
+        zeros = self.classify.weight.new_zeros(self.recurrent.num_layers, batch_size, self.recurrent.hidden_size)
+        return zeros, zeros
+
+    def _extend(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        hidden, state = self.recurrent(self.dropout(x), state)
+        return self.dropout(hidden), state

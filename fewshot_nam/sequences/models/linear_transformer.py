@@ -54,6 +54,7 @@ class LinearTransformerModel(SequenceModel):
         super().__init__(task, width, width)
         if width % heads:
             raise ValueError(f"linear-transformer: heads must divide width, got {heads} heads for {width}")
+        self.causal = causal
         self.layers = nn.ModuleList(_Layer(width, heads, feedforward, dropout, causal) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)

@@ -38,6 +38,8 @@ class MANNModel(SequenceModel):
         dropout: probability of dropping a feature of the input.
     """
 
+    causal = True
+
     def __init__(self, task: SequenceTask, width: int, memory: int, hidden: int, dropout: float = 0.2) -> None:
         super().__init__(task, width, width)
         self.project = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout))

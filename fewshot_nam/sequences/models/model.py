@@ -6,6 +6,8 @@ the vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -22,7 +24,12 @@ class SequenceModel(nn.Module):
         task: whose vocabulary, padding and sizes it has.
         embedding_dim: width of the embedding.
         width: ``d``, width of what ``_encode`` returns.
+
+    Attributes:
+        causal: whether the logits at a position depend on the inputs up to there alone.
     """
+
+    causal: bool = False
 
     def __init__(self, task: SequenceTask, embedding_dim: int, width: int) -> None:
         super().__init__()
@@ -77,6 +84,34 @@ class SequenceModel(nn.Module):
     def _encode_steps(self, x: Tensor, mask: Tensor, steps: Tensor | None) -> Tensor:
         """Return what ``_encode`` does; only the features of ``steps``, ``(T,)`` bool, are used. ``None``: of all steps."""
         return self._encode(x, mask)
+
+    def init_state(self, batch_size: int) -> Any:
+        """Return the state of ``batch_size`` sequences before their first token.
+
+        Raises:
+            ValueError: the model cannot run token by token.
+        """
+        raise ValueError(f"{type(self).__name__} cannot run token by token")
+
+    def extend(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Return the logits ``(B, T, V)`` after further tokens ``(B, T)``, and the state after them.
+
+        A state may change: go on from what is returned alone.
+
+        Raises:
+            ValueError: the model cannot run token by token.
+        """
+        features, state = self._extend(self.embed(tokens), state)
+        return self.classify(features), state
+
+    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Return the logits ``(B, V)`` after one further token ``(B,)`` of every sequence, and the state; see ``extend``."""
+        logits, state = self.extend(tokens.unsqueeze(1), state)
+        return logits.squeeze(1), state
+
+    def _extend(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Return features ``(B, T, d)`` of further embedded tokens, and the state after them."""
+        raise ValueError(f"{type(self).__name__} cannot run token by token")
 
     @property
     def num_parameters(self) -> int:

@@ -8,12 +8,13 @@ Eigenvalues", 2025).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fewshot_nam.memory import NAMTransformerEncoderLayer
+from fewshot_nam.memory.attention import AttentionState
 from fewshot_nam.sequences.models.model import SequenceModel
 from fewshot_nam.sequences.models.registry import register
 from fewshot_nam.sequences.tasks.task import SequenceTask
@@ -41,6 +42,8 @@ class NAMTransformerModel(SequenceModel):
         start: put a learned token before the sequence, so that a memory has something to change from its first token on.
         layer_options: further arguments of ``NAMTransformerEncoderLayer``.
     """
+
+    causal = True
 
     def __init__(
         self,
@@ -80,3 +83,22 @@ class NAMTransformerModel(SequenceModel):
             x = layer(x, src_key_padding_mask=~mask, is_causal=True)
         features: Tensor = self.norm(x if self.start is None else x[:, 1:])
         return features
+
+    def init_state(self, batch_size: int) -> list[AttentionState]:
+        """Return a memory for each layer, of the same size after any number of tokens."""
+        state = [layer.init_state(batch_size) for layer in self._layers()]
+        return state if self.start is None else self._extend(self.start.expand(batch_size, 1, -1), state)[1]
+
+    def _extend(self, x: Tensor, state: list[AttentionState]) -> tuple[Tensor, list[AttentionState]]:
+        states = []
+        for layer, before in zip(self._layers(), state, strict=True):
+            if x.shape[1] == 1:
+                x, after = layer.step(x.squeeze(1), before)
+                x = x.unsqueeze(1)
+            else:
+                x, after = layer.extend(x, before)
+            states.append(after)
+        return self.norm(x), states
+
+    def _layers(self) -> list[NAMTransformerEncoderLayer]:
+        return cast("list[NAMTransformerEncoderLayer]", list(self.layers))

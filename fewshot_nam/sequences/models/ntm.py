@@ -44,6 +44,8 @@ class NTMModel(SequenceModel):
         dropout: probability of dropping a feature of the embedding.
     """
 
+    causal = True
+
     def __init__(self, task: SequenceTask, width: int, cells: int, cell: int, dropout: float = 0.0) -> None:
         super().__init__(task, width, width + cell)
         if cells < 3:

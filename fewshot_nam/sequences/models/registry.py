@@ -34,6 +34,7 @@ _FAMILIES = (
     "dnc",
     "tpr_rnn",
     "linear_transformer",
+    "causal_transformer",
 )
 
 
@@ -90,7 +91,7 @@ def create(name: str, task: SequenceTask, size: str = "small", **options: Any) -
         options: in place of single arguments of that size, such as ``width=64``.
 
     Raises:
-        ValueError: an unknown name, size or option.
+        ValueError: an unknown name, size or option, or a model that reads ahead for a task that is ``causal``.
     """
     _load()
     if name not in _MODELS:
@@ -101,9 +102,14 @@ def create(name: str, task: SequenceTask, size: str = "small", **options: Any) -
         raise ValueError(f"no size {size!r}: there are {', '.join(SIZES)}")
     entry = _MODELS[name]
     try:
-        return entry.build(task, **{**entry.sizes[size], **entry.options, **options})
+        model = entry.build(task, **{**entry.sizes[size], **entry.options, **options})
     except TypeError as error:
         raise ValueError(f"the model {name!r} cannot take these options: {error}") from None
+    if task.causal and not model.causal:
+        raise ValueError(
+            f"the model {name!r} reads ahead, where {task.name} has the answers: take one that reads forward"
+        )
+    return model
 
 
 def _load() -> None:

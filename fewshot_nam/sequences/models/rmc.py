@@ -40,6 +40,8 @@ class RMCModel(SequenceModel):
         dropout: probability of dropping a feature of the embedding.
     """
 
+    causal = True
+
     def __init__(self, task: SequenceTask, width: int, slots: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__(task, width, slots * width)
         if width % heads:

@@ -38,6 +38,8 @@ class STMModel(SequenceModel):
         stm_options: further arguments of ``STM``, such as ``preset``, ``gates`` and ``alphas``.
     """
 
+    causal = True
+
     def __init__(
         self,
         task: SequenceTask,

@@ -46,6 +46,8 @@ class TPRRNNModel(SequenceModel):
         dropout: probability of dropping a feature of the embedding.
     """
 
+    causal = True
+
     def __init__(
         self, task: SequenceTask, width: int, entity: int, relation: int, hidden: int, dropout: float = 0.0
     ) -> None:

@@ -21,7 +21,8 @@ class Experiment:
         models: how many seeds each model has, from seed 0 on.
         lengths: the exact lengths at which trained models are measured.
         task: ``None`` for ``name``.
-        measure: what the table shows: ``"exact"`` for whole sequences, ``"token"`` for single tokens.
+        measure: what the table shows: ``"exact"`` for whole sequences, ``"token"`` for single tokens, ``"bits"`` for
+            the mean surprise at them.
         changes: settings in place of the preset's, for all models.
         options: options of single models in place of the preset's.
         variants: entries of ``models`` that are another model with other options: their model's name.
@@ -34,7 +35,7 @@ class Experiment:
     models: Mapping[str, int]
     lengths: Sequence[int]
     task: str | None = None
-    measure: Literal["exact", "token"] = "exact"
+    measure: Literal["exact", "token", "bits"] = "exact"
     changes: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     variants: Mapping[str, str] = field(default_factory=dict)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# What a value is multiplied by, and what it is called.
+_SHOWN = {"exact": (100, "sequences right, %"), "token": (100, "tokens right, %"), "bits": (1, "bits a token")}
+
+
 def plot_lengths(experiment: Experiment, records: Sequence[Record], trained_to: int | None = None) -> Figure:
     """Return a figure of accuracy against length: for every model a line for the mean over seeds, and a band from worst to best.
 
@@ -36,12 +40,13 @@ def plot_lengths(experiment: Experiment, records: Sequence[Record], trained_to: 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     styles = ["-", "--", "-.", ":"]
+    scale, shown = _SHOWN[experiment.measure]
     for number, label in enumerate(experiment.models):
         rows = [record.lengths for record in records if record.label == label]
         if not rows:
             continue
         lengths = [int(length) for length in rows[0]]
-        values = [[100 * row[str(length)][experiment.measure] for row in rows] for length in lengths]
+        values = [[scale * row[str(length)][experiment.measure] for row in rows] for length in lengths]
         axes.plot(
             lengths,
             [sum(value) / len(value) for value in values],
@@ -53,17 +58,19 @@ def plot_lengths(experiment: Experiment, records: Sequence[Record], trained_to: 
         axes.fill_between(
             lengths, [min(v) for v in values], [max(v) for v in values], color=f"C{number % 10}", alpha=0.15
         )
+    if experiment.measure != "bits":
+        axes.set_ylim(-3, 112)
     if trained_to is not None:
         axes.axvline(trained_to, color="gray", linewidth=1, linestyle=":")
-        axes.text(trained_to, 102, f"trained to {trained_to}", color="gray", fontsize=8, ha="center", va="bottom")
-    axes.set_ylim(-3, 112)
+        place = 102 if experiment.measure != "bits" else axes.get_ylim()[1]
+        axes.text(trained_to, place, f"trained to {trained_to}", color="gray", fontsize=8, ha="center", va="bottom")
     axes.set_xscale("log")
     lengths = sorted({int(length) for record in records for length in record.lengths})
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.minorticks_off()
     axes.set_xlabel(experiment.axis)
-    axes.set_ylabel("sequences right, %" if experiment.measure == "exact" else "tokens right, %")
-    axes.set_title(experiment.name)
+    axes.set_ylabel(shown)
+    axes.set_title(experiment.name, pad=14 if experiment.measure == "bits" else None)
     axes.legend(fontsize=8)
     return figure
 

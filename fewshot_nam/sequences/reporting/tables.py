@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from fewshot_nam.sequences.reporting.plan import Experiment
 from fewshot_nam.sequences.reporting.records import Record
 
-_MEASURES = {"exact": "sequences that are right in every asked token", "token": "asked tokens that are right"}
+_MEASURES = {
+    "exact": "Percent of sequences that are right in every asked token",
+    "token": "Percent of asked tokens that are right",
+    "bits": "Bits an asked token (the mean of -log2 of its probability; less is better)",
+}
 
 
 def table(experiment: Experiment, records: Sequence[Record]) -> str:
     """Return a page in Markdown: the budget, the table, figures of others, and the commands.
 
-    A cell is the mean over seeds in percent, and the worst and best seed where they differ.
+    A cell is the mean over seeds, in percent or in bits, and the worst and best seed where they differ.
 
     Raises:
         ValueError: there is no record.
@@ -24,7 +28,7 @@ def table(experiment: Experiment, records: Sequence[Record]) -> str:
     lines = [
         f"# {experiment.name}",
         "",
-        f"Task `{experiment.task or experiment.name}`. {_budget(records)} Percent of {_MEASURES[experiment.measure]}: the mean "
+        f"Task `{experiment.task or experiment.name}`. {_budget(records)} {_MEASURES[experiment.measure]}: the mean "
         "over seeds, and in brackets the worst and the best seed.",
         "",
         "| model | parameters | seeds | " + " | ".join(_heading(test) for test in tests) + " | seconds, shared core |",
@@ -35,7 +39,10 @@ def table(experiment: Experiment, records: Sequence[Record]) -> str:
         if not rows:
             continue
         cells = [
-            _cell([{**row.result["accuracy"], **row.lengths}[test][experiment.measure] for row in rows])
+            _cell(
+                [{**row.result["accuracy"], **row.lengths}[test][experiment.measure] for row in rows],
+                experiment.measure,
+            )
             for test in tests
         ]
         seconds = sum(row.result["seconds"] for row in rows) / len(rows)
@@ -66,7 +73,7 @@ def _heading(test: str) -> str:
     return f"at {test}" if test.isdigit() else f"`{test}`"
 
 
-def _cell(values: Sequence[float]) -> str:
-    mean, low, high = (100 * value for value in (sum(values) / len(values), min(values), max(values)))
-    whole = f"{mean:.1f}"
-    return whole if f"{low:.1f}" == f"{high:.1f}" else f"{whole} ({low:.1f} to {high:.1f})"
+def _cell(values: Sequence[float], measure: str) -> str:
+    numbers = (sum(values) / len(values), min(values), max(values))
+    mean, low, high = (f"{value:.3f}" if measure == "bits" else f"{100 * value:.1f}" for value in numbers)
+    return mean if low == high else f"{mean} ({low} to {high})"

@@ -26,6 +26,7 @@ _FAMILIES = (
     "listops",
     "babi",
     "long_range",
+    "language",
 )
 _TASKS: dict[str, tuple[type[SequenceTask], str]] = {}
 

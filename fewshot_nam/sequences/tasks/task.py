@@ -58,6 +58,7 @@ class SequenceTask:
             draws from without end; its size says how many sequences the papers call an epoch.
         input_size: ``F``, or None where inputs are tokens.
         target_size: ``A``, or None where there is one answer at a position.
+        causal: whether the answer at a position is the input at the next one, so that only models that read forward may answer.
     """
 
     name: str = ""
@@ -65,11 +66,28 @@ class SequenceTask:
     splits: Mapping[str, Split]
     input_size: int | None = None
     target_size: int | None = None
+    causal: bool = False
 
     @property
     def pad(self) -> int:
         """The token that fills sequences up."""
         return len(self.vocabulary) - 1
+
+    def encode(self, text: str) -> Tensor:
+        """Return the tokens ``(T,)`` of the begin of a text.
+
+        Raises:
+            ValueError: the task is not about text.
+        """
+        raise ValueError(f"{self.name} is no text")
+
+    def decode(self, tokens: Tensor) -> str:
+        """Return the text of tokens ``(T,)``.
+
+        Raises:
+            ValueError: the task is not about text.
+        """
+        raise ValueError(f"{self.name} is no text")
 
     def _draw(self, count: int, length: int, generator: torch.Generator) -> Batch:
         """Return ``count`` sequences of one length, in the order of the generator."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional as F
 
 from fewshot_nam.sequences import models, tasks
 from fewshot_nam.sequences.models import SequenceModel
@@ -32,7 +34,8 @@ def evaluate(
         size: the most sequences of each.
 
     Returns:
-        For every test ``{"exact": share of sequences, "row": ..., "token": share of asked tokens}``; see ``tasks.Accuracy``.
+        For every test ``{"exact": share of sequences, "row": ..., "token": share of asked tokens}``; see ``tasks.Accuracy``. For a
+        task that is ``causal`` also ``"bits"``: the mean of ``-log2`` of the probability of an asked token.
     """
     model.eval()
     chosen = [name for name in task.splits if name != "train"] if tests is None else list(tests)
@@ -43,17 +46,31 @@ def evaluate(
         else:
             whole = task.splits[test].size if test in task.splits else size
             batch = task.split(test, min(size, whole))
-        found[str(test)] = tasks.accuracy(predict(model, batch), batch)._asdict()
+        predictions, surprise = [], 0.0
+        for part, logits in _logits(model, batch):
+            predictions.append(logits.argmax(-1))
+            if task.causal:
+                asked = logits[part.mask].double()
+                surprise += float(F.cross_entropy(asked, part.targets[part.mask], reduction="sum")) / math.log(2)
+        found[str(test)] = tasks.accuracy(torch.cat(predictions), batch)._asdict()
+        if task.causal:
+            found[str(test)]["bits"] = surprise / int(batch.mask.sum())
     return found
 
 
 @torch.no_grad()
 def predict(model: SequenceModel, batch: Batch) -> torch.Tensor:
     """Return the most likely tokens ``(B, T)`` on the CPU, batch by batch."""
+    return torch.cat([logits.argmax(-1) for _, logits in _logits(model, batch)])
+
+
+def _logits(model: SequenceModel, batch: Batch) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Yield parts of a batch that fit into memory, and their logits on the CPU."""
     device = next(model.parameters()).device
     rows = max(1, _TOKENS // batch.inputs.shape[1])
-    parts = [model(inputs.to(device)).argmax(-1).cpu() for inputs in torch.split(batch.inputs, rows)]
-    return torch.cat(parts)
+    for parts in zip(*(torch.split(whole, rows) for whole in batch), strict=True):
+        part = Batch(*parts)
+        yield part, model(part.inputs.to(device)).cpu()
 
 
 def load_trained(directory: str | os.PathLike[str], **task_options: Any) -> tuple[SequenceModel, SequenceTask]:

@@ -8,7 +8,7 @@ from fewshot_nam.sequences import models, tasks
 
 SHORT = {"mqar": 16}  # lengths that are short and that the task has
 OPTIONS = {"mqar": {"vocabulary_size": 32}, "listops": {"train": (5, 30)}, "babi": {"questions": (1, 2)}}
-OPTIONS |= {"lra_text": {"longest": 20}, "lra_image": {"size": 4}}
+OPTIONS |= {"lra_text": {"longest": 20}, "lra_image": {"size": 4}, "imdb_bytes": {"length": 5}}
 
 
 @pytest.mark.parametrize("name", tasks.available())
@@ -23,16 +23,21 @@ def test_a_training_step_of_every_model(name):
     batch = task.sample(2, torch.Generator().manual_seed(0), lengths)
     for model in models.available():
         torch.manual_seed(0)
-        network = models.create(model, task, "tiny")
+        try:
+            network = models.create(model, task, "tiny")
+        except ValueError as error:
+            if task.causal and "reads ahead" in str(error):
+                continue
+            raise
         optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
-        losses = []
-        for _ in range(2):
-            logits = network(batch.inputs)
-            assert logits.shape == (*batch.targets.shape, len(task.vocabulary)), model
-            loss = F.cross_entropy(logits[batch.mask].flatten(0, -2), batch.targets[batch.mask].flatten())
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            losses.append(float(loss.detach()))
-        assert all(torch.isfinite(torch.tensor(losses))), (model, losses)
-        assert losses[0] != losses[1], model
+        logits = network(batch.inputs)
+        assert logits.shape == (*batch.targets.shape, len(task.vocabulary)), model
+        loss = F.cross_entropy(logits[batch.mask].flatten(0, -2), batch.targets[batch.mask].flatten())
+        loss.backward()
+        optimiser.step()
+        assert bool(torch.isfinite(loss)), model
+        torch.manual_seed(0)
+        with torch.no_grad():
+            after = network(batch.inputs)
+        assert bool(torch.isfinite(after[batch.mask]).all()), model
+        assert not torch.equal(after[batch.mask], logits[batch.mask]), model

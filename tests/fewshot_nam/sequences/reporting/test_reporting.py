@@ -1,5 +1,6 @@
 """Plans, records, tables and plots of sequence runs: missing runs are made once, and figures are those of the runs."""
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -92,6 +93,15 @@ def test_a_table_shows_means_and_extremes_of_seeds(plan, tmp_path):
     lines = table(experiment, records).splitlines()
     parameters = f"{records[0].result['parameters']:,}"
     assert f"| lstm | {parameters} | 2 | 75.0 (50.0 to 100.0) | 25.0 | 2 |" in lines
+    in_bits = dataclasses.replace(experiment, measure="bits")
+    bits = [{"bits": bits} for bits in (2.0, 2.5, 3.0)]
+    of_bits = [
+        record._replace(result={**record.result, "accuracy": {"id": one}}, lengths={"2": one})
+        for record, one in zip(records, bits, strict=True)
+    ]
+    lines = table(in_bits, of_bits).splitlines()
+    assert f"| lstm | {parameters} | 2 | 2.250 (2.000 to 2.500) | 2.250 (2.000 to 2.500) | 2 |" in lines
+    assert "Bits an asked token" in lines[2]
     with pytest.raises(ValueError, match="quick: no finished run"):
         table(experiment, [])
 

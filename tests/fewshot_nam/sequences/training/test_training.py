@@ -193,3 +193,37 @@ def test_the_command_trains_resumes_and_evaluates(tmp_path, capsys):
 def test_the_script_answers_help_at_once():
     done = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, check=True)
     assert "--preset" in done.stdout
+
+
+# --- language ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    for part in ("train", "test"):
+        for kind in ("neg", "pos"):
+            (tmp_path / "aclImdb" / part / kind).mkdir(parents=True)
+            (tmp_path / "aclImdb" / part / kind / "0.txt").write_text("na" * 40, encoding="utf-8")
+    return str(tmp_path)
+
+
+def test_a_language_model_is_measured_in_bits_and_writes(tmp_path, reviews, capsys):
+    options = {"task_options": {"data_dir": reviews, "length": 12}, "learning_rate": 0.03, "validate_every": 60}
+    settings = tiny(task="imdb_bytes", model="nam-attention-erase", select=None, steps=60, **options)
+    result = run(settings, tmp_path / "run")
+    model, task = load_trained(tmp_path / "run")
+    batch = task.split("id", 20)
+    surprise = (
+        -model(batch.inputs).double().log_softmax(-1).gather(-1, batch.targets.unsqueeze(-1)) / torch.tensor(2.0).log()
+    )
+    assert result["accuracy"]["id"]["bits"] == pytest.approx(float(surprise.mean().detach()), rel=1e-5)
+    assert result["accuracy"]["id"]["bits"] < 1.0  # from log2(258) = 8
+    words = ["--generate", str(tmp_path / "run"), "--prompt", "nan", "--tokens", "9", "--temperature", "0"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == "nananananana\n"
+
+
+def test_only_a_run_on_text_writes(tmp_path, capsys):
+    run(tiny(), tmp_path)
+    assert main(["--generate", str(tmp_path)]) == 2
+    assert "reverse is no text" in capsys.readouterr().err
