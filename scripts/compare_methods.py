@@ -16,7 +16,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +140,20 @@ class Bench:
             known.append("base images" if score_registry.spec(score).needs_base else "")
         if transductive(name):
             known.append("all queries at once")
-        return ", ".join(word for word in known if word)
+        if len(known) > 1:
+            known = [word for word in known if word not in ("nothing", "")]
+        return ", ".join(known) or "nothing"
 
 
 def compare(
-    bench: Bench, shots: int, count: int, tune: int, only: Sequence[str] | None = None
+    bench: Bench,
+    shots: int,
+    count: int,
+    tune: int,
+    only: Sequence[str] | None = None,
+    measured: Callable[[dict[str, dict[str, Any]]], None] = lambda rows: None,
 ) -> dict[str, dict[str, Any]]:
-    """Return all rows of one number of shots, or those of the methods named."""
+    """Return all rows of one number of shots, or those of the methods named; ``measured`` is called with all rows after each."""
     rows: dict[str, dict[str, Any]] = {}
     groups = {
         "inductive": INDUCTIVE,
@@ -174,6 +181,7 @@ def compare(
                     name
                 ]
             rows[name] = row
+            measured(rows)
             print(f"{shots}-shot {name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     return rows
 
@@ -277,11 +285,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = before["results"] if same else {}  # of other numbers of shots, in the same setting
     found: dict[str, Any] = {"config": config, "results": results}
     for shots in options.shots:
-        rows = compare(bench, shots, options.episodes, options.tune, options.only)
         kept = results.get(str(shots), {}) if options.only else {}
-        results[str(shots)] = {**kept, **rows}
-        found["results"] = {key: results[key] for key in sorted(results, key=int)}
-        Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+        def write(rows: dict[str, dict[str, Any]], shots: int = shots, kept: dict[str, Any] = kept) -> None:
+            results[str(shots)] = {**kept, **rows}
+            found["results"] = {key: results[key] for key in sorted(results, key=int)}
+            Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+        compare(bench, shots, options.episodes, options.tune, options.only, write)
         if options.markdown:
             Path(options.markdown).write_text(markdown(found), encoding="utf-8")
     return 0
