@@ -42,7 +42,8 @@ def first_equal(rows: Tensor, others: Tensor) -> Tensor:
         j = order[start[i] + numbers - (ends - counts)[i]]
         near = ((along[i] - others_along[j]).abs() <= slack[i, None]).all(-1)
         i, j = i[near], j[near]
-        for one, other in zip(i.split(_PAIRS // 64), j.split(_PAIRS // 64), strict=True):
+        for whole in range(0, len(i), _PAIRS // 64):
+            one, other = i[whole : whole + _PAIRS // 64], j[whole : whole + _PAIRS // 64]
             same = torch.linalg.vector_norm(others[other].double() - rows[one], dim=-1) <= tolerance[one]
             found.scatter_reduce_(0, one[same], other[same], "amin")
     return found.masked_fill_(found == len(others), -1)
