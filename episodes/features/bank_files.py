@@ -52,6 +52,7 @@ def read_bank_file(path: Path) -> dict[str, Any]:
 
 def _foreign(path: Path, reason: object) -> NotABank:
     detail = " ".join(str(reason).split())
+    detail = detail if len(detail) <= 300 else f"{detail[:300]}..."  # zipfile puts all that it found in the file there
     return NotABank(
         f"{path}: not a whole feature bank ({detail}); expected a file of FeatureBank.save, or an .npz with features and labels"
     )

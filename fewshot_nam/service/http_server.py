@@ -31,6 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import fewshot_nam
+from fewshot_nam.heap import few_heaps
 from fewshot_nam.io.image_io import UnreadableImage
 from fewshot_nam.service.hosts import KnownHosts, known_hosts
 from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded, Unusable
@@ -345,6 +346,7 @@ def serve(
 
 def from_environment() -> FastAPI:
     """Return the application that ``serve`` describes to its workers."""
+    few_heaps()
     told = json.loads(os.environ[_SETTINGS])
     if told["threads"] is not None:
         import torch

@@ -20,6 +20,7 @@ import gradio as gr
 from PIL import Image
 from starlette.middleware import Middleware
 
+from fewshot_nam.heap import few_heaps
 from fewshot_nam.service import page_html as html
 from fewshot_nam.service.hosts import KnownHosts, is_loopback, known_hosts
 from fewshot_nam.service.teaching import (
@@ -441,6 +442,7 @@ def serve(
     Raises:
         OSError: the port is taken.
     """
+    few_heaps()
     host = host or "127.0.0.1"
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(uploads := temporary_directory())  # Gradio's own is one that others may read

@@ -73,3 +73,35 @@ def test_an_error_inside_ends_it():
     with pytest.raises(RuntimeError, match="inside"), keep_freed_memory():
         raise RuntimeError("inside")
     assert heap._inside == 0
+
+
+THREADS = """
+import ctypes, sys, threading
+from fewshot_nam.heap import few_heaps
+
+if sys.argv[1] == "few": few_heaps()
+inside, done = threading.Barrier(13), threading.Barrier(13)
+
+def work():
+    kept = [bytearray(1000) for _ in range(100)]
+    inside.wait()
+    done.wait()
+
+for _ in range(12): threading.Thread(target=work).start()
+inside.wait()
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+stream = ctypes.c_void_p(libc.fdopen(1, b"w"))
+libc.malloc_info(0, stream)
+libc.fflush(stream)
+done.wait()
+"""
+
+
+@needs_glibc
+def test_threads_share_a_few_heaps():
+    def heaps(how: str) -> int:
+        command = [sys.executable, "-c", THREADS, how]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.count("<heap nr=")
+
+    assert heaps("few") <= 2 < heaps("many")

@@ -384,6 +384,20 @@ def test_foreign_and_cut_files_are_named_with_what_was_expected(tmp_path, kind):
     assert "\n" not in str(caught.value)
 
 
+def test_the_reason_of_a_damaged_file_is_short_whatever_its_reader_says(tmp_path, monkeypatch):
+    """The fuzzer found an archive whose reader repeats 2,000 bytes of the file."""
+
+    def read(*_, **__):
+        raise ValueError("bytes " * 1000)
+
+    monkeypatch.setattr(np, "load", read)
+    path = tmp_path / "bank.npz"
+    path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match="not a whole feature bank") as error:
+        FeatureBank.load(path)
+    assert len(str(error.value)) < 1000
+
+
 def test_a_missing_file_and_a_later_format_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         FeatureBank.load(tmp_path / "nowhere")
