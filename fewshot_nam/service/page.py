@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -467,6 +468,9 @@ def serve(
     print(f"the page is at {page.local_url}" + ("" if not wait else " (Ctrl+C stops it)"), flush=True)
     if wait:
         page.server.force_exit = True  # Ctrl+C does not wait for tabs that are still open
+        if threading.current_thread() is threading.main_thread():
+            # As Ctrl+C, also where that is ignored because a shell started the command in the background.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         page.block_thread()
     return page
 
