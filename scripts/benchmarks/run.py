@@ -45,6 +45,7 @@ PARTS = {
     "memory": Part("memory.py", "--quick --threads 1 --lengths 64"),
     "sequences": Part("sequences.py"),
     "long_range": Part("long_range.py"),
+    "streaming": Part("streaming.py", library="lightning_fabric", extra="sequences"),
     "attach": Part("attach.py", library="timm", extra="vision"),
     "extraction": Part("extraction.py"),
     "startup": Part("startup.py"),
