@@ -30,6 +30,7 @@ MAY_IMPORT = {
         "fewshot_nam.heads",
         "fewshot_nam.heap",
         "fewshot_nam.io",
+        "fewshot_nam.memory",
         "fewshot_nam.sequences",
         "fewshot_nam.service",
         "fewshot_nam.vision",
