@@ -86,7 +86,7 @@ class RecallCorridor(gymnasium.Env[Observation, int]):
         right = door >= 0 and action == self._right[self._doors[door]]
         self._place += 1
         ended = self._place == 2 * self.rooms + self.wait
-        return self._seen(), right / self.rooms, ended, False, {}
+        return self._seen(), float(right) / self.rooms, ended, False, {}
 
     def _seen(self) -> Observation:
         seen = np.zeros(self.colours + self.buttons + 1, np.float32)
