@@ -149,7 +149,8 @@ def _base_classes(path: Path) -> list[str]:
             return [str(name) for name in json.loads(file.metadata()["card"])["base_classes"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"weights file {path}: base_prototypes need a JSON 'card' with 'base_classes' in the metadata ({error!r})"
+            f"weights file {path}: base_prototypes need a JSON 'card' with 'base_classes' in the metadata"
+            f" ({type(error).__name__}: {error})"
         ) from error
 
 

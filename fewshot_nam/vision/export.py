@@ -172,7 +172,7 @@ def update_onnx(path: str | os.PathLike[str], model: NAMModel) -> None:
         other["settings"] = current_settings(type(model.head), other["settings"])
         names = [key for key in own if key != "made_by" and own[key] != other.get(key)]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: its metadata cannot be read ({error!r})") from error
+        raise ValueError(f"{path} is damaged: its metadata cannot be read ({type(error).__name__}: {error})") from error
     if names:
         without_base = "constants" in names and "head" not in names
         hint = ", or attach with head=NAMHead() if that was made without base classes" if without_base else ""

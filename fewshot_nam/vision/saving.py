@@ -224,7 +224,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             isinstance(about["settings"], dict) and {"weights", "backbone", "head"} <= set(about) and _PROBE in tensors
         )
     except (KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: its description cannot be read ({error!r})") from error
+        raise ValueError(
+            f"{path} is damaged: its description cannot be read ({type(error).__name__}: {error})"
+        ) from error
     if not whole or not fits:
         raise ValueError(f"{path} is damaged: its contents are not those that were written")
     _check_tensors(path, tensors)
@@ -251,7 +253,9 @@ def _content(path: Path) -> tuple[bytes, dict[str, str]]:
             end = max((entry["data_offsets"][1] for entry in described.values()), default=0)
             ours = metadata.get("format") == FORMAT
         except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: cut short, or no file of a NAM model ({error!r})") from error
+            raise ValueError(
+                f"{path}: cut short, or no file of a NAM model ({type(error).__name__}: {error})"
+            ) from error
         if not ours:
             raise ValueError(
                 f"{path}: a safetensors file, but not of a NAM model: expected one that NAMModel.save wrote"

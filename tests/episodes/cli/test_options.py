@@ -21,7 +21,7 @@ def test_every_option_but_those_marked_is_in_the_command_that_gives_the_same_num
     for action in made._actions:
         if action.dest in ("help", "version", "config"):
             continue
-        given = [] if action.nargs == 0 else ["7" if action.type is int else "x"]
+        given = [] if action.nargs == 0 else ["x" if action.type is None else "7"]
         flag = action.option_strings[0]
         said = command_line(read_options([flag, *given]))
         assert (f" {flag}" in said) == (action.dest not in without), flag
