@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.regular_files import open_regular
 
 if TYPE_CHECKING:
     from episodes.data.image_dataset import ImageSet
@@ -96,10 +97,12 @@ class Episodes:
             fingerprint: of the bank that is to be indexed; ``None`` to compare nothing.
 
         Raises:
+            OSError: it cannot be read, or is a pipe or a device.
             ValueError: not a file of ``save``, cut short, or made for other images.
         """
         from safetensors import SafetensorError, safe_open
 
+        open_regular(path).close()  # safetensors would wait for a pipe without end
         names = [field.name for field in fields(Episodes)]
         try:
             with safe_open(os.fspath(path), framework="pt") as file:

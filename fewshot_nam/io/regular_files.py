@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -18,4 +19,25 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)
         raise OSError(f"{os.fspath(path)} is no regular file but a directory, pipe or device: name a file")
-    return os.fdopen(opened, "rb")
+    return io.BufferedReader(_Present(opened, os.fspath(path)))
+
+
+class _Present(io.FileIO):
+    """A file that says so where it has no content yet: some of the system look regular and make readers wait (/proc/kmsg)."""
+
+    def __init__(self, opened: int, path: str) -> None:
+        super().__init__(opened, "rb")
+        self._path = path
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; return how many bytes."""
+        return self._checked(super().readinto(buffer))
+
+    def readall(self) -> bytes:
+        """Return all that is left."""
+        return self._checked(super().readall())
+
+    def _checked(self, found: Any) -> Any:
+        if found is None:  # it would have to wait
+            raise OSError(f"{self._path} has no content yet: name a file whose content is there")
+        return found

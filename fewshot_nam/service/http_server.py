@@ -27,6 +27,7 @@ from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -120,6 +121,8 @@ class Guard:
                 raise
             headers = {"Connection": "close"} | ({"Retry-After": "1"} if refused.status == 503 else {})
             await JSONResponse({"error": str(refused)}, refused.status, headers)(scope, receive, noted)
+        except ClientDisconnect:  # in the middle of its request: no one is left to answer
+            status = 499
         finally:
             self._together -= read
             route = getattr(scope.get("route"), "path", "other")

@@ -1,6 +1,7 @@
 """Episodes: the same for the same seed, disjoint where they must be, uniform, and refused where there is too little."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -276,3 +277,10 @@ def test_a_class_whose_images_are_used_up_gives_way_to_the_next():
 def test_equal_queries_have_no_targets_of_their_own():
     bank = FeatureBank(torch.ones(60, 2), torch.arange(60) % 6)
     assert EpisodeSampler(bank, ways=3, shots=2, queries=5, open_ways=2).sample(0, 2).query_targets.shape == (2, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_is_refused_as_a_file_of_episodes(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="is no regular file"):
+        Episodes.load(tmp_path / "pipe")

@@ -29,6 +29,8 @@ pytest.importorskip("fastapi")
 testclient = pytest.importorskip("fastapi.testclient")
 uvicorn = pytest.importorskip("uvicorn")
 
+from starlette.requests import Request  # noqa: E402 (it comes with FastAPI)
+
 from fewshot_nam.service.http_server import Guard, Impatient, build  # noqa: E402 (it needs FastAPI)
 
 HEADERS = {"Authorization": "Bearer secret"}
@@ -232,6 +234,27 @@ def test_large_bodies_at_once_are_bounded_together(monkeypatch):
     found = asyncio.run(many())
     assert found.count(503) >= 2
     assert set(found) == {503, 408}
+    assert guard._together == 0
+
+
+def test_a_client_that_goes_away_in_its_request_is_no_error():
+    async def disconnects(scope, receive, send):
+        await Request(scope, receive).body()
+
+    async def gone():
+        messages = iter(
+            [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}],
+        )
+
+        async def receive():
+            return next(messages)
+
+        await guard({"type": "http", "method": "POST", "headers": []}, receive, None)
+
+    metrics = Metrics()
+    guard = Guard(disconnects, 100, metrics)
+    asyncio.run(gone())
+    assert metrics._requests == {("other", 499): 1}
     assert guard._together == 0
 
 
