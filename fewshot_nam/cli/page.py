@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from fewshot_nam.cli.serve import add_allowed_hosts
 from fewshot_nam.vision.libraries import names
 
 
@@ -28,13 +29,7 @@ def add_options(command: argparse.ArgumentParser, default_backbone: str) -> None
         help="the address to listen on (default: %(default)s, which this machine alone reaches); any other lets all who reach it "
         "teach and read the memory, but not name folders of this machine",
     )
-    command.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a name that a proxy before it passes on; may be repeated. On the loopback it answers to that of this machine alone",
-    )
+    add_allowed_hosts(command)
     command.add_argument("--open", action="store_true", help="open it in the browser")
     command.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     command.add_argument("--quiet", action="store_true", help="no notes")

@@ -16,13 +16,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="the address to listen on (default: %(default)s, which this machine alone reaches)",
     )
-    command.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a name that a proxy before it passes on; may be repeated. On the loopback it answers to that of this machine alone",
-    )
+    add_allowed_hosts(command)
     command.add_argument(
         "--workers", type=int, default=1, metavar="N", help="processes that answer, one file between them (default: 1)"
     )
@@ -36,6 +30,17 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     command.epilog = (
         "Changes (learn, forget, calibrate) need a token: set FEWSHOT_NAM_TOKEN. Without one, the server answers only."
+    )
+
+
+def add_allowed_hosts(command: argparse.ArgumentParser) -> None:
+    """Add the option that names what else a server or page answers to."""
+    command.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that a proxy before it passes on; may be repeated. On the loopback it answers to that of this machine alone",
     )
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from fewshot_nam.cli.train_sequence import parse_changes
+from fewshot_nam.cli import training_command
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,41 +14,18 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="train_agent.py", description=__doc__, allow_abbrev=False)
     made.add_argument("--env", metavar="NAME", help="recall or pong")
     made.add_argument("--model", metavar="NAME", help="feedforward, lstm or lstm-stm")
-    made.add_argument("--out", metavar="DIR", help="where log, checkpoint, weights and result.json go")
-    made.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
-    made.add_argument("--seed", type=int, help="of weights, actions and episodes (default: 0)")
-    made.add_argument("--steps", type=int, help="steps of all environments together (default: the preset's)")
-    made.add_argument("--set", nargs="+", metavar="KEY=VALUE", default=[], help="other settings, values as YAML")
-    made.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    made.add_argument("--threads", type=int, help="processor threads (default: torch's choice)")
-    made.add_argument("--quiet", action="store_true", help="no progress bar")
+    training_command.add_options(made, "weights, actions and episodes", "steps of all environments together")
     made.add_argument("--list", action="store_true", help="list environments and models, and stop")
-    made.add_argument("--evaluate", metavar="DIR", help="measure a finished run instead of training")
     made.add_argument(
         "--episodes", type=int, metavar="N", help="with --evaluate: how many (default: the test_episodes of the run)"
     )
     made.add_argument("--table", metavar="DIR", help="print a table of all finished runs below DIR")
-    made.add_argument("--json", metavar="FILE", help="write the result there too")
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, or 2 with one line on standard error."""
-    options = parser().parse_args(arguments)
-    try:
-        result = _run(options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if result is not None:
-        text = json.dumps(result, indent=2)
-        print(text)
-        if options.json:
-            from fewshot_nam.io.atomic import replacing
-
-            with replacing(Path(options.json)) as unfinished:
-                unfinished.write_text(text + "\n", encoding="utf-8")
-    return 0
+    return training_command.answer(_run, parser().parse_args(arguments))
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -82,9 +56,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any] | None:
         raise ValueError(
             "give --env, --model and --out to train, or --evaluate DIR to measure (--help lists the options)"
         )
-    changes = parse_changes(options.set)
-    changes |= {name: value for name in ("seed", "steps") if (value := getattr(options, name)) is not None}
-    settings = reinforcement.agent_preset(options.env, options.model, **changes)
+    settings = reinforcement.agent_preset(options.env, options.model, **training_command.changes(options))
     return reinforcement.train_agent(
         settings, options.out, resume=options.resume, device=options.device, progress=not options.quiet
     )

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from fewshot_nam.cli import training_command
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all options."""
     made = argparse.ArgumentParser(prog="train_sequence.py", description=__doc__, allow_abbrev=False)
     made.add_argument("--preset", metavar="NAME", help="TASK/MODEL, or TASK/MODEL/paper for the published size")
-    made.add_argument("--out", metavar="DIR", help="where log, checkpoint, weights and result.json go")
-    made.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
-    made.add_argument("--seed", type=int, help="of weights, batches and dropout (default: 0)")
-    made.add_argument("--steps", type=int, help="optimiser steps (default: the preset's)")
-    made.add_argument("--set", nargs="+", metavar="KEY=VALUE", default=[], help="other settings, values as YAML")
-    made.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    made.add_argument("--threads", type=int, help="processor threads (default: torch's choice)")
-    made.add_argument("--quiet", action="store_true", help="no progress bar")
+    training_command.add_options(made, "weights, batches and dropout", "optimiser steps")
     made.add_argument("--list", action="store_true", help="list tasks and models, and stop")
-    made.add_argument("--evaluate", metavar="DIR", help="measure a finished run instead of training")
     made.add_argument(
         "--lengths", nargs="+", type=int, metavar="N", help="with --evaluate: exact lengths; default its test sets"
     )
@@ -38,27 +29,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--temperature", type=float, default=0.7, help="with --generate: 0 for the most likely (default: %(default)s)"
     )
-    made.add_argument("--json", metavar="FILE", help="write the result there too")
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, or 2 with one line on standard error."""
-    options = parser().parse_args(arguments)
-    try:
-        result = _run(options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if result is not None:
-        text = json.dumps(result, indent=2)
-        print(text)
-        if options.json:
-            from fewshot_nam.io.atomic import replacing
-
-            with replacing(Path(options.json)) as unfinished:
-                unfinished.write_text(text + "\n", encoding="utf-8")
-    return 0
+    return training_command.answer(_run, parser().parse_args(arguments))
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -84,9 +60,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any] | None:
         return None
     if not options.preset or not options.out:
         raise ValueError("give --preset and --out to train, or --evaluate DIR to measure (--help lists the options)")
-    changes = parse_changes(options.set)
-    changes |= {name: value for name in ("seed", "steps") if (value := getattr(options, name)) is not None}
-    settings = preset(options.preset, **changes)
+    settings = preset(options.preset, **training_command.changes(options))
     return train(
         settings,
         options.out,
@@ -110,20 +84,3 @@ def _generate(options: argparse.Namespace) -> str:
     chance = torch.Generator().manual_seed(options.seed or 0)
     said = generate(model, prompt.unsqueeze(0), options.tokens, temperature=options.temperature, generator=chance)
     return options.prompt + task.decode(said[0])
-
-
-def parse_changes(words: Sequence[str]) -> dict[str, Any]:
-    """Return the settings that words ``KEY=VALUE`` name, their values read as YAML.
-
-    Raises:
-        ValueError: a word without ``=``.
-    """
-    import yaml
-
-    changes = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise ValueError(f"--set: expected KEY=VALUE, got {word!r}")
-        changes[name.replace("-", "_")] = yaml.safe_load(value)
-    return changes

@@ -41,7 +41,7 @@ from fewshot_nam.vision.image_transform import TransformFailed
 TOKEN = "FEWSHOT_NAM_TOKEN"
 """The environment variable with the token that changes need."""
 
-_SETTINGS = "FEWSHOT_NAM_SERVE"  # how a worker is told what to serve
+_SETTINGS = "FEWSHOT_NAM_SERVE"  # what a worker is to serve
 _IMAGES: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -298,7 +298,7 @@ def serve(
     limits: Limits | None = None,
     hosts: Sequence[str] = (),
 ) -> None:
-    """Serve a memory's file until the process is told to stop; requests that have begun are answered first.
+    """Serve a memory's file until the process is asked to stop; requests that have begun are answered first.
 
     Args:
         memory: the file.
@@ -350,13 +350,13 @@ def serve(
 def from_environment() -> FastAPI:
     """Return the application that ``serve`` describes to its workers."""
     few_heaps()
-    told = json.loads(os.environ[_SETTINGS])
-    if told["threads"] is not None:
+    given = json.loads(os.environ[_SETTINGS])
+    if given["threads"] is not None:
         import torch
 
-        torch.set_num_threads(told["threads"])
-    service = MemoryService(told["memory"], told["weights"], told["device"], Limits(*told["limits"]))
-    names = told["hosts"]
+        torch.set_num_threads(given["threads"])
+    service = MemoryService(given["memory"], given["weights"], given["device"], Limits(*given["limits"]))
+    names = given["hosts"]
     return build(service, os.environ.get(TOKEN), None if names is None else frozenset(names))
 
 

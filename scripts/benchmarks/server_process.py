@@ -39,8 +39,8 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "fewshot_nam.cli.main", "serve", str(memory), "--port", str(port)]
         command += ["--workers", str(workers), "--threads", "1"]
-        told = {**os.environ, "FEWSHOT_NAM_TOKEN": "load"}
-        self.process = subprocess.Popen(command, env=told, stderr=subprocess.DEVNULL)
+        environment = {**os.environ, "FEWSHOT_NAM_TOKEN": "load"}
+        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         client = Client(self.url)
         while True:
             try:

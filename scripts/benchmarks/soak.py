@@ -66,7 +66,7 @@ class Expected(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a client was told about one image, and the number of changes that were acknowledged before it asked."""
+    """The answer to a client about one image, and the number of changes that were acknowledged before it asked."""
 
     image: int
     acknowledged: int
@@ -181,7 +181,7 @@ class Soak:
     # Clients.
 
     def ask(self, server: Server, seed: int, goes_on: Callable[[], bool], answers: list[Answer]) -> None:
-        """Ask until told to stop, or the server is gone."""
+        """Ask until it is stopped, or the server is gone."""
         client, chance = Client(server.url), random.Random(seed)
         try:
             while goes_on():
@@ -206,7 +206,7 @@ class Soak:
                             self.wrong.append(str(error))
                     self.count("refused")
         except OSError:
-            if goes_on():  # nobody has ended it
+            if goes_on():  # the script has not ended it
                 self.wrong.append("no answer from a server that runs")
         except ValueError as error:
             self.wrong.append(f"a request failed: {error}")
@@ -214,7 +214,7 @@ class Soak:
             client.close()
 
     def change(self, server: Server, goes_on: Callable[[], bool], share: float) -> None:
-        """Change the memory so often that changes are a share of all requests, until told to stop or the server is gone."""
+        """Change the memory so often that changes are a share of all requests, until it is stopped or the server is gone."""
         client, outsider = Client(server.url, "load"), Client(server.url, "wrong")
         done, before = 0, self.requests
         try:
@@ -351,12 +351,12 @@ class Soak:
             thread.join()
         if end is not None:
             self.ends += 1
-        self.settle(end)
+        self.reconcile(end)
         for one in (one for own in answers for one in own):
             self.compare(one)
         return end is not None
 
-    def settle(self, end: str | None) -> None:
+    def reconcile(self, end: str | None) -> None:
         """Find out from the file whether a change was made that was under way when the server was ended."""
         writes = read_head(self.memory)[0]["notes"].get("writes", 0)
         change, self.pending = self.pending, None
@@ -380,7 +380,8 @@ class Soak:
         rows = [(row["score"], float(scores[expected.labels.index(row["label"])])) for row in one["ranking"]]
         highest = scores.topk(len(rows)).values.tolist()
         same = all(
-            abs(told - own) < SAME and abs(told - best) < SAME for (told, own), best in zip(rows, highest, strict=True)
+            abs(given - own) < SAME and abs(given - best) < SAME
+            for (given, own), best in zip(rows, highest, strict=True)
         )
         threshold = found["threshold"]
         same = same and (threshold is None) == (expected.threshold is None)
@@ -421,7 +422,7 @@ class Soak:
             self.wrong.append(f"files are left: {others}")
 
     def change_the_file(self) -> None:
-        """Learn and forget as the commands do, while the server runs and is not told."""
+        """Learn and forget as the commands do, while the server runs and does not know of it."""
         with exclusive(self.memory):
             model, notes = open_model(self.memory)
             label, image = f"new {self.number}", self.chance.choice(self.ledger.free(LEARNED))

@@ -1,9 +1,9 @@
 """Advantage actor-critic (A2C), the synchronous form of the A3C of the STM paper, for agents with a memory.
 
-The recipe is that of Mnih et al. ("Asynchronous Methods for Deep Reinforcement Learning", 2016) and of CleanRL's single files: all
-workers take ``rollout`` steps, then one update follows along generalised advantages. It is written here because the recurrent
-policies of Stable-Baselines3 (``RecurrentPPO`` of ``sb3-contrib``) hold an LSTM and have no place for another core. The memory goes
-on from rollout to rollout without gradients, and begins anew with an episode.
+The recipe is that of Mnih et al. ("Asynchronous Methods for Deep Reinforcement Learning", 2016) and of CleanRL's single files:
+all workers take ``rollout`` steps, then one update follows along generalised advantages. It is written here because the
+recurrent policies of Stable-Baselines3 (``RecurrentPPO`` of ``sb3-contrib``) build an LSTM or a plain RNN of their own and have
+no place for another core. The memory goes on from rollout to rollout without gradients, and begins anew with an episode.
 """
 
 from __future__ import annotations
