@@ -138,6 +138,11 @@ def _check_outputs(options: argparse.Namespace) -> None:
             raise ValueError(f"{flag}: the directory of {given} cannot be written")
         if path in taken:
             raise ValueError(f"{flag} and {taken[path]} name the same file, {given}")
+        if path.exists():
+            from fewshot_nam.vision.saving import holds_memory
+
+            if holds_memory(path):
+                raise ValueError(f"{flag}: {given} is a memory, and would be replaced: name another file")
         taken[path] = flag
     if options.report is not None:
         page = _check_report(options.report)

@@ -218,9 +218,11 @@ def _calibrate(options: argparse.Namespace) -> Answer:
 def _export(options: argparse.Namespace) -> Answer:
     from fewshot_nam.vision.export import export_onnx
     from fewshot_nam.vision.memory_files import NOT_FILES, weights_file
+    from fewshot_nam.vision.saving import holds_memory
 
     path = _writable(options.onnx)
-    _refuse_input(path, options.memory, "the memory")
+    if holds_memory(path):
+        raise ValueError(f"{path} is a memory, and would be replaced: choose another name for the output")
     model, notes = _open(options, knows_classes=True)
     if notes["weights"] not in NOT_FILES:
         _refuse_input(path, weights_file(options.memory, notes["weights"]), "the backbone's weights")

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -87,6 +87,17 @@ def write_head(path: str | os.PathLike[str], head: Head, about: Mapping[str, Any
             save_file(tensors, temporary, metadata)
         except SafetensorError as error:
             raise OSError(f"{path}: cannot be written ({error}): the old file is as it was") from error
+
+
+def holds_memory(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file says in its header that it is a memory; its tensors are not read."""
+    path = Path(path)
+    try:
+        with open_regular(path) as file:
+            _, metadata, _ = _header(file, path, os.fstat(file.fileno()).st_size)
+    except (OSError, ValueError):  # nothing is there, or something else
+        return False
+    return metadata.get("format") == FORMAT
 
 
 def load_head(path: str | os.PathLike[str], present: Head, backbone: Backbone) -> Head:
@@ -242,30 +253,41 @@ def _content(path: Path) -> tuple[bytes, dict[str, str]]:
     """
     # One file opened once: another process may put a new one in its place meanwhile.
     with open_regular(path) as file:
-        size, start = os.fstat(file.fileno()).st_size, file.read(8)
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or length > min(size - 8, _LONGEST_HEADER):
-            raise ValueError(f"{path}: cut short, or no file of a NAM model")
-        header = file.read(length)
-        try:
-            described = json.loads(header)
-            metadata = described.pop("__metadata__", None) or {}
-            end = max((entry["data_offsets"][1] for entry in described.values()), default=0)
-            ours = metadata.get("format") == FORMAT
-        except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: cut short, or no file of a NAM model ({type(error).__name__}: {error})"
-            ) from error
-        if not ours:
+        size = os.fstat(file.fileno()).st_size
+        header, metadata, end = _header(file, path, size)
+        if metadata.get("format") != FORMAT:
             raise ValueError(
                 f"{path}: a safetensors file, but not of a NAM model: expected one that NAMModel.save wrote"
             )
-        if end != size - 8 - length:
+        if end != size - len(header):
             raise ValueError(f"{path}: cut short, or longer than it says")
         try:
-            return start + header + file.read(), metadata
+            return header + file.read(), metadata
         except MemoryError as error:
             raise OSError(f"{path}: {size:,} bytes do not fit in memory") from error
+
+
+def _header(file: BinaryIO, path: Path, size: int) -> tuple[bytes, dict[str, str], int]:
+    """Return the header of a safetensors file of so many bytes, the metadata in it, and where its tensors end behind it.
+
+    Raises:
+        ValueError: it is of another kind, or cut short.
+    """
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(size - 8, _LONGEST_HEADER):
+        raise ValueError(f"{path}: cut short, or no file of a NAM model")
+    header = file.read(length)
+    try:
+        described = json.loads(header)
+        metadata = described.pop("__metadata__", None) or {}
+        end = max((entry["data_offsets"][1] for entry in described.values()), default=0)
+        metadata.get("format")
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: cut short, or no file of a NAM model ({type(error).__name__}: {error})"
+        ) from error
+    return start + header, metadata, end
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

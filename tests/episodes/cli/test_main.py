@@ -18,6 +18,7 @@ from episodes.cli.main import main
 from episodes.cli.options import number, parser, read_options
 from episodes.data import registry
 from episodes.metrics.registry import MEASURES, PROTOCOLS, short_table
+from fewshot_nam import attach
 from fewshot_nam.heads.registry import specs
 from fewshot_nam.vision.libraries.registry import LIBRARIES
 
@@ -305,6 +306,17 @@ def test_an_output_that_is_an_input_is_refused(inputs, output, photos, tmp_path,
     assert error.startswith(f"error: {output[0]}: ")
     assert inputs[0] in error or inputs[-2] in error
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("flag", ["--json", "--markdown", "--save-features"])
+def test_a_memory_is_not_replaced_by_an_output(flag, tmp_path, capsys):
+    attach("conv4").save(tmp_path / "memory.st")
+    before = (tmp_path / "memory.st").read_bytes()
+    assert main([*FEW, flag, str(tmp_path / "memory.st")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {flag}: {tmp_path / 'memory.st'} is a memory, and would be replaced: name another file\n"
+    )
+    assert (tmp_path / "memory.st").read_bytes() == before
 
 
 def test_a_configuration_that_could_cost_more_than_its_size_is_refused_and_not_echoed(tmp_path, capsys):
