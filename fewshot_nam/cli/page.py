@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from fewshot_nam.cli.serve import add_allowed_hosts
+from fewshot_nam.cli.serve import add_allowed_hosts, whole_number
 from fewshot_nam.vision.libraries import names
 
 
@@ -21,7 +21,9 @@ def add_options(command: argparse.ArgumentParser, default_backbone: str) -> None
     command.add_argument(
         "--weights", metavar="FILE", help="the backbone's weights: a file, or 'random'; otherwise those of the memory"
     )
-    command.add_argument("--port", type=int, metavar="N", help="of the page (default: a free one from 7860 on)")
+    command.add_argument(
+        "--port", type=whole_number(1, 65535), metavar="N", help="of the page (default: a free one from 7860 on)"
+    )
     command.add_argument(
         "--host",
         default="127.0.0.1",
@@ -49,8 +51,6 @@ def run(options: argparse.Namespace, default_backbone: str) -> tuple[dict[str, A
         raise ImportError(f"the page needs {error.name}: pip install 'fewshot-nam[page]'") from error
     from fewshot_nam.service.teaching import TeachingSession
 
-    if options.port is not None and not 0 < options.port < 65536:
-        raise ValueError(f"--port is a number from 1 to 65535, got {options.port}")
     session = TeachingSession.open(
         options.memory,
         backbone=options.backbone,

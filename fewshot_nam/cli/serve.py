@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Callable
+
+from fewshot_nam.io.yaml_input import shown
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add the options of the server to its command."""
     command.add_argument("memory", metavar="MEMORY", help="the memory's file, which exists")
     command.add_argument("--weights", metavar="FILE", help="the backbone's weights; otherwise those of the memory")
-    command.add_argument("--port", type=int, default=8000, metavar="N", help="default: %(default)s")
+    command.add_argument("--port", type=whole_number(1, 65535), default=8000, metavar="N", help="default: %(default)s")
     command.add_argument(
         "--host",
         default="127.0.0.1",
@@ -18,15 +22,22 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     add_allowed_hosts(command)
     command.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes that answer, one file between them (default: 1)"
+        "--workers",
+        type=whole_number(1, 256),
+        default=1,
+        metavar="N",
+        help="processes that answer, one file between them (default: %(default)s)",
     )
-    command.add_argument("--threads", type=int, metavar="N", help="of torch in each process (default: torch's choice)")
     command.add_argument(
-        "--max-images", type=int, default=64, metavar="N", help="images in one request (default: %(default)s)"
+        "--threads",
+        type=whole_number(1, 1024),
+        metavar="N",
+        help="of torch in each process (default: torch's choice)",
     )
-    command.add_argument(
-        "--max-megabytes", type=int, default=64, metavar="N", help="of one request (default: %(default)s)"
-    )
+    for flag, meaning in (("--max-images", "images in one request"), ("--max-megabytes", "of one request")):
+        command.add_argument(
+            flag, type=whole_number(1, 100_000), default=64, metavar="N", help=f"{meaning} (default: %(default)s)"
+        )
     command.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     command.epilog = (
         "Changes (learn, forget, calibrate) need a token: set FEWSHOT_NAM_TOKEN. Without one, the server answers only."
@@ -44,6 +55,18 @@ def add_allowed_hosts(command: argparse.ArgumentParser) -> None:
     )
 
 
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """Return what reads a number of an option, in digits from 0 to 9."""
+
+    def read(text: str) -> int:
+        # int() also takes digits of other scripts, underscores and spaces.
+        if not re.fullmatch(r"-?[0-9]{1,9}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"expected a number from {least} to {most}, got {shown(text)}")
+        return int(text)
+
+    return read
+
+
 def run(options: argparse.Namespace) -> None:
     """Serve until stopped.
 
@@ -58,16 +81,6 @@ def run(options: argparse.Namespace) -> None:
         raise ImportError(f"the server needs {error.name}: pip install 'fewshot-nam[serve]'") from error
     from fewshot_nam.service.serving import Limits
 
-    for name, least, most in (
-        ("port", 1, 65535),
-        ("workers", 1, 256),
-        ("max_images", 1, 100_000),
-        ("max_megabytes", 1, 100_000),
-        ("threads", 1, 1024),
-    ):
-        value = getattr(options, name)
-        if value is not None and not least <= value <= most:
-            raise ValueError(f"--{name.replace('_', '-')} is a number from {least} to {most}, got {value}")
     limits = Limits(images=options.max_images, body_bytes=options.max_megabytes * 2**20)
     http_server.serve(
         options.memory,

@@ -26,6 +26,16 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def url(host: str, port: int) -> str:
+    """Return the URL of an address.
+
+    Example:
+        >>> url("127.0.0.1", 8000), url("::1", 8000)
+        ('http://127.0.0.1:8000', 'http://[::1]:8000')
+    """
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def known_hosts(host: str, further: Iterable[str] = ()) -> frozenset[str] | None:
     """Return the names that a server at an address answers to; ``None`` for all.
 

@@ -34,7 +34,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 import fewshot_nam
 from fewshot_nam.heap import few_heaps
 from fewshot_nam.io.image_io import UnreadableImage
-from fewshot_nam.service.hosts import KnownHosts, known_hosts
+from fewshot_nam.service.hosts import KnownHosts, known_hosts, url
 from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded, Unusable
 from fewshot_nam.vision.image_transform import TransformFailed
 
@@ -339,11 +339,11 @@ def serve(
     }
     if workers == 1:
         app = from_environment()  # what is wrong with the memory is raised here, not in a worker
-        print(f"serving {memory} at http://{host}:{port} (Ctrl+C stops it)", file=sys.stderr, flush=True)
+        print(f"serving {memory} at {url(host, port)} (Ctrl+C stops it)", file=sys.stderr, flush=True)
         uvicorn.run(app, **common)
     else:
         MemoryService(memory, weights, device)
-        print(f"serving {memory} at http://{host}:{port} by {workers} processes", file=sys.stderr, flush=True)
+        print(f"serving {memory} at {url(host, port)} by {workers} processes", file=sys.stderr, flush=True)
         uvicorn.run("fewshot_nam.service.http_server:from_environment", factory=True, workers=workers, **common)
 
 

@@ -148,16 +148,18 @@ class MemoryService:
 
         Raises:
             UnreadableImage: bytes that are no image, or one that is too large; its position is named.
-            ValueError: no image or too many, or nothing was learned yet.
+            ValueError: no image or too many, nothing was learned yet, or ``top`` is below 1.
             Overloaded: too many requests wait already.
         """
+        if top < 1:
+            raise ValueError(f"top is how many of the best scores come back, at least 1, got {top}")
         features = self._features(images)
         state = self.current()  # after the features: as new as can be
         if not state.head.classes:
             raise ValueError("nothing was learned yet")
         with torch.no_grad():
             scores = state.head(features)
-        best = scores.topk(min(max(1, top), scores.shape[-1]))
+        best = scores.topk(min(top, scores.shape[-1]))
         answers = []
         for values, columns in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             ranking = [{"label": state.head.classes[i], "score": s} for i, s in zip(columns, values, strict=True)]

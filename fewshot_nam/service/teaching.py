@@ -229,9 +229,12 @@ class TeachingSession:
 
         Raises:
             OSError: the file cannot be read.
-            ImportError, ValueError: it is no memory, its weights are not there, or ``backbone`` is given for a memory that exists.
+            ImportError, ValueError: it is no memory but a directory, say, its weights are not there, or ``backbone`` is given for a
+                memory that exists.
         """
         path = None if memory is None else Path(memory).expanduser()
+        if path is not None and path.is_dir():
+            raise ValueError(f"{path} is a directory: name the file of a memory")
         if path is not None and path.exists():
             if backbone is not None:
                 raise ValueError(f"{path} exists already, and --backbone can be set for a new memory only")

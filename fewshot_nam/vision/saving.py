@@ -284,9 +284,7 @@ def _header(file: BinaryIO, path: Path, size: int) -> tuple[bytes, dict[str, str
         end = max((entry["data_offsets"][1] for entry in described.values()), default=0)
         metadata.get("format")
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: cut short, or no file of a NAM model ({type(error).__name__}: {error})"
-        ) from error
+        raise ValueError(f"{path}: cut short, or no file of a NAM model ({type(error).__name__}: {error})") from error
     return start + header, metadata, end
 
 

@@ -104,6 +104,10 @@ def library(name: str, submodule: str = "", extra: str = "vision") -> Any:
     return import_module(f"{name}.{submodule}") if submodule else found
 
 
+LARGEST_SIDE = 4096
+"""Pixels of a side of what a transform gives: sixteen times as many as networks are built for."""
+
+
 def check_options(name: str, kind: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Check that every given option is known.
 

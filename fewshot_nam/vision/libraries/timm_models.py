@@ -15,6 +15,7 @@ from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.image_transform import RGBTransform
 from fewshot_nam.vision.libraries.common import (
     GIVE_FILE,
+    LARGEST_SIDE,
     FoundTransform,
     Library,
     build,
@@ -110,9 +111,11 @@ def checked_transform_options(name: str, options: Mapping[str, Any]) -> dict[str
             not isinstance(sizes, list | tuple)
             or len(sizes) != 3
             or sizes[0] != 3
-            or not all(isinstance(side, int) and side > 0 for side in sizes)
+            or not all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in sizes)
         ):
-            raise ValueError(f"backbone {name}: transform option input_size is a side or [3, H, W], got {size!r}")
+            raise ValueError(
+                f"backbone {name}: transform option input_size is a side or [3, H, W], at most {LARGEST_SIDE}, got {size!r}"
+            )
         checked["input_size"] = tuple(sizes)
     if "crop_pct" in options and not (isinstance(options["crop_pct"], int | float) and 0 < options["crop_pct"] <= 1):
         raise ValueError(f"backbone {name}: transform option crop_pct is in (0, 1], got {options['crop_pct']!r}")

@@ -15,6 +15,7 @@ from torch import nn
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.image_transform import RGBTransform
 from fewshot_nam.vision.libraries.common import (
+    LARGEST_SIDE,
     FoundTransform,
     Library,
     build,
@@ -184,8 +185,10 @@ def _transform_config(name: str, preset: Any, options: Mapping[str, Any]) -> dic
     for key in ("mean", "std"):
         config[key] = three(name, key, config[key])
     for key in ("resize_size", "crop_size"):
-        if not isinstance(config[key], int) or config[key] < 1:
-            raise ValueError(f"backbone {name}: transform option {key} is a side in pixels, got {config[key]!r}")
+        if not isinstance(config[key], int) or not 1 <= config[key] <= LARGEST_SIDE:
+            raise ValueError(
+                f"backbone {name}: transform option {key} is a side of 1 to {LARGEST_SIDE} pixels, got {config[key]!r}"
+            )
     if config["crop_size"] > config["resize_size"]:
         # torchvision would frame the image in black.
         raise ValueError(

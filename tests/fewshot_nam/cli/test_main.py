@@ -207,6 +207,7 @@ def test_weights_from_a_file_are_found_again_or_asked_for(run, images, tmp_path)
         (["calibrate", "PHOTOS", "--by-class", "--target", "0.4", "--memory", "MEMORY"], "'digit 1', 'digit 2' is known"),
         (["export", "MEMORY", "--memory", "MEMORY"], "is a memory, and would be replaced: choose another name"),
         (["export", "link.onnx", "--memory", "MEMORY"], "is a memory, and would be replaced: choose another name"),
+        (["page", "."], ". is a directory: name the file of a memory"),
         (["export", "nowhere/m.onnx", "--memory", "MEMORY"], "the directory of nowhere/m.onnx does not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

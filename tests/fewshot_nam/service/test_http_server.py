@@ -119,6 +119,7 @@ def test_what_is_wrong_is_said_in_one_line_with_its_status(server, digit_files):
 @pytest.mark.parametrize(
     ("path", "body", "words"),
     [
+        ("/predict?top=-5", b"", "top is how many of the best scores come back, at least 1, got -5"),
         ("/predict?top=many", b"", "top: Input should be a valid integer"),
         ("/learn", b"", "label: Field required"),
         ("/calibrate?target=few", b"", "target: Input should be a valid number"),

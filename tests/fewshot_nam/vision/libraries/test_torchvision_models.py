@@ -158,7 +158,8 @@ def test_transform_takes_other_settings():
     ("option", "value", "message"),
     [
         ("input_size", 3, "has no transform option 'input_size': there is crop_size, resize_size, mean"),
-        ("crop_size", 0, "crop_size is a side in pixels, got 0"),
+        ("crop_size", 0, "crop_size is a side of 1 to 4096 pixels, got 0"),
+        ("resize_size", 999_999, "resize_size is a side of 1 to 4096 pixels, got 999999"),
         ("crop_size", 500, "a crop_size of 500 does not fit into a resize_size of 256"),
         ("interpolation", "cubic", "interpolation is one of nearest, .*bilinear.*, got 'cubic'"),
         ("mean", [1, 2], "mean is a number or a list of three"),
