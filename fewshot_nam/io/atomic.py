@@ -93,7 +93,7 @@ def _in_use(left: Path, machine: str, process: int) -> bool:
     if machine != _machine() or sys.platform == "win32":
         return True
     # In a container, processes get the numbers again that those before a restart had.
-    return left.name in _own if process == os.getpid() else _runs(process)
+    return left.name in _own if process == os.getpid() else process_runs(process)
 
 
 def _keep_entry(path: Path) -> None:
@@ -108,7 +108,7 @@ def _keep_entry(path: Path) -> None:
             os.close(opened)
 
 
-def _runs(process: int) -> bool:
+def process_runs(process: int) -> bool:
     """Return whether a process of this number runs on this machine."""
     try:
         os.kill(process, 0)

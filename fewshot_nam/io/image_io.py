@@ -40,17 +40,18 @@ def leads_nowhere(path: str | os.PathLike[str]) -> bool:
     return False
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
+def read_image(path: str | os.PathLike[str], most_pixels: int | None = None) -> Image.Image:
     """Return the image in ``path``, fully decoded, turned as its EXIF orientation says, its file closed.
 
     Of an animated image, the first frame is returned.
 
     Args:
         path: a file, or a link to one.
+        most_pixels: a larger image is refused before it is decoded; ``None`` for Pillow's limit alone.
 
     Raises:
         OSError: the file is missing or cannot be read.
-        UnreadableImage: its content is no image or is cut short; or it is no regular file, or a link
+        UnreadableImage: its content is no image, is cut short or has too many pixels; or it is no regular file, or a link
             that leads nowhere.
     """
     if leads_nowhere(path):
@@ -63,18 +64,19 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         if size > _MOST_BYTES:
             raise UnreadableImage(f"{path}: {size:,} bytes are too many for an image: at most {_MOST_BYTES:,}")
         content = file.read()
-    return decoded(content, str(path))
+    return decoded(content, str(path), most_pixels)
 
 
-def decoded(content: bytes, place: str) -> Image.Image:
+def decoded(content: bytes, place: str, most_pixels: int | None = None) -> Image.Image:
     """Return the image that the bytes of an image file hold, as ``read_image`` does.
 
     Args:
         content: the whole file.
         place: where it comes from, for the error.
+        most_pixels: as of ``read_image``.
 
     Raises:
-        UnreadableImage: it is no image, or cut short.
+        UnreadableImage: it is no image, is cut short or has too many pixels.
     """
     brand = content[8:12] if content[4:8] == b"ftyp" else b""
     if brand in _HEIC_BRANDS:
@@ -83,7 +85,7 @@ def decoded(content: bytes, place: str) -> Image.Image:
         raise UnreadableImage(
             f"{place}: an AVIF image, which this version of Pillow cannot read: update Pillow to 11.3 or later"
         )
-    return upright(lambda: Image.open(io.BytesIO(content)), place)
+    return upright(lambda: Image.open(io.BytesIO(content)), place, most_pixels)
 
 
 def _register_heic(place: str) -> None:
@@ -97,22 +99,27 @@ def _register_heic(place: str) -> None:
     pillow_heif.register_heif_opener()
 
 
-def upright(opened: Callable[[], Image.Image], place: str) -> Image.Image:
+def upright(opened: Callable[[], Image.Image], place: str, most_pixels: int | None = None) -> Image.Image:
     """Return the image that ``opened`` gives, fully decoded and turned as its EXIF orientation says.
 
     Args:
         opened: returns an image, which may still be undecoded.
         place: where it comes from, for the error.
+        most_pixels: as of ``read_image``.
 
     Raises:
-        UnreadableImage: it is no image, is cut short, or has no pixels.
+        UnreadableImage: it is no image, is cut short, or has no pixels or too many.
     """
     try:
         image = opened()
         if not all(image.size):
             raise ValueError(f"{image.width}x{image.height} pixels")
+        if most_pixels is not None and image.width * image.height > most_pixels:
+            raise UnreadableImage(
+                f"{place}: {image.width} x {image.height} pixels are too many: at most {most_pixels:,}"
+            )
         image.load()
-    except MemoryError:
+    except (MemoryError, UnreadableImage):
         raise
     except Exception as error:  # each of Pillow's decoders raises errors of its own over broken content
         reason = "" if "BytesIO" in str(error) else f" ({' '.join(str(error).split())})"

@@ -18,20 +18,14 @@ from html import escape
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 from starlette.middleware import Middleware
 
 from fewshot_nam.heap import few_heaps
 from fewshot_nam.service import page_html as html
+from fewshot_nam.service.given_images import GivenImage, image_files, images_in_folder
 from fewshot_nam.service.hosts import KnownHosts, is_loopback, known_hosts
-from fewshot_nam.service.teaching import (
-    Check,
-    GivenImage,
-    TeachingSession,
-    image_files,
-    images_in_folder,
-    temporary_directory,
-)
+from fewshot_nam.service.teaching import Check, TeachingSession
+from fewshot_nam.service.uploads import UploadLimit, temporary_directory
 
 TITLE = "fewshot-nam: teach a class from one image"
 _LARGEST_UPLOAD = "50mb"  # a file
@@ -92,19 +86,26 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             elem_id="about",
         )
         status = gr.HTML(html.note("Ready."), elem_id="status")
-        seen, frame = gr.State(-1), gr.State(None)
+        seen, frame = gr.State(-1), gr.State(None)  # frame: the file of what the camera showed last
         with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Teach"):
                 with gr.Row(equal_height=False):
                     with gr.Column(min_width=300):
                         camera = gr.Image(
-                            label="Camera", sources=["webcam"], streaming=True, type="pil", elem_id="camera", height=300
+                            label="Camera",
+                            sources=["webcam"],
+                            streaming=True,
+                            type="filepath",
+                            image_mode=None,
+                            elem_id="camera",
+                            height=300,
                         )
                         answer = gr.HTML(html.waiting_html("The answer appears here."), elem_id="answer")
                         asked = gr.Image(
                             label="Or an image",
                             sources=["upload", "clipboard"],
                             type="filepath",
+                            image_mode=None,  # as it is: whatever is uploaded is read by the session, which knows limits
                             elem_id="asked",
                             height=220,
                             buttons=[],
@@ -216,13 +217,13 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 return [gr.skip()] * len(shared)
             return view(session, None, wanted)  # another tab has changed it
 
-        def on_frame(image: Image.Image | None, request: gr.Request) -> tuple[str, Image.Image | None]:
+        def on_frame(image: str | None, request: gr.Request) -> tuple[str, str | None]:
             return _answered(session_of(request), image), image
 
         def on_asked(image: str | None, request: gr.Request) -> str:
             return _answered(session_of(request), image)
 
-        def on_learn_frame(label: str, image: Image.Image | None, wanted: str, request: gr.Request) -> list[Any]:
+        def on_learn_frame(label: str, image: str | None, wanted: str, request: gr.Request) -> list[Any]:
             session = session_of(request)
 
             def act() -> str:
@@ -463,7 +464,12 @@ def serve(
         footer_links=[],
         ssr_mode=False,
         enable_monitoring=False,
-        app_kwargs={"middleware": [Middleware(KnownHosts, hosts=known_hosts(host, hosts))]},
+        app_kwargs={
+            "middleware": [
+                Middleware(KnownHosts, hosts=known_hosts(host, hosts)),
+                Middleware(UploadLimit, directory=uploads),
+            ]
+        },
     )
     print(f"the page is at {page.local_url}" + ("" if not wait else " (Ctrl+C stops it)"), flush=True)
     if wait:

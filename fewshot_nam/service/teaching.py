@@ -7,40 +7,29 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
-import tempfile
 import threading
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fewshot_nam.heads import Head, Label
 from fewshot_nam.heads.duplicates import distinct, first_equal
-from fewshot_nam.io.image_folders import EXTENSIONS, directories, images_by_class
-from fewshot_nam.io.image_io import UnreadableImage, read_image
-from fewshot_nam.vision.image_transform import TransformFailed, transformed
+from fewshot_nam.service.given_images import GivenImage, Progress, features_of
 from fewshot_nam.vision.memory_files import exclusive, new_model, open_model
 from fewshot_nam.vision.model import NAMModel
 from fewshot_nam.vision.saving import save_head
 
-MOST_IMAGES = 2000  # at a time
 LONGEST_NAME = 100  # characters in the name of a class
 _UNDO_STEPS = 20
 _THUMBNAILS = 12  # kept for each class
-_THUMBNAIL_SIZE = 96
 _RIVAL_SCORES = 20_000_000  # scores computed for the rivals of all classes; above this they are left out
 _SMALLEST_SHARE = 0.0001
-
-GivenImage: TypeAlias = "Image.Image | str | Path"
-Progress: TypeAlias = Callable[[int, int], None]
-"""Called with the number of images that are done, and of all."""
 
 
 class Learned(NamedTuple):
@@ -141,22 +130,6 @@ class Check(NamedTuple):
     base: list[float]
     threshold: float | None
     confusions: dict[tuple[str | None, str | None], int]
-    skipped: list[str]
-
-
-class Features(NamedTuple):
-    """Features of images that could be read.
-
-    Attributes:
-        values: ``(n, D)``.
-        kept: the positions of these images among those given.
-        thumbnails: JPEG bytes of each.
-        skipped: for each other image, why.
-    """
-
-    values: Tensor
-    kept: list[int]
-    thumbnails: list[bytes]
     skipped: list[str]
 
 
@@ -268,7 +241,7 @@ class TeachingSession:
     def learn_classes(self, images: Sequence[tuple[GivenImage, str]], progress: Progress | None = None) -> Learned:
         """Learn images of several classes, each given with the name of its class; otherwise as ``learn``."""
         labels = [class_name(label) for _, label in images]
-        found = self._features([image for image, _ in images], progress)
+        found = features_of(self.model, [image for image, _ in images], progress)
         with self._lock:
             new = (first_equal(found.values, self.model.head.support) < 0) & distinct(found.values)
             positions = new.nonzero().flatten().tolist()
@@ -357,7 +330,7 @@ class TeachingSession:
         head = self.model.head.snapshot()
         if not head.classes:
             raise ValueError("nothing was learned yet: teach a class first")
-        found = self._features([image], None)
+        found = features_of(self.model, [image])
         with torch.no_grad():
             scores = head(found.values)[0]
         threshold = _threshold_of(head)[0]
@@ -385,7 +358,7 @@ class TeachingSession:
         Raises:
             ValueError: no image, too many, or one that was learned.
         """
-        found = self._features(images, progress)
+        found = features_of(self.model, images, progress)
         with self._lock:
             learned = int((first_equal(found.values, self.model.head.support) >= 0).sum())
             if learned:
@@ -469,7 +442,7 @@ class TeachingSession:
         names = {str(name) for name in head.classes}
         truths = [label if label in names else None for _, label in known] + [None] * (len(unknown) + len(base))
         kinds = [0] * len(known) + [1] * len(unknown) + [2] * len(base)
-        found = self._features(given, progress)
+        found = features_of(self.model, given, progress)
         threshold = _threshold_of(head)[0]
         with torch.no_grad():
             best, column = head(found.values).max(dim=-1)
@@ -561,62 +534,6 @@ class TeachingSession:
         """Return the class that is shown so; one that was learned in Python may be a number."""
         return next((name for name in self.model.classes if str(name) == label), label)
 
-    def _features(self, images: Sequence[GivenImage], progress: Progress | None) -> Features:
-        """Return the features of images; those that cannot be read are left out.
-
-        Raises:
-            ValueError: no image, too many, or none that can be read.
-        """
-        if not images:
-            raise ValueError("no images were given")
-        if len(images) > MOST_IMAGES:
-            raise ValueError(f"{len(images):,} images at a time are too many: give at most {MOST_IMAGES:,}")
-        parts: list[Tensor] = []
-        thumbnails: list[bytes] = []
-        kept: list[int] = []
-        skipped: list[str] = []
-        for start in range(0, len(images), self.model.batch_size):
-            batch: list[tuple[int, Image.Image, Tensor]] = []
-            for i in range(start, min(start + self.model.batch_size, len(images))):
-                try:
-                    image = _opened(images[i])
-                    with torch.no_grad():
-                        batch.append((i, image, transformed(image, self.model.backbone.transform, "the image")))
-                except (UnreadableImage, TransformFailed, OSError, ValueError, MemoryError) as error:
-                    skipped.append(_reason(images[i], error))
-            if batch:
-                with torch.no_grad():
-                    parts.append(self.model.features([tensor for _, _, tensor in batch]))
-                kept += [i for i, _, _ in batch]
-                thumbnails += [_thumbnail(image) for _, image, _ in batch]
-            if progress is not None:
-                progress(min(start + self.model.batch_size, len(images)), len(images))
-        if not parts:
-            more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
-            raise ValueError(f"no image can be used: {skipped[0]}{more}")
-        return Features(torch.cat(parts), kept, thumbnails, skipped)
-
-
-def images_in_folder(folder: str) -> list[tuple[GivenImage, str]]:
-    """Return the images of a directory that holds a directory for each class, each with its class.
-
-    Raises:
-        ValueError: it is no such directory.
-        OSError: it cannot be read.
-    """
-    root = Path(folder).expanduser()
-    if not folder.strip() or not root.is_dir():
-        raise ValueError(f"{folder!r} is no directory on this computer")
-    classes = directories(root)
-    if not classes:
-        raise ValueError(f"{folder} holds no class directories: expected one directory of images for each class")
-    return [(root / file, label) for label, files in images_by_class(folder, root, classes).items() for file in files]
-
-
-def image_files(paths: Iterable[str | Path]) -> list[str | Path]:
-    """Return the paths whose endings are those of images: a folder that is given as a whole may hold other files."""
-    return [path for path in paths if str(path).lower().endswith(EXTENSIONS)]
-
 
 def class_name(label: str) -> str:
     """Return the name of a class without spaces around it.
@@ -632,11 +549,6 @@ def class_name(label: str) -> str:
     if not name.isprintable():
         raise ValueError("the name of the class has characters that cannot be shown")
     return name
-
-
-def temporary_directory() -> Path:
-    """Return a new directory for files to download, which only this user can read."""
-    return Path(tempfile.mkdtemp(prefix="fewshot-nam-"))
 
 
 _CATCHING = threading.Lock()  # what is done with warnings is the same for all threads
@@ -705,30 +617,6 @@ def _views(
             )
         )
     return views, ends
-
-
-def _opened(image: GivenImage) -> Image.Image:
-    return image if isinstance(image, Image.Image) else read_image(image)
-
-
-def _reason(image: GivenImage, error: Exception) -> str:
-    """Return why an image was left out, with the name of the file alone: the page keeps uploads in directories of its own."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(image, Image.Image):
-        return text
-    path = Path(image)
-    return text.replace(f"{path.parent}/", "") if path.name in text else f"{path.name}: {text}"
-
-
-def _thumbnail(image: Image.Image) -> bytes:
-    small = image.convert("RGB")
-    small.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))
-    if max(small.size) < _THUMBNAIL_SIZE:  # a thumbnail never enlarges
-        scale = _THUMBNAIL_SIZE / max(small.size)
-        small = small.resize([max(1, round(side * scale)) for side in small.size], Image.Resampling.NEAREST)
-    written = io.BytesIO()
-    small.save(written, "JPEG", quality=80)
-    return written.getvalue()
 
 
 def _listed(counts: Counter[str]) -> str:

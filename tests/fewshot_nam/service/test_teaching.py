@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from fewshot_nam import attach
-from fewshot_nam.service import teaching
-from fewshot_nam.service.teaching import TeachingSession, class_name, image_files, images_in_folder
+from fewshot_nam.service import given_images
+from fewshot_nam.service.given_images import images_in_folder
+from fewshot_nam.service.teaching import TeachingSession, class_name
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_names_that_are_none(session, digits, name, wrong):
 
 
 def test_no_images_and_too_many(session, digits, monkeypatch):
-    monkeypatch.setattr(teaching, "MOST_IMAGES", 2)
+    monkeypatch.setattr(given_images, "MOST_IMAGES", 2)
     for images, wrong in (([], "no images"), (digits[0][:3], "at most 2")):
         with pytest.raises(ValueError, match=wrong):
             session.learn(images, "zero")
@@ -257,20 +258,10 @@ def test_images_of_a_class_that_is_not_known_count_as_unknown(taught, digits):
     assert (len(found.known), len(found.unknown)) == (0, 1)
 
 
-def test_a_folder_of_class_folders(session, digit_files, tmp_path):
+def test_a_folder_of_class_folders(session, digit_files):
     found = images_in_folder(str(digit_files[0][0].parent.parent))
-    assert len(found) == 400
     session.learn_classes([pair for pair in found if pair[1] in "01"])
     assert [(view.label, view.images) for view in session.classes()] == [("0", 40), ("1", 40)]
-    (tmp_path / "empty").mkdir()
-    for folder, wrong in (
-        ("", "no directory"),
-        ("/none", "no directory"),
-        (str(tmp_path / "empty"), "no class directories"),
-    ):
-        with pytest.raises(ValueError, match=wrong):
-            images_in_folder(folder)
-    assert image_files(["a.png", "b.txt", "c.JPG"]) == ["a.png", "c.JPG"]
 
 
 def test_a_copy_has_a_memory_of_its_own(taught, digits):

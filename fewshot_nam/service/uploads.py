@@ -1,0 +1,83 @@
+"""Where uploads and downloads of the page lie on the disk: in directories of this user alone, bounded, and removed in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from starlette.responses import PlainTextResponse
+
+from fewshot_nam.io.atomic import process_runs
+from fewshot_nam.service.hosts import Application, Receive, Scope, Send
+
+MOST_BYTES = 4 * 2**30  # of all uploads that lie there together: some thousand photographs
+_UNFINISHED_SECONDS = 3600  # an upload that nothing was written to for so long has been broken off
+_PREFIX = "fewshot-nam-"
+
+
+def temporary_directory() -> Path:
+    """Return a new directory that only this user can read. Those of processes that were killed are removed."""
+    for found in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        process = re.fullmatch(_PREFIX + r"([0-9]{1,9})-\w+", found.name)
+        if process and not process_runs(int(process[1])):
+            with contextlib.suppress(OSError):  # of another user, or gone meanwhile
+                if not found.is_symlink() and found.stat().st_uid == os.getuid():
+                    shutil.rmtree(found)
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+
+
+class UploadLimit:
+    """Refuse uploads for which there is no room any more, before they are read.
+
+    Args:
+        app: what is served.
+        directory: where it puts uploads; what lies directly in it are those that have not ended.
+        most: bytes of all files in the directory.
+    """
+
+    def __init__(self, app: Application, directory: str | os.PathLike[str], most: int = MOST_BYTES) -> None:
+        self.app, self.directory, self.most = app, Path(directory), most
+        self._coming = 0  # bytes of the uploads that are being read
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 411 (of unknown length) or 507 (no room)."""
+        if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith("/upload"):
+            await self.app(scope, receive, send)
+            return
+        said = dict(scope["headers"]).get(b"content-length", b"")
+        if not re.fullmatch(rb"[0-9]{1,18}", said):
+            await PlainTextResponse("an upload says how long it is", 411)(scope, receive, send)
+            return
+        length = int(said)
+        self._remove_unfinished()
+        if self._taken() + self._coming + length > self.most:
+            await PlainTextResponse(
+                f"no room for {length:,} more bytes: uploads may take {self.most:,} together, and are removed after an hour",
+                507,
+            )(scope, receive, send)
+            return
+        self._coming += length
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._coming -= length
+
+    def _taken(self) -> int:
+        sizes = 0
+        for root, _, files in os.walk(self.directory):
+            for file in files:
+                with contextlib.suppress(OSError):  # removed meanwhile
+                    sizes += os.lstat(os.path.join(root, file)).st_size
+        return sizes
+
+    def _remove_unfinished(self) -> None:
+        before = time.time() - _UNFINISHED_SECONDS
+        for found in self.directory.iterdir():
+            with contextlib.suppress(OSError):
+                if found.is_file() and found.stat().st_mtime < before:
+                    found.unlink()

@@ -1,0 +1,68 @@
+"""Uploads are bounded together, those that were broken off are removed, and so are directories of processes that were killed."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from fewshot_nam.service.uploads import UploadLimit, temporary_directory
+
+
+@pytest.fixture
+def client(tmp_path):
+    async def kept(request):
+        (tmp_path / f"{len(list(tmp_path.iterdir()))}").write_bytes(await request.body())
+        return PlainTextResponse("kept")
+
+    routes = [Route("/gradio_api/upload", kept, methods=["POST"]), Route("/other", kept, methods=["POST"])]
+    limit = Middleware(UploadLimit, directory=tmp_path, most=1000)
+    return TestClient(Starlette(routes=routes, middleware=[limit]))
+
+
+def test_uploads_are_bounded_together(client, tmp_path):
+    assert client.post("/gradio_api/upload", content=b"x" * 600).text == "kept"
+    refused = client.post("/gradio_api/upload", content=b"x" * 401)
+    assert refused.status_code == 507
+    assert "no room for 401 more bytes: uploads may take 1,000 together" in refused.text
+    assert client.post("/gradio_api/upload", content=b"x" * 400).text == "kept"
+    assert client.post("/other", content=b"x" * 5000).text == "kept"
+
+
+@pytest.mark.parametrize("length", [b"many", b"-5", "\u0665".encode(), b"9" * 30])
+def test_an_upload_says_how_long_it_is(client, length):
+    assert client.post("/gradio_api/upload", content=iter([b"x" * 10])).status_code == 411
+    assert client.post("/gradio_api/upload", headers={"Content-Length": length}).status_code == 411
+
+
+def test_what_was_broken_off_is_removed_by_a_later_upload(client, tmp_path):
+    for name, age in (("old", 4000), ("new", 10)):
+        (tmp_path / name).write_bytes(b"x" * 500)
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    (tmp_path / "finished").mkdir()
+    assert client.post("/gradio_api/upload", content=b"x" * 400).text == "kept"
+    assert not (tmp_path / "old").exists()
+    assert (tmp_path / "new").exists()
+
+
+def test_the_directory_of_a_process_that_was_killed_is_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made = (
+        "import os, signal; from fewshot_nam.service.uploads import temporary_directory; "
+        "print(temporary_directory(), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    killed = subprocess.run([sys.executable, "-c", made], env=environment, capture_output=True, text=True, check=False)
+    left = killed.stdout.strip()
+    assert os.path.isdir(left)
+    own = temporary_directory()
+    assert not os.path.exists(left)
+    assert temporary_directory() != own
+    assert own.is_dir()
+    assert own.stat().st_mode & 0o777 == 0o700
