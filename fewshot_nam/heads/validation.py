@@ -81,13 +81,17 @@ def as_labels(labels: Any, count: int | None) -> list[Label]:
     return names
 
 
+class HeadWarning(UserWarning):
+    """A warning of a head, by which a program that shows them tells them from those of other libraries."""
+
+
 def warn_user(message: str) -> None:
-    """Give a ``UserWarning`` that names the line which called this package."""
+    """Give a ``HeadWarning`` that names the line which called this package."""
     level = 1
     frame: FrameType | None = sys._getframe()
     while frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == "fewshot_nam":
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level)
+    warnings.warn(message, HeadWarning, stacklevel=level)
 
 
 def listed(classes: list[Label], most: int = 10) -> str:

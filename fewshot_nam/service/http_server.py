@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
 import anyio.to_thread
@@ -23,7 +23,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartException
@@ -62,7 +62,13 @@ _IMAGES: dict[str, Any] = {
 class Forget(BaseModel):
     """The classes to forget."""
 
-    labels: list[str] = Field(min_length=1, max_length=10_000)
+    labels: list[Annotated[str, Field(max_length=1000)]] = Field(min_length=1, max_length=10_000)
+
+
+_MOST_JSON = 2_000_000  # bytes of a body that names classes
+_NAMES: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": Forget.model_json_schema()}}}
+}
 
 
 class Guard:
@@ -255,10 +261,21 @@ def build(service: MemoryService, token: str | None = None, hosts: frozenset[str
         check_token(request)
         return await run(service.learn, await images_of(request), label)
 
-    @app.post("/forget")
-    async def forget(request: Request, what: Forget) -> dict[str, Any]:
+    @app.post("/forget", openapi_extra=_NAMES)
+    async def forget(request: Request) -> dict[str, Any]:
         """Forget classes; needs the token. The answer comes when it is saved."""
+        # As a parameter of this function, the body would be read and parsed before the token is.
         check_token(request)
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > _MOST_JSON:
+                raise HTTPException(413, f"the names of classes are larger than {_MOST_JSON:,} bytes")
+        try:
+            what = Forget.model_validate_json(bytes(body))
+        except ValidationError as error:
+            found = error.errors(include_url=False, include_context=False, include_input=False)
+            raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in found]) from None
         return await run(service.forget, what.labels)
 
     @app.post("/calibrate", openapi_extra=_IMAGES)

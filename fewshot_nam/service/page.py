@@ -8,10 +8,12 @@ cannot be read.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import signal
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from html import escape
@@ -30,6 +32,7 @@ from fewshot_nam.service.uploads import UploadLimit, temporary_directory
 TITLE = "fewshot-nam: teach a class from one image"
 _LARGEST_UPLOAD = "50mb"  # a file
 _VISITORS = 50  # with a memory of their own
+_IDLE_SECONDS = 3600  # after which a visitor's memory may make room for another's
 _SECONDS_BETWEEN_ANSWERS = 0.5
 _FORGET = """
 element.addEventListener('click', event => {
@@ -44,26 +47,40 @@ class Sessions:
 
     Args:
         first: the session that all share, or that those of visitors are made like.
-        separate: whether each visitor has one. The longest unused one is dropped when there are too many.
+        separate: whether each visitor has one. Where there are too many, those go first in which nothing was done, then those that
+            were not used for an hour; where there are none of either, a further visitor has to wait.
     """
 
     def __init__(self, first: TeachingSession, separate: bool = False) -> None:
         self.first, self.separate = first, separate
         self._lock = threading.Lock()
-        self._by_visitor: OrderedDict[str, TeachingSession] = OrderedDict()
+        self._by_visitor: OrderedDict[str, tuple[TeachingSession, float]] = (
+            OrderedDict()
+        )  # with the time of the last use
 
     def of(self, visitor: str | None) -> TeachingSession:
-        """Return the session of a visitor."""
+        """Return the session of a visitor.
+
+        Raises:
+            ValueError: there are too many visitors.
+        """
         if not self.separate:
             return self.first
         with self._lock:
-            name = visitor or ""
-            if name not in self._by_visitor:
-                self._by_visitor[name] = self.first.copy()
-                while len(self._by_visitor) > _VISITORS:
-                    self._by_visitor.popitem(last=False)
-            self._by_visitor.move_to_end(name)
-            return self._by_visitor[name]
+            name, now = visitor or "", time.monotonic()
+            known = self._by_visitor.pop(name, None)
+            if known is None and len(self._by_visitor) >= _VISITORS:
+                self._make_room(now)
+            session = self.first.copy() if known is None else known[0]
+            self._by_visitor[name] = session, now
+            return session
+
+    def _make_room(self, now: float) -> None:
+        unused = [name for name, (session, _) in self._by_visitor.items() if session.version == 0]
+        idle = [name for name, (_, used) in self._by_visitor.items() if now - used > _IDLE_SECONDS]
+        if not unused + idle:
+            raise ValueError(f"{_VISITORS} visitors teach at the moment, as many as there is room for: try again later")
+        del self._by_visitor[(unused + idle)[0]]
 
 
 def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
@@ -77,7 +94,10 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
     atexit.register(shutil.rmtree, downloads, ignore_errors=True)
 
     def session_of(request: gr.Request) -> TeachingSession:
-        return sessions.of(request.session_hash)
+        try:
+            return sessions.of(request.session_hash)
+        except ValueError as error:
+            raise gr.Error(str(error)) from None
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(
@@ -477,7 +497,13 @@ def serve(
         if threading.current_thread() is threading.main_thread():
             # As Ctrl+C, also where that is ignored because a shell started the command in the background.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-        page.block_thread()
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # of tabs that are still open
+            page.is_running, page.server.should_exit = False, True
+            page.app.stop_event.set()  # ends the streams of tabs
+            page.server.thread.join(timeout=2)
     return page
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fewshot_nam.heads import Head, Label
 from fewshot_nam.heads.duplicates import distinct, first_equal
+from fewshot_nam.heads.validation import HeadWarning
 from fewshot_nam.service.given_images import GivenImage, Progress, features_of
 from fewshot_nam.vision.memory_files import exclusive, new_model, open_model
 from fewshot_nam.vision.model import NAMModel
@@ -468,7 +469,8 @@ class TeachingSession:
                 "this memory has no file: download it, or start the page with one: fewshot-nam page FILE.safetensors"
             )
         with self._lock, exclusive(self.path):
-            if _identity(self.path) != self._file:
+            # A file that is gone is written again: nothing of another program is lost.
+            if _identity(self.path) not in (None, self._file):
                 raise ValueError(
                     f"{self.path.name} was changed by another program since it was opened here: reload it, or download this memory"
                 )
@@ -543,7 +545,7 @@ def class_name(label: str) -> str:
     """
     name = " ".join(label.split())
     if not name:
-        raise ValueError("the class has no name: type one")
+        raise ValueError("the class has no name")
     if len(name) > LONGEST_NAME:
         raise ValueError(f"the name of a class may have {LONGEST_NAME} characters, this one has {len(name)}")
     if not name.isprintable():
@@ -556,12 +558,13 @@ _CATCHING = threading.Lock()  # what is done with warnings is the same for all t
 
 @contextlib.contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """Collect what is warned of in the block, in place of printing it."""
+    """Collect what heads warn of in the block, in place of printing it."""
     said: list[str] = []
     with _CATCHING, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield said
-        said += [str(one.message) for one in caught]
+        # Meanwhile other threads may run other libraries, whose warnings come here too.
+        said += [str(one.message) for one in caught if issubclass(one.category, HeadWarning)]
 
 
 def _threshold_of(head: Head) -> tuple[float | None, list[str]]:

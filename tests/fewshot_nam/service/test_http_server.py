@@ -84,6 +84,38 @@ def test_learn_calibrate_and_forget_need_the_token(server, memory, digit_files):
     assert server.get("/health").json() == {"status": "ok", "classes": 2, "writes": 3, "changes": True}
 
 
+@pytest.mark.parametrize("path", ["/forget", "/learn", "/calibrate"])
+@pytest.mark.parametrize(("token", "status"), [("secret", 401), (None, 403)])
+def test_without_the_token_the_body_of_a_change_is_not_read(memory, path, token, status):
+    """62 MB of JSON from anyone were parsed before the token was looked at: a minute without an answer to others."""
+    answered = []
+
+    async def unread():
+        raise AssertionError("the body was read")
+
+    async def send(message):
+        answered.append(message.get("status"))
+
+    async def ask():
+        headers = [(b"content-type", b"application/json"), (b"host", b"localhost"), (b"content-length", b"60000000")]
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"label=x", "headers": headers}
+        await build(MemoryService(memory), token)(scope, unread, send)
+
+    asyncio.run(ask())
+    assert answered[0] == status
+
+
+def test_names_to_forget_are_bounded(server, memory):
+    before = memory.read_bytes()
+    for content, status in ((b" " * 2_000_001, 413), (b'{"labels": ["' + b"x" * 1001 + b'"]}', 422)):
+        answer = server.post("/forget", content=content, headers=HEADERS)
+        assert answer.status_code == status
+        assert len(answer.text) < 300
+    assert memory.read_bytes() == before
+    body = server.get("/openapi.json").json()["paths"]["/forget"]["post"]["requestBody"]
+    assert body["content"]["application/json"]["schema"]["required"] == ["labels"]
+
+
 def test_without_a_token_nothing_can_be_changed(memory, digit_files):
     for token in (None, ""):
         with testclient.TestClient(build(MemoryService(memory), token)) as client:
@@ -124,7 +156,7 @@ def test_what_is_wrong_is_said_in_one_line_with_its_status(server, digit_files):
         ("/learn", b"", "label: Field required"),
         ("/calibrate?target=few", b"", "target: Input should be a valid number"),
         ("/forget", b"{", "JSON"),
-        ("/forget", b'{"labels": "digit 0"}', "labels: Input should be a valid list"),
+        ("/forget", b'{"labels": "digit 0"}', "labels: Input should be a valid array"),
         ("/forget", b'{"labels": [' + b"[" * 15_000, "error"),
         ("/forget", b'{"labels": [NaN, {}]}', "labels.0"),
         ("/forget", b'{"labels": ["\\ud800"]}', "error"),

@@ -5,12 +5,14 @@ import json
 import socket
 
 import pytest
+from PIL import Image
 
 from fewshot_nam.service.teaching import TeachingSession
 
 pytest.importorskip("gradio")
 
-from fewshot_nam.service.page import serve
+from fewshot_nam.service import page as page_module
+from fewshot_nam.service.page import Sessions, serve
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +41,11 @@ def asked(port, method, path, body=None, **headers):
     return found
 
 
-def called(port, name, given, **headers):
+def called(port, name, given, session="abc", **headers):
     """Call a function of the page as its script does; return the status and what came."""
     config = json.loads(asked(port, "GET", "/config")[1])
     number = next(one["id"] for one in config["dependencies"] if one["api_name"] == name)
-    body = {"data": given, "fn_index": number, "session_hash": "abc", "event_data": {"label": "zero"}}
+    body = {"data": given, "fn_index": number, "session_hash": session, "event_data": {"label": "zero"}}
     return asked(port, "POST", "/gradio_api/queue/join", json.dumps(body), **headers)
 
 
@@ -96,3 +98,42 @@ def test_a_file_of_this_machine_cannot_be_asked_about_as_if_it_were_uploaded(pag
     _, events = asked(port, "GET", "/gradio_api/queue/data?session_hash=abc")
     assert b'"success":false' in events.replace(b" ", b"")
     assert session.version == version
+
+
+def test_an_image_that_is_too_large_is_refused_before_it_is_decoded(page, digits, tmp_path):
+    """Gradio decoded it, and every tab held what its camera showed last: 675 MB of a file of 21 KB, for good."""
+    port, session = page
+    session.learn(digits[1][:1], "one")
+    Image.new("1", (9000, 8000)).save(tmp_path / "large.png")
+    boundary = "----part"
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="large.png"\r\n\r\n'
+    body = head.encode() + (tmp_path / "large.png").read_bytes() + f"\r\n--{boundary}--\r\n".encode()
+    status, content = asked(
+        port, "POST", "/gradio_api/upload", body, **{"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    )
+    assert status == 200
+    given = {"path": json.loads(content)[0], "meta": {"_type": "gradio.FileData"}}
+    called(port, "on_asked", [given], "camera", **{"Content-Type": "application/json"})
+    _, events = asked(port, "GET", "/gradio_api/queue/data?session_hash=camera")
+    assert b"9000 x 8000 pixels are too many" in events
+
+
+def test_a_visitor_does_not_lose_a_memory_to_those_who_only_look(digits, monkeypatch):
+    monkeypatch.setattr(page_module, "_VISITORS", 3)
+    clock = [0.0]
+    monkeypatch.setattr(page_module.time, "monotonic", lambda: clock[0])
+    sessions = Sessions(TeachingSession.open(backbone="conv4"), separate=True)
+    sessions.of("honest").learn(digits[0][:1], "zero")
+    for i in range(10):
+        sessions.of(f"looks {i}")
+    assert sessions.of("honest").model.classes == ["zero"]
+    for name in ("second", "third"):
+        sessions.of(name).learn(digits[1][:1], "one")
+    with pytest.raises(ValueError, match="3 visitors teach at the moment"):
+        sessions.of("fourth")
+    clock[0] = 2000.0
+    sessions.of("honest")
+    clock[0] = 4000.0  # the second and the third were not used for more than an hour
+    assert sessions.of("fourth").model.classes == []
+    assert sessions.of("honest").model.classes == ["zero"]
+    assert sessions.of("third").model.classes == ["one"]

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from fewshot_nam import attach
-from fewshot_nam.service import given_images
+from fewshot_nam.heads.validation import warn_user
+from fewshot_nam.service import given_images, teaching
 from fewshot_nam.service.given_images import images_in_folder
 from fewshot_nam.service.teaching import TeachingSession, class_name
 
@@ -203,6 +204,21 @@ def test_a_file_that_another_program_changed_is_not_overwritten(taught, digits):
     taught.learn(digits[8][:1], "eight")
     taught.save()
     assert TeachingSession.open(path).model.classes == ["digit 0", "digit 1", "digit 2", "seven", "eight"]
+
+
+def test_a_file_that_was_removed_is_written_again(taught):
+    path = taught.save()
+    path.unlink()
+    taught.forget("digit 0")
+    assert taught.save() == path
+    assert TeachingSession.open(path).model.classes == ["digit 1", "digit 2"]
+
+
+def test_a_warning_of_another_library_is_no_note_of_the_memory():
+    with teaching._warnings() as said:
+        warnings.warn("of a test, in another thread meanwhile", stacklevel=1)
+        warn_user("of a head")
+    assert said == ["of a head"]
 
 
 def test_a_new_memory_does_not_replace_a_file_that_came_into_being(session, digits):
