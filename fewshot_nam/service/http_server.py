@@ -142,14 +142,20 @@ class _Refused(Exception):
 
 
 class Impatient(H11Protocol):
-    """HTTP/1.1 as uvicorn speaks it, but a connection that does not send the head of a request in some seconds is closed."""
+    """HTTP/1.1 as uvicorn speaks it, but connections are closed on which nothing moves.
+
+    These are those that do not send the head of a request, or do not take anything of an answer, in some seconds.
+    """
 
     SECONDS = 20.0
+    SECONDS_TO_TAKE = 60.0
     _timer: asyncio.TimerHandle | None = None
+    _untaken: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # writing pauses as soon as the client does not take all at once
         self._wait()
 
     def data_received(self, data: bytes) -> None:
@@ -163,7 +169,32 @@ class Impatient(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
         self._stop()
+        self._taken()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Begin to wait for the client to take its answer."""
+        super().pause_writing()
+        self._untaken = self.loop.call_later(
+            self.SECONDS_TO_TAKE, self._end_unless_taken, self.transport.get_write_buffer_size()
+        )
+
+    def resume_writing(self) -> None:
+        """Wait no more for that."""
+        self._taken()
+        super().resume_writing()
+
+    def _taken(self) -> None:
+        if self._untaken is not None:
+            self._untaken.cancel()
+            self._untaken = None
+
+    def _end_unless_taken(self, before: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left >= before:
+            self.transport.abort()
+        else:
+            self._untaken = self.loop.call_later(self.SECONDS_TO_TAKE, self._end_unless_taken, left)
 
     def _without_request(self) -> bool:
         return self.cycle is None or self.cycle.response_complete

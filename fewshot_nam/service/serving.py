@@ -30,6 +30,7 @@ from fewshot_nam.vision.image_transform import transformed
 from fewshot_nam.vision.memory_files import exclusive, open_model
 from fewshot_nam.vision.saving import read_head, write_head
 
+MOST_SCORES = 100  # of an image that come back
 _WRITES = "writes"  # in the notes of the file: how many changes were made by servers
 
 
@@ -148,11 +149,11 @@ class MemoryService:
 
         Raises:
             UnreadableImage: bytes that are no image, or one that is too large; its position is named.
-            ValueError: no image or too many, nothing was learned yet, or ``top`` is below 1.
+            ValueError: no image or too many, nothing was learned yet, or ``top`` is not from 1 to ``MOST_SCORES``.
             Overloaded: too many requests wait already.
         """
-        if top < 1:
-            raise ValueError(f"top is how many of the best scores come back, at least 1, got {top}")
+        if not 1 <= top <= MOST_SCORES:
+            raise ValueError(f"top is how many of the best scores come back, from 1 to {MOST_SCORES}, got {top}")
         features = self._features(images)
         state = self.current()  # after the features: as new as can be
         if not state.head.classes:

@@ -1,6 +1,7 @@
 """The server over HTTP: every route, its limits, the token, the description, the command, and kills in the middle of a save."""
 
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -34,6 +35,32 @@ from starlette.requests import Request  # noqa: E402 (it comes with FastAPI)
 from fewshot_nam.service.http_server import Guard, Impatient, build  # noqa: E402 (it needs FastAPI)
 
 HEADERS = {"Authorization": "Bearer secret"}
+
+
+@contextlib.contextmanager
+def serving(app):
+    """Serve an application on a free port of this machine; give its address."""
+    served = uvicorn.Server(uvicorn.Config(app, port=0, http=Impatient, log_level="critical", lifespan="off"))
+    thread = threading.Thread(target=served.run, daemon=True)
+    thread.start()
+    while not served.started:
+        time.sleep(0.01)
+    try:
+        yield served.servers[0].sockets[0].getsockname()
+    finally:
+        served.should_exit = True
+        thread.join(30)
+
+
+def received(connection, pause=0.0):
+    """Return how many bytes come before the connection is closed."""
+    connection.settimeout(30)
+    count = 0
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(1 << 20):
+            count += len(part)
+            time.sleep(pause)
+    return count
 
 
 @pytest.fixture
@@ -151,7 +178,8 @@ def test_what_is_wrong_is_said_in_one_line_with_its_status(server, digit_files):
 @pytest.mark.parametrize(
     ("path", "body", "words"),
     [
-        ("/predict?top=-5", b"", "top is how many of the best scores come back, at least 1, got -5"),
+        ("/predict?top=-5", b"", "top is how many of the best scores come back, from 1 to 100, got -5"),
+        ("/predict?top=101", b"", "from 1 to 100, got 101"),
         ("/predict?top=many", b"", "top: Input should be a valid integer"),
         ("/learn", b"", "label: Field required"),
         ("/calibrate?target=few", b"", "target: Input should be a valid number"),
@@ -294,24 +322,38 @@ def test_a_client_that_goes_away_in_its_request_is_no_error():
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\nX: "])
 def test_a_connection_that_sends_no_whole_request_is_closed(memory, monkeypatch, sent):
     monkeypatch.setattr(Impatient, "SECONDS", 0.3)
-    app = build(MemoryService(memory))
-    served = uvicorn.Server(uvicorn.Config(app, port=0, http=Impatient, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=served.run, daemon=True)
-    thread.start()
-    while not served.started:
-        time.sleep(0.01)
-    address = served.servers[0].sockets[0].getsockname()
-    try:
-        with socket.create_connection(address) as kept, kept.makefile("rb") as lines:
-            kept.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert b"200" in lines.readline()
-            with socket.create_connection(address) as slow:
-                slow.settimeout(30)
-                slow.sendall(sent)
-                assert slow.recv(1000) == b""
-    finally:
-        served.should_exit = True
-        thread.join(30)
+    with (
+        serving(build(MemoryService(memory))) as address,
+        socket.create_connection(address) as kept,
+        kept.makefile("rb") as lines,
+    ):
+        kept.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200" in lines.readline()
+        with socket.create_connection(address) as slow:
+            slow.settimeout(30)
+            slow.sendall(sent)
+            assert slow.recv(1000) == b""
+
+
+def test_a_connection_that_does_not_take_its_answer_is_closed(monkeypatch):
+    """Those who read nothing held their connections for good: a thousand of them, and no one else was answered."""
+    monkeypatch.setattr(Impatient, "SECONDS_TO_TAKE", 0.3)
+    ended = threading.Event()
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 30_000_000})
+        ended.set()
+
+    with serving(app) as address:
+        with socket.create_connection(address) as idle:
+            idle.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert ended.wait(30)
+            time.sleep(1.0)
+            assert received(idle) < 30_000_000
+        with socket.create_connection(address) as slow:
+            slow.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert received(slow, pause=0.03) > 30_000_000
 
 
 def test_a_port_that_is_taken_is_an_error_of_one_line(memory, capsys):
