@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from episodes.cli.options import DEFAULT_HEADS, command_line, parser, read_options, with_scores
 from fewshot_nam.cli.options import key_values
+from fewshot_nam.cli.out_of_memory import NOT_ENOUGH, is_out_of_memory
 from fewshot_nam.distributed import joined, processes
 from fewshot_nam.io.image_folders import EXTENSIONS
 
@@ -35,6 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: {NOT_ENOUGH}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; features extracted so far are kept", file=sys.stderr)

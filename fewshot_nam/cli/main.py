@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewshot_nam.cli.options import DEFAULT_BACKBONE, DEFAULT_HEAD, key_values, parser
+from fewshot_nam.cli.out_of_memory import NOT_ENOUGH, is_out_of_memory
 from fewshot_nam.heap import keep_freed_memory
 from fewshot_nam.vision.libraries import names
 
@@ -40,7 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the program that reads our output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
     except (ValueError, OSError, ImportError, MemoryError) as error:
-        print(f"error: {' '.join(str(error).split()) or 'there is not enough memory'}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split()) or NOT_ENOUGH}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: {NOT_ENOUGH}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the memory is as it was", file=sys.stderr)

@@ -27,6 +27,7 @@ from fewshot_nam.memory.primitives import unit
 
 _BETAS = (0.9, 0.999)  # of Adam
 _EPSILON = 1e-8
+_MOST_STEPS = 10_000  # a file may name as many as it likes, and every answer takes them
 
 
 class Learned(NamedTuple):
@@ -75,8 +76,8 @@ class FinetuneHead(Head):
         base: BaseStatistics | None = None,
     ) -> None:
         super().__init__(base)
-        if steps < 0:
-            raise ValueError(f"FinetuneHead: steps must be at least 0, got {steps}")
+        if not 0 <= steps <= _MOST_STEPS:
+            raise ValueError(f"FinetuneHead: steps must be from 0 to {_MOST_STEPS:,}, got {steps}")
         for name, value in (("rate", rate), ("temperature", temperature)):
             if not 0 < value < math.inf:
                 raise ValueError(f"FinetuneHead: {name} must be above 0, got {value}")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fewshot_nam.heads.base import Head, Support
 from fewshot_nam.heads.power_norm import power_normalise
+from fewshot_nam.heads.validation import check_random_features
 from fewshot_nam.memory.primitives import unit
 
 _ROWS = 4096
@@ -45,8 +46,7 @@ class KLDAHead(Head):
     freedom: Tensor
 
     def __init__(self, width: int = 1000, *, gamma: float = 1.0, ridge: float = 1e-2, seed: int = 0) -> None:
-        if width < 1:
-            raise ValueError(f"KLDAHead: width must be at least 1, got {width}")
+        check_random_features("KLDAHead: width", width, 1)
         for name, value in (("gamma", gamma), ("ridge", ridge)):
             if not 0 < value < math.inf:
                 raise ValueError(f"KLDAHead: {name} must be above 0, got {value}")

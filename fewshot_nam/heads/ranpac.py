@@ -27,7 +27,7 @@ from fewshot_nam.heads.base import Head, Support
 from fewshot_nam.heads.fecam import _covariance
 from fewshot_nam.heads.power_norm import power_normalise
 from fewshot_nam.heads.teen import base_weights, calibrated_means
-from fewshot_nam.heads.validation import as_labels
+from fewshot_nam.heads.validation import as_labels, check_random_features
 from fewshot_nam.memory.primitives import unit
 
 _RIDGES = tuple(10.0**power for power in range(-8, 9))
@@ -92,8 +92,7 @@ class RanPACHead(Head):
         temperature: float = 16.0,
         seed: int = 0,
     ) -> None:
-        if width < 0:
-            raise ValueError(f"RanPACHead: width must be at least 0, got {width}")
+        check_random_features("RanPACHead: width", width, 0)
         if ridge is not None and not 0 < ridge < math.inf:
             raise ValueError(f"RanPACHead: ridge must be above 0, got {ridge}")
         super().__init__()

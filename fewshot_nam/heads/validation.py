@@ -81,6 +81,16 @@ def as_labels(labels: Any, count: int | None) -> list[Label]:
     return names
 
 
+MOST_RANDOM_FEATURES = 20_000
+"""Twice the published number: a head with more holds several matrices of over 3 GB, whatever it learned."""
+
+
+def check_random_features(where: str, width: int, least: int) -> None:
+    """Raise ``ValueError`` unless a number of random features is from ``least`` to ``MOST_RANDOM_FEATURES``."""
+    if not least <= width <= MOST_RANDOM_FEATURES:
+        raise ValueError(f"{where} must be from {least} to {MOST_RANDOM_FEATURES:,}, got {width}")
+
+
 class HeadWarning(UserWarning):
     """A warning of a head, by which a program that shows them tells them from those of other libraries."""
 

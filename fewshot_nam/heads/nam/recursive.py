@@ -42,7 +42,7 @@ from fewshot_nam.heads.nam.expansion import Expansion
 from fewshot_nam.heads.nam.joint_write import joint_write
 from fewshot_nam.heads.score_norm import Learned, ScoreNormHead, ScoreNormSettings
 from fewshot_nam.heads.state import Snapshot, changes
-from fewshot_nam.heads.validation import Label, as_labels
+from fewshot_nam.heads.validation import Label, as_labels, check_random_features
 from fewshot_nam.memory.primitives import unit
 
 _ROWS = 4096
@@ -77,6 +77,7 @@ class RecursiveSettings(ScoreNormSettings):
         super().__post_init__()
         if self.random_features != int(self.random_features):
             raise ValueError(f"RecursiveSettings: random_features must be a whole number, got {self.random_features}")
+        check_random_features("RecursiveSettings: random_features", int(self.random_features), 0)
 
 
 class ClassSums(nn.Module):

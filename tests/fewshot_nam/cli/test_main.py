@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from backbones.bundled import NETWORKS
 from fewshot_nam import NAMModel, attach
+from fewshot_nam.cli import main as command
 from fewshot_nam.cli.main import main
 from fewshot_nam.cli.options import head_names
 from fewshot_nam.heads import KeptClassifierHead
@@ -225,6 +226,19 @@ def test_what_is_refused_is_one_line_and_changes_nothing(run, memory, images, mo
     assert message in run(*words, fails=True)
     assert memory.read_bytes() == before
     assert not list(tmp_path.glob("*.st"))
+
+
+def test_too_little_memory_is_one_line_and_other_errors_of_pytorch_are_not_hidden(run, memory, monkeypatch):
+    def fails(options):
+        raise RuntimeError(options.memory)
+
+    monkeypatch.setitem(command._COMMANDS, "inspect", fails)
+    text = (
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+    )
+    assert run("inspect", "--memory", text, fails=True) == "error: there is not enough memory\n"
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        run("inspect", "--memory", "shapes do not fit")
 
 
 def test_a_memory_without_classes_says_to_learn(run, memory, images):

@@ -138,7 +138,7 @@ def test_klda_is_discriminant_analysis_over_fourier_features():
         [head._embed(QUERIES) @ inverse @ some.mean(0) - some.mean(0) @ inverse @ some.mean(0) / 2 for some in phi], 1
     )
     torch.testing.assert_close(head(QUERIES), expected, rtol=1e-3, atol=1e-3)
-    wide = create("klda", width=40_000)
+    wide = create("klda", width=20_000)
     a, b = (wide._embed(x) for x in QUERIES[:2])
     directions = QUERIES[:2].sqrt() / QUERIES[:2].sqrt().norm(dim=1, keepdim=True)
     kernel = torch.exp(-(directions[0] - directions[1]).square().sum() / 2)
@@ -169,9 +169,11 @@ def test_a_base_class_learned_from_images_can_be_forgotten(name):
         ("teen", {"share": 1.5}, "share must be from 0 to 1"),
         ("teen", {"temperature": 0.0}, "temperature must be above 0"),
         ("fecam", {"diagonal": -1.0}, "diagonal must be at least 0"),
-        ("ranpac", {"width": -1}, "width must be at least 0"),
+        ("ranpac", {"width": -1}, "width must be from 0 to 20,000, got -1"),
         ("ranpac", {"ridge": 0.0}, "ridge must be above 0"),
-        ("klda", {"width": 0}, "width must be at least 1"),
+        ("klda", {"width": 0}, "width must be from 1 to 20,000, got 0"),
+        ("ranpac", {"width": 10**9}, "width must be from 0 to 20,000"),
+        ("klda", {"width": 20_001}, "width must be from 1 to 20,000"),
         ("klda", {"gamma": 0.0}, "gamma must be above 0"),
     ],
 )

@@ -171,7 +171,8 @@ def test_identical_queries_and_one_class_give_finite_scores(name):
 @pytest.mark.parametrize(
     ("build", "problem"),
     [
-        (lambda: FinetuneHead(-1), "steps must be at least 0"),
+        (lambda: FinetuneHead(-1), "steps must be from 0 to 10,000"),
+        (lambda: FinetuneHead(10**9), "steps must be from 0 to 10,000"),
         (lambda: FinetuneHead(rate=0), "rate must be above 0"),
         (lambda: FinetuneHead(temperature=math.inf), "temperature must be above 0"),
         (lambda: FinetuneHead(marginal_entropy_weight=-1), "weights of the loss must be at least 0"),

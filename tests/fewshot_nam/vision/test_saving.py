@@ -253,6 +253,26 @@ def test_a_head_over_prototypes_of_infinitely_many_images_comes_back(tmp_path):
     assert torch.equal(found(torch.ones(4)), head(torch.ones(4)))
 
 
+@pytest.mark.parametrize(
+    ("head", "settings", "message"),
+    [
+        ("klda", {"width": 100_000}, "width must be from 1 to 20,000"),
+        ("ranpac", {"width": 10**9}, "width must be from 0 to 20,000"),
+        ("finetune", {"steps": 10**9}, "steps must be from 0 to 10,000"),
+    ],
+)
+def test_settings_of_a_file_that_would_cost_gigabytes_or_hours_are_refused(tmp_path, head, settings, message):
+    """7 KB took 80 GB, or for ever."""
+    found = create(head)
+    found.write(torch.eye(4)[:2], ["a", "b"])
+    saving.write_head(tmp_path / "a", found, {"backbone": "x", "weights": "y"}, torch.ones(4))
+    with safe_open(tmp_path / "a", framework="pt") as file:
+        about = json.loads(file.metadata()["about"])
+    rewritten(tmp_path / "a", tmp_path / "forged", settings={**about["settings"], **settings})
+    with pytest.raises(ValueError, match=message):
+        saving.read_head(tmp_path / "forged")
+
+
 def test_a_description_nested_deeply_is_refused_in_one_line(attached, painted, tmp_path):
     source, target = tmp_path / "a.safetensors", tmp_path / "deep.safetensors"
     attached().learn(painted(0), "a").save(source)
