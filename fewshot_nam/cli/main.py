@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewshot_nam.cli.options import DEFAULT_BACKBONE, DEFAULT_HEAD, key_values, parser
 from fewshot_nam.cli.out_of_memory import NOT_ENOUGH, is_out_of_memory
+from fewshot_nam.cli.predictions import line_of, one_line
 from fewshot_nam.heap import keep_freed_memory
 from fewshot_nam.vision.libraries import names
 
@@ -100,7 +101,7 @@ def _learn(options: argparse.Namespace) -> Answer:
 
 def _predict(options: argparse.Namespace) -> Answer | None:
     from fewshot_nam.cli.image_arguments import images_in
-    from fewshot_nam.cli.predictions import answer_stream, line_of, predictions
+    from fewshot_nam.cli.predictions import answer_stream, predictions
 
     if options.server is not None:
         from fewshot_nam.cli.server_predictions import predict_by_server
@@ -135,7 +136,9 @@ def _forget(options: argparse.Namespace) -> Answer:
         labels = [_known(label, head.classes) for label in options.labels]
         head.forget(labels)
         write_head(path, head, about, probed)
-    lines = [f"{path}: forgot {', '.join(map(str, labels))}; knows {_classes(len(head.classes))}"]
+    lines = [
+        f"{path}: forgot {', '.join(one_line(str(label)) for label in labels)}; knows {_classes(len(head.classes))}"
+    ]
     return {"memory": str(path), "forgotten": labels, "classes": head.classes}, lines
 
 
@@ -168,7 +171,7 @@ def _inspect(options: argparse.Namespace) -> Answer:
     lines = [
         f"{options.memory}: {about['head']} of {_classes(len(head.classes))}, {head.feature_dim} features, {refusing}",
         f"backbone {about['backbone']}" + (f", weights {source}" if source else "") + f", SHA-256 {about['weights']}",
-        *(f"  {label}\t{_images(count)}" for label, count in zip(head.classes, counts, strict=True)),
+        *(f"  {one_line(str(label))}\t{_images(count)}" for label, count in zip(head.classes, counts, strict=True)),
     ]
     return answer, lines
 
@@ -413,7 +416,7 @@ def _refuse_input(output: Path, given: str | Path, meaning: str) -> None:
 
 
 def _counted(learned: dict[str, int]) -> str:
-    shown = [f"{label} ({_images(count)})" for label, count in list(learned.items())[:10]]
+    shown = [f"{one_line(label)} ({_images(count)})" for label, count in list(learned.items())[:10]]
     return ", ".join(shown) + (f", ... ({len(learned)} classes)" if len(learned) > 10 else "")
 
 

@@ -49,13 +49,12 @@ def line_of(answer: dict[str, Any]) -> str:
 
 
 def one_line(name: str) -> str:
-    r"""Return a name with line breaks and tabs written out, and what cannot be printed replaced.
+    r"""Return a name with all that moves a terminal or cannot be printed written out: line breaks, colours, right to left.
 
-    >>> one_line("a\nb")
-    'a\\nb'
+    >>> print(one_line("a\nb"), one_line("\x1b[31mred"), one_line("müg"))
+    a\nb \x1b[31mred müg
     """
-    written = name.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
-    return written.encode("utf-8", "replace").decode("utf-8")
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in name)
 
 
 def answer_stream(

@@ -231,8 +231,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         whole = about["contents"] == tensors_digest(tensors[key] for key in sorted(tensors))
         # The first files had no digest of their description.
         whole = whole and metadata.get("about_sha256", text_digest(metadata["about"])) == text_digest(metadata["about"])
+        notes = about.get("notes")
         fits = (
-            isinstance(about["settings"], dict) and {"weights", "backbone", "head"} <= set(about) and _PROBE in tensors
+            isinstance(about["settings"], dict)
+            and all(isinstance(about[key], str) for key in ("weights", "backbone", "head"))
+            and (notes is None or (isinstance(notes, dict) and isinstance(notes.get("weights", ""), str)))
+            and _PROBE in tensors
         )
     except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
@@ -302,6 +306,8 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         return  # a head that stores something else checks it itself
     if targets.dtype != torch.long or targets.dim() != 1 or support.dim() != 2 or len(targets) != len(support):
         raise ValueError(f"{path} is damaged: its targets do not fit its support features")
+    if len(support) and not support.shape[1]:
+        raise ValueError(f"{path} is damaged: its support features have no width")
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(targets):
         raise ValueError(f"{path} is damaged: a target is no number of a class")
 

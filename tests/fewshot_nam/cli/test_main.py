@@ -287,6 +287,17 @@ def test_a_line_of_predict_stays_one_line_whatever_the_files_name(run, memory, i
     assert lines[0].startswith(f"{tmp_path}/a\\nb\\tc.png\t")
 
 
+@pytest.mark.parametrize("name", ["\x1b[31mred\x07", "a\nb\tc", "\u202eabc", "\udc80"])
+def test_names_of_classes_move_no_terminal(run, memory, images, name):
+    written = name.encode("unicode_escape").decode()
+    learned = run("learn", images / "others" / "digit 1", "--label", name, "--memory", memory, "--quiet")
+    assert f"learned {written} (" in learned
+    assert f"  {written}\t" in run("inspect", "--memory", memory)
+    run("forget", "digit 0", "digit 1", "digit 2", "--memory", memory)
+    assert f"\t{written}\t" in run("predict", images / "others" / "digit 1" / "5.png", "--memory", memory)
+    assert f"forgot {written};" in run("forget", name, "--memory", memory)
+
+
 def test_a_stream_of_paths_is_answered_line_by_line(run, memory, images, monkeypatch, capsys):
     good = sorted((images / "others").rglob("*.png"))
     (memory.parent / "bad.png").write_text("no image")

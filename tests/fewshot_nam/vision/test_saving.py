@@ -187,6 +187,8 @@ def test_files_that_are_something_else_are_refused(attached, painted, tmp_path):
     refused(nam, later, "of format 2, this release reads format 1: update fewshot-nam")
     garbled = rewritten(source, tmp_path / "garbled.safetensors", {"about": "{"})
     refused(nam, garbled, "is damaged: its description cannot be read")
+    for about in ({"notes": ["x"]}, {"notes": {"weights": 5}}, {"backbone": None}, {"head": {}}):
+        refused(nam, rewritten(source, tmp_path / "wrong.safetensors", **about), "are not those that were written")
     foreign = rewritten(source, tmp_path / "foreign.safetensors", head="TheirHead")
     refused(nam, foreign, "holds a TheirHead with settings .* attach with such a head")
     (tmp_path / "text.safetensors").write_text("a pickle or whatever")
@@ -206,6 +208,7 @@ def test_files_that_are_something_else_are_refused(attached, painted, tmp_path):
         ({"head.mean": torch.tensor([torch.nan])}, "head.mean is NaN or infinite in places"),
         ({"head.base": torch.tensor(1.0)}, ""),
         ({"head.support": torch.tensor(1.0)}, "its targets do not fit its support features"),
+        ({"head.support": torch.ones(2, 0)}, "its support features have no width"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
