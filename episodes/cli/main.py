@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from episodes.cli.options import DEFAULT_HEADS, command_line, parser, read_options, with_scores
 from fewshot_nam.cli.options import key_values
 from fewshot_nam.cli.out_of_memory import NOT_ENOUGH, is_out_of_memory
+from fewshot_nam.cli.outputs import check_output
 from fewshot_nam.distributed import joined, processes
 from fewshot_nam.io.image_folders import EXTENSIONS
 
@@ -68,8 +69,8 @@ def run(options: argparse.Namespace) -> Report | None:
     from episodes.evaluation.evaluation import EvaluationSettings, as_device, evaluate, usable_heads
 
     if options.threads is not None:
-        if options.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {options.threads}")
+        if not 1 <= options.threads <= 1024:
+            raise ValueError(f"--threads must be from 1 to 1024, got {options.threads}")
         torch.set_num_threads(options.threads)
     fields = [field.name for field in dataclasses.fields(EvaluationSettings)]
     chosen = {name: getattr(options, name) for name in fields if hasattr(options, name)}
@@ -144,11 +145,10 @@ def _check_outputs(options: argparse.Namespace) -> None:
             raise ValueError(f"{flag}: the directory of {given} cannot be written")
         if path in taken:
             raise ValueError(f"{flag} and {taken[path]} name the same file, {given}")
-        if path.exists():
-            from fewshot_nam.vision.saving import holds_memory
-
-            if holds_memory(path):
-                raise ValueError(f"{flag}: {given} is a memory, and would be replaced: name another file")
+        try:
+            check_output(path)
+        except ValueError as error:
+            raise ValueError(f"{flag}: {error}") from None
         taken[path] = flag
     if options.report is not None:
         page = _check_report(options.report)

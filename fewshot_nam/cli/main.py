@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewshot_nam.cli.options import DEFAULT_BACKBONE, DEFAULT_HEAD, key_values, parser
 from fewshot_nam.cli.out_of_memory import NOT_ENOUGH, is_out_of_memory
+from fewshot_nam.cli.outputs import check_output
 from fewshot_nam.cli.predictions import line_of, one_line
 from fewshot_nam.heap import keep_freed_memory
 from fewshot_nam.vision.libraries import names
@@ -227,11 +228,9 @@ def _calibrate(options: argparse.Namespace) -> Answer:
 def _export(options: argparse.Namespace) -> Answer:
     from fewshot_nam.vision.export import export_onnx
     from fewshot_nam.vision.memory_files import NOT_FILES, weights_file
-    from fewshot_nam.vision.saving import holds_memory
 
     path = _writable(options.onnx)
-    if holds_memory(path):
-        raise ValueError(f"{path} is a memory, and would be replaced: choose another name for the output")
+    check_output(path)
     model, notes = _open(options, knows_classes=True)
     if notes["weights"] not in NOT_FILES:
         _refuse_input(path, weights_file(options.memory, notes["weights"]), "the backbone's weights")

@@ -15,4 +15,4 @@ def is_out_of_memory(error: Exception) -> bool:
         True
     """
     text = str(error)
-    return isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in text or "out of memory" in text

@@ -111,7 +111,7 @@ def checked_transform_options(name: str, options: Mapping[str, Any]) -> dict[str
             not isinstance(sizes, list | tuple)
             or len(sizes) != 3
             or sizes[0] != 3
-            or not all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in sizes)
+            or not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in sizes)
         ):
             raise ValueError(
                 f"backbone {name}: transform option input_size is a side or [3, H, W], at most {LARGEST_SIDE}, got {size!r}"

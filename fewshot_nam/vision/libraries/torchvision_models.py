@@ -185,7 +185,7 @@ def _transform_config(name: str, preset: Any, options: Mapping[str, Any]) -> dic
     for key in ("mean", "std"):
         config[key] = three(name, key, config[key])
     for key in ("resize_size", "crop_size"):
-        if not isinstance(config[key], int) or not 1 <= config[key] <= LARGEST_SIDE:
+        if type(config[key]) is not int or not 1 <= config[key] <= LARGEST_SIDE:
             raise ValueError(
                 f"backbone {name}: transform option {key} is a side of 1 to {LARGEST_SIDE} pixels, got {config[key]!r}"
             )

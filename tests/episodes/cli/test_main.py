@@ -309,14 +309,17 @@ def test_an_output_that_is_an_input_is_refused(inputs, output, photos, tmp_path,
 
 
 @pytest.mark.parametrize("flag", ["--json", "--markdown", "--save-features"])
-def test_a_memory_is_not_replaced_by_an_output(flag, tmp_path, capsys):
+def test_memories_and_images_are_not_replaced_by_an_output(flag, tmp_path, capsys):
     attach("conv4").save(tmp_path / "memory.st")
-    before = (tmp_path / "memory.st").read_bytes()
-    assert main([*FEW, flag, str(tmp_path / "memory.st")]) == 2
-    assert capsys.readouterr().err == (
-        f"error: {flag}: {tmp_path / 'memory.st'} is a memory, and would be replaced: name another file\n"
-    )
-    assert (tmp_path / "memory.st").read_bytes() == before
+    Image.new("L", (8, 8)).save(tmp_path / "image.PNG")
+    for name, kind in (("memory.st", "a memory"), ("image.PNG", "an image")):
+        path = tmp_path / name
+        before = path.read_bytes()
+        assert main([*FEW, flag, str(path)]) == 2
+        assert capsys.readouterr().err == (
+            f"error: {flag}: {path} is {kind}, and would be replaced: choose another name for the output\n"
+        )
+        assert path.read_bytes() == before
 
 
 def test_a_configuration_that_could_cost_more_than_its_size_is_refused_and_not_echoed(tmp_path, capsys):

@@ -63,6 +63,7 @@ def test_transform_id_tells_close_settings_apart():
         ("input_size", "large", "input_size is a side or"),
         ("input_size", [1, 32, 32], "input_size is a side or"),
         ("input_size", 0, "input_size is a side or"),
+        ("input_size", True, "input_size is a side or"),
         ("input_size", 999_999, "at most 4096, got 999999"),
         ("crop_pct", 1.5, "crop_pct is in"),
         ("crop_mode", "middle", "crop_mode is one of center, squash, border, got 'middle'"),
