@@ -20,6 +20,25 @@ __getattr__ = renamed_names(__name__, {"UnreadablePicture": "UnreadableImage", "
 
 _MOST_BYTES = 2**31  # more than the largest image takes that is decoded, whatever its format
 
+# Those that Pillow decodes by itself. For EPS it runs Ghostscript, on a program that the image brings along.
+_FORMATS = (
+    "JPEG",
+    "PNG",
+    "GIF",
+    "WEBP",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "PPM",
+    "JPEG2000",
+    "AVIF",
+    "HEIF",
+    "MPO",
+    "ICO",
+    "TGA",
+    "QOI",
+)
+
 # The first brand of an ISO base media file says what it holds.
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
@@ -85,7 +104,17 @@ def decoded(content: bytes, place: str, most_pixels: int | None = None) -> Image
         raise UnreadableImage(
             f"{place}: an AVIF image, which this version of Pillow cannot read: update Pillow to 11.3 or later"
         )
-    return upright(lambda: Image.open(io.BytesIO(content)), place, most_pixels)
+    return upright(lambda: opened_image(content), place, most_pixels)
+
+
+def opened_image(content: bytes) -> Image.Image:
+    """Return the image in the bytes of a file as Pillow opens it, not decoded yet.
+
+    Raises:
+        OSError: it is of none of the formats that are taken. Others of Pillow's errors may come too.
+    """
+    Image.init()
+    return Image.open(io.BytesIO(content), formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
 def _register_heic(place: str) -> None:

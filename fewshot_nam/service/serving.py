@@ -10,7 +10,6 @@ Readers never wait for a writer: they use the head as it was, until the changed 
 from __future__ import annotations
 
 import copy
-import io
 import os
 import threading
 from collections import Counter
@@ -19,12 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fewshot_nam.heads import Calibration, Head, Label
 from fewshot_nam.heads.duplicates import distinct, first_equal
-from fewshot_nam.io.image_io import UnreadableImage, decoded
+from fewshot_nam.io.image_io import UnreadableImage, decoded, opened_image
+from fewshot_nam.io.regular_files import open_regular
 from fewshot_nam.service.teaching import class_name
 from fewshot_nam.vision.image_transform import transformed
 from fewshot_nam.vision.memory_files import exclusive, open_model
@@ -84,7 +83,7 @@ class _File:
     """A version of the memory's file."""
 
     def __init__(self, path: Path) -> None:
-        self._open = path.open("rb")
+        self._open = open_regular(path)  # to open a pipe would wait for a writer
         self._identity = _identity(os.fstat(self._open.fileno()))
 
     def is_at(self, path: Path) -> bool:
@@ -137,11 +136,14 @@ class MemoryService:
     def current(self) -> State:
         """Return what readers see, read again where another process has changed the file."""
         state = self.state
-        if not state.file.is_at(self.path):
-            with self._reload:
-                if not self.state.file.is_at(self.path):
-                    self.state = self._read()
-                state = self.state
+        try:
+            if not state.file.is_at(self.path):
+                with self._reload:
+                    if not self.state.file.is_at(self.path):
+                        self.state = self._read()
+                    state = self.state
+        except OSError as error:
+            raise Unusable(f"the memory cannot be read any more: {error}") from error
         return state
 
     def predict(self, images: Sequence[bytes], top: int = 5) -> dict[str, Any]:
@@ -314,7 +316,7 @@ class MemoryService:
                     f"{place}: {len(content):,} bytes are too many: at most {self.limits.image_bytes:,}"
                 )
             try:
-                width, height = Image.open(io.BytesIO(content)).size
+                width, height = opened_image(content).size
             except Exception:  # decoded says what is wrong
                 width = height = 0
             if width * height > self.limits.pixels:

@@ -89,3 +89,16 @@ def test_bytes_are_decoded_as_files_are(tmp_path):
 def test_an_image_without_pixels_is_refused(size):
     with pytest.raises(UnreadableImage, match=rf"here: not an image, or cut short \({size[0]}x{size[1]} pixels\)"):
         upright(lambda: Image.new("L", size), "here")
+
+
+@pytest.mark.parametrize("name", ["x.eps", "x.png"])
+def test_no_program_is_run_for_an_image(tmp_path, monkeypatch, name):
+    """Pillow hands PostScript to Ghostscript, a program in a language of its own, whatever the file is called."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/run\n")
+    (tmp_path / "gs").chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # it looks once for each process
+    (tmp_path / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EndComments\n(x) run\n")
+    with pytest.raises(UnreadableImage, match="not an image"):
+        read_image(tmp_path / name)
+    assert not (tmp_path / "run").exists()

@@ -236,7 +236,13 @@ def test_a_file_that_is_replaced_by_none_is_the_servers_fault_and_mends_itself(s
         assert answer.status_code == 500
         assert "replaced" in answer.json()["error"]
     memory.unlink()
-    assert server.post("/predict", content=image).status_code == 507
+    assert server.post("/predict", content=image).status_code == 500
+    os.mkfifo(memory)  # to open it would wait for a writer, and all requests with it
+    for path in ("/health", "/classes"):
+        answer = server.get(path)
+        assert answer.status_code == 500
+        assert "no regular file" in answer.json()["error"]
+    memory.unlink()
     memory.write_bytes(kept)
     assert server.post("/predict", content=image).status_code == 200
 
