@@ -121,7 +121,7 @@ RESULTS: dict[str, tuple[str, Callable[[argparse.Namespace], IncrementalReport]]
     "omniglot-bundled": (
         "Omniglot's published sessions, the bundled conv4: NOT comparable with published figures, since it was trained on other "
         "drawings of most base classes, base queries among them",
-        lambda o: omniglot(o, backbones.create("conv4"), ("nam-recursive", "nam", "ncm", "teen", "air")),
+        lambda o: omniglot(o, backbones.create("conv4"), o.heads or HEADS),
     ),
 }
 
