@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import sys
@@ -102,7 +101,7 @@ def _learn(options: argparse.Namespace) -> Answer:
 
 def _predict(options: argparse.Namespace) -> Answer | None:
     from fewshot_nam.cli.image_arguments import images_in
-    from fewshot_nam.cli.predictions import answer_stream, predictions
+    from fewshot_nam.cli.predictions import answer_stream, given_paths, predictions
 
     if options.server is not None:
         from fewshot_nam.cli.server_predictions import predict_by_server
@@ -116,9 +115,7 @@ def _predict(options: argparse.Namespace) -> Answer | None:
     if options.unknown and model.head.threshold is None:
         raise ValueError(f"{options.memory} has no threshold to refuse below: run fewshot-nam calibrate first")
     if stream:
-        if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(errors="surrogateescape")  # a file's name may hold any bytes
-        answer_stream(sys.stdin, sys.stdout, model, options.memory, options.unknown, options.json)
+        answer_stream(given_paths(), sys.stdout, model, options.memory, options.unknown, options.json)
         return None
     features, kept = _features(model, images, options)
     head = model.head.snapshot()

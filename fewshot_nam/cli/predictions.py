@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import queue
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
@@ -55,6 +57,19 @@ def one_line(name: str) -> str:
     a\nb \x1b[31mred müg
     """
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in name)
+
+
+def given_paths() -> TextIO:
+    """Return standard input, from which paths are read, whatever bytes they hold.
+
+    Raises:
+        ValueError: it is closed.
+    """
+    if sys.stdin is None:
+        raise ValueError("- reads paths from standard input, which is closed")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    return sys.stdin
 
 
 def answer_stream(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fewshot_nam.cli.image_arguments import images_in
-from fewshot_nam.cli.predictions import line_of
+from fewshot_nam.cli.predictions import given_paths, line_of
 from fewshot_nam.service.client import Client
 
 _BATCH = 32  # images in one request
@@ -30,9 +29,7 @@ def predict_by_server(options: argparse.Namespace) -> tuple[dict[str, Any], list
         raise ValueError(f"{', '.join(wrong)} cannot be set with --server: the server has its own")
     client = Client(options.server)
     if options.images == ["-"]:
-        if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(errors="surrogateescape")  # a file's name may hold any bytes
-        for line in sys.stdin:
+        for line in given_paths():
             if name := line.removesuffix("\n").removesuffix("\r"):
                 (answer,) = _answers(client, [name], options.unknown, keep_errors=True)
                 print(json.dumps(answer) if options.json else line_of(answer), flush=True)

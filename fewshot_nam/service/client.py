@@ -36,7 +36,10 @@ class Client:
             raise ValueError(f"{url!r} is no address of a server: expected one like http://127.0.0.1:8000")
         self.url, self._path, self._token = url, parts.path.rstrip("/"), token
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(parts.hostname, port, timeout=_SECONDS)
+        try:
+            self._connection = kind(parts.hostname, port, timeout=_SECONDS)
+        except http.client.InvalidURL:
+            raise ValueError(f"{url!r} is no address of a server: {parts.hostname!r} is no name of one") from None
 
     def predict(self, images: Sequence[Path | bytes], top: int = 5) -> dict[str, Any]:
         """Return the answers to images, files or their bytes, as the server gives them.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import socket
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
@@ -53,6 +54,17 @@ def known_hosts(host: str, further: Iterable[str] = ()) -> frozenset[str] | None
     if is_loopback(host):
         return frozenset({"localhost", "127.0.0.1", "::1", _plain(host), *names})
     return frozenset({_plain(host), *names}) if names else None
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise ``OSError`` where an address cannot be listened on; port 0 for any."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
 
 
 class KnownHosts:

@@ -11,7 +11,6 @@ import asyncio
 import hmac
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -34,7 +33,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 import fewshot_nam
 from fewshot_nam.heap import few_heaps
 from fewshot_nam.io.image_io import UnreadableImage
-from fewshot_nam.service.hosts import KnownHosts, known_hosts, url
+from fewshot_nam.service.hosts import KnownHosts, check_address, known_hosts, url
 from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded, Unusable
 from fewshot_nam.vision.image_transform import TransformFailed
 
@@ -363,7 +362,7 @@ def serve(
         OSError: the memory cannot be read, or the port is taken.
         ImportError, ValueError: it is no memory, or its backbone or weights are not there.
     """
-    _check_port(host, port)
+    check_address(host, port)
     os.environ[_SETTINGS] = json.dumps(
         {
             "memory": memory,
@@ -406,14 +405,3 @@ def from_environment() -> FastAPI:
     service = MemoryService(given["memory"], given["weights"], given["device"], Limits(*given["limits"]))
     names = given["hosts"]
     return build(service, os.environ.get(TOKEN), None if names is None else frozenset(names))
-
-
-def _check_port(host: str, port: int) -> None:
-    """Raise ``OSError`` where the address cannot be listened on; uvicorn would end the process in its own words."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tried.bind(address)
-    except OSError as error:
-        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error

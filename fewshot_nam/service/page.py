@@ -25,7 +25,7 @@ from starlette.middleware import Middleware
 from fewshot_nam.heap import few_heaps
 from fewshot_nam.service import page_html as html
 from fewshot_nam.service.given_images import GivenImage, image_files, images_in_folder
-from fewshot_nam.service.hosts import KnownHosts, is_loopback, known_hosts
+from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, known_hosts
 from fewshot_nam.service.teaching import Check, TeachingSession
 from fewshot_nam.service.uploads import UploadLimit, temporary_directory
 
@@ -466,6 +466,7 @@ def serve(
     """
     few_heaps()
     host = host or "127.0.0.1"
+    check_address(host, port or 0)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(uploads := temporary_directory())  # Gradio's own is one that others may read
     atexit.register(shutil.rmtree, uploads, ignore_errors=True)

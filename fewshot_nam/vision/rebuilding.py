@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 
+from fewshot_nam.io.yaml_input import shown
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.catalogue import UnknownBackbone, create
 from fewshot_nam.vision.libraries.registry import LIBRARIES
+
+_LARGEST = 8192  # number among the options of a network; depths and widths of those there are stay below it
 
 
 def rebuild(
@@ -34,11 +37,17 @@ def rebuild(
     own = f"this memory was learned with a model of its own, {name}: attach that model and load the file"
     if "." in name and not name.startswith(tuple(LIBRARIES)):  # the name of a class
         raise ValueError(own)
+    model_options = about.get("model_options") or {}
+    large = {key: value for key, value in model_options.items() if isinstance(value, int | float) and value > _LARGEST}
+    if large:
+        raise ValueError(
+            f"this memory's backbone is larger than any: {shown(large)}, and at most {_LARGEST:,} is built"
+        )
     try:
         return create(
             name,
             weights,
-            model_options=about.get("model_options") or {},
+            model_options=model_options,
             transform_options=_transform_options(name, str(about.get("transform", ""))),
             device=device,
         )

@@ -208,6 +208,7 @@ def test_weights_from_a_file_are_found_again_or_asked_for(run, images, tmp_path)
         (["calibrate", "PHOTOS", "--by-class", "--target", "0.4", "--memory", "MEMORY"], "'digit 1', 'digit 2' is known"),
         (["export", "MEMORY", "--memory", "MEMORY"], "is a memory, and would be replaced: choose another name"),
         (["export", "link.onnx", "--memory", "MEMORY"], "is a memory, and would be replaced: choose another name"),
+        (["page", "--host", "not an address", "--quiet"], "cannot listen on not an address, port 0"),
         (["page", "."], ". is a directory: name the file of a memory"),
         (["export", "nowhere/m.onnx", "--memory", "MEMORY"], "the directory of nowhere/m.onnx does not exist"),
     ],
@@ -285,6 +286,11 @@ def test_a_line_of_predict_stays_one_line_whatever_the_files_name(run, memory, i
     lines = run("predict", odd, "--memory", memory).splitlines()
     assert [line.count("\t") for line in lines] == [2]
     assert lines[0].startswith(f"{tmp_path}/a\\nb\\tc.png\t")
+
+
+def test_a_closed_standard_input_is_said(run, memory, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "standard input, which is closed" in run("predict", "-", "--memory", memory, fails=True)
 
 
 @pytest.mark.parametrize("name", ["\x1b[31mred\x07", "a\nb\tc", "\u202eabc", "\udc80"])

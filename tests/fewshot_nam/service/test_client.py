@@ -89,3 +89,9 @@ def test_answers_that_are_none_are_errors_of_one_line(given, words):
         with pytest.raises(ValueError, match=words):
             client.classes()
         client.close()
+
+
+@pytest.mark.parametrize("url", ["http://a b", "ftp://a", "http://", "http://a:70000", "127.0.0.1:8000"])
+def test_what_is_no_address_is_said_in_one_line(url):
+    with pytest.raises(ValueError, match="is no address of a server"):
+        Client(url)

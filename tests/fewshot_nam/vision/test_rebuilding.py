@@ -38,3 +38,12 @@ def test_a_model_that_has_no_name_is_asked_for(nam):
         rebuild(described(nam.backbone))
     with pytest.raises(ValueError, match="there is no such file"):
         rebuild({"backbone": "conv4"}, weights="nothing.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("conv4", {"width": 10**6}), ("timm/vit_tiny_patch16_224", {"depth": 10**6})]
+)
+def test_a_file_cannot_ask_for_a_network_larger_than_any(name, options):
+    about = {"backbone": name, "model_options": options, "transform": ""}
+    with pytest.raises(ValueError, match=r"backbone is larger than any: .*, and at most 8,192 is built"):
+        rebuild(about, weights=False)
