@@ -38,7 +38,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileNotFoundError(f"{path}: there is no directory {path.parent}")
     remove_abandoned(path)
     # Beside it, because a rename is one step only within one file system.
-    directory = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    directory = path.with_name(f".{path.name}.{machine_number()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     temporary = directory / "unfinished.tmp"
     _own.add(directory.name)
     try:
@@ -80,7 +80,7 @@ _own: set[str] = set()  # directories in which this process is writing now
 _ABANDONED_SECONDS = 24 * 3600
 
 
-def _machine() -> str:
+def machine_number() -> str:
     """Return eight digits for this machine: process numbers of others say nothing here."""
     return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
@@ -90,7 +90,7 @@ def _in_use(left: Path, machine: str, process: int) -> bool:
     if time.time() - left.lstat().st_mtime > _ABANDONED_SECONDS:
         return False
     # On Windows there is no question of this kind: os.kill would end the process.
-    if machine != _machine() or sys.platform == "win32":
+    if machine != machine_number() or sys.platform == "win32":
         return True
     # In a container, processes get the numbers again that those before a restart had.
     return left.name in _own if process == os.getpid() else process_runs(process)

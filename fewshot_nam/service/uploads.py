@@ -6,13 +6,14 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 from starlette.responses import PlainTextResponse
 
-from fewshot_nam.io.atomic import process_runs
+from fewshot_nam.io.atomic import machine_number, process_runs
 from fewshot_nam.service.hosts import Application, Receive, Scope, Send
 
 MOST_BYTES = 4 * 2**30  # of all uploads that lie there together: some thousand photographs
@@ -22,13 +23,20 @@ _PREFIX = "fewshot-nam-"
 
 def temporary_directory() -> Path:
     """Return a new directory that only this user can read. Those of processes that were killed are removed."""
-    for found in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        process = re.fullmatch(_PREFIX + r"([0-9]{1,9})-\w+", found.name)
+    if sys.platform != "win32":  # where there is no way to ask whether a process runs
+        _remove_abandoned()
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{machine_number()}-{os.getpid()}-"))
+
+
+def _remove_abandoned() -> None:
+    # Machines may share the directory, such as containers do: their processes cannot be seen from here.
+    ours = f"{_PREFIX}{machine_number()}-"
+    for found in Path(tempfile.gettempdir()).glob(f"{ours}*"):
+        process = re.fullmatch(ours + r"([0-9]{1,9})-\w+", found.name)
         if process and not process_runs(int(process[1])):
-            with contextlib.suppress(OSError):  # of another user, or gone meanwhile
+            with contextlib.suppress(OSError):  # gone meanwhile
                 if not found.is_symlink() and found.stat().st_uid == os.getuid():
                     shutil.rmtree(found)
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
 
 
 class UploadLimit:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fewshot_nam.io.atomic import _machine, remove_abandoned, replacing
+from fewshot_nam.io.atomic import machine_number, remove_abandoned, replacing
 
 
 def test_replacing_puts_the_new_file_in_place_in_one_step(tmp_path):
@@ -71,7 +71,7 @@ def test_replacing_follows_a_link(tmp_path):
 
 def test_what_killed_saves_left_is_removed_by_the_next(tmp_path):
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    here, gone = _machine(), int(ended.stdout)
+    here, gone = machine_number(), int(ended.stdout)
     others = [
         f".a.txt.{here}-{os.getppid()}-00000000.tmp",  # being written by a process that runs
         f".a.txt.ffffffff-{gone}-00000000.tmp",  # of another machine, just now
@@ -109,7 +109,7 @@ def test_a_link_in_place_of_what_was_left_is_removed_and_not_followed(tmp_path):
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "kept").touch()
-    link = tmp_path / f".a.txt.{_machine()}-{int(ended.stdout)}-00000000.tmp"
+    link = tmp_path / f".a.txt.{machine_number()}-{int(ended.stdout)}-00000000.tmp"
     link.symlink_to(tmp_path / "other")
     remove_abandoned(tmp_path / "a.txt")
     assert not link.is_symlink()
