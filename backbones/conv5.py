@@ -26,6 +26,8 @@ class Conv5(nn.Module):
     image_size = 64
 
     def __init__(self, width: int = 32) -> None:
+        if not 1 <= width <= 512:
+            raise ValueError(f"Conv5: width must be from 1 to 512, got {width}")
         super().__init__()
         self.feature_dim = 16 * width
         stem = nn.Conv2d(3, width, kernel_size=4, stride=2, padding=1, bias=False)

@@ -17,6 +17,7 @@ from episodes.cli.options import DEFAULT_HEADS, command_line, parser, read_optio
 from fewshot_nam.cli.options import key_values
 from fewshot_nam.cli.out_of_memory import NOT_ENOUGH, is_out_of_memory
 from fewshot_nam.cli.outputs import check_output
+from fewshot_nam.cli.predictions import one_line
 from fewshot_nam.distributed import joined, processes
 from fewshot_nam.io.image_folders import EXTENSIONS
 
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the program that reads our output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
     except (ValueError, OSError, ImportError, MemoryError) as error:
-        print(f"error: {' '.join(str(error).split()) or NOT_ENOUGH}", file=sys.stderr)
+        print(f"error: {one_line(' '.join(str(error).split())) or NOT_ENOUGH}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if not is_out_of_memory(error):

@@ -8,6 +8,7 @@ import os
 import queue
 import sys
 import threading
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -56,7 +57,12 @@ def one_line(name: str) -> str:
     >>> print(one_line("a\nb"), one_line("\x1b[31mred"), one_line("müg"))
     a\nb \x1b[31mred müg
     """
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in name)
+    return "".join(one if _is_shown(one) else one.encode("unicode_escape").decode("ascii") for one in name)
+
+
+def _is_shown(one: str) -> bool:
+    # Spaces of other widths stand in the names of screenshots, and joiners in Persian words: they move nothing.
+    return one.isprintable() or unicodedata.category(one) == "Zs" or one in "\u200c\u200d"
 
 
 def given_paths() -> TextIO:

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from fewshot_nam.heads.base import Head, Support
 from fewshot_nam.heads.base_statistics import BaseStatistics
+from fewshot_nam.heads.validation import check_steps
 from fewshot_nam.memory.primitives import unit
 
 _BETAS = (0.9, 0.999)  # of Adam
 _EPSILON = 1e-8
-_MOST_STEPS = 10_000  # a file may name as many as it likes, and every answer takes them
 
 
 class Learned(NamedTuple):
@@ -76,8 +76,7 @@ class FinetuneHead(Head):
         base: BaseStatistics | None = None,
     ) -> None:
         super().__init__(base)
-        if not 0 <= steps <= _MOST_STEPS:
-            raise ValueError(f"FinetuneHead: steps must be from 0 to {_MOST_STEPS:,}, got {steps}")
+        check_steps("FinetuneHead", steps)
         for name, value in (("rate", rate), ("temperature", temperature)):
             if not 0 < value < math.inf:
                 raise ValueError(f"FinetuneHead: {name} must be above 0, got {value}")

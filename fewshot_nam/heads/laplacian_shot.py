@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewshot_nam.heads.base_statistics import BaseStatistics
 from fewshot_nam.heads.bd_cspn import BDCSPNHead, Learned
+from fewshot_nam.heads.validation import check_steps
 
 
 class LaplacianShotHead(BDCSPNHead):
@@ -43,10 +44,9 @@ class LaplacianShotHead(BDCSPNHead):
         super().__init__(sharpness, base=base)
         if not 0 <= laplacian_weight < math.inf:
             raise ValueError(f"LaplacianShotHead: laplacian_weight must be at least 0, got {laplacian_weight}")
-        if neighbours < 1 or steps < 0:
-            raise ValueError(
-                f"LaplacianShotHead: neighbours must be at least 1 and steps at least 0, got {neighbours} and {steps}"
-            )
+        if neighbours < 1:
+            raise ValueError(f"LaplacianShotHead: neighbours must be at least 1, got {neighbours}")
+        check_steps("LaplacianShotHead", steps)
         self.laplacian_weight, self.neighbours, self.steps = laplacian_weight, neighbours, steps
 
     def _score(self, learned: Learned, query: Tensor) -> Tensor:

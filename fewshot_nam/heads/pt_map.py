@@ -21,6 +21,7 @@ from fewshot_nam.heads.base import Head, Support
 from fewshot_nam.heads.base_statistics import BaseStatistics
 from fewshot_nam.heads.bd_cspn import Learned
 from fewshot_nam.heads.power_norm import power_normalise
+from fewshot_nam.heads.validation import check_steps
 from fewshot_nam.memory.primitives import unit
 
 _MOST_SINKHORN = 200  # steps
@@ -55,8 +56,7 @@ class PTMAPHead(Head):
             raise ValueError(f"PTMAPHead: concentration must be above 0, got {concentration}")
         if not 0 < rate <= 1:
             raise ValueError(f"PTMAPHead: rate must be above 0 and at most 1, got {rate}")
-        if steps < 0:
-            raise ValueError(f"PTMAPHead: steps must be at least 0, got {steps}")
+        check_steps("PTMAPHead", steps)
         self.concentration, self.rate, self.steps = concentration, rate, steps
 
     def _embed(self, features: Tensor) -> Tensor:

@@ -91,6 +91,16 @@ def check_random_features(where: str, width: int, least: int) -> None:
         raise ValueError(f"{where} must be from {least} to {MOST_RANDOM_FEATURES:,}, got {width}")
 
 
+MOST_STEPS = 10_000
+"""Of heads that take them for every answer: a file may name as many as it likes."""
+
+
+def check_steps(where: str, steps: int) -> None:
+    """Raise ``ValueError`` unless a number of steps is from 0 to ``MOST_STEPS``."""
+    if not 0 <= steps <= MOST_STEPS:
+        raise ValueError(f"{where}: steps must be from 0 to {MOST_STEPS:,}, got {steps}")
+
+
 class HeadWarning(UserWarning):
     """A warning of a head, by which a program that shows them tells them from those of other libraries."""
 

@@ -20,7 +20,7 @@ __getattr__ = renamed_names(__name__, {"UnreadablePicture": "UnreadableImage", "
 
 _MOST_BYTES = 2**31  # more than the largest image takes that is decoded, whatever its format
 
-# Those that Pillow decodes by itself. For EPS it runs Ghostscript, on a program that the image brings along.
+# Those that Pillow, or pillow-heif, decodes by itself. For EPS Pillow runs Ghostscript, on a program that the image brings along.
 _FORMATS = (
     "JPEG",
     "PNG",
@@ -33,7 +33,6 @@ _FORMATS = (
     "JPEG2000",
     "AVIF",
     "HEIF",
-    "MPO",
     "ICO",
     "TGA",
     "QOI",

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewshot_nam.io.image_folders import EXTENSIONS, directories, images_by_class
-from fewshot_nam.io.image_io import UnreadableImage, read_image
+from fewshot_nam.io.image_io import UnreadableImage, decoded, read_image
 from fewshot_nam.vision.image_transform import TransformFailed, transformed
 from fewshot_nam.vision.model import NAMModel
 
@@ -20,7 +20,7 @@ MOST_IMAGES = 2000  # at a time
 MOST_PIXELS = 64_000_000  # of one image, as of the server
 _THUMBNAIL_SIZE = 96
 
-GivenImage: TypeAlias = "Image.Image | str | Path"
+GivenImage: TypeAlias = "Image.Image | bytes | str | Path"
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the number of images that are done, and of all."""
 
@@ -101,6 +101,8 @@ def image_files(paths: Iterable[str | Path]) -> list[str | Path]:
 
 def _prepared(given: GivenImage, model: NAMModel) -> tuple[Tensor, bytes]:
     """Return what the backbone takes of an image, and its thumbnail."""
+    if isinstance(given, bytes):
+        given = decoded(given, "the image", MOST_PIXELS)
     image = given if isinstance(given, Image.Image) else read_image(given, MOST_PIXELS)
     with torch.no_grad():
         tensor = transformed(image, model.backbone.transform, "the image")
@@ -110,7 +112,7 @@ def _prepared(given: GivenImage, model: NAMModel) -> tuple[Tensor, bytes]:
 def _reason(image: GivenImage, error: Exception) -> str:
     """Return why an image was left out, with the name of the file alone: the page keeps uploads in directories of its own."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(image, Image.Image):
+    if isinstance(image, Image.Image | bytes):
         return text
     path = Path(image)
     return text.replace(f"{path.parent}/", "") if path.name in text else f"{path.name}: {text}"

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -61,7 +61,7 @@ _IMAGES: dict[str, Any] = {
 class Forget(BaseModel):
     """The classes to forget."""
 
-    labels: list[Annotated[str, Field(max_length=1000)]] = Field(min_length=1, max_length=10_000)
+    labels: list[str] = Field(min_length=1, max_length=10_000)
 
 
 _MOST_JSON = 2_000_000  # bytes of a body that names classes

@@ -8,6 +8,7 @@ cannot be read.
 from __future__ import annotations
 
 import atexit
+import base64
 import logging
 import os
 import shutil
@@ -16,10 +17,12 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
+from gradio.data_classes import ImageData
 from starlette.middleware import Middleware
 
 from fewshot_nam.heap import few_heaps
@@ -31,6 +34,7 @@ from fewshot_nam.service.uploads import UploadLimit, temporary_directory
 
 TITLE = "fewshot-nam: teach a class from one image"
 _LARGEST_UPLOAD = "50mb"  # a file
+_LONGEST_URL = 70_000_000  # characters: that much in base64
 _VISITORS = 50  # with a memory of their own
 _IDLE_SECONDS = 3600  # after which a visitor's memory may make room for another's
 _SECONDS_BETWEEN_ANSWERS = 0.5
@@ -42,24 +46,55 @@ element.addEventListener('click', event => {
 """
 
 
+class ImageInput(gr.Image):  # type: ignore[misc]
+    """An image as it was given: the name of an uploaded file, or the bytes that the camera sends.
+
+    Gradio's own component opens and decodes it with any format of Pillow's, however large, and keeps every frame as a file.
+    """
+
+    is_template = True  # the page shows it as an Image
+
+    def preprocess(self, payload: ImageData | None) -> str | bytes | None:  # type: ignore[override]
+        """Return what the functions of the page are given."""
+        if payload is None:
+            return None
+        if payload.url and payload.url.startswith("data:"):
+            if len(payload.url) > _LONGEST_URL:
+                raise gr.Error("the image is larger than 50 MB")
+            try:
+                return base64.b64decode(payload.url.partition(",")[2], validate=True)
+            except ValueError:
+                raise gr.Error("the image cannot be read") from None
+        return payload.path
+
+
+@dataclass
+class _Visit:
+    session: TeachingSession
+    used: float  # when
+
+
 class Sessions:
     """The sessions of the visitors of a page: the same one for all, or one for each.
 
     Args:
         first: the session that all share, or that those of visitors are made like.
-        separate: whether each visitor has one. Where there are too many, those go first in which nothing was done, then those that
-            were not used for an hour; where there are none of either, a further visitor has to wait.
+        separate: whether each visitor has one, from the first change on. Where there are too many, one goes that was not used for
+            an hour; where there is none, a further visitor has to wait.
     """
 
     def __init__(self, first: TeachingSession, separate: bool = False) -> None:
         self.first, self.separate = first, separate
         self._lock = threading.Lock()
-        self._by_visitor: OrderedDict[str, tuple[TeachingSession, float]] = (
-            OrderedDict()
-        )  # with the time of the last use
+        self._by_visitor: OrderedDict[str, _Visit] = OrderedDict()  # the longest unused one first
 
-    def of(self, visitor: str | None) -> TeachingSession:
+    def of(self, visitor: str | None, what: Literal["change", "ask", "show"] = "change") -> TeachingSession:
         """Return the session of a visitor.
+
+        Args:
+            visitor: whose.
+            what: it is for. Only a change makes a session; before it a visitor sees the first one. To show it is no use, since
+                every open tab does so all the time.
 
         Raises:
             ValueError: there are too many visitors.
@@ -68,19 +103,24 @@ class Sessions:
             return self.first
         with self._lock:
             name, now = visitor or "", time.monotonic()
-            known = self._by_visitor.pop(name, None)
-            if known is None and len(self._by_visitor) >= _VISITORS:
-                self._make_room(now)
-            session = self.first.copy() if known is None else known[0]
-            self._by_visitor[name] = session, now
-            return session
+            visit = self._by_visitor.get(name)
+            if visit is None:
+                if what != "change":
+                    return self.first
+                if len(self._by_visitor) >= _VISITORS:
+                    self._make_room(now)
+                visit = self._by_visitor[name] = _Visit(self.first.copy(), now)
+            if what != "show":
+                visit.used = now
+                self._by_visitor.move_to_end(name)
+            return visit.session
 
     def _make_room(self, now: float) -> None:
-        unused = [name for name, (session, _) in self._by_visitor.items() if session.version == 0]
-        idle = [name for name, (_, used) in self._by_visitor.items() if now - used > _IDLE_SECONDS]
-        if not unused + idle:
+        """Drop the session that was not used for longest, if that is an hour."""
+        name, visit = next(iter(self._by_visitor.items()))
+        if now - visit.used <= _IDLE_SECONDS:
             raise ValueError(f"{_VISITORS} visitors teach at the moment, as many as there is room for: try again later")
-        del self._by_visitor[(unused + idle)[0]]
+        del self._by_visitor[name]
 
 
 def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
@@ -93,9 +133,9 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
     downloads = temporary_directory()
     atexit.register(shutil.rmtree, downloads, ignore_errors=True)
 
-    def session_of(request: gr.Request) -> TeachingSession:
+    def session_of(request: gr.Request, what: Literal["change", "ask", "show"] = "change") -> TeachingSession:
         try:
-            return sessions.of(request.session_hash)
+            return sessions.of(request.session_hash, what)
         except ValueError as error:
             raise gr.Error(str(error)) from None
 
@@ -106,26 +146,22 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             elem_id="about",
         )
         status = gr.HTML(html.note("Ready."), elem_id="status")
-        seen, frame = gr.State(-1), gr.State(None)  # frame: the file of what the camera showed last
+        seen, frame = gr.State(-1), gr.State(None)  # frame: what the camera showed last, not decoded
         with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Teach"):
                 with gr.Row(equal_height=False):
                     with gr.Column(min_width=300):
-                        camera = gr.Image(
+                        camera = ImageInput(
                             label="Camera",
                             sources=["webcam"],
                             streaming=True,
-                            type="filepath",
-                            image_mode=None,
                             elem_id="camera",
                             height=300,
                         )
                         answer = gr.HTML(html.waiting_html("The answer appears here."), elem_id="answer")
-                        asked = gr.Image(
+                        asked = ImageInput(
                             label="Or an image",
                             sources=["upload", "clipboard"],
-                            type="filepath",
-                            image_mode=None,  # as it is: whatever is uploaded is read by the session, which knows limits
                             elem_id="asked",
                             height=220,
                             buttons=[],
@@ -229,21 +265,21 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             return view(session, said, wanted)
 
         def on_load(request: gr.Request) -> list[Any]:
-            return view(session_of(request), None, "")
+            return view(session_of(request, "show"), None, "")
 
         def on_tick(version: int, wanted: str, request: gr.Request) -> list[Any]:
-            session = session_of(request)
+            session = session_of(request, "show")
             if session.version == version:
                 return [gr.skip()] * len(shared)
             return view(session, None, wanted)  # another tab has changed it
 
-        def on_frame(image: str | None, request: gr.Request) -> tuple[str, str | None]:
-            return _answered(session_of(request), image), image
+        def on_frame(image: str | bytes | None, request: gr.Request) -> tuple[str, str | bytes | None]:
+            return _answered(session_of(request, "ask"), image), image
 
-        def on_asked(image: str | None, request: gr.Request) -> str:
-            return _answered(session_of(request), image)
+        def on_asked(image: str | bytes | None, request: gr.Request) -> str:
+            return _answered(session_of(request, "ask"), image)
 
-        def on_learn_frame(label: str, image: str | None, wanted: str, request: gr.Request) -> list[Any]:
+        def on_learn_frame(label: str, image: str | bytes | None, wanted: str, request: gr.Request) -> list[Any]:
             session = session_of(request)
 
             def act() -> str:
@@ -332,7 +368,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             return [*found, promised[0] if promised else found[0]]
 
         def on_clear(wanted: str, request: gr.Request) -> list[Any]:
-            session = session_of(request)
+            session = session_of(request, "ask")
 
             def act() -> str:
                 session.clear_unknown()
@@ -433,7 +469,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         export.click(on_export, [find], [*shared, download_onnx], show_progress_on=status, **quiet)
 
         def on_find(wanted: str, request: gr.Request) -> list[Any]:
-            return view(session_of(request), None, wanted)
+            return view(session_of(request, "show"), None, wanted)
 
         find.change(on_find, [find], shared, show_progress="hidden", **quiet)
     return page
@@ -499,7 +535,8 @@ def serve(
             # As Ctrl+C, also where that is ignored because a shell started the command in the background.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            threading.Event().wait()
+            while True:  # Windows interrupts no endless wait
+                time.sleep(3600)
         except KeyboardInterrupt:
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # of tabs that are still open
             page.is_running, page.server.should_exit = False, True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -18,6 +19,7 @@ from fewshot_nam.service.hosts import Application, Receive, Scope, Send
 
 MOST_BYTES = 4 * 2**30  # of all uploads that lie there together: some thousand photographs
 _UNFINISHED_SECONDS = 3600  # an upload that nothing was written to for so long has been broken off
+_COMING_SECONDS = 60  # in which something more of an upload comes
 _PREFIX = "fewshot-nam-"
 
 
@@ -62,8 +64,7 @@ class UploadLimit:
             await PlainTextResponse("an upload says how long it is", 411)(scope, receive, send)
             return
         length = int(said)
-        self._remove_unfinished()
-        if self._taken() + self._coming + length > self.most:
+        if await asyncio.to_thread(self._taken) + self._coming + length > self.most:
             await PlainTextResponse(
                 f"no room for {length:,} more bytes: uploads may take {self.most:,} together, and are removed after an hour",
                 507,
@@ -76,16 +77,16 @@ class UploadLimit:
             self._coming -= length
 
     def _taken(self) -> int:
-        sizes = 0
+        """Return the bytes of uploads that have ended or were broken off; the latter are removed after an hour."""
+        sizes, now = 0, time.time()
         for root, _, files in os.walk(self.directory):
             for file in files:
+                path = os.path.join(root, file)
                 with contextlib.suppress(OSError):  # removed meanwhile
-                    sizes += os.lstat(os.path.join(root, file)).st_size
+                    found = os.lstat(path)
+                    idle = now - found.st_mtime if Path(root) == self.directory else None
+                    if idle is not None and idle > _UNFINISHED_SECONDS:
+                        os.unlink(path)
+                    elif idle is None or idle > _COMING_SECONDS:  # what is being read counts by its length
+                        sizes += found.st_size
         return sizes
-
-    def _remove_unfinished(self) -> None:
-        before = time.time() - _UNFINISHED_SECONDS
-        for found in self.directory.iterdir():
-            with contextlib.suppress(OSError):
-                if found.is_file() and found.stat().st_mtime < before:
-                    found.unlink()

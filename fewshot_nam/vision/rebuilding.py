@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -38,10 +38,9 @@ def rebuild(
     if "." in name and not name.startswith(tuple(LIBRARIES)):  # the name of a class
         raise ValueError(own)
     model_options = about.get("model_options") or {}
-    large = {key: value for key, value in model_options.items() if isinstance(value, int | float) and value > _LARGEST}
-    if large:
+    if any(number > _LARGEST for number in _numbers(model_options)):
         raise ValueError(
-            f"this memory's backbone is larger than any: {shown(large)}, and at most {_LARGEST:,} is built"
+            f"this memory's backbone is larger than any: {shown(model_options)}, and at most {_LARGEST:,} is built"
         )
     try:
         return create(
@@ -53,6 +52,18 @@ def rebuild(
         )
     except UnknownBackbone as error:
         raise ValueError(own) from error
+
+
+def _numbers(options: Any) -> Iterator[int | float]:
+    """Yield all numbers in options, in lists and mappings too."""
+    if isinstance(options, int | float):
+        yield options
+    elif isinstance(options, Mapping):
+        for value in options.values():
+            yield from _numbers(value)
+    elif isinstance(options, list | tuple):
+        for value in options:
+            yield from _numbers(value)
 
 
 def _transform_options(name: str, transform: str) -> dict[str, Any]:

@@ -288,6 +288,13 @@ def test_a_line_of_predict_stays_one_line_whatever_the_files_name(run, memory, i
     assert lines[0].startswith(f"{tmp_path}/a\\nb\\tc.png\t")
 
 
+def test_spaces_of_other_widths_stay_and_errors_move_no_terminal(run, memory, images, tmp_path):
+    odd = tmp_path / "Screenshot\u202f9\u3000\u200d.png"
+    odd.write_bytes((images / "others" / "digit 1" / "5.png").read_bytes())
+    assert run("predict", odd, "--memory", memory).startswith(f"{odd}\t")
+    assert "\\x1b[31mred.png" in run("predict", tmp_path / "\x1b[31mred.png", "--memory", memory, fails=True)
+
+
 def test_a_closed_standard_input_is_said(run, memory, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     assert "standard input, which is closed" in run("predict", "-", "--memory", memory, fails=True)

@@ -1,5 +1,7 @@
 """Images that a user gives: folders of them, what is left out, and how much memory it takes to read them."""
 
+import io
+
 import pytest
 from PIL import Image, ImageFile
 
@@ -58,4 +60,4 @@ def test_images_of_every_kind_have_a_thumbnail(mode, tmp_path):
     image = image.convert(mode) if mode != "I;16" else image.convert("I").convert("I;16")
     found = features_of(attach("conv4"), [image])
     assert found.skipped == []
-    assert Image.open(given_images.io.BytesIO(found.thumbnails[0])).size == (96, 1)
+    assert Image.open(io.BytesIO(found.thumbnails[0])).size == (96, 1)

@@ -134,10 +134,9 @@ def test_without_the_token_the_body_of_a_change_is_not_read(memory, path, token,
 
 def test_names_to_forget_are_bounded(server, memory):
     before = memory.read_bytes()
-    for content, status in ((b" " * 2_000_001, 413), (b'{"labels": ["' + b"x" * 1001 + b'"]}', 422)):
-        answer = server.post("/forget", content=content, headers=HEADERS)
-        assert answer.status_code == status
-        assert len(answer.text) < 300
+    answer = server.post("/forget", content=b" " * 2_000_001, headers=HEADERS)
+    assert answer.status_code == 413
+    assert len(answer.text) < 300
     assert memory.read_bytes() == before
     body = server.get("/openapi.json").json()["paths"]["/forget"]["post"]["requestBody"]
     assert body["content"]["application/json"]["schema"]["required"] == ["labels"]

@@ -1,8 +1,11 @@
 """The page as programs see it that are no browser: requests from elsewhere, and for files of this machine."""
 
+import base64
 import http.client
 import json
+import os
 import socket
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -100,22 +103,45 @@ def test_a_file_of_this_machine_cannot_be_asked_about_as_if_it_were_uploaded(pag
     assert session.version == version
 
 
+def answered(port, given, session):
+    """Ask about an image as the page's script does; return all that comes back."""
+    called(port, "on_asked", [given], session, **{"Content-Type": "application/json"})
+    return asked(port, "GET", f"/gradio_api/queue/data?session_hash={session}")[1]
+
+
+def as_url(content):
+    return {"url": "data:image/png;base64," + base64.b64encode(content).decode(), "meta": {"_type": "gradio.FileData"}}
+
+
 def test_an_image_that_is_too_large_is_refused_before_it_is_decoded(page, digits, tmp_path):
     """Gradio decoded it, and every tab held what its camera showed last: 675 MB of a file of 21 KB, for good."""
     port, session = page
     session.learn(digits[1][:1], "one")
     Image.new("1", (9000, 8000)).save(tmp_path / "large.png")
-    boundary = "----part"
-    head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="large.png"\r\n\r\n'
-    body = head.encode() + (tmp_path / "large.png").read_bytes() + f"\r\n--{boundary}--\r\n".encode()
-    status, content = asked(
-        port, "POST", "/gradio_api/upload", body, **{"Content-Type": f"multipart/form-data; boundary={boundary}"}
-    )
+    content = (tmp_path / "large.png").read_bytes()
+    head = '--part\r\nContent-Disposition: form-data; name="files"; filename="large.png"\r\n\r\n'
+    body = head.encode() + content + b"\r\n--part--\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=part"}
+    status, names = asked(port, "POST", "/gradio_api/upload", body, **kind)
     assert status == 200
-    given = {"path": json.loads(content)[0], "meta": {"_type": "gradio.FileData"}}
-    called(port, "on_asked", [given], "camera", **{"Content-Type": "application/json"})
-    _, events = asked(port, "GET", "/gradio_api/queue/data?session_hash=camera")
-    assert b"9000 x 8000 pixels are too many" in events
+    uploaded = {"path": json.loads(names)[0], "meta": {"_type": "gradio.FileData"}}
+    assert b"9000 x 8000 pixels are too many" in answered(port, uploaded, "uploads")
+    assert b"9000 x 8000 pixels are too many" in answered(port, as_url(content), "camera")
+
+
+def test_what_the_camera_sends_is_read_as_it_is_and_leaves_no_file(page, digits, digit_files):
+    """As a frame: Gradio opened it with any format, wrote it anew with losses, and kept all frames in files."""
+    port, session = page
+    session.learn(digits[0][:2], "zero")
+    before = sorted(Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*"))
+    content = digit_files[0][1].read_bytes()
+    assert b"zero" in answered(port, as_url(content), "frames")
+    assert page_module.ImageInput().preprocess(page_module.ImageData(**as_url(content))) == content
+    assert sorted(Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*")) == before
+    for wrong in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EndComments\n(x) run\n", b"no image"):
+        assert b"the image: not an image" in answered(port, as_url(wrong), f"wrong {len(wrong)}")
+    given = {"url": "data:image/png;base64,%%%", "meta": {"_type": "gradio.FileData"}}
+    assert b'"success":false' in answered(port, given, "no base64").replace(b" ", b"")
 
 
 def test_a_visitor_does_not_lose_a_memory_to_those_who_only_look(digits, monkeypatch):
@@ -125,15 +151,16 @@ def test_a_visitor_does_not_lose_a_memory_to_those_who_only_look(digits, monkeyp
     sessions = Sessions(TeachingSession.open(backbone="conv4"), separate=True)
     sessions.of("honest").learn(digits[0][:1], "zero")
     for i in range(10):
-        sessions.of(f"looks {i}")
-    assert sessions.of("honest").model.classes == ["zero"]
+        assert sessions.of(f"looks {i}", "show") is sessions.of(f"asks {i}", "ask") is sessions.first
     for name in ("second", "third"):
         sessions.of(name).learn(digits[1][:1], "one")
     with pytest.raises(ValueError, match="3 visitors teach at the moment"):
         sessions.of("fourth")
     clock[0] = 2000.0
-    sessions.of("honest")
-    clock[0] = 4000.0  # the second and the third were not used for more than an hour
+    sessions.of("honest", "ask")
+    clock[0] = 4000.0  # the second and the third were not used for more than an hour, but for a tab that is open
+    assert sessions.of("second", "show").model.classes == ["one"]
     assert sessions.of("fourth").model.classes == []
+    assert sessions.of("second", "ask") is sessions.first
     assert sessions.of("honest").model.classes == ["zero"]
     assert sessions.of("third").model.classes == ["one"]

@@ -18,7 +18,8 @@ from fewshot_nam.service.uploads import UploadLimit, temporary_directory
 @pytest.fixture
 def client(tmp_path):
     async def kept(request):
-        (tmp_path / f"{len(list(tmp_path.iterdir()))}").write_bytes(await request.body())
+        (tmp_path / "done").mkdir(exist_ok=True)
+        (tmp_path / "done" / f"{len(list((tmp_path / 'done').iterdir()))}").write_bytes(await request.body())
         return PlainTextResponse("kept")
 
     routes = [Route("/gradio_api/upload", kept, methods=["POST"]), Route("/other", kept, methods=["POST"])]
@@ -42,13 +43,13 @@ def test_an_upload_says_how_long_it_is(client, length):
 
 
 def test_what_was_broken_off_is_removed_by_a_later_upload(client, tmp_path):
-    for name, age in (("old", 4000), ("new", 10)):
+    for name, age in (("old", 4000), ("new", 100), ("coming", 10)):
         (tmp_path / name).write_bytes(b"x" * 500)
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    (tmp_path / "finished").mkdir()
     assert client.post("/gradio_api/upload", content=b"x" * 400).text == "kept"
     assert not (tmp_path / "old").exists()
     assert (tmp_path / "new").exists()
+    assert client.post("/gradio_api/upload", content=b"x" * 501).status_code == 507  # but for what is still coming
 
 
 def test_the_directory_of_a_process_that_was_killed_is_removed_by_the_next(tmp_path, monkeypatch):

@@ -41,7 +41,8 @@ def test_a_model_that_has_no_name_is_asked_for(nam):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("conv4", {"width": 10**6}), ("timm/vit_tiny_patch16_224", {"depth": 10**6})]
+    ("name", "options"),
+    [("conv4", {"width": 10**6}), ("timm/x", {"depth": 10**6}), ("timm/x", {"args": {"depths": [2, 10**6]}})],
 )
 def test_a_file_cannot_ask_for_a_network_larger_than_any(name, options):
     about = {"backbone": name, "model_options": options, "transform": ""}

@@ -261,7 +261,10 @@ def test_a_head_over_prototypes_of_infinitely_many_images_comes_back(tmp_path):
     [
         ("klda", {"width": 100_000}, "width must be from 1 to 20,000"),
         ("ranpac", {"width": 10**9}, "width must be from 0 to 20,000"),
-        ("finetune", {"steps": 10**9}, "steps must be from 0 to 10,000"),
+        *(
+            (name, {"steps": 10**9}, "steps must be from 0 to 10,000")
+            for name in ("finetune", "pt-map", "laplacian-shot")
+        ),
     ],
 )
 def test_settings_of_a_file_that_would_cost_gigabytes_or_hours_are_refused(tmp_path, head, settings, message):

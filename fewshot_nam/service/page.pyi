@@ -1,0 +1,593 @@
+"""The teaching page: a thin skin of Gradio over ``TeachingSession``. ``fewshot-nam page`` opens it, and a Space runs this file.
+
+Nothing is fetched from outside: fonts are those of the system, analytics are off, and the page listens on the loopback unless
+another address is given. A Space sets ``SPACE_ID``: every visitor then has a memory of their own, and folders of the machine
+cannot be read.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, Literal
+
+import gradio as gr
+from gradio.data_classes import ImageData
+from starlette.middleware import Middleware
+
+from fewshot_nam.heap import few_heaps
+from fewshot_nam.service import page_html as html
+from fewshot_nam.service.given_images import GivenImage, image_files, images_in_folder
+from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, known_hosts
+from fewshot_nam.service.teaching import Check, TeachingSession
+from fewshot_nam.service.uploads import UploadLimit, temporary_directory
+
+TITLE = "fewshot-nam: teach a class from one image"
+_LARGEST_UPLOAD = "50mb"  # a file
+_LONGEST_URL = 70_000_000  # characters: that much in base64
+_VISITORS = 50  # with a memory of their own
+_IDLE_SECONDS = 3600  # after which a visitor's memory may make room for another's
+_SECONDS_BETWEEN_ANSWERS = 0.5
+_FORGET = """
+element.addEventListener('click', event => {
+  const button = event.target.closest('[data-forget]');
+  if (button) trigger('click', {label: button.dataset.forget});
+});
+"""
+
+from gradio.events import Dependency
+
+class ImageInput(gr.Image):  # type: ignore[misc]
+    """An image as it was given: the name of an uploaded file, or the bytes that the camera sends.
+
+    Gradio's own component opens and decodes it with any format of Pillow's, however large, and keeps every frame as a file.
+    """
+
+    is_template = True  # the page shows it as an Image
+
+    def preprocess(self, payload: ImageData | None) -> str | bytes | None:  # type: ignore[override]
+        """Return what the functions of the page are given."""
+        if payload is None:
+            return None
+        if payload.url and payload.url.startswith("data:"):
+            if len(payload.url) > _LONGEST_URL:
+                raise gr.Error("the image is larger than 50 MB")
+            try:
+                return base64.b64decode(payload.url.partition(",")[2], validate=True)
+            except ValueError:
+                raise gr.Error("the image cannot be read") from None
+        return payload.path
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+@dataclass
+class _Visit:
+    session: TeachingSession
+    used: float  # when
+
+class Sessions:
+    """The sessions of the visitors of a page: the same one for all, or one for each.
+
+    Args:
+        first: the session that all share, or that those of visitors are made like.
+        separate: whether each visitor has one, from the first change on. Where there are too many, one goes that was not used for
+            an hour; where there is none, a further visitor has to wait.
+    """
+
+    def __init__(self, first: TeachingSession, separate: bool = False) -> None:
+        self.first, self.separate = first, separate
+        self._lock = threading.Lock()
+        self._by_visitor: OrderedDict[str, _Visit] = OrderedDict()  # the longest unused one first
+
+    def of(self, visitor: str | None, what: Literal["change", "ask", "show"] = "change") -> TeachingSession:
+        """Return the session of a visitor.
+
+        Args:
+            visitor: whose.
+            what: it is for. Only a change makes a session; before it a visitor sees the first one. To show it is no use, since
+                every open tab does so all the time.
+
+        Raises:
+            ValueError: there are too many visitors.
+        """
+        if not self.separate:
+            return self.first
+        with self._lock:
+            name, now = visitor or "", time.monotonic()
+            visit = self._by_visitor.get(name)
+            if visit is None:
+                if what != "change":
+                    return self.first
+                if len(self._by_visitor) >= _VISITORS:
+                    self._make_room(now)
+                visit = self._by_visitor[name] = _Visit(self.first.copy(), now)
+            if what != "show":
+                visit.used = now
+                self._by_visitor.move_to_end(name)
+            return visit.session
+
+    def _make_room(self, now: float) -> None:
+        """Drop the session that was not used for longest, if that is an hour."""
+        name, visit = next(iter(self._by_visitor.items()))
+        if now - visit.used <= _IDLE_SECONDS:
+            raise ValueError(f"{_VISITORS} visitors teach at the moment, as many as there is room for: try again later")
+        del self._by_visitor[name]
+
+def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
+    """Return the page.
+
+    Args:
+        sessions: of its visitors.
+        local: the visitors sit at this machine: they may name its folders, and save to the memory's file.
+    """
+    downloads = temporary_directory()
+    atexit.register(shutil.rmtree, downloads, ignore_errors=True)
+
+    def session_of(request: gr.Request, what: Literal["change", "ask", "show"] = "change") -> TeachingSession:
+        try:
+            return sessions.of(request.session_hash, what)
+        except ValueError as error:
+            raise gr.Error(str(error)) from None
+
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.HTML(
+            "<h1 style='margin:0;font-size:1.5em'>Teach it a class from one image</h1>"
+            f"<div class='nam-small'>{_about(sessions.first)}</div>",
+            elem_id="about",
+        )
+        status = gr.HTML(html.note("Ready."), elem_id="status")
+        seen, frame = gr.State(-1), gr.State(None)  # frame: what the camera showed last, not decoded
+        with gr.Tabs(overflow_behavior="wrap"):
+            with gr.Tab("Teach"):
+                with gr.Row(equal_height=False):
+                    with gr.Column(min_width=300):
+                        camera = ImageInput(
+                            label="Camera",
+                            sources=["webcam"],
+                            streaming=True,
+                            elem_id="camera",
+                            height=300,
+                        )
+                        answer = gr.HTML(html.waiting_html("The answer appears here."), elem_id="answer")
+                        asked = ImageInput(
+                            label="Or an image",
+                            sources=["upload", "clipboard"],
+                            elem_id="asked",
+                            height=220,
+                            buttons=[],
+                        )
+                    with gr.Column(min_width=300):
+                        name = gr.Textbox(label="Name of the class", elem_id="name", max_lines=1, placeholder="mug")
+                        learn_frame = gr.Button("Learn what the camera shows", variant="primary", elem_id="learn-frame")
+                        files = gr.File(
+                            label="Images of this class", file_count="multiple", elem_id="files", height=150
+                        )
+                        folder = gr.File(
+                            label="Or a folder of them", file_count="directory", elem_id="folder", height=130
+                        )
+                        learn_files = gr.Button("Learn these images", variant="primary", elem_id="learn-files")
+                        with gr.Accordion(
+                            "A folder on this computer, one folder for each class", open=False, visible=local
+                        ):
+                            path = gr.Textbox(label="Folder", elem_id="path", max_lines=1, placeholder="photos/")
+                            learn_path = gr.Button("Learn all classes", elem_id="learn-path")
+                with gr.Row():
+                    find = gr.Textbox(label="Find a class", elem_id="find", max_lines=1, scale=3)
+                    undo = gr.Button("Undo", interactive=False, elem_id="undo", scale=1)
+                classes = gr.HTML(elem_id="classes", js_on_load=_FORGET)
+            with gr.Tab("Refuse"):
+                gr.HTML(
+                    "<div class='nam-small'>Give images of what it is to refuse: what else may come before the camera. "
+                    "The more, the smaller the rate of false alarms that can be promised.</div>"
+                )
+                with gr.Row():
+                    unknown_files = gr.File(
+                        label="Images of unknowns", file_count="multiple", elem_id="unknown-files", height=150
+                    )
+                    unknown_folder = gr.File(
+                        label="Or a folder of them", file_count="directory", elem_id="unknown-folder", height=150
+                    )
+                with gr.Row():
+                    rate = gr.Slider(
+                        0.1,
+                        50,
+                        value=5,
+                        step=0.1,
+                        label="False-alarm rate, percent of unknown images",
+                        elem_id="rate",
+                        scale=3,
+                    )
+                    calibrate = gr.Button("Set this rate", variant="primary", elem_id="calibrate", scale=1)
+                    clear = gr.Button("Forget these images", elem_id="clear", scale=1)
+                promise = gr.HTML(html.waiting_html("Nothing is refused yet."), elem_id="promise")
+            with gr.Tab("Measure"):
+                gr.HTML(
+                    "<div class='nam-small'>Images that were not learned, to see how well classes are told apart.</div>"
+                )
+                with gr.Row():
+                    with gr.Column(min_width=220):
+                        truth = gr.Textbox(label="Known class", elem_id="truth", max_lines=1)
+                        known_files = gr.File(label="Images of it", file_count="multiple", elem_id="known", height=130)
+                        known_path = gr.Textbox(
+                            label="Or a folder on this computer, one folder for each class",
+                            elem_id="known-path",
+                            max_lines=1,
+                            visible=local,
+                        )
+                    others = gr.File(label="Images of unknowns", file_count="multiple", elem_id="others", height=230)
+                    bases = gr.File(
+                        label="Images of base classes, which the backbone was trained on",
+                        file_count="multiple",
+                        elem_id="bases",
+                        height=230,
+                    )
+                show = gr.Button("Show scores and confusions", variant="primary", elem_id="show")
+                checked = gr.HTML(elem_id="checked")
+            with gr.Tab("Memory"):
+                about_file = gr.HTML(elem_id="about-file")
+                with gr.Row():
+                    save = gr.Button("Save", variant="primary", elem_id="save", visible=local)
+                    reload = gr.Button("Read the file again", elem_id="reload", visible=local)
+                    make = gr.Button("Prepare a download", elem_id="make")
+                    export = gr.Button("Export to ONNX", elem_id="export")
+                download = gr.DownloadButton("Download the memory", visible=False, elem_id="download")
+                download_onnx = gr.DownloadButton("Download the ONNX file", visible=False, elem_id="download-onnx")
+
+        shared = [status, classes, undo, about_file, seen]
+
+        def view(session: TeachingSession, said: str | None, wanted: str) -> list[Any]:
+            """Return the values of ``shared``; the status stays where nothing is said."""
+            what = session.undoable
+            return [
+                gr.skip() if said is None else said,
+                html.classes_html(session.classes(), session.threshold, wanted),
+                gr.update(value="Undo" if what is None else f"Undo: {what}"[:60], interactive=what is not None),
+                _about_file(session),
+                session.version,
+            ]
+
+        def change(session: TeachingSession, wanted: str, act: Callable[[], str]) -> list[Any]:
+            """Do something, and return the values of ``shared``; what was wrong is said, and nothing else happens."""
+            try:
+                said = act()
+            except (ValueError, OSError, ImportError) as error:
+                said = html.note(" ".join(str(error).split()), "bad")
+            return view(session, said, wanted)
+
+        def on_load(request: gr.Request) -> list[Any]:
+            return view(session_of(request, "show"), None, "")
+
+        def on_tick(version: int, wanted: str, request: gr.Request) -> list[Any]:
+            session = session_of(request, "show")
+            if session.version == version:
+                return [gr.skip()] * len(shared)
+            return view(session, None, wanted)  # another tab has changed it
+
+        def on_frame(image: str | bytes | None, request: gr.Request) -> tuple[str, str | bytes | None]:
+            return _answered(session_of(request, "ask"), image), image
+
+        def on_asked(image: str | bytes | None, request: gr.Request) -> str:
+            return _answered(session_of(request, "ask"), image)
+
+        def on_learn_frame(label: str, image: str | bytes | None, wanted: str, request: gr.Request) -> list[Any]:
+            session = session_of(request)
+
+            def act() -> str:
+                if image is None:
+                    raise ValueError("the camera shows nothing yet: start it and press record")
+                return html.learned_note(session.learn([image], label))
+
+            return change(session, wanted, act)
+
+        def on_learn_files(
+            label: str,
+            given: list[str] | None,
+            whole: list[str] | None,
+            wanted: str,
+            request: gr.Request,
+            progress: gr.Progress = gr.Progress(),  # noqa: B008 (Gradio finds it by the default)
+        ) -> list[Any]:
+            session = session_of(request)
+            images: list[GivenImage] = [*(given or []), *image_files(whole or [])]
+
+            def act() -> str:
+                return html.learned_note(session.learn(images, label, _shown(progress, "learning")))
+
+            found = change(session, wanted, act)
+            kept = "nam-note bad" in found[0]
+            return [*found, *([gr.skip(), gr.skip()] if kept else [None, None])]
+
+        def on_learn_path(
+            given: str,
+            wanted: str,
+            request: gr.Request,
+            progress: gr.Progress = gr.Progress(),  # noqa: B008
+        ) -> list[Any]:
+            session = session_of(request)
+
+            def act() -> str:
+                _check_local(local)
+                found = session.learn_classes(images_in_folder(given), _shown(progress, "learning"))
+                return html.learned_note(found)
+
+            return change(session, wanted, act)
+
+        def on_forget(wanted: str, event: gr.EventData, request: gr.Request) -> list[Any]:
+            session, label = session_of(request), str(getattr(event, "label", ""))
+
+            def act() -> str:
+                session.forget(label)
+                return html.note(f"Forgot {label}.", "good")
+
+            return change(session, wanted, act)
+
+        def on_undo(wanted: str, request: gr.Request) -> list[Any]:
+            session = session_of(request)
+            return change(session, wanted, lambda: html.note(f"Undone: {session.undo()}.", "good"))
+
+        def on_unknown(
+            given: list[str] | None,
+            share: float,
+            wanted: str,
+            request: gr.Request,
+            progress: gr.Progress = gr.Progress(),  # noqa: B008
+        ) -> list[Any]:
+            session = session_of(request)
+            promised: list[str] = []
+
+            def act() -> str:
+                count, skipped = session.add_unknown(image_files(given or []), _shown(progress, "reading unknowns"))
+                text = (
+                    f"{count:,} new images of unknowns, {session.unknown_images:,} in all.{html.skipped_text(skipped)}"
+                )
+                if session.model.classes:
+                    promised.append(_calibrated(session, share))
+                return html.note(text, "good")
+
+            return [*change(session, wanted, act), promised[0] if promised else gr.skip(), None]
+
+        def on_calibrate(share: float, wanted: str, request: gr.Request) -> list[Any]:
+            session = session_of(request)
+            promised: list[str] = []
+
+            def act() -> str:
+                promised.append(html.promise_html(session.calibrate(share / 100)))
+                return html.note(f"False-alarm rate set to {share:g}%.", "good")
+
+            found = change(session, wanted, act)
+            return [*found, promised[0] if promised else found[0]]
+
+        def on_clear(wanted: str, request: gr.Request) -> list[Any]:
+            session = session_of(request, "ask")
+
+            def act() -> str:
+                session.clear_unknown()
+                return html.note("Nothing is refused now.", "good")
+
+            return [*change(session, wanted, act), html.waiting_html("Nothing is refused yet.")]
+
+        def on_show(
+            label: str,
+            images: list[str] | None,
+            folder_path: str,
+            unknown: list[str] | None,
+            base: list[str] | None,
+            request: gr.Request,
+            progress: gr.Progress = gr.Progress(),  # noqa: B008
+        ) -> str:
+            session = session_of(request)
+            try:
+                known: list[tuple[GivenImage, str]] = [(image, label.strip()) for image in images or []]
+                if folder_path.strip():
+                    _check_local(local)
+                    known += images_in_folder(folder_path)
+                found: Check = session.check(known, unknown or [], base or [], _shown(progress, "measuring"))
+                return html.check_html(found)
+            except (ValueError, OSError) as error:
+                return html.note(" ".join(str(error).split()), "bad")
+
+        def on_save(wanted: str, request: gr.Request) -> list[Any]:
+            session = session_of(request)
+
+            def act() -> str:
+                _check_local(local)
+                return html.note(f"Saved to {session.save()}.", "good")
+
+            return change(session, wanted, act)
+
+        def on_reload(wanted: str, request: gr.Request) -> list[Any]:
+            session = session_of(request)
+
+            def act() -> str:
+                session.reload()
+                return html.note("Read the file again.", "good")
+
+            return change(session, wanted, act)
+
+        def on_make(wanted: str, request: gr.Request) -> list[Any]:
+            return made(session_of(request), wanted, "copy_to", "The memory can be downloaded.")
+
+        def on_export(
+            wanted: str,
+            request: gr.Request,
+            progress: gr.Progress = gr.Progress(),  # noqa: B008
+        ) -> list[Any]:
+            progress(0.1, desc="exporting")
+            return made(session_of(request), wanted, "export_to", "The ONNX file can be downloaded.")
+
+        def made(session: TeachingSession, wanted: str, how: str, said: str) -> list[Any]:
+            button = gr.skip()
+
+            def act() -> str:
+                nonlocal button
+                place = downloads / f"{id(session):x}"
+                place.mkdir(exist_ok=True)
+                button = gr.update(value=str(getattr(session, how)(place)), visible=True)
+                return html.note(said, "good")
+
+            return [*change(session, wanted, act), button]
+
+        page.load(on_load, None, shared, show_progress="hidden", api_visibility="private")
+        gr.Timer(2).tick(on_tick, [seen, find], shared, show_progress="hidden", api_visibility="private")
+        camera.stream(
+            on_frame,
+            [camera],
+            [answer, frame],
+            stream_every=_SECONDS_BETWEEN_ANSWERS,
+            time_limit=None,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        quiet: dict[str, Any] = {"api_visibility": "private"}
+        asked.change(on_asked, [asked], answer, show_progress="hidden", **quiet)
+        learn_frame.click(on_learn_frame, [name, frame, find], shared, show_progress_on=status, **quiet)
+        learn_files.click(
+            on_learn_files, [name, files, folder, find], [*shared, files, folder], show_progress_on=status, **quiet
+        )
+        learn_path.click(on_learn_path, [path, find], shared, show_progress_on=status, **quiet)
+        classes.click(on_forget, [find], shared, show_progress_on=status, **quiet)
+        undo.click(on_undo, [find], shared, show_progress_on=status, **quiet)
+        for given in (unknown_files, unknown_folder):
+            given.upload(on_unknown, [given, rate, find], [*shared, promise, given], show_progress_on=promise, **quiet)
+        rate.release(on_calibrate, [rate, find], [*shared, promise], show_progress_on=promise, **quiet)
+        calibrate.click(on_calibrate, [rate, find], [*shared, promise], show_progress_on=promise, **quiet)
+        clear.click(on_clear, [find], [*shared, promise], show_progress_on=promise, **quiet)
+        show.click(on_show, [truth, known_files, known_path, others, bases], checked, show_progress_on=checked, **quiet)
+        save.click(on_save, [find], shared, show_progress_on=status, **quiet)
+        reload.click(on_reload, [find], shared, show_progress_on=status, **quiet)
+        make.click(on_make, [find], [*shared, download], show_progress_on=status, **quiet)
+        export.click(on_export, [find], [*shared, download_onnx], show_progress_on=status, **quiet)
+
+        def on_find(wanted: str, request: gr.Request) -> list[Any]:
+            return view(session_of(request, "show"), None, wanted)
+
+        find.change(on_find, [find], shared, show_progress="hidden", **quiet)
+    return page
+
+def serve(
+    session: TeachingSession,
+    host: str | None = None,
+    port: int | None = None,
+    *,
+    separate: bool = False,
+    wait: bool = True,
+    open_browser: bool = False,
+    hosts: Sequence[str] = (),
+) -> gr.Blocks:
+    """Serve the page and return it; with ``wait``, when it was stopped.
+
+    Args:
+        session: what is taught.
+        host: the address to listen on; ``None`` for the loopback.
+        port: ``None`` for the first free one from 7860 on.
+        separate: every visitor has a memory of their own, made like the session's; no folder of this machine can be read.
+        wait: return only when the page is stopped.
+        open_browser: open the page in a browser.
+        hosts: names that a proxy before it passes on. On the loopback the page answers to the names of the loopback and to these,
+            and to no page from elsewhere.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    few_heaps()
+    host = host or "127.0.0.1"
+    check_address(host, port or 0)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads := temporary_directory())  # Gradio's own is one that others may read
+    atexit.register(shutil.rmtree, uploads, ignore_errors=True)
+    page = build(Sessions(session, separate), local=is_loopback(host) and not separate)
+    page.queue(default_concurrency_limit=2, max_size=100)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        inbrowser=open_browser,
+        max_file_size=_LARGEST_UPLOAD,
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=html.CSS,
+        footer_links=[],
+        ssr_mode=False,
+        enable_monitoring=False,
+        app_kwargs={
+            "middleware": [
+                Middleware(KnownHosts, hosts=known_hosts(host, hosts)),
+                Middleware(UploadLimit, directory=uploads),
+            ]
+        },
+    )
+    print(f"the page is at {page.local_url}" + ("" if not wait else " (Ctrl+C stops it)"), flush=True)
+    if wait:
+        page.server.force_exit = True  # Ctrl+C does not wait for tabs that are still open
+        if threading.current_thread() is threading.main_thread():
+            # As Ctrl+C, also where that is ignored because a shell started the command in the background.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            while True:  # Windows interrupts no endless wait
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # of tabs that are still open
+            page.is_running, page.server.should_exit = False, True
+            page.app.stop_event.set()  # ends the streams of tabs
+            page.server.thread.join(timeout=2)
+    return page
+
+def _answered(session: TeachingSession, image: GivenImage | None) -> str:
+    if image is None:
+        return html.waiting_html("The answer appears here.")
+    try:
+        return html.answer_html(session.answer(image), session.score_range())
+    except (ValueError, OSError) as error:
+        return html.waiting_html(" ".join(str(error).split()))
+
+def _calibrated(session: TeachingSession, percent: float) -> str:
+    """Return the promise at this rate; where there are too few images for it, what they are enough for."""
+    try:
+        return html.promise_html(session.calibrate(percent / 100))
+    except ValueError as error:
+        return html.note(" ".join(str(error).split()), "bad")
+
+def _shown(progress: gr.Progress, what: str) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        progress((done, total), desc=what, unit="images")
+
+    return show
+
+def _check_local(local: bool) -> None:
+    if not local:
+        raise ValueError(
+            "folders and files of this machine cannot be used here: upload images, and download the memory"
+        )
+
+def _about(session: TeachingSession) -> str:
+    backbone = session.model.backbone
+    return escape(
+        f"Backbone {backbone.name}, {backbone.feature_dim} features, frozen; {type(session.model.head).__name__}"
+    )
+
+def _about_file(session: TeachingSession) -> str:
+    where = "no file" if session.path is None else str(session.path.absolute())
+    state = "saved" if session.saved else "not saved"
+    known = session.model.classes
+    return html.note(f"{len(known):,} classes; {where}; {state}.")
+
+if __name__ == "__main__":  # the app.py of a Space
+    serve(
+        TeachingSession.open(backbone=os.environ.get("BACKBONE")),
+        os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
+        separate="SPACE_ID" in os.environ,
+    )
