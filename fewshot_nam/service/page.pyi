@@ -45,8 +45,6 @@ element.addEventListener('click', event => {
 });
 """
 
-from gradio.events import Dependency
-
 class ImageInput(gr.Image):  # type: ignore[misc]
     """An image as it was given: the name of an uploaded file, or the bytes that the camera sends.
 

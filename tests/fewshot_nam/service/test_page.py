@@ -139,9 +139,9 @@ def test_what_the_camera_sends_is_read_as_it_is_and_leaves_no_file(page, digits,
     assert page_module.ImageInput().preprocess(page_module.ImageData(**as_url(content))) == content
     assert sorted(Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*")) == before
     for wrong in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EndComments\n(x) run\n", b"no image"):
-        assert b"the image: not an image" in answered(port, as_url(wrong), f"wrong {len(wrong)}")
+        assert b"the image: not an image" in answered(port, as_url(wrong), f"wrong-{len(wrong)}")
     given = {"url": "data:image/png;base64,%%%", "meta": {"_type": "gradio.FileData"}}
-    assert b'"success":false' in answered(port, given, "no base64").replace(b" ", b"")
+    assert b'"success":false' in answered(port, given, "no-base64").replace(b" ", b"")
 
 
 def test_a_visitor_does_not_lose_a_memory_to_those_who_only_look(digits, monkeypatch):
