@@ -146,16 +146,17 @@ def _check_outputs(options: argparse.Namespace) -> None:
             raise ValueError(f"{flag}: the directory of {given} cannot be written")
         if path in taken:
             raise ValueError(f"{flag} and {taken[path]} name the same file, {given}")
-        try:
-            check_output(path)
-        except ValueError as error:
-            raise ValueError(f"{flag}: {error}") from None
         taken[path] = flag
     if options.report is not None:
         page = _check_report(options.report)
         if page in taken:
             raise ValueError(f"{taken[page]}: {page} is where the page of --report goes")
     _check_inputs_are_kept(options, taken)
+    for path, flag in taken.items():
+        try:
+            check_output(path)
+        except ValueError as error:
+            raise ValueError(f"{flag}: {error}") from None
 
 
 def _check_report(given: str) -> Path:

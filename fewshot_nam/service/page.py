@@ -46,28 +46,6 @@ element.addEventListener('click', event => {
 """
 
 
-class ImageInput(gr.Image):  # type: ignore[misc]
-    """An image as it was given: the name of an uploaded file, or the bytes that the camera sends.
-
-    Gradio's own component opens and decodes it with any format of Pillow's, however large, and keeps every frame as a file.
-    """
-
-    is_template = True  # the page shows it as an Image
-
-    def preprocess(self, payload: ImageData | None) -> str | bytes | None:  # type: ignore[override]
-        """Return what the functions of the page are given."""
-        if payload is None:
-            return None
-        if payload.url and payload.url.startswith("data:"):
-            if len(payload.url) > _LONGEST_URL:
-                raise gr.Error("the image is larger than 50 MB")
-            try:
-                return base64.b64decode(payload.url.partition(",")[2], validate=True)
-            except ValueError:
-                raise gr.Error("the image cannot be read") from None
-        return payload.path
-
-
 @dataclass
 class _Visit:
     session: TeachingSession
@@ -123,6 +101,27 @@ class Sessions:
         del self._by_visitor[name]
 
 
+def as_given(payload: ImageData | None) -> str | bytes | None:
+    """Return an image as it was given: the name of an uploaded file, or the bytes that the camera sends.
+
+    In place of what Gradio does: it opens and decodes an image with any format of Pillow's, however large, and keeps every frame
+    as a file.
+
+    Raises:
+        gr.Error: bytes that are too many, or none.
+    """
+    if payload is None:
+        return None
+    if not payload.url or not payload.url.startswith("data:"):
+        return payload.path
+    if len(payload.url) > _LONGEST_URL:
+        raise gr.Error("the image is larger than 50 MB")
+    try:
+        return base64.b64decode(payload.url.partition(",")[2], validate=True)
+    except ValueError:
+        raise gr.Error("the image cannot be read") from None
+
+
 def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
     """Return the page.
 
@@ -151,7 +150,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             with gr.Tab("Teach"):
                 with gr.Row(equal_height=False):
                     with gr.Column(min_width=300):
-                        camera = ImageInput(
+                        camera = gr.Image(
                             label="Camera",
                             sources=["webcam"],
                             streaming=True,
@@ -159,7 +158,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                             height=300,
                         )
                         answer = gr.HTML(html.waiting_html("The answer appears here."), elem_id="answer")
-                        asked = ImageInput(
+                        asked = gr.Image(
                             label="Or an image",
                             sources=["upload", "clipboard"],
                             elem_id="asked",
@@ -255,6 +254,9 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 _about_file(session),
                 session.version,
             ]
+
+        for given in (camera, asked):
+            given.preprocess = as_given  # a class of its own would make Gradio write a file of types beside this one
 
         def change(session: TeachingSession, wanted: str, act: Callable[[], str]) -> list[Any]:
             """Do something, and return the values of ``shared``; what was wrong is said, and nothing else happens."""

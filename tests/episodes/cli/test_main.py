@@ -220,7 +220,7 @@ def config_of(tmp_path: Path, text: str) -> str:
         (["--model-option", "width"], "--model-option: expected KEY=VALUE, got 'width'"),
         (["--model-option", "wdth=3"], "wdth"),
         (["--split", "4/2/9"], "split"),
-        (["--threads", "0"], "--threads must be at least 1"),
+        (["--threads", "0"], "--threads must be from 1 to 1024"),
         (["--ways", "five"], "argument --ways: invalid int value: 'five'"),
         (["--wasy", "5"], "unrecognized arguments: --wasy 5"),
         (["--episodes", "0"], "episodes must be at least 1"),

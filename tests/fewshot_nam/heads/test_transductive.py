@@ -181,7 +181,7 @@ def test_identical_queries_and_one_class_give_finite_scores(name):
         (lambda: LaplacianShotHead(neighbours=0), "neighbours must be at least 1"),
         (lambda: PTMAPHead(0), "concentration must be above 0"),
         (lambda: PTMAPHead(rate=2), "rate must be above 0 and at most 1"),
-        (lambda: PTMAPHead(steps=-1), "steps must be at least 0"),
+        (lambda: PTMAPHead(steps=-1), "steps must be from 0 to 10,000"),
         (lambda: MatchingHead(0), "temperature must be above 0"),
     ],
 )
