@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from episodes.reporting.claims import against_best, against_each, losses
+from fewshot_nam.cli.errors import exit_status
 
 COSINES = ["cosine", "cosine-centred", "cosine-root", "cosine-root-centred"]
 COMPANY = ["cosine-snorm", "lda-snorm", "plda-snorm", "plda"]
@@ -42,6 +43,10 @@ def main() -> None:
     folder = parser.parse_args().results
     lines, more = reports(folder, SETS), reports(folder, ["omniglot-20way"])
     joint = reports(folder, ["omniglot-generalized", "tiny-imagenet-generalized", "tiny-imagenet-conv5-generalized"])
+    if not lines or not joint:
+        raise ValueError(
+            f"{folder} lacks results of scripts/make_results.sh: there is no file of {SETS[0]} and its like"
+        )
     print("<!-- made by: python scripts/claims.py -->\n")
     print(
         "Points (+) or ratios (x). One star: the paired interval over episodes excludes 0; two: that over classes does too.\n"
@@ -64,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_status(main))

@@ -24,11 +24,15 @@ import torch
 
 import episodes.training.registry  # noqa: F401  registers the trained heads
 from episodes import EpisodeSampler, FeatureBank, evaluate, open_bank
+from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.cli.numbers import whole_number
+from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.heads import BaseStatistics, Head, create, open_scores
 from fewshot_nam.heads.open_scores import OpenScoreHead
 from fewshot_nam.heads.open_scores import registry as score_registry
 from fewshot_nam.heads.open_scores.registry import split_name
 from fewshot_nam.heads.registry import spec, transductive
+from fewshot_nam.io.atomic import replacing
 
 INNER = "cosine-centred"  # the head that open-set scores are added to
 TIMED = 40  # episodes
@@ -251,18 +255,18 @@ def markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the comparison and write its files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--banks", required=True, help="what the names of the three banks begin with")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--ways", type=int, default=5)
     parser.add_argument("--queries", type=int, default=15)
-    parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument("--episodes", type=whole_number(1, 10_000_000), default=1000)
     parser.add_argument("--tune", type=int, default=100, help="episodes of validation classes for each setting")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", required=True, metavar="FILE")
-    parser.add_argument("--markdown", metavar="FILE")
+    add_output(parser, "--json", "where the figures go; those that are there are kept", required=True)
+    add_output(parser, "--markdown", "write the tables there")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -282,21 +286,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = {**words, "banks": name, "command": command}
     before = json.loads(Path(options.json).read_text(encoding="utf-8")) if Path(options.json).exists() else {}
     same = {word: before.get("config", {}).get(word) for word in (*words, "banks")} == {**words, "banks": name}
-    results = before["results"] if same else {}  # of other numbers of shots, in the same setting
+    if before and not same:
+        parser.error(f"{options.json} has rows of other settings or features: name another file")
+    results = before.get("results", {})
     found: dict[str, Any] = {"config": config, "results": results}
     for shots in options.shots:
-        kept = results.get(str(shots), {}) if options.only else {}
+        kept = results.get(str(shots), {})  # until each is measured again
 
         def write(rows: dict[str, dict[str, Any]], shots: int = shots, kept: dict[str, Any] = kept) -> None:
             results[str(shots)] = {**kept, **rows}
             found["results"] = {key: results[key] for key in sorted(results, key=int)}
-            Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            with replacing(options.json) as unfinished:
+                unfinished.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
         compare(bench, shots, options.episodes, options.tune, options.only, write)
         if options.markdown:
-            Path(options.markdown).write_text(markdown(found), encoding="utf-8")
-    return 0
+            with replacing(options.markdown) as unfinished:
+                unfinished.write_text(markdown(found), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_status(main))

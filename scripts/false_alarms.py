@@ -18,6 +18,9 @@ from backbones.examples import mobilenetv2
 from episodes.evaluation.calibration_study import CONFIDENCE, FRAMES, CalibrationStudy
 from episodes.features.sources import banks_by_role, sets_by_role
 from episodes.reporting.formatting import markdown_table, percent
+from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.cli.numbers import whole_number
+from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.heads import BaseStatistics, create
 from fewshot_nam.io.atomic import replacing
 
@@ -168,9 +171,9 @@ def main() -> None:
     """Measure every study at 1 and 5 shots, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?", help="holds omniglot-py, tiny-imagenet and weights")
-    parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument("--episodes", type=whole_number(1, 10_000_000), default=1000)
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=STUDIES, help="those to run (default: all)")
-    parser.add_argument("--json", type=Path, help="also write all numbers there")
+    add_output(parser, "--json", "also write all numbers there")
     options = parser.parse_args()
     drawn = list(studies(options.data, options.studies))
     if not drawn:
@@ -202,4 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_status(main))

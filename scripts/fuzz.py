@@ -37,7 +37,7 @@ from torch import Tensor
 from episodes import FeatureBank
 from episodes.cli.main import main as evaluation
 from fewshot_nam.cli.main import main as teaching
-from fewshot_nam.heads import BaseStatistics, Head, create
+from fewshot_nam.heads import BaseStatistics, Head, available, create, needs_base
 from fewshot_nam.io.image_io import UnreadableImage, decoded
 from fewshot_nam.io.yaml_input import load_yaml
 from fewshot_nam.vision.digests import tensors_digest, text_digest
@@ -131,7 +131,7 @@ def check_image(content: bytes) -> None:
 
 
 def memory_files() -> list[bytes]:
-    """Return the files of memories of some heads, calibrated and not."""
+    """Return the files of memories of every head that needs no base classes, and of some others, calibrated and not."""
     features = torch.randn(24, WIDTH, generator=torch.Generator().manual_seed(0)).abs() + 0.1
     base = BaseStatistics.from_features(features, torch.arange(24) % 6)
     made: list[Head] = [
@@ -139,11 +139,12 @@ def memory_files() -> list[bytes]:
         create("nam"),
         create("nam", base=base),
         create("nam", base=base, keep_shots=False),
+        *(create(name) for name in available() if not needs_base(name)),
     ]
     files = []
     for i, head in enumerate(made):
         head.write(features[:6], ["a", "b", "c"] * 2)
-        if i % 2:
+        if i in (1, 3):
             head.write_base(features[6:8], [1, 2]) if i == 1 else None
             head.calibrate(features[8:], target_fpr=0.2)
         with tempfile.TemporaryDirectory() as directory:

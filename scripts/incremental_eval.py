@@ -11,8 +11,6 @@ novel classes are drawn by the seed.
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +18,12 @@ import torch
 import backbones
 from episodes.cli.options import with_scores
 from episodes.data.incremental import benchmarks, open_sessions
-from episodes.evaluation.incremental import (
-    DEFAULT_HEADS,
-    IncrementalReport,
-    evaluate_incremental,
-    session_features,
-)
+from episodes.evaluation.incremental import DEFAULT_HEADS, evaluate_incremental, session_features
+from episodes.evaluation.incremental_report import IncrementalReport
 from episodes.features.sources import banks_by_role, sets_by_role
+from fewshot_nam.cli.errors import exit_status
 from fewshot_nam.cli.options import key_values
+from fewshot_nam.cli.outputs import check_output, writable
 from fewshot_nam.heads import open_scores
 from fewshot_nam.heads.registry import specs
 
@@ -116,24 +112,22 @@ def evaluated(options: argparse.Namespace) -> IncrementalReport:
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate, print the tables, and write the files; return the exit status."""
     options = parser().parse_args(arguments)
-    try:
-        for path in filter(None, (options.json, options.markdown, options.plot)):
-            if not Path(path).resolve().parent.is_dir():
-                raise FileNotFoundError(f"cannot write {path}: its directory does not exist")
-        report = evaluated(options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"incremental_eval: {error}", file=sys.stderr)
-        return 2
-    print(report.table(), end="")
-    if options.json:
-        report.save_json(options.json)
-    if options.markdown:
-        report.save_markdown(options.markdown)
-    if options.plot:
-        from episodes.reporting.plots import incremental_figure, save
 
-        save(lambda: incremental_figure(report, f"{options.dataset}, {options.backbone}"), options.plot)
-    return 0
+    def evaluate_and_write() -> None:
+        for path in filter(None, (options.json, options.markdown, options.plot)):
+            check_output(writable(path), "an image" if path == options.plot else None)
+        report = evaluated(options)
+        print(report.table(), end="")
+        if options.json:
+            report.save_json(options.json)
+        if options.markdown:
+            report.save_markdown(options.markdown)
+        if options.plot:
+            from episodes.reporting.plots import incremental_figure, save
+
+            save(lambda: incremental_figure(report, f"{options.dataset}, {options.backbone}"), options.plot)
+
+    return exit_status(evaluate_and_write)
 
 
 if __name__ == "__main__":

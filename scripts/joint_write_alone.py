@@ -23,6 +23,9 @@ from episodes.evaluation.growth import GrowthStudy
 from episodes.features.holdout import hold_out
 from episodes.features.sources import banks_by_role, sets_by_role
 from episodes.reporting.formatting import markdown_table, percent
+from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.cli.numbers import whole_number
+from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.heads import BaseStatistics, NAMHead
 from fewshot_nam.io.atomic import replacing
 
@@ -94,9 +97,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="holds omniglot-py, tiny-imagenet and weights")
     parser.add_argument("--conv5", type=Path, help="conv5's weights, by scripts/pretrain_photos.py")
-    parser.add_argument("--episodes", type=int, default=300)
+    parser.add_argument("--episodes", type=whole_number(1, 10_000_000), default=300)
     parser.add_argument("--deployments", type=int, default=50)
-    parser.add_argument("--json", type=Path, help="also write all numbers there")
+    add_output(parser, "--json", "also write all numbers there")
     options = parser.parse_args()
     print("# What the joint write adds where there are many classes\n")
     print("Made by `python scripts/joint_write_alone.py DATA --conv5 FILE --json results/joint_write_alone.json >")
@@ -137,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_status(main))

@@ -31,6 +31,8 @@ from episodes.evaluation.kept_classes import (
 from episodes.features.sources import banks_by_role, sets_by_role
 from episodes.reporting.formatting import markdown_table, percent
 from episodes.reporting.plots import kept_classes_figure, save
+from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.heads import Head, KeptClassifierHead
 from fewshot_nam.io.atomic import replacing
 
@@ -200,8 +202,8 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="holds tiny-imagenet and weights")
     parser.add_argument("--deployments", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write all numbers there")
-    parser.add_argument("--plot", type=Path, help="write the figure of the curves there, as PNG")
+    add_output(parser, "--json", "also write all numbers there")
+    add_output(parser, "--plot", "write the figure of the curves there, as PNG", replaces="an image")
     options = parser.parse_args()
     counts = {"deployments": options.deployments, "seed": options.seed}
     fewer = counts | {"deployments": max(1, options.deployments // 2)}
@@ -228,4 +230,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    main()
+    raise SystemExit(exit_status(main))

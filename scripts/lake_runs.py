@@ -14,6 +14,8 @@ from episodes import EvaluationSettings, Report, evaluate, extract
 from episodes.features.sources import banks_by_role, sets_by_role
 from episodes.reporting.formatting import markdown_table, percent, verdict
 from episodes.sampling.omniglot_runs import omniglot_runs
+from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.cli.outputs import add_output
 
 HEADS = [
     "nam",
@@ -70,7 +72,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="holds omniglot-py")
-    parser.add_argument("--json", type=Path, help="also write the report there")
+    add_output(parser, "--json", "also write the report there")
     options = parser.parse_args()
     report = measured(options.data)
     config = report.config
@@ -82,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_status(main))

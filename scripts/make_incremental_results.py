@@ -17,9 +17,11 @@ import torch
 import backbones
 from backbones.examples import mobilenetv2
 from episodes.data.incremental import open_sessions
-from episodes.evaluation.incremental import IncrementalReport, evaluate_incremental, session_features
+from episodes.evaluation.incremental import evaluate_incremental, session_features
+from episodes.evaluation.incremental_report import IncrementalReport
 from episodes.features.sources import banks_by_role, sets_by_role
 from episodes.reporting.plots import incremental_figure, save
+from fewshot_nam.cli.errors import exit_status
 from fewshot_nam.heads import BaseStatistics, Head, create
 from fewshot_nam.io.atomic import replacing
 
@@ -158,4 +160,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    main()
+    raise SystemExit(exit_status(main))

@@ -25,6 +25,8 @@ from backbones.pretraining.omniglot_augment import InkExamples, InkRecipe
 from backbones.pretraining.training import Pretraining, train
 from episodes.data.image_dataset import ImageSet
 from episodes.data.incremental import open_sessions
+from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.cli.numbers import whole_number
 from fewshot_nam.heads import BaseStatistics
 from fewshot_nam.heap import keep_freed_memory
 
@@ -67,7 +69,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("checkpoints/conv4_omniglot_fscil.safetensors"))
     parser.add_argument("--checkpoint", type=Path, help="written after every epoch; default: beside --out")
     parser.add_argument("--width", type=int, default=128, help="features (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=60, help="default: %(default)s")
+    parser.add_argument("--epochs", type=whole_number(1, 10_000_000), default=60, help="default: %(default)s")
     parser.add_argument("--finish-in", type=int, metavar="N", help="end in N further epochs, the rate falling to 0")
     options = parser.parse_args()
     base = open_sessions("omniglot-fscil", options.data_dir)[0].support
@@ -87,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_status(main))

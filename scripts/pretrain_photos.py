@@ -32,6 +32,7 @@ from episodes.data.folders import folder
 from episodes.data.image_dataset import ImageSet
 from episodes.evaluation.evaluation import evaluate
 from episodes.features.bank import FeatureBank
+from fewshot_nam.cli.errors import exit_status
 from fewshot_nam.distributed import joined
 from fewshot_nam.heap import keep_freed_memory
 from fewshot_nam.memory import unit
@@ -185,4 +186,4 @@ def pretrain(options: argparse.Namespace, process: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_status(main))

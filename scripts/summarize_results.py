@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from episodes.reporting.summary import summary
+from fewshot_nam.cli.errors import exit_status
 
 
 def main() -> None:
@@ -15,4 +16,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_status(main))

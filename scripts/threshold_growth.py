@@ -20,6 +20,8 @@ from episodes.evaluation.growth import GROWTH_MEASURES, GrowthStudy
 from episodes.features.sources import banks_by_role, sets_by_role
 from episodes.reporting.formatting import markdown_table, percent
 from episodes.reporting.plots import growth_figure, save
+from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.heads import BaseStatistics, create
 from fewshot_nam.io.atomic import replacing
 
@@ -73,8 +75,8 @@ def main() -> None:
     parser.add_argument("--deployments", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--heads", nargs="+", default=HEADS)
-    parser.add_argument("--json", type=Path, help="also write all numbers there")
-    parser.add_argument("--plot", type=Path, help="write a figure of the first study there, as PNG")
+    add_output(parser, "--json", "also write all numbers there")
+    add_output(parser, "--plot", "write a figure of the first study there, as PNG", replaces="an image")
     options = parser.parse_args()
     results: dict[str, list[dict[str, Any]]] = {}
     for name, study, known in studies(options.data, options.deployments, options.seed):
@@ -101,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_status(main))

@@ -28,6 +28,8 @@ from episodes.features.holdout import hold_out
 from episodes.features.sources import banks_by_role, sets_by_role
 from episodes.reporting.formatting import heading, markdown_table, percent, verdict
 from episodes.training.generators import GeneratorRecipe, GeneratorTraining, train_class_weights
+from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.cli.numbers import whole_number
 from fewshot_nam.cli.options import key_values
 from fewshot_nam.heads import GeneratorHead, create
 from fewshot_nam.heads.generator import Ingredient, Order
@@ -259,7 +261,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--all-shots", nargs="+", type=int, default=[1, 5], metavar="K", help="default 1 5")
     parser.add_argument("--generators", nargs="+", choices=list(GENERATORS), default=list(GENERATORS), metavar="NAME")
     parser.add_argument("--test-ways", type=int, default=5, help="novel classes a test episode; default %(default)s")
-    parser.add_argument("--episodes", type=int, default=600, help="test episodes; default %(default)s")
+    parser.add_argument(
+        "--episodes", type=whole_number(1, 10_000_000), default=600, help="test episodes; default %(default)s"
+    )
     parser.add_argument("--title", default="Base and novel classes in one label space")
     parser.add_argument("--note", action="append", default=[], metavar="TEXT", help="a line for the report")
     parser.add_argument("--checkpoints", type=Path, help="a directory, by default checkpoints/ and the name of OUT")
@@ -336,4 +340,4 @@ def _described(bank: FeatureBank) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_status(main))

@@ -29,6 +29,9 @@ from episodes.metrics.registry import MEASURES
 from episodes.metrics.scores import Frozen, Scores
 from episodes.reporting.formatting import cell, heading, in_unit, markdown_table, verdict
 from episodes.sampling.sampler import Episodes
+from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.cli.numbers import whole_number
+from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.io.atomic import replacing
 
 HEADS = ("nam", "cosine", "cosine-root-centred", "plda")
@@ -182,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--heads", nargs="+", default=HEADS)
     parser.add_argument("--shots", type=int, nargs="+", default=(1, 5))
     parser.add_argument("--ways", type=int, default=5)
-    parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument("--episodes", type=whole_number(1, 10_000_000), default=1000)
     parser.add_argument(
         "--generalized-episodes",
         type=int,
@@ -190,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="in the label space with base classes, which takes longer; 0 for none",
     )
     parser.add_argument("--width", type=int, default=32, help="of the Conv5")
-    parser.add_argument("--json", type=Path, help="also write all numbers there")
+    add_output(parser, "--json", "also write all numbers there")
     options = parser.parse_args(arguments)
     if not all("=" in given for given in options.weights):
         parser.error("give each backbone as NAME=WEIGHTS")
@@ -247,4 +250,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_status(main))

@@ -44,6 +44,9 @@ from episodes.data.image_dataset import ImageSet
 from episodes.features.sources import banks_by_role, sets_by_role
 from episodes.reporting.formatting import better, markdown_table
 from episodes.reporting.summary import gain_over_best, ratio_to_best
+from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.cli.numbers import whole_number
+from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.heads import BaseStatistics, Head, create
 from fewshot_nam.heads.registry import spec
 from fewshot_nam.heads.score_norm import ScoreNormHead, as_settings
@@ -354,7 +357,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--head", nargs="+", choices=GRIDS, default=list(GRIDS), help="whose constants are searched")
     parser.add_argument("--trials", type=int, default=12, help="for each row")
     parser.add_argument("--seed", type=int, default=0, help="of the trials")
-    parser.add_argument("--episodes", type=int, default=300, help="for each line")
+    parser.add_argument("--episodes", type=whole_number(1, 10_000_000), default=300, help="for each line")
     parser.add_argument("--ablation", action="store_true", help="also search nam without each of its parts")
     parser.add_argument(
         "--conv5",
@@ -362,7 +365,7 @@ def main(arguments: list[str] | None = None) -> None:
         default=Path("checkpoints/conv5.safetensors"),
         help="weights of scripts/pretrain_photos.py",
     )
-    parser.add_argument("--json", type=Path, help="also write all numbers there, row by row")
+    add_output(parser, "--json", "also write all numbers there, row by row")
     options = parser.parse_args(arguments)
     if options.trials < 1:
         parser.error("--trials must be at least 1")
@@ -394,4 +397,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_status(main))

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from episodes.cli.options import DEFAULT_HEADS, command_line, parser, read_options, with_scores
+from fewshot_nam.cli.errors import exit_status
 from fewshot_nam.cli.options import key_values
-from fewshot_nam.cli.out_of_memory import NOT_ENOUGH, is_out_of_memory
 from fewshot_nam.cli.outputs import check_output
-from fewshot_nam.cli.predictions import one_line
 from fewshot_nam.distributed import joined, processes
 from fewshot_nam.io.image_folders import EXTENSIONS
 
@@ -28,26 +27,13 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 2 for input that cannot be used, 130 when interrupted."""
-    try:
+
+    def evaluate_and_print() -> None:
         options = read_options(arguments)
         with joined(options.device):
             run(options)
-    except BrokenPipeError:  # the reader, such as head, has closed the pipe
-        # Without this, the interpreter reports the closed pipe again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {one_line(' '.join(str(error).split()))}", file=sys.stderr)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        print(f"error: {NOT_ENOUGH}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; features extracted so far are kept", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_status(evaluate_and_print, "interrupted; features extracted so far are kept")
 
 
 def run(options: argparse.Namespace) -> Report | None:
@@ -154,7 +140,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
     _check_inputs_are_kept(options, taken)
     for path, flag in taken.items():
         try:
-            check_output(path)
+            check_output(path, "a safetensors file" if flag in ("--save-features", "--episodes-file") else None)
         except ValueError as error:
             raise ValueError(f"{flag}: {error}") from None
 

@@ -19,7 +19,7 @@ from episodes.metrics.registry import MEASURES, PROTOCOLS, short_table
 from fewshot_nam import __version__
 from fewshot_nam.heads.open_scores import registry as open_scores
 from fewshot_nam.heads.registry import specs, transductive
-from fewshot_nam.io.yaml_input import read_yaml, shown
+from fewshot_nam.io.yaml_input import read_yaml, safe_loader, shown
 from fewshot_nam.vision.libraries import names
 
 COMMAND = "fewshot-nam-eval"
@@ -381,7 +381,7 @@ def _pairs_loader() -> Any:
     """Return a safe YAML loader that gives mappings as ``_Pairs``."""
     import yaml
 
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+    class Loader(safe_loader()):  # type: ignore[misc]
         pass
 
     Loader.add_constructor(

@@ -166,29 +166,31 @@ class FileImages:
 
     @property
     def change_token(self) -> str:
-        """SHA-256 over the classes and, for each image, its label, relative path, size and time of change.
+        """SHA-256 over what ``fingerprint`` covers and over the times of each image. Features are cached under this.
 
-        No content is read. Features are cached under this: a copy made with its times (``cp -p``) finds them again.
+        The times are that of the content (``mtime``), which an archive may set, and that of the file (``ctime``), which only the
+        system sets. So a copy of the data has another one, and a file that is replaced is noticed whatever time it carries.
         """
         return self._digests[1]
 
     @cached_property
     def _digests(self) -> tuple[str, str]:
         """``fingerprint`` and ``change_token``, computed together, so that every file is examined once."""
-        fingerprint, token = (hashlib.sha256(json.dumps(self.classes).encode()) for _ in range(2))
+        fingerprint, token = hashlib.sha256(json.dumps(self.classes).encode()), hashlib.sha256()
         step = max(-(-len(self) // _FILES_READ), 1)
         contents = []
         for number, (file, label) in enumerate(zip(self.files, self.labels.tolist(), strict=True)):
             path = os.path.join(self.root, file)
             found = _status(path)
             fingerprint.update(os.fsencode(f"{label}\0{file}\0{found.st_size}\n"))
-            token.update(os.fsencode(f"{label}\0{file}\0{found.st_size}\0{found.st_mtime_ns}\n"))
+            token.update(f"{found.st_mtime_ns}\0{found.st_ctime_ns}\n".encode())
             if number % step == 0 and stat.S_ISREG(
                 found.st_mode
             ):  # a pipe or broken link is named when it is read as an image
                 with open(path, "rb") as content:
                     contents.append(hashlib.sha256(content.read(_BYTES_READ)).digest())
         fingerprint.update(b"".join(contents))
+        token.update(fingerprint.digest())
         return fingerprint.hexdigest(), token.hexdigest()
 
     def image(self, index: int) -> Image.Image:

@@ -6,11 +6,12 @@ measures. `episodes.evaluation.scoring` scores a batch, `episodes.metrics.regist
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ __all__ = ["PROTOCOLS", "Callback", "EvaluationSettings", "as_device", "evaluate
 Callback = Callable[[str, Episodes, Scores, Frozen], None]
 """Called with a head's name, a batch of episodes, their scores, and what was fixed for the head beforehand."""
 
+_MOST_EPISODES = 100_000_000  # weeks of computing: a slip is named
 _BATCH_BYTES = 12 << 20  # scores of a head at a time: more would leave the processor's cache
 
 
@@ -94,6 +96,8 @@ class EvaluationSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is not None and value > _MOST_EPISODES:
+                raise ValueError(f"{name} must be at most {_MOST_EPISODES:,}, got {value}")
 
     @property
     def unknown_ways(self) -> int:
@@ -208,7 +212,8 @@ def evaluate(
         later = sampler.sample(total, total + TEMPERATURE_EPISODES)
         frozen = choose_frozen(scorer, _slices(later, size), thresholds=False)
     batches = sampler.batches(drawn, size) if isinstance(drawn, int) else _slices(drawn, size)
-    values, drawn_classes = _measure(scorer, _with_bar(batches, total, progress), frozen, callback)
+    with contextlib.closing(_with_bar(batches, total, progress)) as shown:
+        values, drawn_classes = _measure(scorer, shown, frozen, callback)
     seed_used = None if from_file or isinstance(episodes, Episodes) else chosen.seed
     chosen = dataclasses.replace(chosen, episodes=total)
     return _report(chosen, seed_used, built, banks, frozen, values, drawn_classes, time.perf_counter() - began)
@@ -430,14 +435,15 @@ def _measure(
         scored = ((name, scores.with_frozen(frozen[name])) for name, scores in scorer.score(batch))
         return batch, [(name, scores, measured(scores)) for name, scores in scored]
 
-    for batch, of_heads in in_order(measures_of, batches, scorer.threads):
-        classes.append(torch.cat([batch.classes, batch.unknown_classes], dim=1).cpu())
-        for name, scores, measures in of_heads:
-            queries = scores.labelled[0].shape[1]
-            if callback is not None:
-                callback(name, batch, scores, frozen[name])
-            for measure, values in measures.items():
-                found[name].setdefault(measure, []).append(values.cpu())
+    with in_order(measures_of, batches, scorer.threads) as results:
+        for batch, of_heads in results:
+            classes.append(torch.cat([batch.classes, batch.unknown_classes], dim=1).cpu())
+            for name, scores, measures in of_heads:
+                queries = scores.labelled[0].shape[1]
+                if callback is not None:
+                    callback(name, batch, scores, frozen[name])
+                for measure, values in measures.items():
+                    found[name].setdefault(measure, []).append(values.cpu())
     pooled_values = {
         name: {measure: pooled(measure, torch.cat(parts), queries) for measure, parts in lists.items()}
         for name, lists in found.items()
@@ -525,7 +531,7 @@ def _described(bank: FeatureBank) -> dict[str, Any]:
     return {**bank.provenance, **shape, "fingerprint": bank.fingerprint}
 
 
-def _with_bar(batches: Iterator[Episodes], total: int, progress: bool) -> Iterator[Episodes]:
+def _with_bar(batches: Iterator[Episodes], total: int, progress: bool) -> Generator[Episodes, None, None]:
     if not progress:
         yield from batches
         return

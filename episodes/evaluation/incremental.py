@@ -9,73 +9,51 @@ there gAcc).
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import math
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from episodes.data.image_dataset import FileImages
 from episodes.data.incremental import Session
+from episodes.evaluation.incremental_answers import (
+    Answers,
+    Run,
+    answers_of,
+    fitted_score,
+    place_of,
+    read_answers,
+    write_answers,
+)
+from episodes.evaluation.incremental_report import (
+    SESSION_MEASURES,
+    TOTALS,
+    IncrementalReport,
+    measured_by_head,
+    report_of,
+)
 from episodes.features.bank import FeatureBank
 from episodes.features.extraction import Backbone, extract
 from episodes.features.holdout import hold_out
-from episodes.metrics.intervals import Interval, interval_of_few
-from episodes.metrics.scores import threshold_at_tpr
-from episodes.reporting.formatting import Value, markdown_table, percent, text_table
-from fewshot_nam.heads import BaseStatistics, Head, create, open_scores
-from fewshot_nam.heads.base import Support
-from fewshot_nam.heads.open_scores import OpenScore
+from fewshot_nam.heads import BaseStatistics, Head, create
 from fewshot_nam.heads.open_scores.registry import split_name
-from fewshot_nam.heads.temperature import fit_temperature
-from fewshot_nam.heads.validation import Label
-from fewshot_nam.io.atomic import replacing
+
+__all__ = [
+    "DEFAULT_HEADS",
+    "SESSION_MEASURES",
+    "TOTALS",
+    "IncrementalReport",
+    "SessionFeatures",
+    "evaluate_incremental",
+    "session_features",
+]
 
 DEFAULT_HEADS = ("nam-recursive", "nam", "ncm", "teen", "air", "ranpac")
-_ROWS = 4096  # queries scored at a time
-_EQUAL_SHARE = 0.9  # of the accuracy of the weakest head: right answers that all heads give where alarms are compared
-_MISSING = math.nan
-_FITTED_ON = 2000  # base images that set the temperature of an open-set score
-
-SESSION_MEASURES: dict[str, str] = {
-    "accuracy": "queries of all classes seen so far that are given their own class",
-    "base_accuracy": "the same, queries of base classes only",
-    "novel_accuracy": "the same, queries of classes that arrived in sessions only",
-    "harmonic_mean": "harmonic mean of base_accuracy and novel_accuracy",
-    "base_weight_area": "accuracy averaged over what arrived together, and over weights of the base classes from 0 to the number "
-    "of groups of ways in them (gAcc of one session)",
-    "base_lost": "base queries that were right after the base session and are wrong now",
-    "base_to_novel": "base queries that are given a class of a later session",
-    "unarrived_fpr@95tpr": "queries of classes that have not arrived yet accepted while at least 95% of those of classes seen are",
-    "unarrived_fpr@equal": "the same at the threshold where every head gives equally many right answers, 90% of the weakest head's",
-    "unarrived_auroc": "chance that a query of a class seen scores above one of a class that has not arrived yet",
-}
-"""What is measured after each session, by name."""
-
-TOTALS: dict[str, str] = {
-    "A_last": "accuracy after the last session",
-    "A_inc": "mean accuracy over all sessions, the base session included",
-    "PD": "performance drop: accuracy after the base session less that after the last (lower is better)",
-    "base_last": "base_accuracy after the last session",
-    "novel_last": "novel_accuracy after the last session",
-    "harmonic_last": "harmonic_mean after the last session",
-    "gAcc": "mean of base_weight_area over all sessions",
-    "base_lost": "base_lost after the last session (lower is better)",
-    "unarrived_fpr@95tpr": "mean over the sessions after which classes are still to come (lower is better)",
-    "unarrived_fpr@equal": "likewise (lower is better)",
-    "unarrived_auroc": "likewise",
-}
-"""What is measured once for a run through all sessions, by name."""
 
 
 class SessionFeatures(NamedTuple):
@@ -88,131 +66,6 @@ class SessionFeatures(NamedTuple):
 
     support: FeatureBank
     queries: FeatureBank
-
-
-class Run(NamedTuple):
-    """One order of classes: what is learned when, and what is tested when.
-
-    Attributes:
-        classes: in the order of arrival, the ``base_classes`` base classes first.
-        base: ``(n, D)``, images of base classes.
-        base_targets: ``(n,)``, positions in ``classes``.
-        shots: of each later session, features ``(k, D)`` and positions ``(k,)`` in ``classes``.
-        queries: ``(q, D)``, all that is ever tested.
-        query_targets: ``(q,)``, positions in ``classes``.
-        known: for each session, positions in ``queries`` of those of classes seen so far.
-        unarrived: likewise, of classes that come later.
-    """
-
-    classes: list[Label]
-    base_classes: int
-    base: Tensor
-    base_targets: Tensor
-    shots: list[tuple[Tensor, Tensor]]
-    queries: Tensor
-    query_targets: Tensor
-    known: list[Tensor]
-    unarrived: list[Tensor]
-
-    @property
-    def seen(self) -> list[int]:
-        """How many classes are known after each session."""
-        counts = [self.base_classes]
-        for _, targets in self.shots:
-            counts.append(counts[-1] + len(set(targets.tolist())))
-        return counts
-
-
-class Answers(NamedTuple):
-    """What a head answers after one session.
-
-    Attributes:
-        best: ``(k,)``, the largest score of each known query.
-        answer: ``(k,)``, its class.
-        unarrived: ``(u,)``, the largest score of each query of a class that comes later.
-    """
-
-    best: Tensor
-    answer: Tensor
-    unarrived: Tensor
-
-
-@dataclass(frozen=True)
-class IncrementalReport:
-    """How heads do session by session.
-
-    Attributes:
-        config: settings of the evaluation.
-        seen: how many classes are known after each session.
-        sessions: by head and measure of ``SESSION_MEASURES``, for each session a mean over class orders with its 95% interval; the
-            mean is NaN where there is nothing to measure, such as novel queries before a novel class.
-        totals: by head and measure of ``TOTALS``, a mean over class orders with its 95% interval.
-        paired: ``"a - b"`` for the first head and each other, as ``totals``: differences on the same class orders.
-        seconds: that each head took, all orders together: to learn and to answer.
-    """
-
-    config: dict[str, Any]
-    seen: list[int]
-    sessions: dict[str, dict[str, list[Value]]]
-    totals: dict[str, dict[str, Value]]
-    paired: dict[str, dict[str, Value]]
-    seconds: dict[str, float]
-
-    def table(self) -> str:
-        """Return the tables for a terminal."""
-        return "\n".join(line for title, rows in self._tables() for line in (title, *text_table(rows), ""))
-
-    def markdown(self) -> str:
-        """Return the tables in Markdown, with what the measures mean."""
-        lines = [self._title(), ""]
-        for title, rows in self._tables():
-            lines += [f"**{title}**", "", *markdown_table(rows), ""]
-        lines += [f"- `{name}`: {meaning}." for name, meaning in {**SESSION_MEASURES, **TOTALS}.items()]
-        return "\n".join(lines) + "\n"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything but times as JSON can hold it, with ``null`` for NaN."""
-        parts = {name: getattr(self, name) for name in ("config", "seen", "sessions", "totals", "paired")}
-        found: dict[str, Any] = _without_nan(parts)
-        return found
-
-    def save_json(self, path: str | os.PathLike[str]) -> None:
-        """Write ``as_dict`` to a file, whole or not at all."""
-        with replacing(Path(path)) as unfinished:
-            unfinished.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
-
-    def save_markdown(self, path: str | os.PathLike[str]) -> None:
-        """Write ``markdown`` to a file, whole or not at all."""
-        with replacing(Path(path)) as unfinished:
-            unfinished.write_text(self.markdown(), encoding="utf-8")
-
-    def _title(self) -> str:
-        config = self.config
-        after = f"{len(self.seen) - 1} sessions of {config['ways']}-way {config['shots']}-shot"
-        orders = f"{config['orders']} class orders, seed {config['seed']}" if config["seeded"] else "published sessions"
-        return (
-            f"{self.seen[0]} base classes, then {after}: {self.seen[-1]} classes; {orders}. Percent, 95% intervals over orders "
-            "(Student's t)."
-        )
-
-    def _tables(self) -> list[tuple[str, list[list[str]]]]:
-        columns = [f"{count}" for count in self.seen]
-        found = [
-            (
-                "Over all sessions",
-                [
-                    ["", *TOTALS],
-                    *([name, *(percent(of[key]) for key in TOTALS)] for name, of in self.totals.items()),
-                ],
-            )
-        ]
-        if self.paired:
-            rows = [[name, *(percent(of[key], signed=True) for key in TOTALS)] for name, of in self.paired.items()]
-            found.append(("Paired differences", [["", *TOTALS], *rows]))
-        for measure in ("accuracy", "harmonic_mean", "unarrived_fpr@equal"):
-            rows = [[name, *(_short(value) for value in of[measure])] for name, of in self.sessions.items()]
-            found.append((f"{measure} by number of classes", [["", *columns], *rows]))
-        return found
 
 
 def evaluate_incremental(
@@ -303,23 +156,23 @@ def evaluate_incremental(
                 f"evaluate_incremental: {name!r} is transductive: its answers depend on which queries are asked together, and "
                 "images arrive one by one here; take another head"
             )
-        kept = [None if keep_answers is None else _place(Path(keep_answers), f"{name} {head!r}", run) for run in runs]
-        found = [None if place is None else _read_answers(place) for place in kept]
+        kept = [None if keep_answers is None else place_of(Path(keep_answers), f"{name} {head!r}", run) for run in runs]
+        found = [None if place is None else read_answers(place) for place in kept]
         score = None
         if None in found:  # the base session is the same in all orders
             head.eval().write_base_images(first.base, [first.classes[i] for i in first.base_targets.tolist()])
-            score = None if score_name is None else _fitted_score(score_name, head, first)
+            score = None if score_name is None else fitted_score(score_name, head, first)
         answers[name] = []
         for number, (run, place, read) in enumerate(zip(runs, kept, found, strict=True)):
             last = None not in found[number + 1 :]
-            its = read or _answers(head if last else copy.deepcopy(head), run, score)
+            its = read or answers_of(head if last else copy.deepcopy(head), run, score)
             answers[name].append(its)
             if place is not None and read is None:
-                _write_answers(place, its)
+                write_answers(place, its)
             if progress:
                 print(f"  {name}: order {number + 1} of {len(runs)}", file=sys.stderr, flush=True)
         seconds[name] = time.perf_counter() - began
-    measured = [_measured({name: answers[name][i] for name in names}, run) for i, run in enumerate(runs)]
+    measured = [measured_by_head({name: answers[name][i] for name in names}, run) for i, run in enumerate(runs)]
     config = {
         "protocol": "incremental",
         "seeded": not published,
@@ -331,7 +184,7 @@ def evaluate_incremental(
         "base_queries": int((first.query_targets[first.known[0]] < first.base_classes).sum()),
         "heads": names,
     }
-    return _report(config, first.seen, names, measured, seconds)
+    return report_of(config, first.seen, names, measured, seconds)
 
 
 def session_features(backbone: Backbone, sessions: Sequence[Session], **options: Any) -> list[SessionFeatures]:
@@ -473,218 +326,3 @@ def _published_run(sessions: Sequence[SessionFeatures]) -> Run:
     counts = torch.tensor([session.support.num_classes for session in sessions]).cumsum(0).tolist()
     unarrived = [known[-1][every[known[-1]] >= count] for count in counts]
     return Run(classes, counts[0], shots[0][0], shots[0][1], shots[1:], torch.cat(features), every, known, unarrived)
-
-
-def _place(directory: Path, head: str, run: Run) -> Path:
-    """Return the file for the answers of a head to a run."""
-    digest = hashlib.sha256(head.encode())
-    for values in (
-        run.base,
-        run.base_targets,
-        run.queries,
-        run.query_targets,
-        *(x for each in run.shots for x in each),
-    ):
-        digest.update(values.contiguous().cpu().numpy().tobytes())
-    return directory / f"{digest.hexdigest()[:32]}.safetensors"
-
-
-def _write_answers(path: Path, answers: list[Answers]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {f"{i} {key}": value for i, each in enumerate(answers) for key, value in each._asdict().items()}
-    with replacing(path) as unfinished:
-        save_file({key: value.contiguous() for key, value in tensors.items()}, unfinished)
-
-
-def _read_answers(path: Path) -> list[Answers] | None:
-    if not path.exists():
-        return None
-    tensors = load_file(path)
-    count = len(tensors) // len(Answers._fields)
-    return [Answers(*(tensors[f"{i} {key}"] for key in Answers._fields)) for i in range(count)]
-
-
-@torch.inference_mode()
-def _fitted_score(name: str, head: Head, run: Run) -> OpenScore:
-    """Return an open-set score that knows the base classes, its scale set by what the head answers to base images."""
-    score = open_scores.create(name)
-    score.fit_classes(run.base, run.base_targets, run.base_classes)
-    if score.uses_scores:
-        step = max(1, len(run.base) // _FITTED_ON)
-        images, targets = run.base[::step], run.base_targets[::step]
-        column = {label: i for i, label in enumerate(run.classes)}
-        scores = head(images)[:, torch.tensor([column[label] for label in head.classes]).argsort()]
-        if score.fits_temperature:
-            score.temperature = torch.tensor(fit_temperature(scores, targets)).to(scores)
-        score.fit_scores(scores.unsqueeze(0), score.embed(images).unsqueeze(0))
-    return score
-
-
-def _support(score: OpenScore, run: Run, sessions: int) -> Support:
-    """Return what an open-set score may know after ``sessions`` sessions: base prototypes, and the shots since then."""
-    counts = torch.bincount(run.base_targets, minlength=run.base_classes).unsqueeze(-1)
-    sums = torch.zeros(run.base_classes, run.base.shape[-1], dtype=torch.float64)
-    means = (sums.index_add(0, run.base_targets, run.base.double()) / counts).to(run.base)
-    shots = [run.base[:0], *(features for features, _ in run.shots[:sessions])]
-    targets = torch.cat([run.base_targets[:0], *(its for _, its in run.shots[:sessions])])
-    columns = run.seen[sessions]
-    return Support(score.embed(torch.cat(shots)).unsqueeze(0), targets, score.embed(means), columns)
-
-
-@torch.inference_mode()
-def _answers(head: Head, run: Run, score: OpenScore | None = None) -> list[Answers]:
-    """Return what a head that knows the base classes answers after each session; a score says how sure to be."""
-    looked_at = None if score is None else score.embed(run.queries)
-    embedded: Tensor | None = None
-    more = getattr(head, "_score_more", None)  # of heads whose scores no later class changes: each is computed once
-    kept: Tensor | None = None
-    found = []
-    for number, (known, unarrived) in enumerate(zip(run.known, run.unarrived, strict=True)):
-        if number:
-            features, targets = run.shots[number - 1]
-            head.write(features, [run.classes[i] for i in targets.tolist()])
-        snapshot = head._snapshot()
-        if embedded is None:  # what is done to each query by itself depends on no class
-            rows = run.queries.to(snapshot.dtype)
-            embedded = torch.cat([head._embed(some.unsqueeze(0)) for some in torch.split(rows, _ROWS)], dim=1).squeeze(
-                0
-            )
-        column = {name: i for i, name in enumerate(run.classes)}
-        of_column = torch.tensor([column[name] for name in snapshot.classes])
-        asked = torch.cat([known, unarrived])
-        learned = None if score is None else score.learn(_support(score, run, number))
-        if more is not None:
-            first = 0 if kept is None else kept.shape[1]
-            added = [
-                more(snapshot.learned, some.unsqueeze(0), first).squeeze(0) for some in torch.split(embedded, _ROWS)
-            ]
-            kept = torch.cat(added) if kept is None else torch.cat([kept, torch.cat(added)], dim=1)
-        best, answer = [], []
-        for some in torch.split(asked, _ROWS):
-            scores = (
-                head._score(snapshot.learned, embedded[some].unsqueeze(0)).squeeze(0) if kept is None else kept[some]
-            )
-            if not bool(scores.isfinite().all()):
-                raise ValueError(f"{type(head).__name__} gave scores that are NaN or infinite for these features")
-            largest, place = scores.double().max(dim=-1)
-            if score is not None and looked_at is not None:
-                in_order = scores[:, of_column.argsort()].unsqueeze(0)
-                largest = score(in_order, learned, looked_at[some].unsqueeze(0)).squeeze(0).double()
-            best.append(largest)
-            answer.append(of_column[place])
-        largest = torch.cat(best)
-        found.append(Answers(largest[: len(known)], torch.cat(answer)[: len(known)], largest[len(known) :]))
-    return found
-
-
-def _measured(answers: Mapping[str, list[Answers]], run: Run) -> dict[str, dict[str, Tensor]]:
-    """Return by head and measure the value after each session, ``(S,)``; NaN where there is nothing to measure."""
-    right: dict[str, list[Tensor]] = {
-        name: [each.answer == run.query_targets[known] for each, known in zip(of, run.known, strict=True)]
-        for name, of in answers.items()
-    }
-    found = {
-        name: {key: torch.full((len(run.known),), _MISSING).double() for key in SESSION_MEASURES} for name in answers
-    }
-    per_session = [(end - begin) for begin, end in zip(run.seen, run.seen[1:], strict=False)]
-    for session, known in enumerate(run.known):
-        base = run.query_targets[known] < run.base_classes
-        weakest = min(float(of[session].double().mean()) for of in right.values())
-        for name, of in answers.items():
-            mine, row, each = right[name][session], found[name], of[session]
-            row["accuracy"][session] = mine.double().mean()
-            base_accuracy = mine[base].double().mean()
-            row["base_accuracy"][session] = base_accuracy
-            before = right[name][0][run.query_targets[run.known[0]] < run.base_classes]
-            if len(before) == int(base.sum()):  # the same images, or those that stand for them
-                row["base_lost"][session] = (before & ~mine[base]).double().mean()
-            row["base_to_novel"][session] = (each.answer[base] >= run.base_classes).double().mean()
-            if session:
-                novel_accuracy = mine[~base].double().mean()
-                row["novel_accuracy"][session] = novel_accuracy
-                total = base_accuracy + novel_accuracy
-                row["harmonic_mean"][session] = 2 * base_accuracy * novel_accuracy / total if total else 0.0
-                row["base_weight_area"][session] = _base_weight_area(
-                    base_accuracy, novel_accuracy, session, run.base_classes / (sum(per_session) / len(per_session))
-                )
-            else:
-                row["base_weight_area"][session] = base_accuracy
-            if len(each.unarrived):
-                threshold = threshold_at_tpr(each.best.unsqueeze(0))[0]
-                row["unarrived_fpr@95tpr"][session] = (each.unarrived >= threshold).double().mean()
-                row["unarrived_auroc"][session] = _auroc(each.best, each.unarrived)
-                needed = max(math.ceil(_EQUAL_SHARE * weakest * len(mine) - 1e-9), 1)
-                of_right = each.best[mine].sort(descending=True).values
-                if len(of_right) >= needed:
-                    row["unarrived_fpr@equal"][session] = (each.unarrived >= of_right[needed - 1]).double().mean()
-    return found
-
-
-def _base_weight_area(base: Tensor, novel: Tensor, sessions: int, ratio: float) -> Tensor:
-    """Return the mean of ``(a base + s novel) / (a + s)`` over weights ``a`` from 0 to ``ratio``, for ``s`` novel sessions."""
-    # The integral of (a b + s n) / (a + s) over a is b a + s (n - b) log(a + s).
-    return base + sessions * (novel - base) * math.log((ratio + sessions) / sessions) / ratio
-
-
-def _auroc(known: Tensor, unknown: Tensor) -> Tensor:
-    """Return P(known > unknown) + P(equal) / 2."""
-    ordered = unknown.sort().values
-    below = torch.searchsorted(ordered, known, right=False) + torch.searchsorted(ordered, known, right=True)
-    return below.double().mean() / (2 * len(unknown))
-
-
-def _report(
-    config: dict[str, Any],
-    seen: list[int],
-    names: list[str],
-    measured: list[dict[str, dict[str, Tensor]]],
-    seconds: dict[str, float],
-) -> IncrementalReport:
-    sessions: dict[str, dict[str, list[Value]]] = {}
-    totals: dict[str, dict[str, Tensor]] = {}
-    for name in names:
-        values = {key: torch.stack([of[name][key] for of in measured]) for key in SESSION_MEASURES}  # (orders, S)
-        sessions[name] = {key: [_value(column) for column in of.T] for key, of in values.items()}
-        accuracy = values["accuracy"]
-        totals[name] = {
-            "A_last": accuracy[:, -1],
-            "A_inc": accuracy.mean(dim=1),
-            "PD": accuracy[:, 0] - accuracy[:, -1],
-            "base_last": values["base_accuracy"][:, -1],
-            "novel_last": values["novel_accuracy"][:, -1],
-            "harmonic_last": values["harmonic_mean"][:, -1],
-            "gAcc": values["base_weight_area"].mean(dim=1),
-            "base_lost": values["base_lost"][:, -1],
-            **{
-                key: values[key].nanmean(dim=1)
-                for key in ("unarrived_fpr@95tpr", "unarrived_fpr@equal", "unarrived_auroc")
-            },
-        }
-    return IncrementalReport(
-        config,
-        seen,
-        sessions,
-        {name: {key: _value(value) for key, value in of.items()} for name, of in totals.items()},
-        {
-            f"{names[0]} - {name}": {key: _value(totals[names[0]][key] - totals[name][key]) for key in TOTALS}
-            for name in names[1:]
-        },
-        seconds,
-    )
-
-
-def _value(values: Tensor) -> Value:
-    found: Interval = interval_of_few(values)
-    return {"mean": found.mean, "ci95": found.ci95}
-
-
-def _short(value: Value) -> str:
-    return "" if math.isnan(value["mean"]) else f"{100 * value['mean']:.1f}"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(each) for each in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -5,6 +5,7 @@ The features of a batch of episodes are gathered from the bank once for all head
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -111,8 +112,9 @@ class Scorer:
             )
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """Yield ``work(item)`` for every item, in order.
+@contextlib.contextmanager
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Iterator[Result]]:
+    """Enter a context that gives ``work(item)`` for every item, in order; its threads end with it, whatever keeps the iterator.
 
     While several threads run, each operation of torch uses one thread: operations on one batch of episodes are too small to
     divide, and threads that wait for one another after each operation are slower than one where other programs use the processor.
@@ -126,24 +128,29 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int
         Exception: what ``work`` raised for an item, where its result would have come.
 
     Example:
-        >>> list(in_order(abs, [-3, 1, -2], threads=2))
+        >>> with in_order(abs, [-3, 1, -2], threads=2) as results:
+        ...     list(results)
         [3, 1, 2]
     """
     if threads == 1:
-        yield from map(work, items)
+        yield map(work, items)
         return
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    running: deque[Future[Result]] = deque()
+
+    def results() -> Iterator[Result]:
+        for item in items:
+            running.append(pool.submit(work, item))
+            if len(running) > threads:  # one more than threads is submitted, so that no thread waits for work
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="episodes") as pool:
-            running: deque[Future[Result]] = deque()
             try:
-                for item in items:
-                    running.append(pool.submit(work, item))
-                    if len(running) > threads:  # one more than threads is submitted, so that no thread waits for work
-                        yield running.popleft().result()
-                while running:
-                    yield running.popleft().result()
+                yield results()
             finally:
                 for future in running:
                     future.cancel()

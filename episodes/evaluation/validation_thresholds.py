@@ -32,11 +32,12 @@ def choose_frozen(scorer: Scorer, batches: Iterable[Episodes], thresholds: bool)
         thresholds: choose thresholds too, and the novel bias if there are base queries.
     """
     kept = {name: _Kept() for name in scorer.heads}
-    for scored in in_order(lambda batch: list(scorer.score(batch)), batches, scorer.threads):
-        for name, scores in scored:
-            kept[name].add(scores, thresholds)
-    fixed = in_order(lambda each: each.frozen(thresholds), kept.values(), scorer.threads)
-    return dict(zip(kept, fixed, strict=True))
+    with in_order(lambda batch: list(scorer.score(batch)), batches, scorer.threads) as scored:
+        for of_heads in scored:
+            for name, scores in of_heads:
+                kept[name].add(scores, thresholds)
+    with in_order(lambda each: each.frozen(thresholds), kept.values(), scorer.threads) as fixed:
+        return dict(zip(kept, fixed, strict=True))
 
 
 def pooled_threshold(true_scores: Tensor | Sequence[Tensor], tpr: float = 0.95) -> float:

@@ -8,6 +8,9 @@ operating system may drop them again, so a bank may be larger than memory. Nothi
 from __future__ import annotations
 
 import json
+import math
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,9 @@ from fewshot_nam.io.regular_files import open_regular
 
 BANK_FORMAT = 1
 _METADATA_KEY = "fewshot_bank"
+_MOST_CLASSES_BEYOND_ROWS = 1 << 16  # a class may be without rows, but not millions of them
+_MOST_TIMES_PACKED = 200  # features of rectified networks pack to a tenth; zeros pack to a thousandth
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class NotABank(ValueError):
@@ -32,6 +38,8 @@ def write_bank_file(
     """Write a bank to ``path``; see ``FeatureBank.save``."""
     from safetensors.torch import save_file
 
+    if (reason := _odd_name(classes)) is not None:
+        raise ValueError(f"{path}: {reason}")
     content = {"format": BANK_FORMAT, "classes": classes, "provenance": provenance}
     tensors = {"features": features.cpu().contiguous(), "labels": labels}
     with replacing(path) as temporary:
@@ -67,28 +75,41 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             if described is None:
                 raise _foreign(path, f"a safetensors file without {_METADATA_KEY!r} in its metadata")
             content = json.loads(described)
-            _check_content(path, content)
+            _check_content(path, content, file.get_slice("labels").get_shape()[0])
             if content["format"] > BANK_FORMAT:
                 raise NotABank(
                     f"{path}: bank format {content['format']}, and this version reads up to {BANK_FORMAT}; update the toolkit"
                 )
             tensors = {name: file.get_tensor(name) for name in ("features", "labels")}
             return {**tensors, "classes": content["classes"], "provenance": content["provenance"]}
-    except (SafetensorError, json.JSONDecodeError, KeyError, RecursionError, TypeError) as error:
+    except (SafetensorError, json.JSONDecodeError, KeyError, IndexError, RecursionError, TypeError) as error:
         raise _foreign(path, error) from error
 
 
-def _check_content(path: Path, content: Any) -> None:
+def _check_content(path: Path, content: Any, rows: int) -> None:
     """Raise ``NotABank`` for a description that ``write_bank_file`` does not write."""
     fits = (
         isinstance(content, dict)
-        and isinstance(content["format"], int)
+        and type(content["format"]) is int
+        and content["format"] >= 1
         and isinstance(content["classes"], list)
         and isinstance(content["provenance"], dict)
         and all(isinstance(value, str) for value in content["provenance"].values())
     )
     if not fits:
         raise _foreign(path, "its description is damaged")
+    skipped = json.loads(content["provenance"].get("skipped", "[]"))
+    if not isinstance(skipped, list) or not all(isinstance(name, str) for name in skipped):
+        raise _foreign(path, "its list of skipped images is damaged")
+    if len(content["classes"]) > max(rows, _MOST_CLASSES_BEYOND_ROWS):
+        raise _foreign(path, f"it names {len(content['classes']):,} classes of {rows:,} rows")
+    if (reason := _odd_name(content["classes"])) is not None:
+        raise _foreign(path, reason)
+
+
+def _odd_name(classes: list[Any]) -> str | None:
+    odd = next((name for name in classes if isinstance(name, str) and (not name or _NO_TEXT.search(name))), None)
+    return None if odd is None else f"the class name {odd!a} is empty, or has control characters"
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
@@ -97,9 +118,31 @@ def _read_npz(path: Path) -> dict[str, Any]:
             missing = {"features", "labels"} - set(archive.files)
             if missing:
                 raise ValueError(f"it has no {' and no '.join(sorted(missing))}, but {sorted(archive.files)}")
+            _check_arrays(path, archive.files)
             content = {name: archive[name] for name in ("features", "labels", "classes") if name in archive.files}
     except Exception as error:  # NumPy, zipfile and zlib raise many kinds of errors on broken files
         raise _foreign(path, error) from error
     if "classes" in content:
         return {**content, "classes": content["classes"].ravel().tolist()}
     return content
+
+
+def _check_arrays(path: Path, names: list[str]) -> None:
+    """Raise ``ValueError`` for arrays that do not fit together, or that a small file claims, before any is unpacked."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in {"features", "labels", "classes"} & set(names):
+            member = archive.getinfo(f"{name}.npy" if f"{name}.npy" in archive.namelist() else name)
+            if member.file_size > _MOST_TIMES_PACKED * member.compress_size + (1 << 20):
+                raise ValueError(f"its {name} unpack to more than {_MOST_TIMES_PACKED} times their size in the file")
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shapes[name], _, dtype = read(file)
+            if not dtype.hasobject and math.prod(shapes[name]) * dtype.itemsize > member.file_size:
+                raise ValueError(f"its {name} claim {shapes[name]} and are shorter")
+    rows = math.prod(shapes["labels"])
+    if len(shapes["features"]) != 2 or shapes["features"][0] != rows:
+        raise ValueError(f"its features are {shapes['features']}, for {rows} labels")
+    if math.prod(shapes.get("classes", ())) > max(rows, _MOST_CLASSES_BEYOND_ROWS):
+        raise ValueError(f"it names {math.prod(shapes['classes']):,} classes of {rows:,} rows")

@@ -246,7 +246,7 @@ def _features(work: _Work, numbers: range) -> Generator[np.ndarray, None, None]:
     """Yield the features ``(b, D)`` of the batches ``numbers``, NaN for an image that is skipped."""
     dataset = work.dataset
     batches = ImageBatches(dataset, work.backbone.transform, work.batch_size, work.skip_unreadable)
-    loader: Iterable[ImageBatch] = _ahead(batches, numbers)
+    source: contextlib.AbstractContextManager[Iterable[ImageBatch]] = _ahead(batches, numbers)
     if work.workers:
         loader = DataLoader(
             batches,
@@ -255,10 +255,11 @@ def _features(work: _Work, numbers: range) -> Generator[np.ndarray, None, None]:
             num_workers=work.workers,
             collate_fn=unchanged,
         )
+        source = contextlib.nullcontext(loader)
     layout = torch.channels_last if work.channels_last else torch.preserve_format
     size: torch.Size | None = None
-    with _ready(work.backbone, work.device, layout):
-        for batch in loader:
+    with _ready(work.backbone, work.device, layout), source as made:
+        for batch in made:
             if batch.error is not None:
                 raise batch.error
             rows = np.full((len(batch.indices), work.backbone.feature_dim), np.nan, dtype=np.float32)
@@ -273,17 +274,27 @@ def _features(work: _Work, numbers: range) -> Generator[np.ndarray, None, None]:
             yield rows
 
 
-def _ahead(batches: ImageBatches, numbers: range) -> Iterator[ImageBatch]:
-    """Yield the batches ``numbers``; a thread prepares the next one while the caller uses this one."""
+@contextlib.contextmanager
+def _ahead(batches: ImageBatches, numbers: range) -> Iterator[Iterator[ImageBatch]]:
+    """Enter a context that gives the batches ``numbers``; a thread prepares the next one while the caller uses this one.
+
+    It is a context so that the thread ends here and now. A generator that holds the thread would outlive an error, whose traceback
+    keeps it, until the garbage collector closes it: at any time, in any thread. In one that is just starting, ``threading`` holds
+    the lock that the end of another thread needs, and both wait for ever.
+    """
     with ThreadPoolExecutor(1) as thread:
-        pending = None
-        for number in numbers:
-            following = thread.submit(batches.__getitem__, number)
+
+        def made() -> Iterator[ImageBatch]:
+            pending = None
+            for number in numbers:
+                following = thread.submit(batches.__getitem__, number)
+                if pending is not None:
+                    yield pending.result()
+                pending = following
             if pending is not None:
                 yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()
+
+        yield made()
 
 
 def _checked(work: _Work, features: Tensor, indices: list[int]) -> np.ndarray:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from episodes.evaluation.incremental import IncrementalReport
+    from episodes.evaluation.incremental_report import IncrementalReport
 
 DARK_PAPER = "#161718"
 """The colour behind figures in dark mode: that of the page."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fewshot_nam.heads.validation import as_labels
 from fewshot_nam.io.image_folders import EXTENSIONS, directories, images_by_class
 
 
@@ -36,7 +37,8 @@ def images_of_classes(paths: list[str], otherwise: str) -> list[tuple[Path, str]
         otherwise: how to mend it where there are no class directories, for the error.
 
     Raises:
-        ValueError: a path that is no directory or holds none, images beside the class directories, or a class without images.
+        ValueError: a path that is no directory or holds none, images beside the class directories, or a class without images
+            or with a name that no class can have.
         OSError: a directory that cannot be read.
     """
     found: list[tuple[Path, str]] = []
@@ -57,6 +59,7 @@ def images_of_classes(paths: list[str], otherwise: str) -> list[tuple[Path, str]
             raise ValueError(
                 f"{given}: holds no class directories, expected one directory of images for each class; {otherwise}"
             )
+        as_labels(classes, len(classes))  # before images are read
         by_class = images_by_class(given, root, classes)
         found += [(root / file, label) for label, files in by_class.items() for file in files]
     return found

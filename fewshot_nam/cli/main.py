@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
-import os
 import sys
 import warnings
 from collections import Counter
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewshot_nam.cli.errors import exit_status
 from fewshot_nam.cli.options import DEFAULT_BACKBONE, DEFAULT_HEAD, key_values, parser
-from fewshot_nam.cli.out_of_memory import NOT_ENOUGH, is_out_of_memory
-from fewshot_nam.cli.outputs import check_output
+from fewshot_nam.cli.outputs import check_output, refuse_input, writable
 from fewshot_nam.cli.predictions import line_of, one_line
 from fewshot_nam.heap import keep_freed_memory
 from fewshot_nam.vision.libraries import names
@@ -33,26 +33,17 @@ Answer = tuple[dict[str, Any], list[str]]
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 2 for input that cannot be used, 130 when interrupted."""
     options = parser().parse_args(arguments)
-    try:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that it cannot encode is escaped, as on standard error
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+    def answer() -> None:
         with keep_freed_memory(), _warnings_as_notes(options):
             answered = _COMMANDS[options.command](options)
         if answered is not None:
-            answer, lines = answered
-            print(json.dumps(answer, indent=2) if options.json else "\n".join(lines), flush=True)
-    except BrokenPipeError:  # the program that reads our output has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        print(f"error: {one_line(' '.join(str(error).split())) or NOT_ENOUGH}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        print(f"error: {NOT_ENOUGH}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the memory is as it was", file=sys.stderr)
-        return 130
-    return 0
+            found, lines = answered
+            print(json.dumps(found, indent=2) if options.json else "\n".join(lines), flush=True)
+
+    return exit_status(answer, "interrupted; the memory is as it was")
 
 
 # The commands.
@@ -60,15 +51,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _learn(options: argparse.Namespace) -> Answer:
     from fewshot_nam.cli.image_arguments import images_in, images_of_classes
+    from fewshot_nam.heads.validation import as_labels
     from fewshot_nam.vision.memory_files import exclusive
     from fewshot_nam.vision.saving import save_head
 
-    path = _writable(options.memory)
+    path = writable(options.memory)
     if options.label is None:
         found = images_of_classes(options.images, "with --label LABEL, its images are of that class")
     else:
         if not options.label.strip():
             raise ValueError("--label is empty: a shell variable may not be set")
+        as_labels(options.label, 1)  # before images are read
         found = [(image, options.label) for image in images_in(options.images)]
     _note_other_files(options.images, options)
     with exclusive(path):
@@ -88,7 +81,7 @@ def _learn(options: argparse.Namespace) -> Answer:
         model.head.write(features, labels)
         save_head(path, model.head, model.backbone, notes)
     learned = {str(label): count for label, count in Counter(labels).items()}
-    lines = [f"{path}: learned {_counted(learned)}; knows {_classes(len(model.classes))}"]
+    lines = [f"{one_line(str(path))}: learned {_counted(learned)}; knows {_classes(len(model.classes))}"]
     answer = {"memory": str(path), "learned": learned, "repeated": repeated, "classes": model.classes}
     cost = model.base_cost
     if cost is not None:
@@ -128,14 +121,14 @@ def _forget(options: argparse.Namespace) -> Answer:
     from fewshot_nam.vision.memory_files import exclusive
     from fewshot_nam.vision.saving import read_head, write_head
 
-    path = _writable(options.memory)
+    path = writable(options.memory)
     with exclusive(path):
         about, head, probed = read_head(path)
         labels = [_known(label, head.classes) for label in options.labels]
         head.forget(labels)
         write_head(path, head, about, probed)
     lines = [
-        f"{path}: forgot {', '.join(one_line(str(label)) for label in labels)}; knows {_classes(len(head.classes))}"
+        f"{one_line(str(path))}: forgot {', '.join(one_line(str(label)) for label in labels)}; knows {_classes(len(head.classes))}"
     ]
     return {"memory": str(path), "forgotten": labels, "classes": head.classes}, lines
 
@@ -148,7 +141,7 @@ def _inspect(options: argparse.Namespace) -> Answer:
     try:
         threshold, refusal = head.threshold, None
     except ValueError as error:  # calibrated, but no class is left, or too few unknown images
-        threshold, refusal = None, str(error)
+        threshold, refusal = None, one_line(" ".join(str(error).split()))
     calibrated = None if head._target_fpr is None else {"target_fpr": head._target_fpr, "strangers": len(head.unknowns)}
     answer = {
         "memory": options.memory,
@@ -161,14 +154,18 @@ def _inspect(options: argparse.Namespace) -> Answer:
         "calibrated": calibrated,
     }
     source = (about.get("notes") or {}).get("weights")
+    (answer["notes"] or {}).pop("unknowns", None)  # features that the page keeps there
     refusing = refusal or (
         "refuses nothing: not calibrated" if threshold is None else f"accepts scores from {threshold:.4f}"
     )
     if calibrated is not None:
         refusing += f" (at most {head._target_fpr:g} of unknowns, from {len(head.unknowns)} samples)"
     lines = [
-        f"{options.memory}: {about['head']} of {_classes(len(head.classes))}, {head.feature_dim} features, {refusing}",
-        f"backbone {about['backbone']}" + (f", weights {source}" if source else "") + f", SHA-256 {about['weights']}",
+        f"{one_line(options.memory)}: {one_line(about['head'])} of {_classes(len(head.classes))}, {head.feature_dim} features, "
+        + refusing,
+        f"backbone {one_line(about['backbone'])}"
+        + (f", weights {one_line(source)}" if source else "")
+        + f", SHA-256 {one_line(about['weights'])}",
         *(f"  {one_line(str(label))}\t{_images(count)}" for label, count in zip(head.classes, counts, strict=True)),
     ]
     return answer, lines
@@ -179,7 +176,7 @@ def _calibrate(options: argparse.Namespace) -> Answer:
     from fewshot_nam.vision.memory_files import exclusive
     from fewshot_nam.vision.saving import save_head
 
-    path = _writable(options.memory)
+    path = writable(options.memory)
     labels = None
     if options.by_class:
         by_class = images_of_classes(options.unknown_images, "without --by-class, its images are unknown ones")
@@ -206,8 +203,8 @@ def _calibrate(options: argparse.Namespace) -> Answer:
         save_head(path, model.head, model.backbone, notes)
     of = "" if found.groups is None else f" of {_classes(found.groups)}"
     line = (
-        f"{path}: accepts scores from {found.threshold:.4f}; at most {found.bound:.4g} of unknowns are accepted on average over "
-        f"calibrations, from {found.unknowns} samples{of}"
+        f"{one_line(str(path))}: accepts scores from {found.threshold:.4f}; at most {found.bound:.4g} of unknowns are accepted "
+        f"on average over calibrations, from {found.unknowns} samples{of}"
     )
     if found.bound_95 is not None:
         line += f"; at most {found.bound_95:.4g} in 95% of calibrations"
@@ -226,13 +223,15 @@ def _export(options: argparse.Namespace) -> Answer:
     from fewshot_nam.vision.export import export_onnx
     from fewshot_nam.vision.memory_files import NOT_FILES, weights_file
 
-    path = _writable(options.onnx)
+    path = writable(options.onnx)
     check_output(path)
     model, notes = _open(options, knows_classes=True)
     if notes["weights"] not in NOT_FILES:
-        _refuse_input(path, weights_file(options.memory, notes["weights"]), "the backbone's weights")
+        refuse_input(path, weights_file(options.memory, notes["weights"]), "the backbone's weights")
     export_onnx(model, path)
-    lines = [f"{path}: {_classes(len(model.classes))}, images of {'x'.join(map(str, _input_shape(model)))}"]
+    lines = [
+        f"{one_line(str(path))}: {_classes(len(model.classes))}, images of {'x'.join(map(str, _input_shape(model)))}"
+    ]
     return {"memory": options.memory, "onnx": str(path), "classes": model.classes}, lines
 
 
@@ -328,7 +327,7 @@ def _features(model: NAMModel, images: list[Path], options: argparse.Namespace) 
     skipped = [str(images[i]) for i in sorted({*range(len(images))} - {*kept})]
     if skipped and not options.quiet:
         print(
-            f"note: left out, because they cannot be read: {_images(len(skipped))}: {', '.join(skipped)}",
+            f"note: left out, because they cannot be read: {_images(len(skipped))}: {', '.join(map(one_line, skipped))}",
             file=sys.stderr,
         )
     return torch.cat(parts), kept
@@ -354,7 +353,7 @@ def _warnings_as_notes(options: argparse.Namespace) -> Iterator[None]:
 
     def note(message: Warning | str, *_: object, **__: object) -> None:
         if not getattr(options, "quiet", False):
-            print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
+            print(f"note: {one_line(' '.join(str(message).split()))}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = note
@@ -367,7 +366,7 @@ def _note_other_files(paths: list[str], options: argparse.Namespace) -> None:
 
     found = other_files(Path(given).expanduser() for given in paths)
     if found and not options.quiet:
-        endings = ", ".join(f"{ending} ({count})" for ending, count in sorted(found.items()))
+        endings = ", ".join(f"{one_line(ending)} ({count})" for ending, count in sorted(found.items()))
         print(f"note: files are left out whose endings are no image's: {endings}", file=sys.stderr)
 
 
@@ -391,24 +390,6 @@ def _input_shape(model: NAMModel) -> tuple[int, ...]:
 
 
 # Files and words.
-
-
-def _writable(given: str) -> Path:
-    """Return the path of a file that can be written; ``ValueError`` before the work, not after it."""
-    path = Path(given)
-    if not given or path.is_dir():
-        raise ValueError(f"{given!r} names no file")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"the directory of {given} does not exist")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise ValueError(f"the directory of {given} cannot be written")
-    return path
-
-
-def _refuse_input(output: Path, given: str | Path, meaning: str) -> None:
-    """Raise ``ValueError`` where a file to write is one that is read."""
-    if output.exists() and Path(given).exists() and output.samefile(given):
-        raise ValueError(f"{output} is {meaning}, and would be replaced: choose another name for the output")
 
 
 def _counted(learned: dict[str, int]) -> str:

@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import Any
 
-from fewshot_nam.cli.serve import add_allowed_hosts, whole_number
+from fewshot_nam.cli.numbers import whole_number
+from fewshot_nam.cli.serve import add_allowed_hosts
 from fewshot_nam.vision.libraries import names
 
 

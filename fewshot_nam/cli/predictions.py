@@ -46,7 +46,7 @@ def line_of(answer: dict[str, Any]) -> str:
     ['a.png', 'unknown', '0.5000']
     """
     if "error" in answer:
-        return f"{one_line(answer['picture'])}\t\t{answer['error']}"
+        return f"{one_line(answer['picture'])}\t\t{one_line(answer['error'])}"
     label = "unknown" if answer["label"] is None else one_line(str(answer["label"]))
     return f"{one_line(answer['picture'])}\t{label}\t{answer['score']:.4f}"
 

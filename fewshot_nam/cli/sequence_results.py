@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from fewshot_nam.cli.errors import exit_status
 
 PLAN = Path("results/sequences/plan.yaml")
 _PLOTTED_LENGTH = 16  # of the sequence over which heads are drawn, longer than those of training on digits
@@ -35,12 +36,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, or 2 with one line on standard error."""
     options = parser().parse_args(arguments)
-    try:
-        _run(options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: _run(options), "interrupted; the same command goes on from the last checkpoint")
 
 
 def _run(options: argparse.Namespace) -> None:

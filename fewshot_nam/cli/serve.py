@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Callable
 
-from fewshot_nam.io.yaml_input import shown
+from fewshot_nam.cli.numbers import whole_number
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -51,20 +49,8 @@ def add_allowed_hosts(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a name that a proxy before it passes on; may be repeated. On the loopback it answers to that of this machine alone",
+        help="a name that a proxy before it passes on; may be repeated. On the loopback it answers to its own name and pages alone",
     )
-
-
-def whole_number(least: int, most: int) -> Callable[[str], int]:
-    """Return what reads a number of an option, in digits from 0 to 9."""
-
-    def read(text: str) -> int:
-        # int() also takes digits of other scripts, underscores and spaces.
-        if not re.fullmatch(r"-?[0-9]{1,9}", text) or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"expected a number from {least} to {most}, got {shown(text)}")
-        return int(text)
-
-    return read
 
 
 def run(options: argparse.Namespace) -> None:

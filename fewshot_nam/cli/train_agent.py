@@ -56,7 +56,10 @@ def _run(options: argparse.Namespace) -> dict[str, Any] | None:
         raise ValueError(
             "give --env, --model and --out to train, or --evaluate DIR to measure (--help lists the options)"
         )
-    settings = reinforcement.agent_preset(options.env, options.model, **training_command.changes(options))
+    changes = training_command.changes(options)
+    if {"environment", "model"} & changes.keys():
+        raise ValueError("--set: the environment and the model are named by --env and --model")
+    settings = reinforcement.agent_preset(options.env, options.model, **changes)
     return reinforcement.train_agent(
         settings, options.out, resume=options.resume, device=options.device, progress=not options.quiet
     )

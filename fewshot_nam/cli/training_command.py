@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.cli.numbers import whole_number
+
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def add_options(made: argparse.ArgumentParser, seeds: str, steps: str) -> None:
@@ -18,7 +23,7 @@ def add_options(made: argparse.ArgumentParser, seeds: str, steps: str) -> None:
     made.add_argument("--steps", type=int, help=f"{steps} (default: the preset's)")
     made.add_argument("--set", nargs="+", metavar="KEY=VALUE", default=[], help="other settings, values as YAML")
     made.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    made.add_argument("--threads", type=int, help="processor threads (default: torch's choice)")
+    made.add_argument("--threads", type=whole_number(1, 1024), help="processor threads (default: torch's choice)")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
     made.add_argument("--evaluate", metavar="DIR", help="measure a finished run instead of training")
     made.add_argument("--json", metavar="FILE", help="write the result there too")
@@ -30,36 +35,61 @@ def changes(options: argparse.Namespace) -> dict[str, Any]:
     return parse_changes(options.set) | given
 
 
+def _check_json(options: argparse.Namespace) -> None:
+    """Raise ``ValueError``, before the work starts, where ``--json`` would replace a file of the run, a memory or an image."""
+    from fewshot_nam.cli.outputs import check_output, refuse_input, writable
+    from fewshot_nam.sequences.training.directory import FILES
+
+    path = writable(options.json)
+    check_output(path)
+    for directory in filter(None, (options.out, options.evaluate)):
+        for name in FILES:
+            if path.resolve() == Path(directory, name).resolve():
+                raise ValueError(f"--json: {path} is a file of the run in {directory}: choose another name")
+            refuse_input(path, Path(directory, name), f"{name} of the run in {directory}")
+
+
 def answer(run: Callable[[argparse.Namespace], dict[str, Any] | None], options: argparse.Namespace) -> int:
     """Run, and print what comes back; return the exit status: 0, or 2 with one line on standard error."""
-    try:
+
+    def run_and_print() -> None:
+        if options.json is not None:
+            _check_json(options)
         result = run(options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if result is not None:
+        if result is None:
+            return
         text = json.dumps(result, indent=2)
         print(text)
-        if options.json:
+        if options.json is not None:
             from fewshot_nam.io.atomic import replacing
 
             with replacing(Path(options.json)) as unfinished:
                 unfinished.write_text(text + "\n", encoding="utf-8")
-    return 0
+
+    return exit_status(run_and_print, "interrupted; --resume goes on from the last checkpoint")
 
 
 def parse_changes(words: Sequence[str]) -> dict[str, Any]:
     """Return the settings that words ``KEY=VALUE`` name, their values read as YAML.
 
     Raises:
-        ValueError: a word without ``=``.
+        ValueError: a word without ``=``, or a value that is no YAML.
     """
-    import yaml
+    from fewshot_nam.io.yaml_input import load_yaml
 
     found = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
             raise ValueError(f"--set: expected KEY=VALUE, got {word!r}")
-        found[name.replace("-", "_")] = yaml.safe_load(value)
+        found[name.replace("-", "_")] = _number(load_yaml(value, f"--set {name}"))
     return found
+
+
+def _number(value: Any) -> Any:
+    """Return a text such as 1e-3 as the number it is to everyone but YAML 1.1, also inside of lists and mappings."""
+    if isinstance(value, dict):
+        return {name: _number(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_number(part) for part in value]
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value

@@ -20,7 +20,7 @@ from fewshot_nam._deprecation import renamed_attribute
 from fewshot_nam.heads.calibration import CalibratedHead
 from fewshot_nam.heads.duplicates import first_equal
 from fewshot_nam.heads.power_norm import power_normalise
-from fewshot_nam.heads.state import BUFFERS, Snapshot, appended, changes
+from fewshot_nam.heads.state import BUFFERS, Computation, Snapshot, appended, changes
 from fewshot_nam.heads.validation import Label, as_labels, check_type, checked_vectors, listed
 
 HeadT = TypeVar("HeadT", bound="Head")
@@ -347,7 +347,11 @@ class Head(CalibratedHead):
         flat = checked.reshape(1, -1, checked.shape[-1]).to(snapshot.dtype)
         if flat.dtype.itemsize < checked.dtype.itemsize:  # a number may not fit any more
             checked_vectors(flat, "features")
-        scores = self._score(snapshot.learned, self._embed(flat))
+        if self._source is None:  # a compiler traces this
+            scores = self._score(snapshot.learned, self._embed(flat))
+        else:
+            with Computation(self._source):
+                scores = self._score(snapshot.learned, self._embed(flat))
         return scores.reshape(*checked.shape[:-1], len(snapshot.classes))
 
     def predict(self, features: Tensor, unknown: Label | None = None) -> Label | list[Label]:
@@ -456,7 +460,9 @@ class Head(CalibratedHead):
         classes, learned = [*self._base_classes, *self._written_classes], None
         if classes:
             # A tensor made in inference mode could never take part in autograd later.
-            with torch.inference_mode(False), torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
+            grad = trainable and torch.is_grad_enabled()
+            # The mode is set where it is constructed, so this must be inside: leaving inference_mode would restore it otherwise.
+            with torch.inference_mode(False), torch.set_grad_enabled(grad), Computation(self._source):
                 learned = None if trainable else self._extended(dtype)
                 learned = self._learn(self._all_support(dtype)) if learned is None else learned
         derived = Snapshot(classes, learned, dtype, self._refusal(), self._probability_temperature)
@@ -513,7 +519,7 @@ class Head(CalibratedHead):
         place[order] = torch.arange(len(targets), device=targets.device) - (counts.cumsum(0) - counts)[targets[order]]
         several = counts[targets] > 1
         found = []
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), Computation(self._source):
             width = support.shape[-1] or base.shape[-1]
             written, base = (
                 self._embed(buffer.reshape(len(buffer), width).to(snapshot.dtype)) for buffer in (support, base)

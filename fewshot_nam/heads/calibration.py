@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewshot_nam._deprecation import renamed_attribute, warn_renamed
-from fewshot_nam.heads.conformal import ROUNDING, ConformalThreshold, conformal_threshold
+from fewshot_nam.heads.conformal import ROUNDING, SMALLEST_TARGET, ConformalThreshold, conformal_threshold
 from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.heads.state import HeadState, Refusal, Snapshot, appended, changes
 from fewshot_nam.heads.temperature import fit_temperature
@@ -311,6 +311,8 @@ class CalibratedHead(HeadState):
         self._check_inductive("calibrate_from_shots")
         if not 0 < max_rejected < 1:
             raise ValueError(f"max_rejected must be above 0 and below 1, got {max_rejected}")
+        if max_rejected < SMALLEST_TARGET:
+            raise ValueError(f"max_rejected must be at least {SMALLEST_TARGET}, got {max_rejected}")
         found = self._from_shots(self._snapshot(), max_rejected)
         self._threshold = None
         self._end_calibration()
@@ -414,7 +416,7 @@ def threshold_from_shots(scores: Tensor, classes: int, max_rejected: float) -> S
     if rank < 1:
         needed = math.ceil((1 - ROUNDING) / max_rejected) - 1
         raise ValueError(
-            f"calibrate_from_shots: to reject at most {max_rejected:g} of known images takes at least {needed} shots of "
+            f"calibrate_from_shots: to reject at most {max_rejected} of known images takes at least {needed} shots of "
             f"classes with two shots or more, got {len(scores)}: give more shots, or a larger max_rejected"
         )
     threshold = float(scores.double().sort().values[rank - 1])

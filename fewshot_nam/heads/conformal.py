@@ -40,6 +40,8 @@ from torch import Tensor
 
 ROUNDING = 1e-9  # relative: rounding can put target (m + 1) slightly below a whole number
 _CLOSE = 1e-9  # absolute precision of the Beta percentile
+SMALLEST_TARGET = 1e-9
+"""Of a share of images: anything smaller would take more than a thousand million of them."""
 
 
 class ConformalThreshold(NamedTuple):
@@ -74,12 +76,14 @@ def conformal_threshold(
             sample of each group, the first. ``None``: the rate is below the target on average over calibrations.
 
     Raises:
-        ValueError: a target or confidence outside (0, 1), scores that are not a vector of finite numbers, not as many groups as
-            scores, or too few samples or groups: at least ``1 / target - 1``, or with confidence
-            ``log(1 - confidence) / log(1 - target)``, rounded up.
+        ValueError: a target or confidence outside (0, 1), a target below ``SMALLEST_TARGET``, scores that are not a vector of
+            finite numbers, not as many groups as scores, or too few samples or groups: at least ``1 / target - 1``, or with
+            confidence ``log(1 - confidence) / log(1 - target)``, rounded up.
     """
     if not 0 < target < 1:
         raise ValueError(f"target_fpr must be above 0 and below 1, got {target}")
+    if target < SMALLEST_TARGET:
+        raise ValueError(f"target_fpr must be at least {SMALLEST_TARGET}, got {target}")
     if confidence is not None and not 0 < confidence < 1:
         raise ValueError(f"confidence must be above 0 and below 1, got {confidence}")
     if scores.dim() != 1 or not bool(scores.isfinite().all()):
@@ -116,7 +120,7 @@ def _with_confidence(scores: Tensor, target: float, confidence: float, kind: str
         rank, beyond = (middle, beyond) if beta_probability(target, middle, count) >= confidence else (rank, middle)
     if not rank:
         needed = math.ceil(math.log1p(-confidence) / math.log1p(-target) * (1 - ROUNDING))
-        raise ValueError(_too_few(target, needed, kind, count, f" with confidence {confidence:g}"))
+        raise ValueError(_too_few(target, needed, kind, count, f" with confidence {confidence}"))
     value = float(scores.detach().double().sort(descending=True).values[rank - 1])
     return ConformalThreshold(
         math.nextafter(value, math.inf), rank / (count + 1), count, beta_percentile(0.95, rank, count)
@@ -133,7 +137,7 @@ def _first_of_each(scores: Tensor, groups: Tensor | None) -> Tensor:
 
 def _too_few(target: float, needed: int, kind: str, count: int, confidently: str = "") -> str:
     return (
-        f"a bound of {target:g} on false alarms{confidently} needs at least {needed} {kind}, got {count}: "
+        f"a bound of {target} on false alarms{confidently} needs at least {needed} {kind}, got {count}: "
         "give more of them, or a larger target_fpr"
     )
 

@@ -159,6 +159,10 @@ class FeCAMHead(Head):
             scores.append(-((apart @ precision) * apart).sum(dim=-1))
         return torch.stack(scores, dim=-1) if scores else query.new_empty(*query.shape[:-1], 0)
 
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        width, known = self.feature_dim or 0, min(len(self.base_precisions), len(self.base))
+        return dict.fromkeys(("base_precisions", "base_covariances"), (known, width, width))
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name in ("base_covariances", "base_precisions"):
             loaded = state_dict.get(prefix + name)

@@ -122,6 +122,10 @@ class KLDAHead(Head):
     def _score(self, learned: tuple[Tensor, Tensor], query: Tensor) -> Tensor:
         return query @ learned[0].mT - learned[1].unsqueeze(-2)
 
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        known = min(len(self.base_means), len(self.base))
+        return {"base_means": (known, self.width), "scatter": (self.width, self.width)}
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name in ("base_means", "scatter"):
             loaded = state_dict.get(prefix + name)

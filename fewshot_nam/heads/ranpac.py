@@ -249,6 +249,17 @@ class RanPACHead(Head):
     def _score(self, learned: Regression, query: Tensor) -> Tensor:
         return self._expanded(query) @ learned.weights
 
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        features, known = self.feature_dim or 0, min(self.base_weights.shape[-1], len(self.base))
+        width = self.width or features
+        return {
+            "inverse": (width, width),
+            "base_weights": (width, known),
+            "base_means": (known, features),
+            "base_covariances": (known, features, features),
+            "chosen_ridge": (1,),
+        }
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name in _BASE_BUFFERS:
             loaded = state_dict.get(prefix + name)

@@ -9,7 +9,6 @@ and with a likelihood ratio.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -22,6 +21,8 @@ from fewshot_nam.heads.base_space import BaseSpace, base_space
 from fewshot_nam.heads.base_statistics import BaseStatistics, StoredBaseStatistics, accepts_old_base_words
 from fewshot_nam.heads.growing_rows import GrowingRows
 from fewshot_nam.memory.primitives import unit
+
+_LARGEST = torch.finfo(torch.float32).max
 
 __getattr__ = renamed_names(__name__, {"Background": "fewshot_nam.heads.base_statistics.StoredBaseStatistics"})
 
@@ -64,7 +65,7 @@ class ScoreNormSettings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
                 raise ValueError(f"{type(self).__name__}: {field.name} must be a number, got {value!r}")
             if field.name in self._shares and not 0 <= value <= 1:
                 raise ValueError(f"{type(self).__name__}: {field.name} must be from 0 to 1, got {value}")

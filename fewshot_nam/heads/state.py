@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from fewshot_nam.heads.base_statistics import BaseStatistics, accepts_old_base_words
+from fewshot_nam.heads.conformal import SMALLEST_TARGET
 from fewshot_nam.heads.growing_rows import GrowingRows
 from fewshot_nam.heads.power_norm import Transform
-from fewshot_nam.heads.validation import Label, checked_vectors
+from fewshot_nam.heads.validation import Label, as_unicode, checked_vectors
 
 BUFFERS = ("support", "targets", "base", "mean", "unknowns")
 StateT = TypeVar("StateT", bound="HeadState")
@@ -95,6 +96,33 @@ def changes(method: Callable[Concatenate[StateT, P], R]) -> Callable[Concatenate
     return change  # type: ignore[return-value]
 
 
+class Computation:
+    """Context of a computation with a state that may come from a file: what fails there is the file's fault, and is said so.
+
+    A file may hold tensors and settings of the right kinds whose numbers do not go together, such as a matrix without a Cholesky
+    factor. Trying it when it is read would double the time of reading, so the first use finds out.
+
+    Args:
+        source: the file; ``None`` for a state that comes from no file, whose errors stay as they are.
+    """
+
+    def __init__(self, source: str | None) -> None:
+        self._source = source
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if self._source is None or not isinstance(error, (ArithmeticError, LookupError, RuntimeError, TypeError)):
+            return
+        said = " ".join(str(error).split())
+        if "out of memory" in said or "DefaultCPUAllocator" in said:
+            return
+        raise ValueError(
+            f"{self._source}: this memory cannot be used: {type(error).__name__.lstrip('_')}: {said}"
+        ) from error
+
+
 class HeadState(nn.Module):
     """The learned state of a head.
 
@@ -114,6 +142,8 @@ class HeadState(nn.Module):
     base: Tensor
     mean: Tensor
     unknowns: Tensor
+    _source: str | None = None
+    """The file that the state was read from: an error of a computation with it then names the file."""
 
     @accepts_old_base_words
     def __init__(self, base: BaseStatistics | None = None) -> None:
@@ -226,14 +256,13 @@ class HeadState(nn.Module):
         return taken
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy or pickle holds one state, without the lock and without what can be derived again.
+        # A copy or pickle holds one state, without the lock and without what can be derived again. Writers replace tensors and
+        # extend containers, so all containers are copied while the lock is held, and no tensor.
         with self._lock:
-            state = self.__dict__.copy()
-        for name in ("_buffers", "_modules", "_parameters"):
-            state[name] = state[name].copy()
+            state = _containers_copied(self.__dict__)
+            state["_written_classes"] = list(self._written_classes)
         for name in ("_lock", "_rows", "_previous", "_derived", "_derived_threshold", "_place_of_written"):
             del state[name]
-        state["_written_classes"] = list(self._written_classes)  # ``write`` extends it in place
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -315,6 +344,8 @@ class HeadState(nn.Module):
         """
         # Try it on a copy first: parts are loaded one by one, and a later one may be refused.
         nn.Module.load_state_dict(copy.deepcopy(self), state_dict, strict, assign)
+        for module in self.modules():  # loading would change tensors that copies may share
+            module._buffers = {name: None if held is None else held.clone() for name, held in module._buffers.items()}
         return super().load_state_dict(state_dict, strict, assign)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -340,6 +371,10 @@ class HeadState(nn.Module):
         self._outdate()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._check_state()
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape that each further buffer must have where it is not empty; asked when a state was loaded."""
+        return {}
 
     def _check_state(self) -> None:
         """Raise ``ValueError`` if loaded features, targets and class names do not match."""
@@ -372,6 +407,11 @@ class HeadState(nn.Module):
                     checked_vectors(buffer, "features", zero_allowed=buffer is self.mean)
                 except ValueError as error:
                     reason = reason or str(error)
+        if reason is None:
+            held = {name: (tuple(getattr(self, name).shape), shape) for name, shape in self._shapes().items()}
+            reason = next(
+                (f"{name} is of shape {a}, not {b}" for name, (a, b) in held.items() if a != b and 0 not in a), None
+            )
         if reason is not None:
             raise ValueError(f"{type(self).__name__}: this state is damaged: {reason}")
 
@@ -412,10 +452,10 @@ class HeadState(nn.Module):
 _CALIBRATION_LABELS = ("unknown_labels", "unknown_groups", "calibrated_classes")
 _NUMBERS = {  # the range of each
     "threshold": (-math.inf, math.inf),
-    "target_fpr": (0.0, 1.0),
+    "target_fpr": (math.nextafter(SMALLEST_TARGET, 0), 1.0),
     "confidence": (0.0, 1.0),
-    "max_rejected": (0.0, 1.0),
-    "probability_temperature": (0.0, math.inf),
+    "max_rejected": (math.nextafter(SMALLEST_TARGET, 0), 1.0),
+    "probability_temperature": (torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max),
 }
 _LATER = (
     "unknown_groups",
@@ -423,6 +463,22 @@ _LATER = (
     "confidence",
     "max_rejected",
 )  # the first files of version 0.1 are without
+
+
+def _containers_copied(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a module with containers and submodules of their own, and the same tensors in them."""
+    state = attributes.copy()
+    for name in ("_buffers", "_parameters"):
+        state[name] = state[name].copy()
+    state["_modules"] = {name: _shallow_copy(module) for name, module in state["_modules"].items()}
+    return state
+
+
+def _shallow_copy(module: nn.Module | None) -> nn.Module | None:
+    copied = copy.copy(module)
+    if copied is not None:
+        copied.__dict__ = _containers_copied(copied.__dict__)
+    return copied
 
 
 def _labels(learned: Mapping[str, Any], name: str) -> list[Label] | None:
@@ -434,7 +490,8 @@ def _labels(learned: Mapping[str, Any], name: str) -> list[Label] | None:
         isinstance(label, (int, str)) and not isinstance(label, bool) for label in value
     ):
         raise ValueError(f"{name} must be ints and strings")
-    return value
+    # Files of the first releases may hold names that no answer could be written with; refused, what was learned would be lost.
+    return [as_unicode(label) if isinstance(label, str) else label for label in value]
 
 
 def _number(learned: Mapping[str, Any], name: str, above: float, below: float) -> float | None:

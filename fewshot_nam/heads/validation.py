@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Set
@@ -58,7 +59,7 @@ def as_labels(labels: Any, count: int | None) -> list[Label]:
 
     Raises:
         TypeError: a label is neither an int nor a string, or labels of features come in a set or mapping, which has no order.
-        ValueError: another number of labels, or an empty label of features.
+        ValueError: another number of labels; or a label of features that is empty or cannot be written as UTF-8.
     """
     if count is not None and isinstance(labels, (Set, Mapping)):
         raise TypeError(
@@ -75,10 +76,38 @@ def as_labels(labels: Any, count: int | None) -> list[Label]:
             raise TypeError(f"a label must be an int or a string, got {label!r}")
         if count is not None and isinstance(plain, str) and not plain.strip():
             raise ValueError(f"a label must not be empty, got {plain!r}: name the class")
+        if count is not None and isinstance(plain, str) and as_unicode(plain) != plain:
+            raise ValueError(
+                f"the label {plain!r} is no valid Unicode, as the name of a folder may be that is not UTF-8: rename the folder, or "
+                "give another label"
+            )
         names.append(plain)
     if count is not None and len(names) != count:
         raise ValueError(f"needs one label for each feature: {count} features, {len(names)} labels")
     return names
+
+
+def as_unicode(name: str) -> str:
+    r"""Return a name that any program can read: bytes of file names that are not UTF-8, which Python holds as surrogates, escaped.
+
+    >>> print(as_unicode("caf\udce9"), as_unicode("café"))
+    caf\udce9 café
+    """
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+_FLOAT = torch.finfo(torch.float32)
+
+
+def computable(value: float) -> bool:
+    """Return whether torch can compute with a number: finite, in the range of float32, and a whole number of 63 bits at most.
+
+    >>> computable(0.5), computable(0), computable(1e-320), computable(10**30), computable(float("nan"))
+    (True, True, False, False, False)
+    """
+    if isinstance(value, int):
+        return value.bit_length() <= 63
+    return value == 0 or (math.isfinite(value) and _FLOAT.tiny <= abs(value) <= _FLOAT.max)
 
 
 MOST_RANDOM_FEATURES = 20_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -23,17 +24,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     does) is removed with it. What a killed process leaves is removed by the next save of ``path``, or by ``remove_abandoned``.
 
     Args:
-        path: the file to write; its directory must exist. A symbolic link is followed.
+        path: the file to write; its directory must exist. A symbolic link is followed. A file that is replaced keeps who may read
+            and write it (its mode).
 
     Yields:
         The temporary file, there and empty. After an error it is removed and ``path`` is as it was.
 
     Raises:
-        OSError: the directory is missing or cannot be written, or something else than a file is there, such as a device.
+        OSError: the directory is missing or cannot be written, something else than a file is there, such as a device, or the disk
+            is full; it names ``path``.
     """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is no regular file, and is not replaced by one: choose another name")
+    given, path = Path(path), Path(os.path.realpath(path))
+    if leads_nowhere(path):
+        raise OSError(f"{given} is a link that leads to itself, and is not replaced by a file: choose another name")
+    if given.exists() and not given.is_file():
+        raise OSError(f"{given} is no regular file, and is not replaced by one: choose another name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no directory {path.parent}")
     remove_abandoned(path)
@@ -46,15 +51,27 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with open(temporary, "xb") as file:
             mode = os.fstat(file.fileno()).st_mode & 0o777
         yield temporary
-        # safetensors writes files for the owner alone; files in a shared cache follow the user's umask
+        # safetensors writes files for the owner alone. A new file follows the user's umask, and another keeps what its owner chose.
+        with contextlib.suppress(FileNotFoundError):
+            mode = path.stat().st_mode & 0o777
         os.chmod(temporary, mode)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _keep_entry(path)
+    except OSError as error:
+        # A write does not say of which file, and the temporary one says nothing to the user.
+        if error.errno in _FULL and error.filename in (None, os.fspath(temporary), os.fspath(directory)):
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        raise
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         _own.discard(directory.name)
+
+
+def leads_nowhere(path: str | os.PathLike[str]) -> bool:
+    """Return whether ``path`` is a symbolic link that leads to itself."""
+    return os.path.islink(os.path.realpath(path))
 
 
 def remove_abandoned(path: str | os.PathLike[str]) -> None:
@@ -78,6 +95,7 @@ def remove_abandoned(path: str | os.PathLike[str]) -> None:
 
 _own: set[str] = set()  # directories in which this process is writing now
 _ABANDONED_SECONDS = 24 * 3600
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quotas
 
 
 def machine_number() -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from fewshot_nam._deprecation import renamed_names
+from fewshot_nam.io.image_headers import check_exif, check_header, check_sides
 from fewshot_nam.io.regular_files import open_regular
 
 __getattr__ = renamed_names(__name__, {"UnreadablePicture": "UnreadableImage", "read_picture": "read_image"})
@@ -72,6 +73,16 @@ def read_image(path: str | os.PathLike[str], most_pixels: int | None = None) -> 
         UnreadableImage: its content is no image, is cut short or has too many pixels; or it is no regular file, or a link
             that leads nowhere.
     """
+    return decoded(image_bytes(path), str(path), most_pixels)
+
+
+def image_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Return what is in an image file.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        UnreadableImage: it is no regular file, too large for an image, or a link that leads nowhere.
+    """
     if leads_nowhere(path):
         raise UnreadableImage(f"{path}: a link that leads nowhere; mend or remove it")
     if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for a writer
@@ -81,8 +92,7 @@ def read_image(path: str | os.PathLike[str], most_pixels: int | None = None) -> 
         size = os.fstat(file.fileno()).st_size
         if size > _MOST_BYTES:
             raise UnreadableImage(f"{path}: {size:,} bytes are too many for an image: at most {_MOST_BYTES:,}")
-        content = file.read()
-    return decoded(content, str(path), most_pixels)
+        return file.read()
 
 
 def decoded(content: bytes, place: str, most_pixels: int | None = None) -> Image.Image:
@@ -96,6 +106,25 @@ def decoded(content: bytes, place: str, most_pixels: int | None = None) -> Image
     Raises:
         UnreadableImage: it is no image, is cut short or has too many pixels.
     """
+    return upright(lambda: _opened(content, place), place, most_pixels)
+
+
+def image_size(content: bytes, place: str) -> tuple[int, int]:
+    """Return width and height of the image in the bytes of a file, by its header; nothing is decoded.
+
+    Raises:
+        UnreadableImage: it is no image.
+    """
+    try:
+        return _opened(content, place).size
+    except (MemoryError, UnreadableImage):
+        raise
+    except Exception as error:
+        raise _unreadable(place, error) from error
+
+
+def _opened(content: bytes, place: str) -> Image.Image:
+    """Return the image in the bytes of a file as Pillow opens it, not decoded yet; any error of Pillow's where it is none."""
     brand = content[8:12] if content[4:8] == b"ftyp" else b""
     if brand in _HEIC_BRANDS:
         _register_heic(place)
@@ -103,15 +132,7 @@ def decoded(content: bytes, place: str, most_pixels: int | None = None) -> Image
         raise UnreadableImage(
             f"{place}: an AVIF image, which this version of Pillow cannot read: update Pillow to 11.3 or later"
         )
-    return upright(lambda: opened_image(content), place, most_pixels)
-
-
-def opened_image(content: bytes) -> Image.Image:
-    """Return the image in the bytes of a file as Pillow opens it, not decoded yet.
-
-    Raises:
-        OSError: it is of none of the formats that are taken. Others of Pillow's errors may come too.
-    """
+    check_header(content)
     Image.init()
     return Image.open(io.BytesIO(content), formats=[name for name in _FORMATS if name in Image.OPEN])
 
@@ -136,7 +157,8 @@ def upright(opened: Callable[[], Image.Image], place: str, most_pixels: int | No
         most_pixels: as of ``read_image``.
 
     Raises:
-        UnreadableImage: it is no image, is cut short, or has no pixels or too many.
+        UnreadableImage: it is no image, is cut short, has no pixels or too many, is too narrow, or its EXIF block claims far more
+            bytes than it has.
     """
     try:
         image = opened()
@@ -146,13 +168,36 @@ def upright(opened: Callable[[], Image.Image], place: str, most_pixels: int | No
             raise UnreadableImage(
                 f"{place}: {image.width} x {image.height} pixels are too many: at most {most_pixels:,}"
             )
+        try:
+            check_sides(*image.size)
+        except ValueError as error:
+            raise UnreadableImage(f"{place}: {error}") from None
         image.load()
+        _check_exif(image)
     except (MemoryError, UnreadableImage):
         raise
     except Exception as error:  # each of Pillow's decoders raises errors of its own over broken content
-        reason = "" if "BytesIO" in str(error) else f" ({' '.join(str(error).split())})"
-        raise UnreadableImage(f"{place}: not an image, or cut short{reason}; mend or remove the file") from error
+        raise _unreadable(place, error) from error
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # an EXIF block that cannot be read gives no orientation: the image stays as it is stored
         return image
+
+
+def _unreadable(place: str, error: Exception) -> UnreadableImage:
+    reason = "" if "BytesIO" in str(error) else f" ({' '.join(str(error).split())})"
+    return UnreadableImage(f"{place}: not an image, or cut short{reason}; mend or remove the file")
+
+
+def _check_exif(image: Image.Image) -> None:
+    """Check the EXIF block of an opened image, wherever its format keeps it; ``ValueError`` for one that may not be read."""
+    block = image.info.get("exif")
+    if isinstance(block, bytes):
+        check_exif(block)
+    text = image.info.get("Raw profile type exif")
+    if block is None and isinstance(text, str):
+        try:
+            block = bytes.fromhex("".join(text.split("\n")[3:]))
+        except ValueError:  # it gives no orientation
+            return
+        check_exif(block)

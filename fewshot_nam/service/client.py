@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import re
 import secrets
 import selectors
 from collections.abc import Sequence
@@ -11,8 +13,27 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from fewshot_nam.io.regular_files import open_regular
+
 _SECONDS = 60.0
 _CHANGES = ("/learn", "/forget", "/calibrate")
+_MOST_BYTES = 2**28  # of an answer
+_LARGEST = 1e300  # of a score: what is larger is not a number of a fewshot-nam serve
+_ANOTHER = "answers {}, but not as a fewshot-nam serve does"
+_MOST_SHOWN = 500  # characters of an error of the server
+
+
+class ServerRefusal(ValueError):
+    """The server answered with an error.
+
+    Attributes:
+        status: of HTTP, 400 or more.
+        retry_after: seconds after which the server asks to try again; ``None`` where it does not say.
+    """
+
+    def __init__(self, text: str, status: int, retry_after: int | None = None) -> None:
+        super().__init__(text)
+        self.status, self.retry_after = status, retry_after
 
 
 class Client:
@@ -46,9 +67,14 @@ class Client:
 
         Raises:
             OSError: a file cannot be read, or the server cannot be reached.
-            ValueError: the server refuses the request; the message is the server's.
+            ServerRefusal: the server refuses the request; the message is the server's.
+            ValueError: what answers is no ``fewshot-nam serve``.
         """
-        return self._send("POST", "/predict", {"top": top}, _form(images))
+        found = self._send("POST", "/predict", {"top": top}, _form(images))
+        answers = found.get("predictions")
+        if not isinstance(answers, list) or len(answers) != len(images) or not all(map(_is_prediction, answers)):
+            raise ValueError(f"{self.url}: {_ANOTHER.format(200)}")
+        return found
 
     def learn(self, images: Sequence[Path | bytes], label: str) -> dict[str, Any]:
         """Learn images of one class; raises as ``predict``."""
@@ -79,12 +105,12 @@ class Client:
         self._close_if_dropped()
         try:
             try:
-                status, content = self._ask(method, target, body, headers)
+                answer, content = self._ask(method, target, body, headers)
             except ConnectionError:  # the server hung up while we were asking
                 if path in _CHANGES:  # it may have been made
                     raise
                 self._connection.close()
-                status, content = self._ask(method, target, body, headers)
+                answer, content = self._ask(method, target, body, headers)
         except (http.client.HTTPException, OSError) as error:
             self._connection.close()
             raise OSError(
@@ -92,20 +118,39 @@ class Client:
             ) from error
         try:
             found = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
+        if answer.status >= 400:
+            said = (found.get("error") or found.get("detail")) if isinstance(found, dict) else None
+            if not isinstance(said, str):
+                said = _ANOTHER.format(answer.status)
+            text = " ".join(said.split())
+            text = text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
+            seconds = answer.headers.get("Retry-After", "")
+            # A date may stand there too; then we do not know.
+            after = int(seconds) if re.fullmatch("[0-9]{1,9}", seconds) else None
+            raise ServerRefusal(f"{self.url}: {text}", answer.status, after)
         if not isinstance(found, dict):
-            raise ValueError(f"{self.url}: answers {status}, but not as a fewshot-nam serve does")
-        if status >= 400:
-            raise ValueError(f"{self.url}: {found.get('error') or found.get('detail') or status}")
+            raise ValueError(f"{self.url}: {_ANOTHER.format(answer.status)}")
         return found
 
     def _ask(
         self, method: str, target: str, body: tuple[str, bytes] | None, headers: dict[str, str]
-    ) -> tuple[int, bytes]:
-        self._connection.request(method, target, None if body is None else body[1], headers)
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        try:
+            self._connection.request(method, target, None if body is None else body[1], headers)
+        except ConnectionError:
+            if self._connection.sock is None:  # it was never there
+                raise
+            # A server that refuses a request, as one that is too large, answers and hangs up before it has read it all.
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                answer = self._connection.getresponse()
+                content = _content(answer)
+                self._connection.close()
+                return answer, content
+            raise
         answer = self._connection.getresponse()
-        return answer.status, answer.read()
+        return answer, _content(answer)
 
     def _close_if_dropped(self) -> None:
         """Close a connection that the server has closed, as it does after some idle seconds; the next request opens it again."""
@@ -118,12 +163,34 @@ class Client:
                 self._connection.close()
 
 
+def _content(answer: http.client.HTTPResponse) -> bytes:
+    content = answer.read(_MOST_BYTES + 1)
+    if answer.length or len(content) > _MOST_BYTES:
+        raise http.client.HTTPException(f"it is cut short, or larger than {_MOST_BYTES:,} bytes")
+    return content
+
+
+def _is_prediction(answer: Any) -> bool:
+    """Return whether an answer has what is read of it."""
+    return (
+        isinstance(answer, dict)
+        and isinstance(answer.get("best"), (str, int))
+        and isinstance(answer.get("score"), (float, int))
+        and -_LARGEST <= answer["score"] <= _LARGEST
+        and isinstance(answer.get("accepted", ""), (bool, type(None)))
+    )
+
+
 def _form(images: Sequence[Path | bytes]) -> tuple[str, bytes]:
     """Return the type and the body of a multipart form with these images."""
     boundary = secrets.token_hex(16)
     parts = []
     for i, image in enumerate(images):
-        content = image if isinstance(image, bytes) else Path(image).read_bytes()
+        if isinstance(image, bytes):
+            content = image
+        else:
+            with open_regular(image) as file:
+                content = file.read()
         head = (
             f'--{boundary}\r\nContent-Disposition: form-data; name="images"; filename="{i}"\r\n'
             "Content-Type: application/octet-stream\r\n\r\n"

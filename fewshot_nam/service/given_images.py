@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable, Iterable, Sequence
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -11,14 +15,51 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fewshot_nam.io.decoding_processes import PIXELS_A_SECOND, DecodingProcesses
 from fewshot_nam.io.image_folders import EXTENSIONS, directories, images_by_class
-from fewshot_nam.io.image_io import UnreadableImage, decoded, read_image
+from fewshot_nam.io.image_io import UnreadableImage, image_bytes
 from fewshot_nam.vision.image_transform import TransformFailed, transformed
 from fewshot_nam.vision.model import NAMModel
 
 MOST_IMAGES = 2000  # at a time
 MOST_PIXELS = 64_000_000  # of one image, as of the server
 _THUMBNAIL_SIZE = 96
+_DECODER = DecodingProcesses()
+
+
+class Turns:
+    """Places that are taken in the order in which they are waited for, unlike those of a semaphore.
+
+    Args:
+        places: how many may be taken at a time.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._lock, self._free = threading.Lock(), places
+        self._waiting: deque[threading.Event] = deque()
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for a place, and give it to the next at the end."""
+        mine = None
+        with self._lock:
+            if self._free:
+                self._free -= 1
+            else:
+                self._waiting.append(mine := threading.Event())
+        if mine is not None:
+            mine.wait()
+        try:
+            yield
+        finally:
+            with self._lock:
+                if self._waiting:
+                    self._waiting.popleft().set()
+                else:
+                    self._free += 1
+
+
+_TURNS = Turns(2)
 
 GivenImage: TypeAlias = "Image.Image | bytes | str | Path"
 Progress: TypeAlias = Callable[[int, int], None]
@@ -41,11 +82,19 @@ class Features(NamedTuple):
     skipped: list[str]
 
 
-def features_of(model: NAMModel, images: Sequence[GivenImage], progress: Progress | None = None) -> Features:
+def features_of(
+    model: NAMModel, images: Sequence[GivenImage], progress: Progress | None = None, most_pixels: int | None = None
+) -> Features:
     """Return the features of images; those that cannot be read are left out.
 
+    Args:
+        model: whose features.
+        images: each decoded after the other.
+        progress: is called after each batch.
+        most_pixels: of all of them together; ``None`` for no bound.
+
     Raises:
-        ValueError: no image, too many, or none that can be read.
+        ValueError: no image, too many images or pixels, or none that can be read.
     """
     if not images:
         raise ValueError("no images were given")
@@ -55,18 +104,27 @@ def features_of(model: NAMModel, images: Sequence[GivenImage], progress: Progres
     thumbnails: list[bytes] = []
     kept: list[int] = []
     skipped: list[str] = []
+    pixels = 0
     for start in range(0, len(images), model.batch_size):
         tensors: list[Tensor] = []
         for i in range(start, min(start + model.batch_size, len(images))):
+            began = time.monotonic()
             try:
                 # One image is decoded at a time: a small file may hold a large one.
-                tensor, thumbnail = _prepared(images[i], model)
+                # Who gives many takes turns with others at each; one alone does not wait.
+                with contextlib.nullcontext() if len(images) == 1 else _TURNS.turn():
+                    began = time.monotonic()
+                    tensor, thumbnail, size = _prepared(images[i], model)
             except (UnreadableImage, TransformFailed, OSError, ValueError, MemoryError) as error:
                 skipped.append(_reason(images[i], error))
+                pixels += int((time.monotonic() - began) * PIXELS_A_SECOND)  # it took as long as so many
             else:
+                pixels += size
                 tensors.append(tensor)
                 thumbnails.append(thumbnail)
                 kept.append(i)
+            if most_pixels is not None and pixels > most_pixels:
+                raise ValueError(f"these images have more than {most_pixels:,} pixels together: give fewer at a time")
         if tensors:
             with torch.no_grad():
                 parts.append(model.features(tensors))
@@ -85,8 +143,12 @@ def images_in_folder(folder: str) -> list[tuple[GivenImage, str]]:
         ValueError: it is no such directory.
         OSError: it cannot be read.
     """
-    root = Path(folder).expanduser()
-    if not folder.strip() or not root.is_dir():
+    try:
+        root = Path(folder).expanduser()
+        found = bool(folder.strip()) and root.is_dir()
+    except (RuntimeError, ValueError):  # the home of an unknown user, a zero byte
+        found = False
+    if not found:
         raise ValueError(f"{folder!r} is no directory on this computer")
     classes = directories(root)
     if not classes:
@@ -99,14 +161,17 @@ def image_files(paths: Iterable[str | Path]) -> list[str | Path]:
     return [path for path in paths if str(path).lower().endswith(EXTENSIONS)]
 
 
-def _prepared(given: GivenImage, model: NAMModel) -> tuple[Tensor, bytes]:
-    """Return what the backbone takes of an image, and its thumbnail."""
-    if isinstance(given, bytes):
-        given = decoded(given, "the image", MOST_PIXELS)
-    image = given if isinstance(given, Image.Image) else read_image(given, MOST_PIXELS)
+def _prepared(given: GivenImage, model: NAMModel) -> tuple[Tensor, bytes, int]:
+    """Return what the backbone takes of an image, its thumbnail, and how many pixels it has."""
+    if isinstance(given, Image.Image):
+        image = given
+    elif isinstance(given, bytes):
+        image = _DECODER.decoded(given, "the image", MOST_PIXELS)
+    else:
+        image = _DECODER.decoded(image_bytes(given), str(given), MOST_PIXELS)
     with torch.no_grad():
         tensor = transformed(image, model.backbone.transform, "the image")
-    return tensor, _thumbnail(image)
+    return tensor, _thumbnail(image), image.width * image.height
 
 
 def _reason(image: GivenImage, error: Exception) -> str:

@@ -1,7 +1,8 @@
 """Which names a server answers to, so that no web page from elsewhere reaches one on this machine through its user's browser.
 
 Such a page can send requests to ``127.0.0.1``, or let a name of its own point there ("DNS rebinding") and then read the answers
-too. Both show in what the browser sends: ``Host`` holds the name that was asked for, and ``Origin`` the page that asks.
+too. Both show in what the browser sends: ``Host`` holds the name that was asked for, and ``Origin`` the page that asks. A page
+is one of the server's own where both have the same name and port, since other programs of this machine have pages too.
 """
 
 from __future__ import annotations
@@ -73,40 +74,48 @@ class KnownHosts:
     Args:
         app: what is served.
         hosts: the names, as ``known_hosts`` gives them; ``None`` refuses nothing.
+        proxies: those of them that a proxy passes on. Their pages are known with any port, which a proxy may change.
     """
 
-    def __init__(self, app: Application, hosts: frozenset[str] | None) -> None:
+    def __init__(self, app: Application, hosts: frozenset[str] | None, proxies: Iterable[str] = ()) -> None:
         self.app, self.hosts = app, hosts
+        self.proxies = frozenset(map(_plain, proxies))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 403."""
         if scope["type"] not in ("http", "websocket") or self.hosts is None:
             await self.app(scope, receive, send)
             return
-        wrong = next((name for name in _names(scope["headers"]) if name not in self.hosts), None)
-        if wrong is None:
+        text = self._wrong(scope["headers"], self.hosts)
+        if text is None:
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            shown = wrong[:100] or "no name"
-            text = f"asked for by {shown!r}, and answers to {', '.join(sorted(self.hosts))}: start it with --allow-host NAME"
             body = json.dumps({"error": text}).encode()
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             await send({"type": "http.response.start", "status": 403, "headers": headers})
             await send({"type": "http.response.body", "body": body})
 
-
-def _names(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
-    """Return the names in the headers: the host that is asked for, and that of the page that asks."""
-    found = []
-    for key, value in headers:
-        text = value.decode("latin-1")
-        if key == b"host":
-            found.append(_host(f"//{text}"))
-        elif key == b"origin":  # "null" for a page without one, which is then no name that is known
-            found.append(_host(text))
-    return found
+    def _wrong(self, headers: Iterable[tuple[bytes, bytes]], hosts: frozenset[str]) -> str | None:
+        """Return what is wrong with the headers; ``None`` for nothing."""
+        headers = list(headers)
+        asked = [value.decode("latin-1").lower() for key, value in headers if key == b"host"]
+        # "null" for a page without an address, which is then no name that is known.
+        pages = [value.decode("latin-1").lower() for key, value in headers if key == b"origin"]
+        for name in [*(_host(f"//{one}") for one in asked), *map(_host, pages)]:
+            if name not in hosts:
+                shown = repr(name[:100] or "no name")
+                return (
+                    f"asked for by {shown}, and answers to {', '.join(sorted(hosts))}: start it with --allow-host NAME"
+                )
+        for page in pages:
+            if _host(page) not in self.proxies and page.partition("://")[2] not in asked:
+                return (
+                    f"asked for by the page {page[:100]!r}, and answers to its own pages alone: "
+                    "for a proxy, start it with --allow-host NAME"
+                )
+        return None
 
 
 def _host(address: str) -> str:

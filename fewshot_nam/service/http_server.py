@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import anyio
 import anyio.to_thread
@@ -31,10 +32,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import fewshot_nam
+from fewshot_nam.heads.validation import as_unicode
 from fewshot_nam.heap import few_heaps
 from fewshot_nam.io.image_io import UnreadableImage
 from fewshot_nam.service.hosts import KnownHosts, check_address, known_hosts, url
-from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded, Unusable
+from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded, TooManyPixels, Unusable
 from fewshot_nam.vision.image_transform import TransformFailed
 
 TOKEN = "FEWSHOT_NAM_TOKEN"
@@ -116,22 +118,37 @@ class Guard:
             await send(message)
 
         too_large = _Refused(413, f"the request is larger than {self.most:,} bytes")
-        said = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = dict(scope["headers"])
+        said = headers.get(b"content-length", b"0")
         try:
+            if b"content-length" in headers and b"transfer-encoding" in headers:
+                # A proxy that goes by the length would take the rest of the body for a request.
+                raise _Refused(400, "the request has both Content-Length and Transfer-Encoding")
+            if not _is_utf_8(scope.get("query_string", b"")):
+                # Starlette would replace what it cannot read, and two names could become one.
+                raise _Refused(400, "the query of the address is not UTF-8")
             if not said.isdigit() or int(said) > self.most:
                 raise too_large
             await self.app(scope, counted, noted)
         except _Refused as refused:
             if status:  # the answer has begun
                 raise
-            headers = {"Connection": "close"} | ({"Retry-After": "1"} if refused.status == 503 else {})
-            await JSONResponse({"error": str(refused)}, refused.status, headers)(scope, receive, noted)
+            more = {"Connection": "close"} | ({"Retry-After": "1"} if refused.status == 503 else {})
+            await JSONResponse({"error": str(refused)}, refused.status, more)(scope, receive, noted)
         except ClientDisconnect:  # in the middle of its request: no one is left to answer
             status = 499
         finally:
             self._together -= read
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.request(route, status or 500, time.perf_counter() - started)
+
+
+def _is_utf_8(query: bytes) -> bool:
+    try:
+        unquote_to_bytes(query).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class _Refused(Exception):
@@ -212,13 +229,19 @@ class Impatient(H11Protocol):
             self.transport.close()
 
 
-def build(service: MemoryService, token: str | None = None, hosts: frozenset[str] | None = None) -> FastAPI:
+def build(
+    service: MemoryService,
+    token: str | None = None,
+    hosts: frozenset[str] | None = None,
+    proxies: Sequence[str] = (),
+) -> FastAPI:
     """Return the application.
 
     Args:
         service: what is served.
         token: what changes need; ``None`` or empty refuses all changes.
         hosts: the names that it answers to, as ``known_hosts`` gives them; ``None`` for all.
+        proxies: those of them that a proxy before it passes on.
     """
     app = FastAPI(title="fewshot-nam", version=fewshot_nam.__version__, docs_url=None, redoc_url=None)
     metrics, limits = Metrics(), service.limits
@@ -232,7 +255,8 @@ def build(service: MemoryService, token: str | None = None, hosts: frozenset[str
         if not token:
             raise HTTPException(403, f"this server answers only: start it with {TOKEN} set to allow changes")
         given = request.headers.get("authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        scheme, _, said = given.partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(said.lstrip(" ").encode(), token.encode()):
             raise HTTPException(
                 401, "changes need the token: Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"}
             )
@@ -260,12 +284,14 @@ def build(service: MemoryService, token: str | None = None, hosts: frozenset[str
     def failed(status: int) -> Callable[[Request, Exception], Response]:
         def answer(request: Request, error: Exception) -> Response:
             headers = {"Retry-After": "1"} if status == 503 else None
-            return JSONResponse({"error": " ".join(str(error).split())}, status, headers)
+            # It may name a file whose name is not UTF-8.
+            return JSONResponse({"error": as_unicode(" ".join(str(error).split()))}, status, headers)
 
         return answer
 
     for kind, status in (
         (UnreadableImage, 422),
+        (TooManyPixels, 413),
         (TransformFailed, 422),
         (Unusable, 500),
         (ValueError, 400),
@@ -274,7 +300,7 @@ def build(service: MemoryService, token: str | None = None, hosts: frozenset[str
     ):
         app.add_exception_handler(kind, failed(status))
 
-    app.add_middleware(KnownHosts, hosts=hosts)
+    app.add_middleware(KnownHosts, hosts=hosts, proxies=proxies)
     app.add_middleware(Guard, most=limits.body_bytes, metrics=metrics)
 
     @app.post("/predict", openapi_extra=_IMAGES)
@@ -371,6 +397,7 @@ def serve(
             "threads": threads,
             "limits": limits or Limits(),
             "hosts": None if (names := known_hosts(host, hosts)) is None else sorted(names),
+            "proxies": list(hosts),
         }
     )
     common: dict[str, Any] = {
@@ -404,4 +431,4 @@ def from_environment() -> FastAPI:
         torch.set_num_threads(given["threads"])
     service = MemoryService(given["memory"], given["weights"], given["device"], Limits(*given["limits"]))
     names = given["hosts"]
-    return build(service, os.environ.get(TOKEN), None if names is None else frozenset(names))
+    return build(service, os.environ.get(TOKEN), None if names is None else frozenset(names), given["proxies"])

@@ -13,30 +13,42 @@ import logging
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
 import gradio as gr
 from gradio.data_classes import ImageData
+from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
 from fewshot_nam.heap import few_heaps
 from fewshot_nam.service import page_html as html
+from fewshot_nam.service.findings import Check
 from fewshot_nam.service.given_images import GivenImage, image_files, images_in_folder
 from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, known_hosts
-from fewshot_nam.service.teaching import Check, TeachingSession
+from fewshot_nam.service.http_server import Impatient
+from fewshot_nam.service.page_requests import EXPORTS, IMAGES, PageRequests
+from fewshot_nam.service.teaching import TeachingSession
 from fewshot_nam.service.uploads import UploadLimit, temporary_directory
 
 TITLE = "fewshot-nam: teach a class from one image"
 _LARGEST_UPLOAD = "50mb"  # a file
-_LONGEST_URL = 70_000_000  # characters: that much in base64
-_VISITORS = 50  # with a memory of their own
-_IDLE_SECONDS = 3600  # after which a visitor's memory may make room for another's
+_SPACES = "https://huggingface.co"  # which shows a Space within its own page
+_CONNECTIONS = 1000
+_WORKS = 16  # with many images, of which two are decoded at a time
+_VISITORS = 500  # with a memory of their own
+_CAMERAS = 50  # that are open at a time
+_IDLE_SECONDS = 900  # after which a visitor's memory may make room for another's
+_MOST_PIXELS = 500_000_000  # forty photographs of a phone: of the images that someone from elsewhere gives at a time
+_BYTES_OF_FRAMES = 128 * 2**20
 _SECONDS_BETWEEN_ANSWERS = 0.5
 _FORGET = """
 element.addEventListener('click', event => {
@@ -57,14 +69,15 @@ class Sessions:
 
     Args:
         first: the session that all share, or that those of visitors are made like.
-        separate: whether each visitor has one, from the first change on. Where there are too many, one goes that was not used for
-            an hour; where there is none, a further visitor has to wait.
+        separate: whether each visitor has one, which is kept once it was changed. Where there are too many, one goes that was not
+            used for a quarter of an hour; where there is none, a further visitor has to wait.
     """
 
     def __init__(self, first: TeachingSession, separate: bool = False) -> None:
         self.first, self.separate = first, separate
         self._lock = threading.Lock()
         self._by_visitor: OrderedDict[str, _Visit] = OrderedDict()  # the longest unused one first
+        self._unchanged: WeakValueDictionary[str, TeachingSession] = WeakValueDictionary()
 
     def of(self, visitor: str | None, what: Literal["change", "ask", "show"] = "change") -> TeachingSession:
         """Return the session of a visitor.
@@ -80,25 +93,60 @@ class Sessions:
         if not self.separate:
             return self.first
         with self._lock:
-            name, now = visitor or "", time.monotonic()
+            name = visitor or ""
             visit = self._by_visitor.get(name)
-            if visit is None:
-                if what != "change":
-                    return self.first
-                if len(self._by_visitor) >= _VISITORS:
-                    self._make_room(now)
-                visit = self._by_visitor[name] = _Visit(self.first.copy(), now)
-            if what != "show":
-                visit.used = now
-                self._by_visitor.move_to_end(name)
-            return visit.session
+            if visit is not None:
+                if what != "show":
+                    visit.used = time.monotonic()
+                    self._by_visitor.move_to_end(name)
+                return visit.session
+            if what != "change":
+                return self.first
+            if len(self._by_visitor) >= _VISITORS and not self._idle():
+                raise ValueError(
+                    f"{_VISITORS} visitors teach at the moment, as many as there is room for: try again later"
+                )
+            session = self._unchanged.get(name)
+            if session is None:
+                session = self._unchanged[name] = self.first.copy()
+            return session
 
-    def _make_room(self, now: float) -> None:
-        """Drop the session that was not used for longest, if that is an hour."""
-        name, visit = next(iter(self._by_visitor.items()))
-        if now - visit.used <= _IDLE_SECONDS:
-            raise ValueError(f"{_VISITORS} visitors teach at the moment, as many as there is room for: try again later")
-        del self._by_visitor[name]
+    def keep(self, session: TeachingSession) -> None:
+        """Keep a session that ``of`` returned for a change, if anything was changed: to ask for one takes no place."""
+        with self._lock:
+            name = next((name for name, made in self._unchanged.items() if made is session), None)
+            if name is None or session.version == 0:
+                return
+            if len(self._by_visitor) >= _VISITORS and self._idle():
+                self._by_visitor.popitem(last=False)
+            self._by_visitor[name] = _Visit(session, time.monotonic())
+            del self._unchanged[name]
+
+    def _idle(self) -> bool:
+        """Return whether the session that was not used for longest may go."""
+        return time.monotonic() - next(iter(self._by_visitor.values())).used > _IDLE_SECONDS
+
+
+class _Frames:
+    """What the cameras of visitors showed last, not decoded; of so many, and so many bytes together, as there is room for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_visitor: OrderedDict[str, str | bytes] = OrderedDict()  # the oldest first
+
+    def keep(self, visitor: str | None, image: str | bytes | None) -> None:
+        """Keep an image in the place of the visitor's last one."""
+        with self._lock:
+            self._by_visitor.pop(visitor or "", None)
+            if image is not None:
+                self._by_visitor[visitor or ""] = image
+            while sum(map(len, self._by_visitor.values())) > _BYTES_OF_FRAMES or len(self._by_visitor) > _CAMERAS:
+                self._by_visitor.popitem(last=False)
+
+    def of(self, visitor: str | None) -> str | bytes | None:
+        """Return what the visitor's camera showed last, ``None`` for nothing."""
+        with self._lock:
+            return self._by_visitor.get(visitor or "")
 
 
 def as_given(payload: ImageData | None) -> str | bytes | None:
@@ -108,14 +156,14 @@ def as_given(payload: ImageData | None) -> str | bytes | None:
     as a file.
 
     Raises:
-        gr.Error: bytes that are too many, or none.
+        gr.Error: no bytes, or a file that was not uploaded: a program that calls the page can name any file of the machine.
     """
     if payload is None:
         return None
     if not payload.url or not payload.url.startswith("data:"):
+        if payload.path is None or not Path(payload.path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+            raise gr.Error("the image was not uploaded")
         return payload.path
-    if len(payload.url) > _LONGEST_URL:
-        raise gr.Error("the image is larger than 50 MB")
     try:
         return base64.b64decode(payload.url.partition(",")[2], validate=True)
     except ValueError:
@@ -131,6 +179,15 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
     """
     downloads = temporary_directory()
     atexit.register(shutil.rmtree, downloads, ignore_errors=True)
+    frames = _Frames()
+    places: WeakKeyDictionary[TeachingSession, Path] = WeakKeyDictionary()
+
+    def place_of(session: TeachingSession) -> Path:
+        """Return the directory of a session's downloads, which goes with the session."""
+        if session not in places:
+            places[session] = Path(tempfile.mkdtemp(dir=downloads))
+            finalize(session, shutil.rmtree, places[session], ignore_errors=True)
+        return places[session]
 
     def session_of(request: gr.Request, what: Literal["change", "ask", "show"] = "change") -> TeachingSession:
         try:
@@ -145,7 +202,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             elem_id="about",
         )
         status = gr.HTML(html.note("Ready."), elem_id="status")
-        seen, frame = gr.State(-1), gr.State(None)  # frame: what the camera showed last, not decoded
+        seen = gr.State(-1)
         with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Teach"):
                 with gr.Row(equal_height=False):
@@ -208,7 +265,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                     )
                     calibrate = gr.Button("Set this rate", variant="primary", elem_id="calibrate", scale=1)
                     clear = gr.Button("Forget these images", elem_id="clear", scale=1)
-                promise = gr.HTML(html.waiting_html("Nothing is refused yet."), elem_id="promise")
+                promise = gr.HTML(elem_id="promise")
             with gr.Tab("Measure"):
                 gr.HTML(
                     "<div class='nam-small'>Images that were not learned, to see how well classes are told apart.</div>"
@@ -242,21 +299,23 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 download = gr.DownloadButton("Download the memory", visible=False, elem_id="download")
                 download_onnx = gr.DownloadButton("Download the ONNX file", visible=False, elem_id="download-onnx")
 
-        shared = [status, classes, undo, about_file, seen]
+        for given in (camera, asked):
+            given.preprocess = as_given  # a class of its own would make Gradio write a file of types beside this one
+
+        shared = [status, classes, undo, about_file, promise, seen]
 
         def view(session: TeachingSession, said: str | None, wanted: str) -> list[Any]:
             """Return the values of ``shared``; the status stays where nothing is said."""
+            version = session.version  # first: what changes from here on is drawn by the next tick
             what = session.undoable
             return [
                 gr.skip() if said is None else said,
                 html.classes_html(session.classes(), session.threshold, wanted),
                 gr.update(value="Undo" if what is None else f"Undo: {what}"[:60], interactive=what is not None),
                 _about_file(session),
-                session.version,
+                html.refusal_html(session.threshold, session.promise),
+                version,
             ]
-
-        for given in (camera, asked):
-            given.preprocess = as_given  # a class of its own would make Gradio write a file of types beside this one
 
         def change(session: TeachingSession, wanted: str, act: Callable[[], str]) -> list[Any]:
             """Do something, and return the values of ``shared``; what was wrong is said, and nothing else happens."""
@@ -264,6 +323,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 said = act()
             except (ValueError, OSError, ImportError) as error:
                 said = html.note(" ".join(str(error).split()), "bad")
+            sessions.keep(session)
             return view(session, said, wanted)
 
         def on_load(request: gr.Request) -> list[Any]:
@@ -275,14 +335,15 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 return [gr.skip()] * len(shared)
             return view(session, None, wanted)  # another tab has changed it
 
-        def on_frame(image: str | bytes | None, request: gr.Request) -> tuple[str, str | bytes | None]:
-            return _answered(session_of(request, "ask"), image), image
+        def on_frame(image: str | bytes | None, request: gr.Request) -> str:
+            frames.keep(request.session_hash, image)
+            return _answered(session_of(request, "ask"), image)
 
         def on_asked(image: str | bytes | None, request: gr.Request) -> str:
             return _answered(session_of(request, "ask"), image)
 
-        def on_learn_frame(label: str, image: str | bytes | None, wanted: str, request: gr.Request) -> list[Any]:
-            session = session_of(request)
+        def on_learn_frame(label: str, wanted: str, request: gr.Request) -> list[Any]:
+            session, image = session_of(request), frames.of(request.session_hash)
 
             def act() -> str:
                 if image is None:
@@ -300,7 +361,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             progress: gr.Progress = gr.Progress(),  # noqa: B008 (Gradio finds it by the default)
         ) -> list[Any]:
             session = session_of(request)
-            images: list[GivenImage] = [*(given or []), *image_files(whole or [])]
+            images: list[GivenImage] = list(dict.fromkeys([*(given or []), *image_files(whole or [])]))
 
             def act() -> str:
                 return html.learned_note(session.learn(images, label, _shown(progress, "learning")))
@@ -345,38 +406,39 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             progress: gr.Progress = gr.Progress(),  # noqa: B008
         ) -> list[Any]:
             session = session_of(request)
-            promised: list[str] = []
 
             def act() -> str:
                 count, skipped = session.add_unknown(image_files(given or []), _shown(progress, "reading unknowns"))
                 text = (
                     f"{count:,} new images of unknowns, {session.unknown_images:,} in all.{html.skipped_text(skipped)}"
                 )
+                said = html.note(text, "good")
                 if session.model.classes:
-                    promised.append(_calibrated(session, share))
-                return html.note(text, "good")
+                    try:
+                        session.calibrate(share / 100)
+                    except ValueError as error:  # too few images for this rate
+                        said += html.note(" ".join(str(error).split()), "bad")
+                return said
 
-            return [*change(session, wanted, act), promised[0] if promised else gr.skip(), None]
+            return [*change(session, wanted, act), None]
 
         def on_calibrate(share: float, wanted: str, request: gr.Request) -> list[Any]:
             session = session_of(request)
-            promised: list[str] = []
 
             def act() -> str:
-                promised.append(html.promise_html(session.calibrate(share / 100)))
+                session.calibrate(share / 100)
                 return html.note(f"False-alarm rate set to {share:g}%.", "good")
 
-            found = change(session, wanted, act)
-            return [*found, promised[0] if promised else found[0]]
+            return change(session, wanted, act)
 
         def on_clear(wanted: str, request: gr.Request) -> list[Any]:
-            session = session_of(request, "ask")
+            session = session_of(request)
 
             def act() -> str:
                 session.clear_unknown()
                 return html.note("Nothing is refused now.", "good")
 
-            return [*change(session, wanted, act), html.waiting_html("Nothing is refused yet.")]
+            return change(session, wanted, act)
 
         def on_show(
             label: str,
@@ -432,9 +494,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
 
             def act() -> str:
                 nonlocal button
-                place = downloads / f"{id(session):x}"
-                place.mkdir(exist_ok=True)
-                button = gr.update(value=str(getattr(session, how)(place)), visible=True)
+                button = gr.update(value=str(getattr(session, how)(place_of(session))), visible=True)
                 return html.note(said, "good")
 
             return [*change(session, wanted, act), button]
@@ -444,31 +504,37 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         camera.stream(
             on_frame,
             [camera],
-            [answer, frame],
+            answer,
             stream_every=_SECONDS_BETWEEN_ANSWERS,
+            concurrency_limit=_CAMERAS,  # each that is open holds one
             time_limit=None,
             show_progress="hidden",
             api_visibility="private",
         )
         quiet: dict[str, Any] = {"api_visibility": "private"}
+        many: dict[str, Any] = quiet | {
+            "concurrency_id": IMAGES,
+            "concurrency_limit": _WORKS,
+        }  # what many images may be given to
         asked.change(on_asked, [asked], answer, show_progress="hidden", **quiet)
-        learn_frame.click(on_learn_frame, [name, frame, find], shared, show_progress_on=status, **quiet)
+        learn_frame.click(on_learn_frame, [name, find], shared, show_progress_on=status, **quiet)
         learn_files.click(
-            on_learn_files, [name, files, folder, find], [*shared, files, folder], show_progress_on=status, **quiet
+            on_learn_files, [name, files, folder, find], [*shared, files, folder], show_progress_on=status, **many
         )
-        learn_path.click(on_learn_path, [path, find], shared, show_progress_on=status, **quiet)
+        learn_path.click(on_learn_path, [path, find], shared, show_progress_on=status, **many)
         classes.click(on_forget, [find], shared, show_progress_on=status, **quiet)
         undo.click(on_undo, [find], shared, show_progress_on=status, **quiet)
         for given in (unknown_files, unknown_folder):
-            given.upload(on_unknown, [given, rate, find], [*shared, promise, given], show_progress_on=promise, **quiet)
-        rate.release(on_calibrate, [rate, find], [*shared, promise], show_progress_on=promise, **quiet)
-        calibrate.click(on_calibrate, [rate, find], [*shared, promise], show_progress_on=promise, **quiet)
-        clear.click(on_clear, [find], [*shared, promise], show_progress_on=promise, **quiet)
-        show.click(on_show, [truth, known_files, known_path, others, bases], checked, show_progress_on=checked, **quiet)
+            given.upload(on_unknown, [given, rate, find], [*shared, given], show_progress_on=promise, **many)
+        rate.release(on_calibrate, [rate, find], shared, show_progress_on=promise, **quiet)
+        calibrate.click(on_calibrate, [rate, find], shared, show_progress_on=promise, **quiet)
+        clear.click(on_clear, [find], shared, show_progress_on=promise, **quiet)
+        show.click(on_show, [truth, known_files, known_path, others, bases], checked, show_progress_on=checked, **many)
         save.click(on_save, [find], shared, show_progress_on=status, **quiet)
         reload.click(on_reload, [find], shared, show_progress_on=status, **quiet)
         make.click(on_make, [find], [*shared, download], show_progress_on=status, **quiet)
-        export.click(on_export, [find], [*shared, download_onnx], show_progress_on=status, **quiet)
+        own = {**quiet, "concurrency_id": EXPORTS, "concurrency_limit": 1}
+        export.click(on_export, [find], [*shared, download_onnx], show_progress_on=status, **own)
 
         def on_find(wanted: str, request: gr.Request) -> list[Any]:
             return view(session_of(request, "show"), None, wanted)
@@ -497,7 +563,7 @@ def serve(
         wait: return only when the page is stopped.
         open_browser: open the page in a browser.
         hosts: names that a proxy before it passes on. On the loopback the page answers to the names of the loopback and to these,
-            and to no page from elsewhere.
+            and to no page from elsewhere. With any, no folder of this machine can be read, and the memory is downloaded, not saved.
 
     Raises:
         OSError: the port is taken.
@@ -506,9 +572,14 @@ def serve(
     host = host or "127.0.0.1"
     check_address(host, port or 0)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Gradio summarises its last 10,000 events after every one: time and memory that nothing here looks at.
+    os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(1 << 62)}
     os.environ["GRADIO_TEMP_DIR"] = str(uploads := temporary_directory())  # Gradio's own is one that others may read
     atexit.register(shutil.rmtree, uploads, ignore_errors=True)
-    page = build(Sessions(session, separate), local=is_loopback(host) and not separate)
+    # Who asks by another name comes through a proxy, from elsewhere.
+    local = is_loopback(host) and not separate and not hosts
+    session.most_pixels = None if local else _MOST_PIXELS
+    page = build(Sessions(session, separate), local=local)
     page.queue(default_concurrency_limit=2, max_size=100)
     page.launch(
         server_name=host,
@@ -518,6 +589,7 @@ def serve(
         prevent_thread_lock=True,
         inbrowser=open_browser,
         max_file_size=_LARGEST_UPLOAD,
+        state_session_capacity=200,  # of them Gradio keeps which version of the memory they show
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=html.CSS,
         footer_links=[],
@@ -525,11 +597,16 @@ def serve(
         enable_monitoring=False,
         app_kwargs={
             "middleware": [
-                Middleware(KnownHosts, hosts=known_hosts(host, hosts)),
+                Middleware(KnownHosts, hosts=known_hosts(host, hosts), proxies=hosts),
+                Middleware(PageRequests, blocks=page, framed_by=_SPACES if "SPACE_ID" in os.environ else None),
                 Middleware(UploadLimit, directory=uploads),
             ]
         },
     )
+    # Gradio starts its server without limits; uvicorn reads these at each connection.
+    page.server.config.http_protocol_class = Impatient
+    page.server.config.limit_concurrency = _CONNECTIONS
+    page.server.config.ws_protocol_class = None
     print(f"the page is at {page.local_url}" + ("" if not wait else " (Ctrl+C stops it)"), flush=True)
     if wait:
         page.server.force_exit = True  # Ctrl+C does not wait for tabs that are still open
@@ -554,14 +631,6 @@ def _answered(session: TeachingSession, image: GivenImage | None) -> str:
         return html.answer_html(session.answer(image), session.score_range())
     except (ValueError, OSError) as error:
         return html.waiting_html(" ".join(str(error).split()))
-
-
-def _calibrated(session: TeachingSession, percent: float) -> str:
-    """Return the promise at this rate; where there are too few images for it, what they are enough for."""
-    try:
-        return html.promise_html(session.calibrate(percent / 100))
-    except ValueError as error:
-        return html.note(" ".join(str(error).split()), "bad")
 
 
 def _shown(progress: gr.Progress, what: str) -> Callable[[int, int], None]:

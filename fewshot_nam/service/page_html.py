@@ -6,7 +6,8 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from fewshot_nam.service.teaching import Answer, Check, ClassView, Learned, Promise
+from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
+from fewshot_nam.service.teaching import LONGEST_NAME
 
 MOST_CLASSES = 50  # shown at a time
 _SHOWN_IMAGES = 6
@@ -131,12 +132,13 @@ def classes_html(views: Sequence[ClassView], threshold: float | None, find: str 
     Args:
         views: of ``TeachingSession.classes``.
         threshold: an image is accepted from this score on; ``None`` where nothing is refused.
-        find: show the classes whose names hold this text; at most ``MOST_CLASSES``.
+        find: show the classes whose names hold this text, of which 100 characters count; at most ``MOST_CLASSES``.
     """
     if not views:
         text = "No class is known yet. Hold something to the camera or choose images, name it, and learn it."
         return f'<div class="nam-small">{text}</div>'
-    wanted = [view for view in views if find.strip().lower() in str(view.label).lower()]
+    text = find[:LONGEST_NAME].strip().lower()
+    wanted = [view for view in views if text in str(view.label).lower()]
     shown = [_class_html(view, threshold) for view in wanted[:MOST_CLASSES]]
     total = sum(view.images for view in views)
     line = f"{_classes(len(views))}, {_images(total)}" + (f"; {len(shown)} shown" if len(shown) < len(views) else "")
@@ -161,6 +163,17 @@ def _class_html(view: ClassView, threshold: float | None) -> str:
     return (
         f'<div class="nam-class"><div><span class="title">{name}</span> <span class="nam-small">{count}{about}</span></div>'
         f'{button}<div class="images">{images}</div></div>'
+    )
+
+
+def refusal_html(threshold: float | None, promise: Promise | None) -> str:
+    """Return from which score on an image is accepted, and what the calibration promised, if nothing has changed since."""
+    if threshold is None:
+        return waiting_html("Nothing is refused yet.")
+    if promise is not None:
+        return promise_html(promise)
+    return note(
+        f"An image is accepted from the score {threshold:.3f} on. Set the rate again to see what it promises and costs now."
     )
 
 

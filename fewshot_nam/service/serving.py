@@ -22,7 +22,8 @@ from torch import Tensor
 
 from fewshot_nam.heads import Calibration, Head, Label
 from fewshot_nam.heads.duplicates import distinct, first_equal
-from fewshot_nam.io.image_io import UnreadableImage, decoded, opened_image
+from fewshot_nam.io.decoding_processes import DecodingProcesses
+from fewshot_nam.io.image_io import UnreadableImage
 from fewshot_nam.io.regular_files import open_regular
 from fewshot_nam.service.teaching import class_name
 from fewshot_nam.vision.image_transform import transformed
@@ -57,6 +58,10 @@ class Limits(NamedTuple):
 
 class Unusable(ValueError):
     """What is in the memory's place cannot be served: no fault of a request."""
+
+
+class TooManyPixels(UnreadableImage):
+    """The images of a request are too large together; none may be too large alone."""
 
 
 class Overloaded(RuntimeError):
@@ -126,6 +131,7 @@ class MemoryService:
         self._device = device
         self._about, _, self._probed = read_head(self.path)
         self._change, self._reload = threading.Lock(), threading.Lock()
+        self._decoder = DecodingProcesses()
         self._running = threading.Semaphore(max(1, torch.get_num_threads() if device == "cpu" else 1))
         self._waiting = 0
         self._count = threading.Lock()
@@ -297,8 +303,8 @@ class MemoryService:
                 raise Overloaded("too many requests wait already: try again later")
             self._waiting += 1
         try:
-            self._check_pixels(images)
             with self._running, torch.no_grad():
+                self._check_pixels(images)
                 # One at a time: all of a request decoded at once could be hundreds of times as large as its files.
                 tensors = [self._transformed(content, i) for i, content in enumerate(images)]
                 return self._model.features(tensors)
@@ -315,23 +321,21 @@ class MemoryService:
                 raise UnreadableImage(
                     f"{place}: {len(content):,} bytes are too many: at most {self.limits.image_bytes:,}"
                 )
-            try:
-                width, height = opened_image(content).size
-            except Exception:  # decoded says what is wrong
-                width = height = 0
+            width, height = self._decoder.size(content, place)
             if width * height > self.limits.pixels:
                 raise UnreadableImage(
                     f"{place}: {width} x {height} pixels are too many: at most {self.limits.pixels:,}"
                 )
             total += width * height
         if total > self.limits.request_pixels:
-            raise UnreadableImage(
+            raise TooManyPixels(
                 f"{total:,} pixels are too many for one request: at most {self.limits.request_pixels:,}"
             )
 
     def _transformed(self, content: bytes, position: int) -> Tensor:
         place = f"images[{position}]"
-        return transformed(decoded(content, place), self._model.backbone.transform, place)
+        image = self._decoder.decoded(content, place, self.limits.pixels)
+        return transformed(image, self._model.backbone.transform, place)
 
 
 def _ready(head: Head) -> tuple[Head, float | None]:

@@ -5,8 +5,11 @@ Nothing here knows the web library. Any number of threads may use one session: a
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import copy
+import re
+import tempfile
 import threading
 import time
 import warnings
@@ -21,117 +24,24 @@ from torch import Tensor
 from fewshot_nam.heads import Head, Label
 from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.heads.validation import HeadWarning
+from fewshot_nam.service.export_process import export_memory
+from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
 from fewshot_nam.service.given_images import GivenImage, Progress, features_of
-from fewshot_nam.vision.memory_files import exclusive, new_model, open_model
+from fewshot_nam.vision.memory_files import NOT_FILES, exclusive, new_model, open_model, weights_file
 from fewshot_nam.vision.model import NAMModel
-from fewshot_nam.vision.saving import save_head
+from fewshot_nam.vision.saving import read_head, save_head
 
 LONGEST_NAME = 100  # characters in the name of a class
 _UNDO_STEPS = 20
 _THUMBNAILS = 12  # kept for each class
 _RIVAL_SCORES = 20_000_000  # scores computed for the rivals of all classes; above this they are left out
 _SMALLEST_SHARE = 0.0001
-
-
-class Learned(NamedTuple):
-    """What was learned.
-
-    Attributes:
-        counts: the number of images, by class.
-        repeated: images left out because they were learned before.
-        skipped: for each image that could not be read, why.
-        warnings: of the threshold, where one is set: what these classes do to it.
-    """
-
-    counts: dict[str, int]
-    repeated: int
-    skipped: list[str]
-    warnings: list[str]
-
-
-class Answer(NamedTuple):
-    """The answer to one image.
-
-    Attributes:
-        label: the class; ``None`` where the image is refused as unknown.
-        best: the class with the largest score.
-        score: the largest score.
-        threshold: an image is accepted from this score on; ``None`` where nothing is refused.
-        ranking: the five best classes with their scores.
-        seconds: what it took, backbone included.
-    """
-
-    label: Label | None
-    best: Label
-    score: float
-    threshold: float | None
-    ranking: list[tuple[Label, float]]
-    seconds: float
-
-
-class ClassView(NamedTuple):
-    """One known class.
-
-    Attributes:
-        label: its name.
-        images: how many images it was learned from; 0 for a class that was known beforehand.
-        thumbnails: JPEG bytes of images learned in this session.
-        rival: the other class that its images score highest for on average; ``None`` with one class.
-        rival_score: that average.
-        accepted_as_rival: whether that average reaches the threshold.
-    """
-
-    label: Label
-    images: int
-    thumbnails: list[bytes]
-    rival: Label | None
-    rival_score: float
-    accepted_as_rival: bool
-
-
-class Promise(NamedTuple):
-    """What a calibration promises, and what it costs.
-
-    Attributes:
-        target: the largest share of unknown images to accept.
-        threshold: an image is accepted from this score on.
-        bound: at most this share of unknown images like those given is accepted, on average over calibrations.
-        bound_95: at most this share in 95% of calibrations; ``None`` where it is not known.
-        unknowns: how many different images it rests on.
-        unknowns_accepted: the share of these images that is accepted.
-        known_accepted: the share of learned images that is accepted by a memory that learned the others; ``None`` where every
-            class has one image.
-        known_images: how many learned images this was measured on.
-        warnings: of the calibration.
-    """
-
-    target: float
-    threshold: float
-    bound: float
-    bound_95: float | None
-    unknowns: int
-    unknowns_accepted: float
-    known_accepted: float | None
-    known_images: int
-    warnings: list[str]
-
-
-class Check(NamedTuple):
-    """The answers to images whose classes are known.
-
-    Attributes:
-        known, unknown, base: the largest score of each image of that kind.
-        threshold: as in ``Answer``.
-        confusions: how often images of a class (``None``: of no class that is known) got an answer (``None``: "unknown").
-        skipped: for each image that could not be read, why.
-    """
-
-    known: list[float]
-    unknown: list[float]
-    base: list[float]
-    threshold: float | None
-    confusions: dict[tuple[str | None, str | None], int]
-    skipped: list[str]
+# Which join or part letters of Persian, say, and parts of an emoji; between others they would not be seen.
+_JOINERS = re.compile(r"(?<=[^\s\x00-\x7f\u200c\u200d])[\u200c\u200d](?=[^\s\x00-\x7f\u200c\u200d])")
+_SECONDS_FOR_THE_FILE = 10.0  # that a save waits for another program
+_NOTED = "unknowns"  # in the notes of a file: images of unknowns that no rate was set with yet, float32 in base64
+_MOST_NOTED = 48 * 2**20  # bytes of them: the description of a file, which the notes are in, may have 100 MB
+_EXPORTING = threading.Lock()  # each export takes a processor, and loads the backbone
 
 
 class _Before(NamedTuple):
@@ -156,6 +66,7 @@ class TeachingSession:
         path: as given.
         version: a number that grows with every change.
         saved: whether the file holds what the session knows.
+        most_pixels: of all images that are given at a time; ``None``, the default, for no bound.
 
     Example:
         >>> from PIL import Image
@@ -174,13 +85,17 @@ class TeachingSession:
     def __init__(self, model: NAMModel, path: Path | None = None, notes: dict[str, Any] | None = None) -> None:
         self.model, self.path, self.notes = model, path, dict(notes or {})
         self.version = 0
+        self.most_pixels: int | None = None
         self.saved = path is not None and path.exists()
         self._lock = threading.RLock()
+        self._file_lock = threading.Lock()  # of what reads or writes the file, which may wait for another program
         self._undo: deque[_Before] = deque(maxlen=_UNDO_STEPS)
         self._thumbnails: dict[Label, list[bytes]] = {}
-        self._unknown = model.head.unknowns.detach().cpu()
+        self._unknown = _unknowns_of(model.head, self.notes.pop(_NOTED, None), model.backbone.feature_dim, path)
         self._file = _identity(path)
+        self._noted_beside = path or Path("memory.safetensors")  # the file that the notes tell the weights' place by
         self._views: tuple[int, list[ClassView], tuple[float, float]] | None = None
+        self._promise: tuple[int, Promise] | None = None
 
     @classmethod
     def open(
@@ -222,7 +137,10 @@ class TeachingSession:
         """Return a session of its own on the same backbone, with what was learned so far and without a file."""
         model = NAMModel(self.model.backbone, copy.deepcopy(self.model.head))
         model.batch_size = self.model.batch_size
-        return TeachingSession(model, None, self.notes)
+        session = TeachingSession(model, None, self.notes)
+        session.most_pixels, session._noted_beside = self.most_pixels, self._noted_beside
+        session._unknown = self._unknown
+        return session
 
     # Teaching.
 
@@ -242,7 +160,7 @@ class TeachingSession:
     def learn_classes(self, images: Sequence[tuple[GivenImage, str]], progress: Progress | None = None) -> Learned:
         """Learn images of several classes, each given with the name of its class; otherwise as ``learn``."""
         labels = [class_name(label) for _, label in images]
-        found = features_of(self.model, [image for image, _ in images], progress)
+        found = features_of(self.model, [image for image, _ in images], progress, self.most_pixels)
         with self._lock:
             new = (first_equal(found.values, self.model.head.support) < 0) & distinct(found.values)
             positions = new.nonzero().flatten().tolist()
@@ -256,8 +174,13 @@ class TeachingSession:
                 kept = self._thumbnails.get(name, [])
                 if len(kept) < _THUMBNAILS:
                     self._thumbnails[name] = [*kept, found.thumbnails[i]]
+            taught = found.values[positions].cpu()
+            known = first_equal(self._unknown, taught) >= 0 if len(self._unknown) else torch.zeros(0, dtype=torch.bool)
+            self._unknown = self._unknown[~known]  # of what is known, no rate can be promised
             self._changed(before)
             _, said = _threshold_of(self.model.head)
+            if known.any():
+                said = [*said, f"{_images(int(known.sum()))} given as unknown before: they count as this class now"]
         return Learned(dict(counts), len(found.kept) - len(positions), found.skipped, said)
 
     def forget(self, label: Label) -> None:
@@ -359,7 +282,7 @@ class TeachingSession:
         Raises:
             ValueError: no image, too many, or one that was learned.
         """
-        found = features_of(self.model, images, progress)
+        found = features_of(self.model, images, progress, self.most_pixels)
         with self._lock:
             learned = int((first_equal(found.values, self.model.head.support) >= 0).sum())
             if learned:
@@ -397,16 +320,21 @@ class TeachingSession:
                     f"a rate of {target:.2%} takes {round(1 / target - 1)} images of unknowns, and there are "
                     f"{len(self._unknown)}: give more, or choose at least {smallest:.2%}"
                 )
+            if head._unknown_labels is not None or head._unknown_groups is not None:
+                raise ValueError(
+                    "the rate of this memory holds for each new class of unknowns (fewshot-nam calibrate --by-class), and would "
+                    "hold for images alone: go on with that command, or forget the images of unknowns first"
+                )
             before = self._before(f"set the false-alarm rate to {target:.2%}")
             with _warnings() as said:
                 found = head.calibrate(self._unknown.to(head.targets.device), target_fpr=target)
             self._changed(before)
-            taken = head.snapshot()
+            version, taken = self.version, head.snapshot()
         with torch.no_grad():
             alarms = (taken(self._unknown.to(taken.targets.device)).amax(dim=-1).double() >= found.threshold).double()
             shots, _ = taken._held_out_scores(taken._snapshot())
         accepted = float((shots.double() >= found.threshold).double().mean()) if len(shots) else None
-        return Promise(
+        promise = Promise(
             target,
             found.threshold,
             found.bound,
@@ -417,6 +345,14 @@ class TeachingSession:
             len(shots),
             said,
         )
+        self._promise = version, promise
+        return promise
+
+    @property
+    def promise(self) -> Promise | None:
+        """What the last calibration promised; ``None`` if there was none, or if anything has changed since."""
+        made = self._promise
+        return made[1] if made is not None and made[0] == self.version else None
 
     def check(
         self,
@@ -443,7 +379,7 @@ class TeachingSession:
         names = {str(name) for name in head.classes}
         truths = [label if label in names else None for _, label in known] + [None] * (len(unknown) + len(base))
         kinds = [0] * len(known) + [1] * len(unknown) + [2] * len(base)
-        found = features_of(self.model, given, progress)
+        found = features_of(self.model, given, progress, self.most_pixels)
         threshold = _threshold_of(head)[0]
         with torch.no_grad():
             best, column = head(found.values).max(dim=-1)
@@ -458,24 +394,28 @@ class TeachingSession:
     # Files.
 
     def save(self) -> Path:
-        """Write the memory's file, whole or not at all; return its path.
+        """Write the memory's file, whole or not at all; return its path. Changes and answers go on meanwhile.
+
+        Images of unknowns are saved with it, also those that no rate was set with yet.
 
         Raises:
-            ValueError: the session has no file, or another program has changed it since it was opened or saved.
-            OSError: the file cannot be written.
+            ValueError: the session has no file, another program has changed it since it was opened or saved, or there are more
+                images of unknowns without a rate than a file holds.
+            OSError: the file cannot be written, or another program has been writing it for some seconds.
         """
         if self.path is None:
             raise ValueError(
                 "this memory has no file: download it, or start the page with one: fewshot-nam page FILE.safetensors"
             )
-        with self._lock, exclusive(self.path):
+        with self._file_lock, exclusive(self.path, _SECONDS_FOR_THE_FILE):
             # A file that is gone is written again: nothing of another program is lost.
             if _identity(self.path) not in (None, self._file):
                 raise ValueError(
                     f"{self.path.name} was changed by another program since it was opened here: reload it, or download this memory"
                 )
-            self._write(self.path)
-            self._file, self.saved = _identity(self.path), True
+            version = self._write(self.path)
+            with self._lock:
+                self._file, self.saved = _identity(self.path), self.version == version
         return self.path
 
     def reload(self) -> None:
@@ -487,15 +427,20 @@ class TeachingSession:
         """
         if self.path is None or not self.path.exists():
             raise ValueError("this memory was never saved to a file")
-        with self._lock:
-            before = self._before("reload the file")
+        with self._file_lock:
             identity = _identity(self.path)
-            self.model.load(self.path)
-            self._file, self._unknown = identity, self.model.head.unknowns.detach().cpu()
-            learned = set(self.model.classes)
-            self._thumbnails = {label: kept for label, kept in self._thumbnails.items() if label in learned}
-            self._changed(before)
-            self.saved = True
+            about, head, _ = read_head(self.path)
+            notes = dict(about.get("notes") or {})  # other programs count their changes there
+            unknown = _unknowns_of(head, notes.pop(_NOTED, None), self.model.backbone.feature_dim, self.path)
+            with self._lock:
+                before = self._before("reload the file")
+                self.model.load(self.path)
+                self.notes = notes | {name: self.notes[name] for name in ("weights",) if name in self.notes}
+                self._file, self._unknown = identity, unknown
+                learned = set(self.model.classes)
+                self._thumbnails = {label: kept for label, kept in self._thumbnails.items() if label in learned}
+                self._changed(before)
+                self.saved = True
 
     def copy_to(self, directory: str | Path) -> Path:
         """Write the memory to a file in ``directory``, for a download; return its path."""
@@ -507,21 +452,49 @@ class TeachingSession:
     def export_to(self, directory: str | Path) -> Path:
         """Write backbone and memory as one ONNX file in ``directory``; return its path.
 
+        Exports are made one after the other, each in a process of its own: ``torch.export`` changes what answers use meanwhile.
+        A model of your own, which no other process can build, is exported in this one: ask nothing until it has ended.
+
         Raises:
             ImportError: the extra ``export`` is not installed.
-            ValueError: as ``fewshot_nam.vision.export.export_onnx``.
+            OSError: a file cannot be written.
+            ValueError: as ``fewshot_nam.vision.export.export_onnx``, or the process was ended.
         """
-        from fewshot_nam.vision.export import export_onnx
+        from fewshot_nam.vision.export import export_onnx, memory_of
 
         path = Path(directory) / ("memory" if self.path is None else self.path.stem)
         path = path.with_name(path.name + ".onnx")
-        export_onnx(self.copy().model, path)  # not a snapshot: the tracer fills a copy with other classes
+        memory_of(self.model)  # raises what is wrong before a process is started
+        with _EXPORTING:
+            source = self.notes.get("weights")
+            if source is None:  # a model of the user's own, which no other process can build
+                model = NAMModel(copy.deepcopy(self.model.backbone), copy.deepcopy(self.model.head))
+                export_onnx(model, path)
+                return path
+            weights = None if source == "published" else source
+            if source not in NOT_FILES:
+                weights = weights_file(self._noted_beside, source)
+            with tempfile.TemporaryDirectory() as place:
+                self._write(memory := Path(place) / "memory.safetensors")
+                export_memory(memory, weights, path)
         return path
 
     # Parts.
 
-    def _write(self, path: Path) -> None:
-        save_head(path, self.model.head.snapshot(), self.model.backbone, self.notes)
+    def _write(self, path: Path) -> int:
+        """Write the memory as it is at the beginning; return which version that is."""
+        with self._lock:
+            version, head, unknown, notes = self.version, self.model.head.snapshot(), self._unknown, dict(self.notes)
+        # A head holds the images of unknowns that its threshold follows from, and no others.
+        waiting = unknown[first_equal(unknown, head.unknowns) < 0].float()
+        if len(waiting):
+            if waiting.nbytes > _MOST_NOTED:
+                raise ValueError(
+                    f"{len(waiting):,} images of unknowns without a rate are more than a file holds: set a rate, or forget them"
+                )
+            notes[_NOTED] = base64.b64encode(waiting.contiguous().numpy().tobytes()).decode()
+        save_head(path, head, self.model.backbone, notes)
+        return version
 
     def _before(self, what: str) -> _Before:
         return _Before(what, self.model.head.snapshot(), dict(self._thumbnails), self._unknown)
@@ -543,12 +516,12 @@ def class_name(label: str) -> str:
     Raises:
         ValueError: it is empty, too long, or has characters that cannot be shown.
     """
-    name = " ".join(label.split())
+    name = label if len(label) > 100 * LONGEST_NAME else " ".join(label.split())
     if not name:
         raise ValueError("the class has no name")
     if len(name) > LONGEST_NAME:
         raise ValueError(f"the name of a class may have {LONGEST_NAME} characters, this one has {len(name)}")
-    if not name.isprintable():
+    if not _JOINERS.sub("", name).isprintable():
         raise ValueError("the name of the class has characters that cannot be shown")
     return name
 
@@ -578,6 +551,30 @@ def _threshold_of(head: Head) -> tuple[float | None, list[str]]:
 
 def _in_order(made: tuple[NAMModel, dict[str, Any]], path: Path | None) -> tuple[NAMModel, Path | None, dict[str, Any]]:
     return made[0], path, made[1]
+
+
+def _unknowns_of(head: Head, noted: object, feature_dim: int, path: Path | None) -> Tensor:
+    """Return the images of unknowns in a file, those of its head and those in its notes, without what was learned since.
+
+    Raises:
+        ValueError: the notes hold something else.
+    """
+    kept = head.unknowns.detach().cpu()
+    if len(kept) and len(head.support):
+        kept = kept[first_equal(kept, head.support.detach().cpu()) < 0]
+    if noted is None:
+        return kept
+    try:
+        if not isinstance(noted, str):
+            raise TypeError("no text")
+        content = bytearray(base64.b64decode(noted, validate=True))
+        found = torch.frombuffer(content, dtype=torch.float32).reshape(-1, feature_dim)
+        if not bool(found.isfinite().all()):
+            raise ValueError("a feature is NaN or infinite")
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: its images of unknowns cannot be read ({error})") from error
+    new = (first_equal(found, kept) < 0) & (first_equal(found, head.support) < 0) & distinct(found)
+    return torch.cat([kept, found[new]]) if len(kept) else found[new]
 
 
 def _identity(path: Path | None) -> tuple[int, int, int] | None:

@@ -11,7 +11,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 
 from fewshot_nam.io.atomic import machine_number, process_runs
@@ -21,6 +25,7 @@ MOST_BYTES = 4 * 2**30  # of all uploads that lie there together: some thousand 
 _UNFINISHED_SECONDS = 3600  # an upload that nothing was written to for so long has been broken off
 _COMING_SECONDS = 60  # in which something more of an upload comes
 _PREFIX = "fewshot-nam-"
+_LONGEST_HEADER = 8192  # bytes, as Gradio's
 
 
 def temporary_directory() -> Path:
@@ -39,6 +44,47 @@ def _remove_abandoned() -> None:
             with contextlib.suppress(OSError):  # gone meanwhile
                 if not found.is_symlink() and found.stat().st_uid == os.getuid():
                     shutil.rmtree(found)
+
+
+class _FilesOnly:
+    """``receive`` of an upload, with an error at a field that is no file: Gradio keeps such a field in memory, however long."""
+
+    def __init__(self, receive: Receive, boundary: bytes) -> None:
+        self.receive = receive
+        self._name, self._value, self._disposition = b"", b"", b""
+        callbacks: Any = {
+            "on_part_begin": self._begin,
+            "on_header_field": self._in_name,
+            "on_header_value": self._in_value,
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._check,
+        }
+        self._parser = MultipartParser(boundary, callbacks)
+
+    async def __call__(self) -> Any:
+        message = await self.receive()
+        if message["type"] == "http.request":
+            with contextlib.suppress(MultipartParseError):  # Gradio refuses what is no form
+                self._parser.write(message.get("body", b""))
+        return message
+
+    def _begin(self) -> None:
+        self._name = self._value = self._disposition = b""
+
+    def _in_name(self, data: bytes, start: int, end: int) -> None:
+        self._name = (self._name + data[start:end])[:_LONGEST_HEADER]
+
+    def _in_value(self, data: bytes, start: int, end: int) -> None:
+        self._value = (self._value + data[start:end])[:_LONGEST_HEADER]
+
+    def _end_header(self) -> None:
+        if self._name.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._name = self._value = b""
+
+    def _check(self) -> None:
+        if b"filename" not in parse_options_header(self._disposition)[1]:
+            raise MultiPartException("an upload holds files and nothing else")
 
 
 class UploadLimit:
@@ -64,17 +110,33 @@ class UploadLimit:
             await PlainTextResponse("an upload says how long it is", 411)(scope, receive, send)
             return
         length = int(said)
-        if await asyncio.to_thread(self._taken) + self._coming + length > self.most:
+        taken = await asyncio.to_thread(self._taken)
+        if taken + self._coming + length > self.most:
             await PlainTextResponse(
                 f"no room for {length:,} more bytes: uploads may take {self.most:,} together, and are removed after an hour",
                 507,
             )(scope, receive, send)
             return
-        self._coming += length
+        boundary = parse_options_header(dict(scope["headers"]).get(b"content-type", b""))[1].get(b"boundary")
+        came = 0
+
+        async def counted() -> Any:
+            nonlocal came
+            try:
+                message = await asyncio.wait_for(receive(), _COMING_SECONDS)
+            except asyncio.TimeoutError:
+                raise MultiPartException(f"nothing came for {_COMING_SECONDS} seconds") from None
+            size = len(message.get("body", b""))
+            came += size
+            self._coming += size  # not what it says that will come: nothing may come
+            if taken + self._coming > self.most:
+                raise MultiPartException("there is no room for more: uploads are removed after an hour")
+            return message
+
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, _FilesOnly(counted, boundary) if boundary else counted, send)
         finally:
-            self._coming -= length
+            self._coming -= came
 
     def _taken(self) -> int:
         """Return the bytes of uploads that have ended or were broken off; the latter are removed after an hour."""
@@ -87,6 +149,6 @@ class UploadLimit:
                     idle = now - found.st_mtime if Path(root) == self.directory else None
                     if idle is not None and idle > _UNFINISHED_SECONDS:
                         os.unlink(path)
-                    elif idle is None or idle > _COMING_SECONDS:  # what is being read counts by its length
+                    elif idle is None or idle > _COMING_SECONDS:  # what is being read counts as it comes
                         sizes += found.st_size
         return sizes

@@ -136,7 +136,8 @@ def export_onnx(model: NAMModel, path: str | os.PathLike[str]) -> None:
     file = made.model_proto
     _tidy(file)
     _put(onnx, file, memory, _metadata(model))
-    _write(onnx, file, path)
+    onnx.checker.check_model(file)
+    _write(file, path)
 
 
 def update_onnx(path: str | os.PathLike[str], model: NAMModel) -> None:
@@ -171,7 +172,7 @@ def update_onnx(path: str | os.PathLike[str], model: NAMModel) -> None:
         other["transform"] = without_addresses(other["transform"])  # files of the first releases have them
         other["settings"] = current_settings(type(model.head), other["settings"])
         names = [key for key in own if key != "made_by" and own[key] != other.get(key)]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: its metadata cannot be read ({type(error).__name__}: {error})") from error
     if names:
         without_base = "constants" in names and "head" not in names
@@ -180,8 +181,15 @@ def update_onnx(path: str | os.PathLike[str], model: NAMModel) -> None:
             f"{path}: exported from another model: {', '.join(names)} differ; load the memory that the file was made "
             f"from{hint}; or export this model to a new file"
         )
+    outputs = [entry.name for entry in file.graph.output]
+    if not file.graph.node or outputs != ["scores"]:
+        raise ValueError(f"{path} is damaged: its graph gives no scores")
     _put(onnx, file, memory, metadata)
-    _write(onnx, file, path)
+    try:
+        onnx.checker.check_model(file)
+    except onnx.checker.ValidationError as error:
+        raise ValueError(f"{path} is damaged: {_first_line(error)}") from error
+    _write(file, path)
 
 
 class _Graph(nn.Module):
@@ -281,8 +289,7 @@ def _put(onnx: Any, file: Any, memory: Mapping[str, Tensor], metadata: Mapping[s
     onnx.helper.set_model_props(file, dict(metadata))
 
 
-def _write(onnx: Any, file: Any, path: str | os.PathLike[str]) -> None:
-    onnx.checker.check_model(file)
+def _write(file: Any, path: str | os.PathLike[str]) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(file.SerializeToString())
 

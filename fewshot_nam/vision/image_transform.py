@@ -9,18 +9,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-MAX_ASPECT = 1000
-"""The largest ratio of an image's sides. A file of 200 bytes can hold 30000x1 pixels, which take gigabytes once the short side is
-resized to 224."""
+from fewshot_nam.io.image_headers import check_sides
 
 
 def check_aspect(image: Image.Image) -> None:
     """Raise ``ValueError`` for an image that would be too large once its short side is resized."""
-    if max(image.size) > MAX_ASPECT * min(image.size):
-        raise ValueError(
-            f"an image of {image.width}x{image.height} pixels is too narrow to resize: its sides may differ by a factor of "
-            f"{MAX_ASPECT}: crop it"
-        )
+    check_sides(*image.size)
 
 
 def opaque(image: Image.Image) -> Image.Image:

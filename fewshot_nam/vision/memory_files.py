@@ -127,22 +127,27 @@ def remove_leftovers(memory: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, seconds: float | None = None) -> Iterator[None]:
     """Wait until no other process changes this memory: of two that read and then write, one would undo the other's change.
 
     The lock is a file beside the memory, which is removed at the end.
 
+    Args:
+        path: the memory's file.
+        seconds: to wait, at most; ``None`` for five minutes.
+
     Raises:
-        OSError: the directory is missing or cannot be written, or another process holds the lock for five minutes.
+        OSError: the directory is missing or cannot be written, or another process holds the lock for so long.
     """
     lock = _lock_of(path)
     if not os.access(lock.parent, os.W_OK):
         raise OSError(f"{path}: the directory {lock.parent} is missing or cannot be written")
-    until = time.monotonic() + _LOCK_SECONDS
+    seconds = _LOCK_SECONDS if seconds is None else seconds
+    until = time.monotonic() + seconds
     while (held := _try_lock(lock)) is None:
         if time.monotonic() > until:
             raise OSError(
-                f"{path}: locked for {_LOCK_SECONDS} seconds: another command is changing it, as {lock.name} beside it says"
+                f"{path}: locked for {seconds:g} seconds: another command is changing it, as {lock.name} beside it says"
             )
         time.sleep(0.05)
     try:

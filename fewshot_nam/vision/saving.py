@@ -36,6 +36,7 @@ from fewshot_nam.io.atomic import replacing
 from fewshot_nam.io.regular_files import open_regular
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.digests import tensors_digest, text_digest, weights_digest
+from fewshot_nam.vision.saved_settings import check_settings
 
 FORMAT, VERSION = "fewshot-nam model", 1
 _HEAD, _PROBE = "head.", "probe"
@@ -146,11 +147,13 @@ def read_head(path: str | os.PathLike[str], present: Head | None = None) -> tupl
     except Exception as error:  # of what a file may hold, not every combination is foreseen
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     head = _like(path, about, NAMHead() if present is None else present) if old is None else old
+    _check_kinds(path, head, tensors)
     try:
         head.load_state_dict({key.removeprefix(_HEAD): tensor for key, tensor in tensors.items()})
     except Exception as error:
         raise ValueError(f"{path} does not fit {type(head).__name__}: {' '.join(str(error).split())}") from error
     _without_old_scale(path, about, head)
+    head._source = str(path)
     return about, head, probed
 
 
@@ -312,6 +315,22 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{path} is damaged: a target is no number of a class")
 
 
+def _check_kinds(path: Path, head: Head, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ``ValueError`` for a tensor of a head with other dimensions than the head's own, or floats in place of whole numbers.
+
+    Args:
+        path: the file.
+        head: of the class and settings in the file; how many classes it knows and how wide features are does not matter.
+        tensors: of the file. Names that the head does not have are left to ``load_state_dict``.
+    """
+    for key, own in head.state_dict().items():
+        held = tensors.get(_HEAD + key)
+        if held is not None and (held.dim() != own.dim() or held.is_floating_point() != own.is_floating_point()):
+            raise ValueError(
+                f"{path} does not fit {type(head).__name__}: {key} is {held.dtype} of shape {tuple(held.shape)}"
+            )
+
+
 def _class_of(kind: str) -> type[Head] | None:
     """Return the class of heads with this name, of this package or registered; ``None`` where there is none."""
     if kind in heads.__all__:
@@ -326,12 +345,16 @@ def _like(path: Path, about: dict[str, Any], present: Head) -> Head:
     kind, wanted = _current_head(about["head"], about["settings"])
     if type(present).__name__ == kind and settings(present) == current_settings(type(present), wanted):
         return copy.deepcopy(present)
+    given = f"{path} holds a {kind} with settings {wanted}: attach with such a head before loading"
+    known = _class_of(kind) or type(present)
+    if known.__name__ != kind or not issubclass(known, Head):
+        raise ValueError(f"{given} ({kind} is no head of this package)")
+    wanted = current_settings(known, wanted)
     try:
-        known = _class_of(kind) or type(present)
-        if known.__name__ != kind or not issubclass(known, Head):
-            raise TypeError(f"{kind} is no head of this package")
-        return known(**current_settings(known, wanted))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} holds a {kind} with settings {wanted}: attach with such a head before loading ({error})"
-        ) from error
+        check_settings(known, wanted)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
+    try:
+        return known(**wanted)
+    except (AttributeError, TypeError, ValueError) as error:  # the first: an object of another kind than it takes
+        raise ValueError(f"{given} ({error})") from error

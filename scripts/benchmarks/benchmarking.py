@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.io.atomic import replacing
 
 Row = dict[str, Any]
@@ -53,7 +54,7 @@ def options_of(doc: str | None, short: str, repeats: int | None = None) -> argpa
     if repeats is not None:
         parser.add_argument("--repeats", type=int, default=repeats, help=f"rounds of all runs (default: {repeats})")
     parser.add_argument("--short", action="store_true", help=f"only check that it runs and agrees: {short}")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    add_output(parser, "--json", "write the figures to this file")
     return parser
 
 

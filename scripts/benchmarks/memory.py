@@ -38,6 +38,7 @@ from benchmarking import save, surroundings
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.memory.attention import outer_product_attention
 from fewshot_nam.memory.lsam.layer import LSAM
 from fewshot_nam.memory.native.kernels import build_kernels
@@ -412,7 +413,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="at most")
     parser.add_argument("--quick", action="store_true", help="small sizes, one repeat: whether it runs, not how fast")
     parser.add_argument("--no-kernels", action="store_true", help="leave out what needs a C++ compiler")
-    parser.add_argument("--json", type=Path, help="write the result here")
+    add_output(parser, "--json", "write the result here")
     options = parser.parse_args()
     about = surroundings(options.threads)
     lengths = options.lengths or ([64, 128] if options.quick else [256, 1024, 4096, 16384])

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from server_process import Server, digit_images
 
+from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.io.image_io import decoded
 from fewshot_nam.service.client import Client
 from fewshot_nam.vision.memory_files import new_model, open_model
@@ -184,7 +185,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="processes of the server (default: 1 2)")
     parser.add_argument("--kills", type=int, default=10, help="for each number of workers (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of kills (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write what was found there")
+    add_output(parser, "--json", "write what was found there")
     options = parser.parse_args()
     torch.set_num_threads(1)
     images, found, bad = digit_images(), [], False

@@ -39,6 +39,7 @@ import torch
 from server_process import Server, digit_images
 from torch import Tensor
 
+from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.heads import Head
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.io.image_io import decoded
@@ -471,7 +472,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=4, help="that ask at once (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes of the server (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write what was found there, again at each pause")
+    add_output(parser, "--json", "write what was found there, again at each pause")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=UserWarning)  # of thresholds that learned classes raise

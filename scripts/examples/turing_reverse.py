@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.memory.turing.machine import NAMTuringMachine
 from fewshot_nam.memory.turing.plot import draw_heads
 
@@ -96,7 +97,7 @@ def main() -> None:
     parser.add_argument("--tapes", type=int, default=4)
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--strings", type=int, default=200, help="strings of each length to test on")
-    parser.add_argument("--plot", type=Path, help="where to draw the heads, a png")
+    add_output(parser, "--plot", "where to draw the heads, a png", replaces="an image")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)

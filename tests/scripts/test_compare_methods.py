@@ -4,6 +4,7 @@ import json
 import runpy
 from pathlib import Path
 
+import pytest
 import torch
 
 from episodes import FeatureBank
@@ -30,9 +31,7 @@ def test_one_run_makes_the_tables(tmp_path, monkeypatch):
         monkeypatch.setitem(MODULE["compare"].__globals__, name, value)
     out, text = tmp_path / "out.json", tmp_path / "out.md"
     options = ["--shots", "2", "--ways", "3", "--queries", "3", "--episodes", "5", "--tune", "3"]
-    assert (
-        MODULE["main"](["--banks", str(tmp_path / "small"), *options, "--json", str(out), "--markdown", str(text)]) == 0
-    )
+    MODULE["main"](["--banks", str(tmp_path / "small"), *options, "--json", str(out), "--markdown", str(text)])
     found = json.loads(out.read_text())["results"]["2"]
     assert list(found) == ["nam", "cosine-centred", "cosine-centred+knn", "cosine-centred+rmds", "tim"]
     assert found["cosine-centred"]["open"]["accuracy"] == found["cosine-centred+rmds"]["open"]["accuracy"]
@@ -44,10 +43,20 @@ def test_one_run_makes_the_tables(tmp_path, monkeypatch):
     assert f"| `nam` | {100 * accuracy['mean']:.1f} ± {100 * accuracy['ci95']:.1f} |" in written
     assert "all queries at once" in found["tim"]["needs"]
     again = ["--banks", str(tmp_path / "small"), *options[2:], "--json", str(out), "--markdown", str(text)]
-    assert MODULE["main"]([*again, "--shots", "1"]) == 0  # what was measured with two shots stays
-    assert MODULE["main"]([*again, "--shots", "2", "--only", "tim"]) == 0
+    MODULE["main"]([*again, "--shots", "1"])  # what was measured with two shots stays
+    MODULE["main"]([*again, "--shots", "2", "--only", "tim"])
     both = json.loads(out.read_text())["results"]
     assert list(both) == ["1", "2"]
     assert list(both["2"]) == list(found)
     assert both["2"]["nam"] == found["nam"]
     assert both["2"]["tim"]["open"] == found["tim"]["open"]
+    # Rows of other settings are not lost, and a run that ends early keeps those that were there.
+    before = out.read_bytes()
+    for other in (["--seed", "1"], ["--episodes", "6"]):
+        with pytest.raises(SystemExit):
+            MODULE["main"]([*again, "--shots", "2", *other])
+        assert out.read_bytes() == before
+    monkeypatch.setitem(MODULE["compare"].__globals__, "SCORES", {"knn": {"no such setting": [1]}})
+    with pytest.raises((TypeError, ValueError)):
+        MODULE["main"]([*again, "--shots", "2"])
+    assert list(json.loads(out.read_text())["results"]["2"]) == list(found)

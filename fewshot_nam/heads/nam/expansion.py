@@ -48,6 +48,12 @@ class Expansion(nn.Module):
         """Whether there is anything to compute."""
         return len(self.centre) > 0
 
+    def fits(self, width: int) -> bool:
+        """Return whether these are random features of ``z`` of a width, or none."""
+        held = [tuple(part.shape) for part in (self.projection, self.centre, self.metric)]
+        features = len(self.centre)
+        return held in ([(width, features), (features,), (features, features)], [(0, 0), (0,), (0, 0)])
+
     def fit(self, space: BaseSpace, directions: Tensor, targets: Tensor, width: int, seed: int = 0) -> None:
         """Draw ``P`` and estimate the rest.
 

@@ -423,3 +423,15 @@ class NAMRecursiveHead(ScoreNormHead):
             raise ValueError(
                 f"{type(self).__name__}: this state is damaged: the sums of classes do not belong to its classes"
             )
+        width = self.feature_dim
+        if width is None:
+            return
+        if not self.expansion.fits(width):
+            raise ValueError(
+                f"{type(self).__name__}: this state is damaged: its random features do not fit its features"
+            )
+        width += len(self.expansion.centre)
+        if any(len(sums.counts) and tuple(sums.totals.shape) != (len(sums.counts), width) for sums in self._sums()):
+            raise ValueError(
+                f"{type(self).__name__}: this state is damaged: the sums of classes do not fit its features"
+            )

@@ -41,7 +41,15 @@ from fewshot_nam.memory.scan.scan import memory_scan
 from fewshot_nam.memory.short_convolution import ShortConvolution, check_conv_size
 from fewshot_nam.memory.torch_modes import full_precision, needs_plain_autograd
 from fewshot_nam.memory.turing.controllers import build_controller, is_causal, run_controller
-from fewshot_nam.memory.turing.heads import Action, HeadContext, action_name, head_positions, move, resolve_actions
+from fewshot_nam.memory.turing.heads import (
+    Action,
+    HeadContext,
+    Jump,
+    action_name,
+    head_positions,
+    move,
+    resolve_actions,
+)
 from fewshot_nam.memory.turing.kernel import KernelFlags, kernel_takes, run_by_kernel
 from fewshot_nam.memory.turing.key_tape import KeyControls, write_key
 from fewshot_nam.memory.turing.presets import resolve_preset
@@ -81,6 +89,8 @@ class NAMTuringMachine(nn.Module):
             Moves that blur a little at every step are lost on long sequences. Noise makes a machine learn moves that are nearly
             certain, as it does for binary codes (Salakhutdinov and Hinton, "Semantic Hashing", 2009). Not in the paper, where
             it is 0; 1 is a good value for algorithmic tasks (results/sequences).
+        jump_bias: what is added to the biases of JUMP when the machine is made. A machine that begins with few jumps, at -4, say,
+            learns to step from cell to cell, and keeps what it learned at longer lengths. Not in the paper, where it is 0.
         conv_size: the width, in tokens, of a causal convolution of the inputs (``ShortConvolution``), before values, keys and
             controller, so that a step can write what two tokens say. Default: none.
         backend: ``"loop"`` computes the equations step by step; ``"scan"`` computes all head positions first (in closed form
@@ -122,6 +132,7 @@ class NAMTuringMachine(nn.Module):
         head_norm: str | None = None,
         order: str | None = None,
         move_noise: float = 0.0,
+        jump_bias: float = 0.0,
         conv_size: int | None = None,
         backend: str = "auto",
         batch_first: bool = True,
@@ -142,6 +153,8 @@ class NAMTuringMachine(nn.Module):
             raise ValueError(f"NAMTuringMachine: backend must be 'auto', 'loop' or 'scan', got {backend!r}")
         if not 0 <= move_noise < math.inf:
             raise ValueError(f"NAMTuringMachine: move_noise must be a finite number of at least 0, got {move_noise!r}")
+        if not math.isfinite(jump_bias):
+            raise ValueError(f"NAMTuringMachine: jump_bias must be a finite number, got {jump_bias!r}")
         check_conv_size("NAMTuringMachine", conv_size)
         sizes = {"input_size": input_size, "num_tapes": num_tapes, "tape_width": tape_width}
         for name, size in {**sizes, "hidden_size": hidden_size, "tape_length": tape_length}.items():
@@ -161,6 +174,7 @@ class NAMTuringMachine(nn.Module):
         self.head_norm = flags.head_norm
         self.order = flags.order
         self.move_noise = float(move_noise)
+        self.jump_bias = float(jump_bias)
         self.backend = backend
         self.batch_first = batch_first
 
@@ -190,6 +204,12 @@ class NAMTuringMachine(nn.Module):
         self.query_proj = linear(self.hidden_size, across) if self.has_keys else None
         self.action_proj = linear(self.hidden_size, num_tapes * (2 * len(self.actions) + self.num_gates))
         self.out_proj = linear(across, input_size)
+        jumps = [place for place, action in enumerate(self.actions) if isinstance(action, Jump)]
+        if jump_bias and not jumps:
+            raise ValueError("NAMTuringMachine: jump_bias belongs to a machine with the action JUMP")
+        with torch.no_grad():
+            moves = self.action_proj.bias.view(num_tapes, -1)[:, : 2 * len(self.actions)]
+            torch.unflatten(moves, -1, (2, -1))[..., jumps] += jump_bias
 
     def initial_state(self, batch_size: int, tape_length: int | None = None) -> TuringState:
         """Return the state before the first step: empty tapes, heads on cell 0.
@@ -327,6 +347,7 @@ class NAMTuringMachine(nn.Module):
         actions = ", ".join(action_name(action) for action in self.actions)
         length = "" if self.tape_length is None else f", tape_length={self.tape_length}"
         noise = f", move_noise={self.move_noise:g}" if self.move_noise else ""
+        noise += f", jump_bias={self.jump_bias:g}" if self.jump_bias else ""
         noise += f", conv_size={self.conv.width}" if self.conv is not None else ""
         return (
             f"{self.input_size}, num_tapes={self.num_tapes}, tape_width={self.tape_width}{length}, actions=({actions}), "

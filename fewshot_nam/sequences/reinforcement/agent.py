@@ -67,6 +67,8 @@ class Agent(nn.Module):
         super().__init__()
         if model not in MODELS:
             raise ValueError(f"no agent {model!r}: there are {', '.join(MODELS)}")
+        if width < 1:
+            raise ValueError(f"agent: width must be at least 1, got {width}")
         self.carry_relations = carry_relations
         self.encode, encoded = _encoder(observation_shape, width)
         self.width = width

@@ -131,11 +131,23 @@ class Environments:
         return {"episodes": list(self._episodes), "actions": [list(actions) for actions in self._actions]}
 
     def restore(self, progress: dict[str, Any]) -> None:
-        """Put all copies back to where they were when ``progress`` was returned: their episodes are played again."""
-        self._episodes = list(progress["episodes"])
-        for index, actions in enumerate(progress["actions"]):
+        """Put all copies back to where they were when ``progress`` was returned: their episodes are played again.
+
+        Raises:
+            ValueError: it is of other environments.
+        """
+        episodes, actions = progress["episodes"], progress["actions"]
+        taken = [action for of_copy in actions for action in of_copy]
+        if (
+            not len(episodes) == len(actions) == len(self)
+            or not all(type(number) is int and number >= 0 for number in episodes)
+            or not all(type(action) is int and 0 <= action < self.num_actions for action in taken)
+        ):
+            raise ValueError(f"episodes and actions of {len(self)} environments are not whole numbers in their range")
+        self._episodes = list(episodes)
+        for index, of_copy in enumerate(actions):
             self._observations[index] = self._begin(index)
-            for action in actions:
+            for action in of_copy:
                 self._act(index, action)
 
     def close(self) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fewshot_nam.sequences.reinforcement import environments
 from fewshot_nam.sequences.reinforcement.agent import MODELS
-from fewshot_nam.sequences.training.settings import check_names
+from fewshot_nam.sequences.training.settings import check_names, check_options, check_types
+
+_MOST_WORKERS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,14 @@ class AgentSettings:
     test_episodes: int = 100
 
     def __post_init__(self) -> None:
+        check_types("agent", self)
         for name in ("steps", "workers", "rollout", "log_every", "test_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"agent: {name} must be at least 1, got {getattr(self, name)}")
+        if self.workers > _MOST_WORKERS:
+            raise ValueError(f"agent: workers must be at most {_MOST_WORKERS}, got {self.workers}")
         for name in ("learning_rate", "clip"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+            if not getattr(self, name) > 0:
                 raise ValueError(f"agent: {name} must be above 0, got {getattr(self, name)}")
         for name in ("discount", "trace"):
             if not 0 <= getattr(self, name) <= 1:
@@ -110,6 +114,7 @@ def agent_preset(environment: str, model: str, **changes: Any) -> AgentSettings:
     for kind, name, known in (("environment", environment, environments.available()), ("agent", model, MODELS)):
         if name not in known:
             raise ValueError(f"no {kind} {name!r}: there are {', '.join(known)}")
+    check_options("agent", "model_options", changes.get("model_options", {}))
     options = {**_MODEL_OPTIONS.get((environment, model), {}), **changes.pop("model_options", {})}
     found = {**_BY_ENVIRONMENT[environment], **changes, "model_options": options}
     return AgentSettings.from_dict({"environment": environment, "model": model, **found})

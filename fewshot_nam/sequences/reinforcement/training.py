@@ -29,8 +29,17 @@ from fewshot_nam.sequences.reinforcement.agent import Agent
 from fewshot_nam.sequences.reinforcement.environments import Environments
 from fewshot_nam.sequences.reinforcement.evaluation import evaluate_agent
 from fewshot_nam.sequences.reinforcement.settings import AgentSettings
-from fewshot_nam.sequences.training.checkpoint import load_checkpoint, save_checkpoint
+from fewshot_nam.sequences.training.checkpoint import (
+    check_fit,
+    check_number,
+    check_numbers,
+    load_checkpoint,
+    naming_checkpoint,
+    save_checkpoint,
+)
 from fewshot_nam.sequences.training.directory import claim, finished_result, open_log, write_text
+from fewshot_nam.sequences.training.divergence import naming_divergence
+from fewshot_nam.sequences.training.settings import naming_options
 
 _COLUMNS = ("step", "seconds", "loss", "entropy", "episodes", "return")
 _RECENT = 100  # episodes of the moving mean, as in the STM paper
@@ -77,15 +86,17 @@ class _Run:
         self.settings, self.directory = settings, directory
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.device = torch.device(chosen)
-        environments = Environments(
-            settings.environment, settings.workers, settings.seed, **settings.environment_options
-        )
+        with naming_options(f"environment {settings.environment!r}", settings.environment_options):
+            environments = Environments(
+                settings.environment, settings.workers, settings.seed, **settings.environment_options
+            )
         self.environments = environments
         torch.manual_seed(settings.seed)
-        agent = Agent(
-            environments.observation_shape, environments.num_actions, settings.model, **settings.model_options
-        )
-        claim(directory, settings.as_dict(), resume)
+        with naming_options(f"agent {settings.model!r}", settings.model_options):
+            agent = Agent(
+                environments.observation_shape, environments.num_actions, settings.model, **settings.model_options
+            )
+        claim(directory, settings, resume)
         self.agent = agent.to(self.device)
         self.optimiser = torch.optim.Adam(agent.parameters(), settings.learning_rate, amsgrad=True)
         self.generator = torch.Generator().manual_seed(settings.seed)  # of actions
@@ -172,7 +183,8 @@ class _Run:
         loss = -(likelihoods * found).mean() + settings.value * critic - settings.entropy * entropy
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.agent.parameters(), settings.clip, error_if_nonfinite=True)
+        with naming_divergence(self.step):
+            torch.nn.utils.clip_grad_norm_(self.agent.parameters(), settings.clip, error_if_nonfinite=True)
         self.optimiser.step()
         return float(loss.detach()), float(entropy.detach())
 
@@ -210,9 +222,17 @@ class _Run:
         save_checkpoint(self.checkpoint, self.agent, state, self.optimiser, progress)
 
     def _load(self) -> None:
-        state, progress = load_checkpoint(self.checkpoint, self.agent, self.optimiser)
-        self.state = tuple(state[str(number)].to(self.device) for number in range(len(state)))
-        self.step, self.seconds, self.episodes = progress["step"], progress["seconds"], progress["episodes"]
-        self.recent.extend(progress["recent"])
-        self.generator.set_state(torch.tensor(progress["generator"], dtype=torch.uint8))
-        self.environments.restore(progress["environments"])
+        settings, begun = self.settings, {str(number): part for number, part in enumerate(self.state)}
+        steps_of_an_update = settings.workers * settings.rollout
+        with naming_checkpoint(self.checkpoint):
+            state, progress = load_checkpoint(self.checkpoint, self.agent, self.optimiser)
+            check_fit(state, begun, "the states of the memory")
+            self.state = tuple(state[name].to(self.device) for name in begun)
+            if not all(bool(part.isfinite().all()) for part in self.state):
+                raise ValueError("the states of the memory are not finite")
+            self.step = check_number(progress, "step", 0, settings.steps + steps_of_an_update - 1, whole=True)
+            self.seconds = check_number(progress, "seconds", 0)
+            self.episodes = check_number(progress, "episodes", 0, whole=True)
+            self.recent.extend(check_numbers(progress, "recent", _RECENT))
+            self.generator.set_state(torch.tensor(progress["generator"], dtype=torch.uint8))
+            self.environments.restore(progress["environments"])

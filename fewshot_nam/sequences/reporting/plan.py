@@ -78,7 +78,7 @@ def load_plan(path: str | os.PathLike[str]) -> dict[str, Experiment]:
     plan = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     try:
         return {name: Experiment(name, **fields) for name, fields in plan.items()}
-    except TypeError as error:
+    except (AttributeError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 

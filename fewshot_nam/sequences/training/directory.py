@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from fewshot_nam.io.atomic import replacing
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def claim(directory: Path, settings: Mapping[str, Any], resume: bool) -> None:
-    """Write ``settings.json``, or check that it holds the same settings.
+FILES = ("settings.json", "log.csv", "checkpoint.safetensors", "model.safetensors", "result.json")
+"""What a run writes there."""
+
+
+def claim(directory: Path, settings: DataclassInstance, resume: bool) -> None:
+    """Write ``settings.json``, or check that it holds the same settings. One that an older version did not have has its default.
 
     Raises:
         ValueError: it holds others, or there is a run and ``resume`` is not set.
     """
     path = directory / "settings.json"
-    own = json.dumps(settings, indent=2) + "\n"
+    own = json.dumps(dataclasses.asdict(settings), indent=2) + "\n"
     if path.is_file():
         if not resume:
             raise ValueError(f"{directory} holds a training run: resume it, or name another directory")
-        there = json.loads(path.read_text(encoding="utf-8"))
+        defaults = {part.name: part.default for part in dataclasses.fields(settings)}
+        there = defaults | _read_object(path)
         changed = [name for name, value in json.loads(own).items() if there.get(name) != value]
         if changed:
             raise ValueError(f"{directory} holds a run with another {changed[0]}: it cannot be resumed with these")
@@ -47,11 +54,20 @@ def finished_result(directory: Path) -> dict[str, Any] | None:
     path = directory / "result.json"
     if not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return _read_object(path)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole, or not at all."""
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not what a training run writes: it holds no settings or figures by name")
+    return found

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fewshot_nam.sequences import models, tasks
 from fewshot_nam.sequences.models import SequenceModel
 from fewshot_nam.sequences.tasks import Batch, SequenceTask
-from fewshot_nam.sequences.training.settings import TrainingSettings
+from fewshot_nam.sequences.training.settings import TrainingSettings, naming_options
 
 _TOKENS = 1 << 15  # of a batch: what fits into the memory of a small machine
 
@@ -73,6 +73,19 @@ def _logits(model: SequenceModel, batch: Batch) -> Iterator[tuple[Batch, torch.T
         yield part, model(part.inputs.to(device)).cpu()
 
 
+def make_parts(settings: TrainingSettings, **task_options: Any) -> tuple[SequenceTask, SequenceModel]:
+    """Return the task and a new model of a run; ``task_options`` are in place of the run's.
+
+    Raises:
+        ValueError: unknown names, or options that they do not take.
+    """
+    options = {**settings.task_options, **task_options}
+    with naming_options(f"task {settings.task!r}", options):
+        task = tasks.create(settings.task, **options)
+    with naming_options(f"model {settings.model!r}", settings.model_options):
+        return task, models.create(settings.model, task, settings.size, **settings.model_options)
+
+
 def load_trained(directory: str | os.PathLike[str], **task_options: Any) -> tuple[SequenceModel, SequenceTask]:
     """Return the model of a finished training run, in eval mode, and its task.
 
@@ -89,8 +102,7 @@ def load_trained(directory: str | os.PathLike[str], **task_options: Any) -> tupl
         if not (place / name).is_file():
             raise FileNotFoundError(f"{place} holds no finished training run: there is no {name}")
     settings = TrainingSettings.from_dict(json.loads((place / "settings.json").read_text(encoding="utf-8")))
-    task = tasks.create(settings.task, **{**settings.task_options, **task_options})
-    model = models.create(settings.model, task, settings.size, **settings.model_options)
+    task, model = make_parts(settings, **task_options)
     try:
         model.load_state_dict(load_file(place / "model.safetensors"))
     except RuntimeError as error:

@@ -24,11 +24,19 @@ from torch.nn import functional as F
 
 from fewshot_nam.heap import keep_freed_memory
 from fewshot_nam.io.atomic import replacing
-from fewshot_nam.sequences import models, tasks
+from fewshot_nam.sequences import tasks
 from fewshot_nam.sequences.tasks import Batch
-from fewshot_nam.sequences.training.checkpoint import load_checkpoint, save_checkpoint
+from fewshot_nam.sequences.training.checkpoint import (
+    check_fit,
+    check_number,
+    check_numbers,
+    load_checkpoint,
+    naming_checkpoint,
+    save_checkpoint,
+)
 from fewshot_nam.sequences.training.directory import claim, finished_result, open_log, write_text
-from fewshot_nam.sequences.training.evaluation import evaluate, predict
+from fewshot_nam.sequences.training.divergence import naming_divergence
+from fewshot_nam.sequences.training.evaluation import evaluate, make_parts, predict
 from fewshot_nam.sequences.training.settings import TrainingSettings
 
 _COLUMNS = ("step", "seconds", "loss", "exact", "token", "longest", "validation_exact", "validation_token")
@@ -62,8 +70,10 @@ def train(
         stop: is called with the number of finished steps; True saves a checkpoint and returns ``None``.
 
     Raises:
+        FloatingPointError: the gradient is not finite.
         ImportError: the extra ``sequences`` is not installed.
-        ValueError: the directory holds another run, or a finished or unfinished one and ``resume`` is not set.
+        ValueError: the directory holds another run, or a finished or unfinished one and ``resume`` is not set; or its
+            checkpoint is damaged.
     """
     run = _Run(settings, Path(directory), resume, preset, device)
     with keep_freed_memory():  # the tensors of a step are as large as those of the step before
@@ -73,11 +83,12 @@ def train(
 class _Run:
     def __init__(self, settings: TrainingSettings, directory: Path, resume: bool, preset: str, device: str) -> None:
         self.settings, self.directory, self.preset = settings, directory, preset
-        claim(self.directory, settings.as_dict(), resume)
         self.fabric = _fabric(device, settings.precision)
         torch.manual_seed(settings.seed)
-        self.task = tasks.create(settings.task, **settings.task_options)
-        self.model = models.create(settings.model, self.task, settings.size, **settings.model_options)
+        self.task, self.model = make_parts(settings)
+        if settings.select is not None and settings.select not in self.task.splits:
+            raise ValueError(f"training: select must be one of {', '.join(self.task.splits)}, got {settings.select!r}")
+        claim(self.directory, settings, resume)
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -134,13 +145,17 @@ class _Run:
         device = self.fabric.device
         targets, mask = batch.targets.to(device), batch.mask.to(device)
         logits = self.net(batch.inputs.to(device), mask if settings.loss == "asked" else None)
-        if settings.loss == "row":
-            loss = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+        if settings.loss == "asked":
+            logits_of_loss, targets_of_loss = logits[mask], targets[mask]
         else:
-            loss = F.cross_entropy(logits[mask].flatten(0, -2).float(), targets[mask].flatten())
+            logits_of_loss, targets_of_loss = logits, targets
+        loss = F.cross_entropy(
+            logits_of_loss.flatten(0, -2).float(), targets_of_loss.flatten(), label_smoothing=settings.label_smoothing
+        )
         self.optimiser.zero_grad()
         self.fabric.backward(loss)
-        self.fabric.clip_gradients(self.net, self.optimiser, max_norm=settings.clip, error_if_nonfinite=True)
+        with naming_divergence(self.step):
+            self.fabric.clip_gradients(self.net, self.optimiser, max_norm=settings.clip, error_if_nonfinite=True)
         self.optimiser.step()
         self.step += 1
         accuracy = tasks.accuracy(logits.detach().argmax(-1).cpu(), batch)
@@ -226,12 +241,17 @@ class _Run:
         save_checkpoint(self.checkpoint, self.model, self.best, self.optimiser, progress)
 
     def _load(self) -> None:
-        self.best, progress = load_checkpoint(self.checkpoint, self.model, self.optimiser)
-        self.step, self.seconds = progress["step"], progress["seconds"]
-        self.best_score = float("inf") if progress["best_score"] is None else progress["best_score"]
-        self.now_longest = progress["now_longest"]
-        self.recent.extend(progress["recent"])
-        self.generator.set_state(torch.tensor(progress["generator"], dtype=torch.uint8))
+        with naming_checkpoint(self.checkpoint):
+            self.best, progress = load_checkpoint(self.checkpoint, self.model, self.optimiser)
+            self.step = check_number(progress, "step", 0, self.settings.steps, whole=True)
+            self.seconds = check_number(progress, "seconds", 0)
+            if self.best or self.step >= min(self.settings.validate_every, self.settings.steps):
+                check_fit(self.best, self.model.state_dict(), "the best weights")
+            best = progress["best_score"]
+            self.best_score = math.inf if best is None else check_number(progress, "best_score", -1, 2)
+            self.now_longest = check_number(progress, "now_longest", self.shortest, self.longest, whole=True)
+            self.recent.extend(check_numbers(progress, "recent", _WATCHED))
+            self.generator.set_state(torch.tensor(progress["generator"], dtype=torch.uint8))
 
 
 def _one_cycle(share: float) -> float:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fewshot_nam.sequences import models, tasks
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Curriculum = Literal["none", "schedule", "mastery"]
+
+
+_MOST = 100_000_000  # of anything that is counted, so that a slip is named and not run out of memory with
+_LARGEST = 1e6  # learning rate and clip: single precision overflows far above
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class TrainingSettings:
         weight_decay: of AdamW.
         clip: the largest norm of the gradient.
         loss: ``"asked"`` for the mean over asked tokens, ``"row"`` for the mean over all, padding included, as in the paper.
+        label_smoothing: the share of the target that is spread evenly over all tokens (Szegedy et al., 2016), 0 to below 1.
         precision: of Lightning Fabric: ``"32-true"``, ``"bf16-mixed"`` and so on.
         validate_every: steps between validations, at which the weights to keep are chosen.
         validation_size: new sequences of ``select`` lengths at each validation.
@@ -61,6 +71,7 @@ class TrainingSettings:
     weight_decay: float = 0.0
     clip: float = 1.0
     loss: Literal["asked", "row"] = "asked"
+    label_smoothing: float = 0.0
     precision: str = "32-true"
     validate_every: int = 250
     validation_size: int = 256
@@ -68,12 +79,19 @@ class TrainingSettings:
     test_size: int = 1000
 
     def __post_init__(self) -> None:
+        check_types("training", self)
         for name in ("steps", "batch_size", "validate_every", "validation_size", "test_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training: {name} must be at least 1, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= _MOST:
+                raise ValueError(f"training: {name} must be from 1 to {_MOST:,}, got {getattr(self, name)}")
+        if self.lengths is not None and self.lengths[1] > _MOST:
+            raise ValueError(f"training: lengths must be at most {_MOST:,}, got {self.lengths[1]}")
         for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"training: {name} must be above 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) <= _LARGEST:
+                raise ValueError(
+                    f"training: {name} must be above 0 and at most {_LARGEST:g}, got {getattr(self, name)}"
+                )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"training: label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
         choices = {
             "curriculum": ("none", "schedule", "mastery"),
             "schedule": ("one_cycle", "constant"),
@@ -98,8 +116,11 @@ class TrainingSettings:
         """
         check_names(cls, settings)
         values = dict(settings)
-        if values.get("lengths") is not None:
-            values["lengths"] = tuple(values["lengths"])
+        if (lengths := values.get("lengths")) is not None:
+            whole = isinstance(lengths, (list, tuple)) and all(type(length) is int for length in lengths)
+            if not whole or len(lengths) != 2 or not 0 <= lengths[0] <= lengths[1]:
+                raise ValueError(f"training: lengths must be the shortest and the longest, got {lengths!r}")
+            values["lengths"] = tuple(lengths)
         return cls(**values)
 
 
@@ -114,6 +135,65 @@ def check_names(kind: type, settings: Mapping[str, Any]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ValueError(f"training: no setting {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+
+
+def check_types(what: str, settings: DataclassInstance) -> None:
+    """Check that the values of a dataclass are of the types of their defaults: finite numbers, booleans, texts and mappings.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for part in dataclasses.fields(settings):
+        value = getattr(settings, part.name)
+        default = part.default_factory() if part.default_factory is not dataclasses.MISSING else part.default
+        wanted = _WANTED.get(type(default))
+        if wanted is None or (value is None and "None" in str(part.type)):  # no default, or one that may be None
+            continue
+        expected, types = wanted
+        wrong_flag = isinstance(value, bool) is not isinstance(default, bool)
+        if not isinstance(value, types) or wrong_flag or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{what}: {part.name} must be {expected}, got {value!r}")
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise ValueError(f"{what}: {part.name} must be below 2^63, got {value}")
+        if isinstance(value, Mapping):
+            check_options(what, part.name, value)
+
+
+def check_options(what: str, name: str, options: Any) -> None:
+    """Check that options are a mapping from names.
+
+    Raises:
+        ValueError: they are none.
+    """
+    if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+        raise ValueError(f"{what}: {name} must be a mapping of options, got {options!r}")
+
+
+@contextlib.contextmanager
+def naming_options(what: str, options: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what is raised while a part of a run is made with options that it cannot take into one ``ValueError``, in one line."""
+    try:
+        yield
+    except (
+        TypeError,
+        RuntimeError,
+        ArithmeticError,
+        LookupError,
+        AssertionError,
+        AttributeError,
+        MemoryError,
+    ) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the {what} cannot be made with the options {dict(options)}: {reason}") from None
+
+
+_WANTED: dict[type, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a finite number", (int, float)),
+    str: ("text", (str,)),
+    dict: ("a mapping of options", (Mapping,)),
+}
 
 
 def presets() -> list[str]:
@@ -151,6 +231,8 @@ def preset(name: str, **changes: Any) -> TrainingSettings:
         changes,
     ]
     found: dict[str, Any] = {"task": task, "model": model, "size": size or "small"}
+    for options in ("task_options", "model_options"):
+        check_options("training", options, changes.get(options, {}))
     for level in levels:
         merged = {
             name: {**found.get(name, {}), **level[name]} for name in ("task_options", "model_options") if name in level

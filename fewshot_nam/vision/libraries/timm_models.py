@@ -33,6 +33,8 @@ _CHOICES = {
     "interpolation": ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
 }
 # Set by this module: weights are given by ``pretrained``, and the output are features.
+_SMALLEST_CROP = 0.1  # share of a scaled image that is used; published transforms use 0.8 and more
+_LARGEST_RESIZED = 2 * LARGEST_SIDE  # pixels of a side before the crop
 _RESERVED = (
     "checkpoint_path",
     "features_only",
@@ -96,6 +98,12 @@ def timm_transform(network: nn.Module, overrides: Mapping[str, Any]) -> tuple[RG
         overrides: from ``checked_transform_options``.
     """
     config = library("timm", "data").resolve_data_config(dict(overrides), model=network)
+    side = max(config["input_size"][1:]) / config["crop_pct"]
+    if side > _LARGEST_RESIZED:
+        raise ValueError(
+            f"transform option crop_pct {config['crop_pct']} with input_size {list(config['input_size'])} scales images to "
+            f"{side:,.0f} pixels, and at most {_LARGEST_RESIZED:,} are computed"
+        )
     transform = RGBTransform(library("timm", "data").create_transform(**config, is_training=False))
     return transform, "timm eval, RGB on white paper " + json.dumps(config, sort_keys=True)
 
@@ -117,8 +125,9 @@ def checked_transform_options(name: str, options: Mapping[str, Any]) -> dict[str
                 f"backbone {name}: transform option input_size is a side or [3, H, W], at most {LARGEST_SIDE}, got {size!r}"
             )
         checked["input_size"] = tuple(sizes)
-    if "crop_pct" in options and not (isinstance(options["crop_pct"], int | float) and 0 < options["crop_pct"] <= 1):
-        raise ValueError(f"backbone {name}: transform option crop_pct is in (0, 1], got {options['crop_pct']!r}")
+    share = options.get("crop_pct", 1)
+    if not isinstance(share, int | float) or not _SMALLEST_CROP <= share <= 1:
+        raise ValueError(f"backbone {name}: transform option crop_pct is in [{_SMALLEST_CROP}, 1], got {share!r}")
     for option, choices in _CHOICES.items():
         if option in options and options[option] not in choices:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -62,12 +63,28 @@ def test_a_copy_with_other_times_has_the_same_fingerprint_and_the_cache_notices_
     assert folder(tree).change_token != token
 
 
-def test_images_of_one_name_and_size_but_other_content_have_another_fingerprint(tmp_path):
+@pytest.mark.parametrize("kind", ["fingerprint", "change_token"])
+def test_images_of_one_name_size_and_time_but_other_content_are_told_apart(tmp_path, kind):
+    """Archives made anew from their sources set one time for all files."""
     for place, byte in (("one", b"a"), ("two", b"b")):
         (tmp_path / place / "x").mkdir(parents=True)
         (tmp_path / place / "x" / "0.ppm").write_bytes(1000 * byte)
+        os.utime(tmp_path / place / "x" / "0.ppm", ns=(1, 1))
     one, two = folder(tmp_path / "one", "set"), folder(tmp_path / "two", "set")
-    assert one.fingerprint != two.fingerprint
+    assert getattr(one, kind) != getattr(two, kind)
+
+
+def test_a_file_that_is_replaced_and_keeps_its_time_is_noticed(tmp_path):
+    (tmp_path / "x").mkdir()
+    for number in range(300):  # more than those whose content is read
+        (tmp_path / "x" / f"{number:03d}.ppm").write_bytes(1000 * b"a")
+    before, last = folder(tmp_path).change_token, tmp_path / "x" / "299.ppm"
+    found = last.stat()
+    time.sleep(0.02)  # the clock of files has steps of up to 10 ms
+    last.write_bytes(1000 * b"b")
+    os.utime(last, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert last.stat().st_mtime_ns == found.st_mtime_ns
+    assert folder(tmp_path).change_token != before
 
 
 def test_the_former_names_of_sets_and_of_their_method_warn_and_work(tree):

@@ -292,6 +292,7 @@ def test_base_images_held_out_are_disjoint_and_of_every_class():
         ({"shots": 6}, "and 6 shots and 15 queries need 21"),
         ({"open_ways": 0}, "without unknown classes it is the closed protocol"),
         ({"episodes": 0}, "episodes must be at least 1, got 0"),
+        ({"episodes": 10**21}, "episodes must be at most 100,000,000, got 1000000000000000000000"),
         ({"protocol": "generalized"}, "needs base classes"),
         ({"heads": ["cosine-centred"]}, "subtracts the mean base feature"),
         (

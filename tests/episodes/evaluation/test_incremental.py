@@ -12,15 +12,8 @@ import backbones
 from episodes import FeatureBank, evaluate_incremental, extract
 from episodes.data.image_dataset import FileImages
 from episodes.data.incremental import Session
-from episodes.evaluation.incremental import (
-    SESSION_MEASURES,
-    TOTALS,
-    SessionFeatures,
-    _base_weight_area,
-    _drawn,
-    _published_run,
-    session_features,
-)
+from episodes.evaluation.incremental import SessionFeatures, _drawn, _published_run, session_features
+from episodes.evaluation.incremental_report import SESSION_MEASURES, TOTALS, _base_weight_area
 from fewshot_nam.heads import CosineHead, create
 from fewshot_nam.heads.fecam import FeCAMHead
 

@@ -328,6 +328,31 @@ def test_npz_is_read_with_and_without_classes(tmp_path):
     assert np.array_equal(bank.features.numpy(), features)
 
 
+def test_an_npz_that_unpacks_to_far_more_than_its_size_is_refused_before(tmp_path, monkeypatch):
+    """4 MB unpacked to 4.7 GB before the shapes were compared."""
+    given = {
+        "zeros": {"features": np.zeros((70_000, 64), np.float32), "labels": np.arange(70_000) % 2},
+        "too few labels": {"features": np.random.default_rng(0).random((9, 5)), "labels": np.zeros(3, int)},
+        "one axis": {"features": np.ones(6), "labels": np.zeros(6, int)},
+        "too many classes": {
+            "features": np.ones((3, 2)),
+            "labels": np.zeros(3, int),
+            "classes": np.random.default_rng(0).integers(0, 9, 70_000).astype(str),
+        },
+    }
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda *_: pytest.fail("unpacked"))
+    for arrays in given.values():
+        np.savez_compressed(tmp_path / "bank.npz", **arrays)
+        with pytest.raises(ValueError, match=r"bank\.npz: not a whole feature bank"):
+            FeatureBank.load(tmp_path / "bank.npz")
+
+
+def test_a_packed_npz_of_a_rectified_network_is_read(tmp_path):
+    features = np.random.default_rng(0).standard_normal((40_000, 32)).astype(np.float32).clip(2.5)
+    np.savez_compressed(tmp_path / "bank.npz", features=features, labels=np.arange(40_000) % 7)
+    assert torch.equal(FeatureBank.load(tmp_path / "bank.npz").features, torch.from_numpy(features))
+
+
 def test_npz_is_never_unpickled(tmp_path):
     class Bomb:
         def __reduce__(self):
@@ -435,9 +460,19 @@ def test_class_means_of_roots_are_power_means():
         {"format": 1, "classes": {"a": 1}, "provenance": {}},
         {"format": 1, "classes": ["a"], "provenance": True},
         {"format": 1, "classes": ["a"], "provenance": {"skipped": 3}},
+        *(
+            {"format": 1, "classes": ["a"], "provenance": {"skipped": skipped}}
+            for skipped in ("{", "{}", "[1]", "[" * 100_000)
+        ),
+        *({"format": number, "classes": ["a"], "provenance": {}} for number in (True, -1, 0)),
+        *(
+            {"format": 1, "classes": ["a", name], "provenance": {}}
+            for name in ("", "\ud800", "\x1b[2J", "\n", "\x7f", "\x9b")
+        ),
+        {"format": 1, "classes": [str(number) for number in range(70_000)], "provenance": {}},
         ["format"],
     ],
-    ids=str,
+    ids=lambda described: ascii(described)[:60],
 )
 def test_a_forged_description_is_refused(tmp_path, described):
     save_file(
@@ -447,6 +482,12 @@ def test_a_forged_description_is_refused(tmp_path, described):
     )
     with pytest.raises(ValueError, match=r"bank: not a whole feature bank \("):
         FeatureBank.load(tmp_path / "bank")
+
+
+def test_a_name_that_could_not_be_loaded_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match=r"the class name 'a.x1b' is empty, or has control characters"):
+        FeatureBank(torch.ones(2, 3), [0, 0], ["a\x1b"]).save(tmp_path / "bank")
+    assert not list(tmp_path.iterdir())
 
 
 def test_labels_that_are_no_whole_numbers_are_refused():

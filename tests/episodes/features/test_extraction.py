@@ -346,6 +346,14 @@ def test_a_cache_made_with_skipping_does_not_hide_the_image_from_a_run_without(t
         extract(Backbone(), dataset, batch_size=5, cache_dir=tmp_path)
 
 
+def test_no_thread_outlives_an_error_whose_traceback_is_kept():
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt) as caught:
+        extract(Backbone(fail_at=2), images(), batch_size=5, cache_dir=None)
+    assert caught.traceback  # with the frames of everything that was under way
+    assert not [thread for thread in set(threading.enumerate()) - before if "Pool" in thread.name]
+
+
 @pytest.mark.parametrize("then_skip", [True, False])
 def test_skipped_images_survive_an_interruption(tmp_path, then_skip):
     dataset = image_files(tmp_path / "set")

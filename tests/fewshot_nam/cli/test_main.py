@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -17,10 +18,11 @@ from fewshot_nam import NAMModel, attach
 from fewshot_nam.cli import main as command
 from fewshot_nam.cli.main import main
 from fewshot_nam.cli.options import head_names
+from fewshot_nam.cli.predictions import one_line
 from fewshot_nam.heads import KeptClassifierHead
 from fewshot_nam.heads.registry import available, spec
 from fewshot_nam.vision.libraries.registry import LIBRARIES
-from fewshot_nam.vision.saving import save_head
+from fewshot_nam.vision.saving import read_head, save_head, write_head
 
 SMALL = ["--backbone", "timm/test_resnet", "--weights", "random", "--transform-option", "input_size=32"]
 
@@ -177,7 +179,7 @@ def test_weights_from_a_file_are_found_again_or_asked_for(run, images, tmp_path)
     assert str(tmp_path).encode() not in path.read_bytes()
     run("predict", image, "--memory", path)
     error = run("export", moved, "--memory", path, fails=True)
-    assert f"{moved} is the backbone's weights, and would be replaced: choose another name" in error
+    assert f"{moved} is a safetensors file, and would be replaced: choose another name" in error
 
 
 @pytest.mark.parametrize(
@@ -211,12 +213,16 @@ def test_weights_from_a_file_are_found_again_or_asked_for(run, images, tmp_path)
         (["page", "--host", "not an address", "--quiet"], "cannot listen on not an address, port 0"),
         (["page", "."], ". is a directory: name the file of a memory"),
         (["export", "nowhere/m.onnx", "--memory", "MEMORY"], "the directory of nowhere/m.onnx does not exist"),
+        (["export", "loop", "--memory", "MEMORY"], "loop is a link that leads to itself: choose another name"),
+        (["learn", "PHOTOS", "--out", "loop", "--quiet"], "loop is a link that leads to itself: choose another name"),
+        (["learn", "PHOTOS", "--out", "pipe", "--quiet"], "pipe is no regular file but a pipe or device"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
 def test_what_is_refused_is_one_line_and_changes_nothing(run, memory, images, monkeypatch, tmp_path, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.onnx").symlink_to(memory)
+    (tmp_path / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "pipe")  # what waits for a writer, and a file without content that says it is large
     with (tmp_path / "large").open("wb") as file:
         file.truncate(3 << 30)
@@ -226,6 +232,7 @@ def test_what_is_refused_is_one_line_and_changes_nothing(run, memory, images, mo
         words = [word.replace(name, place) for word in words]
     assert message in run(*words, fails=True)
     assert memory.read_bytes() == before
+    assert (tmp_path / "loop").is_symlink()
     assert not list(tmp_path.glob("*.st"))
 
 
@@ -300,7 +307,7 @@ def test_a_closed_standard_input_is_said(run, memory, monkeypatch):
     assert "standard input, which is closed" in run("predict", "-", "--memory", memory, fails=True)
 
 
-@pytest.mark.parametrize("name", ["\x1b[31mred\x07", "a\nb\tc", "\u202eabc", "\udc80"])
+@pytest.mark.parametrize("name", ["\x1b[31mred\x07", "a\nb\tc", "\u202eabc"])
 def test_names_of_classes_move_no_terminal(run, memory, images, name):
     written = name.encode("unicode_escape").decode()
     learned = run("learn", images / "others" / "digit 1", "--label", name, "--memory", memory, "--quiet")
@@ -309,6 +316,35 @@ def test_names_of_classes_move_no_terminal(run, memory, images, name):
     run("forget", "digit 0", "digit 1", "digit 2", "--memory", memory)
     assert f"\t{written}\t" in run("predict", images / "others" / "digit 1" / "5.png", "--memory", memory)
     assert f"forgot {written};" in run("forget", name, "--memory", memory)
+
+
+def test_folders_whose_names_are_not_utf_8_are_no_classes(run, images, tmp_path):
+    root = tmp_path / "classes"
+    shutil.copytree(images / "photos", root)
+    try:
+        (root / "digit 2").rename(os.fsdecode(bytes(root) + b"/caf\xe9"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    for words in (["learn", root], ["learn", images / "photos" / "digit 1", "--label", "caf\udce9"]):
+        error = run(*words, "--out", tmp_path / "m.safetensors", "--quiet", fails=True)
+        assert r"the label 'caf\udce9' is no valid Unicode" in error
+        assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_files_whose_names_are_not_utf_8_are_answered(run, memory, images, tmp_path, monkeypatch):
+    odd = os.fsdecode(bytes(tmp_path) + b"/caf\xe9")
+    try:
+        os.mkdir(odd)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    shutil.copy(images / "photos" / "digit 1" / "0.png", f"{odd}/a.png")
+    shutil.copy(memory, f"{odd}/m.safetensors")
+    shown = odd.replace("\udce9", r"\udce9")
+    assert run("predict", odd, "--memory", memory).startswith(f"{shown}/a.png\tdigit 1\t")
+    assert run("inspect", "--memory", f"{odd}/m.safetensors").startswith(f"{shown}/m.safetensors: ")
+    assert run("forget", "digit 1", "--memory", f"{odd}/m.safetensors").startswith(f"{shown}/m.safetensors: forgot")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{odd}/none.png\n"))
+    assert "none.png" in run("predict", "-", "--memory", memory)
 
 
 def test_a_stream_of_paths_is_answered_line_by_line(run, memory, images, monkeypatch, capsys):
@@ -361,6 +397,13 @@ def test_warnings_are_notes_of_one_line(memory, images, capsys):
     error = capsys.readouterr().err
     assert "note: calibrate: 12 of 12 known images were written" in error
     assert "UserWarning" not in error
+
+
+def test_a_memory_that_others_may_not_read_stays_so(run, memory, images):
+    memory.chmod(0o600)
+    run("learn", images / "others" / "digit 1", "--label", "one", "--memory", memory, "--quiet")
+    run("forget", "one", "--memory", memory)
+    assert memory.stat().st_mode & 0o777 == 0o600
 
 
 def test_no_file_but_the_memory_is_left(run, memory, images):
@@ -425,3 +468,33 @@ def test_learn_says_what_new_classes_take_from_a_kept_classifier(run, images, tm
     assert cost["limit"] == pytest.approx(0.04)
     assert cost["images"] == 63
     assert 0 <= cost["share"] <= cost["limit"]
+
+
+HOSTILE = "\x1b[2J\x1b]0;title\x07\u202e\nanother line"
+
+
+def test_names_in_a_forged_memory_do_not_move_the_terminal(images, tmp_path, capsys):
+    """A file may hold what clears the screen, sets the title of the window or reads from right to left."""
+    memory = tmp_path / "\x1b[31m\nshop.safetensors"
+    assert main(["learn", str(images / "photos"), "--out", str(memory), "--quiet"]) == 0
+    about, head, probed = read_head(memory)
+    notes = {"weights": HOSTILE}
+    write_head(memory, head, {**about, "backbone": HOSTILE, "weights": HOSTILE, "notes": notes}, probed)
+    lines = capsys.readouterr().out.splitlines()
+    assert main(["inspect", "--memory", str(memory)]) == 0
+    lines += capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 2 + 3  # of learn, and of inspect with three classes
+    assert all(line.replace("\t", "").isprintable() for line in lines)
+    assert lines[2].count(one_line(HOSTILE)) == 3
+
+
+def test_names_of_files_that_are_left_out_do_not_move_the_terminal(images, tmp_path, capsys):
+    photos = tmp_path / "photos" / "zero"
+    shutil.copytree(images / "photos" / "digit 0", photos)
+    (photos / "\x1b[31mred\u202e\n.png").write_text("no image")
+    (photos / "notes.\x1b[32mgreen\n").write_text("no image")
+    assert main(["learn", str(photos.parent), "--out", str(tmp_path / "m"), "--skip-unreadable"]) == 0
+    said = re.sub(r".*\r", "", capsys.readouterr().err)  # without the progress bar
+    assert "\\x1b[31mred\\u202e\\n.png" in said
+    assert ".\\x1b[32mgreen\\n (1)" in said
+    assert all(line.isprintable() for line in said.splitlines())

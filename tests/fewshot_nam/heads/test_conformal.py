@@ -245,3 +245,23 @@ def test_on_real_episodes_the_bound_by_class_holds_exactly_for_classes_left_out_
         assert alarms[True] <= 0.15
         plain.append(alarms[False])
     assert sum(plain) / 10 > 0.16  # one by one, more unknowns of new classes are accepted
+
+
+@pytest.mark.parametrize("target", [1e-320, 1e-300, 1e-10])
+def test_a_target_that_no_number_of_samples_reaches_is_refused(target):
+    """1 / 1e-320 is no finite number, and was rounded up to a whole one."""
+    head = create("cosine").write(torch.eye(4).repeat(2, 1), [0, 1, 2, 3] * 2)
+    with pytest.raises(ValueError, match=f"target_fpr must be at least 1e-09, got {target}"):
+        head.calibrate(torch.rand(9, 4) + 0.1, target_fpr=target)
+    with pytest.raises(ValueError, match=f"target_fpr must be at least 1e-09, got {target}"):
+        head.calibrate(torch.rand(9, 4) + 0.1, target_fpr=target, confidence=0.9)
+    with pytest.raises(ValueError, match=f"max_rejected must be at least 1e-09, got {target}"):
+        head.calibrate_from_shots(max_rejected=target)
+
+
+def test_an_error_says_the_target_and_confidence_that_were_given():
+    """Rounded, a confidence of 0.9999999999 was said to be 1, which is refused."""
+    with pytest.raises(
+        ValueError, match=r"a bound of 0\.100000001 .* with confidence 0\.9999999999 needs at least 219 "
+    ):
+        conformal_threshold(torch.arange(9.0), 0.100000001, confidence=0.9999999999)

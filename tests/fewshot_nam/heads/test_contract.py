@@ -1,5 +1,6 @@
 """The contract that every head keeps, tested over all of them."""
 
+import json
 import random
 
 import pytest
@@ -176,6 +177,20 @@ def test_features_of_inference_mode_can_be_written_and_gradients_still_reach_a_q
 
 
 @pytest.mark.parametrize("name", HEADS)
+def test_a_head_leaves_the_modes_of_its_caller_as_they_are(name):
+    """Gradients stayed off for the whole process after the first answer."""
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            head = make(name).write(features(1, 3), ["a", "b", "c"])
+            for _ in range(2):
+                head(features(2, 2))
+                assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == (grad, False)
+            head.forget("a")
+            head.predict(features(2, 2))
+            assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == (grad, False)
+
+
+@pytest.mark.parametrize("name", HEADS)
 def test_predict_answers_in_labels(name):
     rows = torch.eye(D)[:3] + 0.05
     head = make(name, mean=torch.full((D,), 0.05))
@@ -237,8 +252,9 @@ def test_the_word_for_unknowns_is_no_known_class():
         ({"a": 1, "b": 2}, TypeError, "a dict has none"),
         ("", ValueError, "a label must not be empty"),
         (["a", " \t"], ValueError, "a label must not be empty"),
+        (["a", "caf\udce9"], ValueError, r"the label 'caf\\udce9' is no valid Unicode.*: rename the folder"),
     ],
-    ids=["set", "dict", "empty", "blank"],
+    ids=["set", "dict", "empty", "blank", "surrogate"],
 )
 def test_labels_that_name_nothing_are_refused(labels, error, message):
     head = create("cosine")
@@ -246,6 +262,21 @@ def test_labels_that_name_nothing_are_refused(labels, error, message):
         with pytest.raises(error, match=message):
             write(torch.eye(4)[:2], labels)
     assert head.classes == []
+
+
+def test_names_that_are_no_unicode_are_escaped_where_an_older_file_holds_them():
+    head = create("cosine").write(torch.eye(4)[:2], ["a", "café"])
+    head.calibrate(torch.eye(4)[2:], target_fpr=0.5, unknown_labels=["b", "cafés"])
+    state = head.state_dict()
+    escaped = json.dumps("café")[1:-1].encode()
+    names = bytes(state["_extra_state"].tolist())
+    assert names.count(escaped) == 3
+    state["_extra_state"] = torch.tensor(list(names.replace(escaped, b"caf\\udce9")), dtype=torch.uint8)
+    loaded = create("cosine")
+    loaded.load_state_dict(state)
+    assert loaded.classes == ["a", "caf\\udce9"]
+    assert loaded._unknown_labels == ["b", "caf\\udce9s"]
+    assert loaded.forget("caf\\udce9").classes == ["a"]
 
 
 @pytest.mark.parametrize("name", HEADS)

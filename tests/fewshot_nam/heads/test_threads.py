@@ -114,6 +114,45 @@ def test_many_writers_lose_nothing():
         assert head.predict(features(100 * writer, 2)[0]) == f"{writer}/0"
 
 
+class LockThenWrite:
+    """A lock after whose outermost release, once, a writer comes first."""
+
+    def __init__(self, head: Head, write) -> None:
+        self.lock, self.depth, self.write = head._lock, 0, write
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+        self.depth += 1
+
+    def __exit__(self, *_error) -> None:
+        self.depth -= 1
+        self.lock.release()
+        if not self.depth and self.write is not None:
+            write, self.write = self.write, None
+            write()
+
+
+COPIES = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda head: pickle.loads(pickle.dumps(head))}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("name", ["nam", "nam with base classes", "nam without shots", "nam-recursive", "cosine"])
+def test_a_copy_beside_a_writer_is_of_one_state(name, copied):
+    query = features(4, 20)
+    head = create("nam", keep_shots=False) if name == "nam without shots" else make(name)
+    head.write(features(1, 3), list("abc"))
+    expected = head(query)
+    head._lock = LockThenWrite(head, lambda: head.forget(list("abc")).write(features(2, 2), list("de")))
+    other = copied(head)
+    assert (head._lock.write, head.classes[-2:]) == (None, list("de")), "the writer came in between"
+    assert other.classes[-3:] == list("abc")
+    assert torch.equal(other(query), expected)
+    scores = head(query)
+    other.write(features(3), "f")
+    assert torch.equal(head(query), scores)
+    copy.deepcopy(other).load_state_dict(other.state_dict())  # checks that its parts belong together
+
+
 @pytest.mark.usefixtures("_switches_often")
 def test_a_state_that_is_saved_beside_a_writer_loads():
     head, done = make("nam").write(features(1, 2), "a"), threading.Event()
@@ -166,7 +205,17 @@ def test_a_state_loaded_into_a_head_leaves_its_snapshot():
     assert torch.equal(head(query), other(query))
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))])
+def test_a_state_loaded_into_a_copy_changes_no_tensor_of_the_head():
+    head = make("nam with base classes").write(features(1, 3), list("abc"))
+    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    other = create("nam", base=BaseStatistics.from_prototypes(features(97, 12))).write(features(7, 3), list("abc"))
+    copied = copy.copy(head)
+    copied.load_state_dict(other.state_dict())
+    assert torch.equal(copied(features(2, 5)), other(features(2, 5)))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in head.state_dict().items())
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 def test_copies_have_a_lock_of_their_own(copied):
     head = make("nam").write(features(1, 3), list("abc"))
     other = copied(head)

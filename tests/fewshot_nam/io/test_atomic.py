@@ -46,6 +46,40 @@ def test_replacing_gives_the_rights_that_a_new_file_has(tmp_path):
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_a_file_that_is_replaced_keeps_who_may_read_it(tmp_path, mode):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(mode)
+    (tmp_path / "link").symlink_to(path)
+    for name in ("a.txt", "link"):
+        with replacing(tmp_path / name) as temporary:
+            temporary.write_text(name)
+            temporary.chmod(0o644)
+        assert path.stat().st_mode & 0o777 == mode
+        assert path.read_text() == name
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    resource = pytest.importorskip("resource")
+    path, limits = tmp_path / "a.bin", resource.getrlimit(resource.RLIMIT_FSIZE)
+    path.write_text("old")
+
+    def write(name):
+        with replacing(tmp_path / name) as temporary:
+            temporary.write_bytes(bytes(100_000))
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write("a.bin")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_replacing_in_a_directory_that_is_not_there_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"), replacing(tmp_path / "nowhere" / "a.txt"):
         pass
@@ -58,6 +92,28 @@ def test_replacing_refuses_what_is_no_regular_file(tmp_path):
         pytest.fail("nothing is to be written")
     assert pipe.is_fifo()
     assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_replacing_refuses_a_link_that_leads_to_itself(tmp_path):
+    (tmp_path / "loop").symlink_to("other")
+    (tmp_path / "other").symlink_to("loop")
+    with pytest.raises(OSError, match="loop is a link that leads to itself"), replacing(tmp_path / "loop"):
+        pytest.fail("nothing is to be written")
+    assert (tmp_path / "loop").is_symlink()
+    assert (tmp_path / "other").is_symlink()
+
+
+def test_replacing_names_a_pipe_by_the_name_that_was_given():
+    ended, pipe = os.pipe()
+    name = f"/dev/fd/{pipe}"
+    if not os.path.exists(name):
+        pytest.skip("this system has no such names")
+    try:
+        with pytest.raises(OSError, match=f"^{name} is no regular file"), replacing(name):
+            pytest.fail("nothing is to be written")
+    finally:
+        os.close(ended)
+        os.close(pipe)
 
 
 def test_replacing_follows_a_link(tmp_path):

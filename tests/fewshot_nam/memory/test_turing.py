@@ -706,6 +706,22 @@ def test_noise_on_moves_acts_in_training_alone_and_leaves_gates_as_they_are(acti
         torch.testing.assert_close(moves.sum(-1), torch.ones_like(moves[..., 0]), **EXACT)
 
 
+def test_a_machine_can_begin_with_few_jumps():
+    """The bias of JUMP divides the odds of a jump against every other move, of both heads of all tapes, and nothing else."""
+    plain, built = machine(actions=ALL), machine(actions=ALL, jump_bias=-4.0)
+    assert "jump_bias=-4" in built.extra_repr()
+    x = normal(1, B, T, D)
+    before, after = plain(x, return_trace=True)[2], built(x, return_trace=True)[2]
+    assert torch.equal(before.p_write, after.p_write)
+    jump = ALL.index("jump")
+    for name in ("read_actions", "write_actions"):
+        one, two = getattr(before, name), getattr(after, name)
+        odds, fewer = (moves / moves[..., :1] for moves in (one, two))
+        torch.testing.assert_close(fewer[..., jump], odds[..., jump] * math.exp(-4), **EXACT)
+        others = [place for place in range(len(ALL)) if place != jump]
+        torch.testing.assert_close(fewer[..., others], odds[..., others], **EXACT)
+
+
 @pytest.mark.parametrize("backend", ["loop", "scan", "auto"])
 def test_a_convolution_goes_before_values_keys_and_controller_and_streams(backend):
     built, x = machine(actions=ALL, controller="lstm", conv_size=3, backend=backend), normal(1, B, T, D)
@@ -825,6 +841,8 @@ def test_the_example_runs(monkeypatch, capsys, tmp_path):
         ({"hidden_size": "8"}, TypeError, "hidden_size must be an integer, got '8'"),
         ({"actions": (3,)}, TypeError, "a name or a callable, got int"),
         ({"backend": "fast"}, ValueError, "backend must be"),
+        ({"jump_bias": float("inf")}, ValueError, "jump_bias must be a finite number, got inf"),
+        ({"actions": SHIFTS, "jump_bias": -4.0}, ValueError, "jump_bias belongs to a machine with the action JUMP"),
         ({"move_noise": -1.0}, ValueError, "move_noise must be a finite number of at least 0, got -1.0"),
         ({"num_tapes": 0}, ValueError, "num_tapes must be at least 1, got 0"),
         ({"tape_width": None}, ValueError, "input_size 7 does not divide among 3 tapes: pass tape_width"),

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from fewshot_nam.service.client import Client
+from fewshot_nam.service.client import Client, ServerRefusal
 
 
 @contextmanager
@@ -89,6 +89,57 @@ def test_answers_that_are_none_are_errors_of_one_line(given, words):
         with pytest.raises(ValueError, match=words):
             client.classes()
         client.close()
+
+
+def test_an_answer_that_comes_while_images_are_still_sent_is_read():
+    """A server that refuses a large request hangs up before it has read it all: "Connection reset by peer" said nothing of why."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def run():
+            for _ in range(2):
+                opened, _ = listening.accept()
+                with opened:
+                    opened.recv(100)
+                    opened.sendall(answer({"error": "too large"}, 413))
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        client = Client(f"http://127.0.0.1:{listening.getsockname()[1]}", "token")
+        for ask in (lambda: client.predict([bytes(30_000_000)]), lambda: client.learn([bytes(30_000_000)], "a")):
+            with pytest.raises(ServerRefusal, match="too large") as refused:
+                ask()
+            assert refused.value.status == 413
+        client.close()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_a_server_that_is_not_there_is_said_in_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    with pytest.raises(OSError, match="no answer from a fewshot-nam serve"):
+        Client(f"http://127.0.0.1:{port}").classes()
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("7", 7), ("soon", None), ("-1", None), ("9" * 20, None), ("", None)])
+def test_a_refusal_says_its_status_and_when_to_try_again(value, seconds):
+    given = answer({"error": "busy"}, 503).replace(b"Content-Type", b"Retry-After: %b\r\nContent-Type" % value.encode())
+    with server([given]) as (url, _):
+        client = Client(url)
+        with pytest.raises(ServerRefusal, match="busy") as refused:
+            client.classes()
+        assert (refused.value.status, refused.value.retry_after) == (503, seconds)
+        client.close()
+
+
+def test_an_answer_that_is_cut_short_or_without_end_is_none(monkeypatch):
+    monkeypatch.setattr("fewshot_nam.service.client._MOST_BYTES", 100)
+    whole = answer({"classes": ["a" * 200], "threshold": None})
+    for given in (whole, answer({"classes": ["a"], "threshold": None})[:-5]):
+        with server([given]) as (url, _):
+            client = Client(url)
+            with pytest.raises(OSError, match="cut short, or larger than 100 bytes"):
+                client.classes()
 
 
 @pytest.mark.parametrize("url", ["http://a b", "ftp://a", "http://", "http://a:70000", "127.0.0.1:8000"])

@@ -8,7 +8,7 @@ import pytest
 from fewshot_nam.service.hosts import KnownHosts, is_loopback, known_hosts
 
 
-def asked(hosts, kind="http", **headers):
+def asked(hosts, kind="http", proxies=(), **headers):
     """Return the status of a request with these headers, and its error."""
     sent = []
 
@@ -19,7 +19,7 @@ def asked(hosts, kind="http", **headers):
         sent.append(message)
 
     scope = {"type": kind, "headers": [(key.encode(), value.encode("latin-1")) for key, value in headers.items()]}
-    asyncio.run(KnownHosts(app, hosts)(scope, None, send))
+    asyncio.run(KnownHosts(app, hosts, proxies)(scope, None, send))
     error = json.loads(sent[1]["body"])["error"] if len(sent) > 1 else None
     return sent[0].get("status", sent[0].get("code")), error
 
@@ -31,7 +31,14 @@ def asked(hosts, kind="http", **headers):
         ({"host": "LOCALHOST"}, 200),
         ({"host": "[::1]:8000"}, 200),
         ({"host": "localhost:8000", "origin": "http://localhost:8000"}, 200),
-        ({"host": "127.0.0.1:8000", "origin": "http://localhost:9"}, 200),  # another program of this machine
+        ({"host": "LOCALHOST:8000", "origin": "http://localhost:8000"}, 200),
+        ({"host": "[::1]:8000", "origin": "http://[::1]:8000"}, 200),
+        ({"host": "localhost", "origin": "https://localhost"}, 200),
+        ({"host": "localhost:9000", "origin": "http://localhost:9000"}, 200),  # a port that a tunnel passes on
+        ({"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:9"}, 403),  # a page of another program of this machine
+        ({"host": "127.0.0.1:8000", "origin": "http://localhost:8000"}, 403),
+        ({"host": "127.0.0.1:8000", "origin": "http://127.0.0.1"}, 403),
+        ({"origin": "http://127.0.0.1:8000"}, 403),
         ({}, 200),  # HTTP/1.0; no browser leaves it out
         ({"host": "evil.example:8000"}, 403),  # a name that its owner lets point here
         ({"host": "127.0.0.1.evil.example"}, 403),
@@ -52,9 +59,14 @@ def test_a_server_of_the_loopback_answers_to_its_own_names_and_pages_alone(heade
 
 
 def test_a_proxys_name_is_known_when_it_is_given():
-    hosts = known_hosts("localhost", ["Teach.Example"])
-    assert asked(hosts, host="teach.example", origin="https://teach.example")[0] == 200
-    assert asked(hosts, host="other.example")[0] == 403
+    names = ["Teach.Example"]
+    hosts = known_hosts("localhost", names)
+    assert asked(hosts, proxies=names, host="teach.example", origin="https://teach.example")[0] == 200
+    assert asked(hosts, proxies=names, host="127.0.0.1:8000", origin="https://teach.example:8443")[0] == 200
+    assert asked(hosts, proxies=names, host="teach.example", origin="http://localhost:9")[0] == 403
+    assert asked(hosts, proxies=names, host="other.example")[0] == 403
+    local = known_hosts("127.0.0.1", ["localhost"])  # a proxy on another port of this machine
+    assert asked(local, proxies=["localhost"], host="127.0.0.1:8000", origin="https://localhost")[0] == 200
 
 
 def test_elsewhere_any_name_is_answered_but_where_names_are_given():
@@ -68,7 +80,7 @@ def test_elsewhere_any_name_is_answered_but_where_names_are_given():
 def test_a_websocket_from_elsewhere_is_closed():
     hosts = known_hosts("127.0.0.1")
     assert asked(hosts, "websocket", host="127.0.0.1", origin="http://evil.example")[0] == 1008
-    assert asked(hosts, "websocket", host="127.0.0.1", origin="http://127.0.0.1:7860")[0] == 200
+    assert asked(hosts, "websocket", host="127.0.0.1:7860", origin="http://127.0.0.1:7860")[0] == 200
 
 
 def test_addresses_of_this_machine_are_told_from_others():

@@ -207,6 +207,52 @@ def test_what_is_malformed_is_said_in_one_line(server, memory, digit_files, path
     assert memory.read_bytes() == before
 
 
+@pytest.mark.parametrize("query", ["label=Caf%E9", "label=a&x=%ff", "label=%ED%A0%80", "%C3=1&label=a"])
+def test_a_query_that_is_not_utf_8_is_refused(server, memory, digit_files, query):
+    """Caf%E9 and Caf%E8 were learned as one class, whose last letter was the sign for what cannot be read."""
+    before, image = memory.read_bytes(), digit_files[5][0].read_bytes()
+    for path in ("/learn", "/predict", "/calibrate"):
+        answer = server.post(f"{path}?{query}", content=image, headers=HEADERS)
+        assert answer.status_code == 400
+        assert "UTF-8" in answer.json()["error"]
+    assert server.get(f"/classes?{query}").status_code == 400
+    assert memory.read_bytes() == before
+    assert server.post("/learn?label=Caf%C3%A9+noir", content=image, headers=HEADERS).json()["label"] == "Café noir"
+
+
+def test_a_request_with_two_lengths_is_refused_and_its_connection_closed(memory):
+    """Content-Length and Transfer-Encoding together: a proxy that believes the other one takes the body for a request."""
+    sent = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    with serving(build(MemoryService(memory))) as address, socket.create_connection(address) as connection:
+        connection.settimeout(30)
+        connection.sendall(sent + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        found = b""
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(1000):
+                found += part
+    assert found.startswith(b"HTTP/1.1 400")
+    assert found.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        ("Bearer secret", 200),
+        ("bearer secret", 200),
+        ("BEARER  secret", 200),
+        ("Bearer Secret", 401),
+        ("Basic secret", 401),
+        ("Bearersecret", 401),
+        ("secret", 401),
+        ("Bearer", 401),
+        ("Bearer secret x", 401),
+    ],
+)
+def test_the_name_of_the_scheme_is_of_any_case_and_the_token_of_its_own(server, given, status):
+    answer = server.post("/forget", json={"labels": ["digit 0"]}, headers={"Authorization": given})
+    assert answer.status_code == status
+
+
 @pytest.mark.parametrize("kind", ["NaN", "infinite", "white", "black"])
 def test_pixels_that_are_no_numbers_are_refused_or_answered_with_numbers(server, kind):
     value = {"NaN": np.nan, "infinite": np.inf, "white": 1.0, "black": 0.0}[kind]
@@ -218,6 +264,21 @@ def test_pixels_that_are_no_numbers_are_refused_or_answered_with_numbers(server,
         assert abs(answer.json()["predictions"][0]["score"]) < 1e6
 
 
+def test_images_that_are_too_large_together_are_413_and_one_alone_is_422(memory, digit_files):
+    """A request that a client may divide has another status than one that it may not; an image has 1,600 pixels here."""
+    limits = Limits(pixels=2000, request_pixels=3500)
+    big = io.BytesIO()
+    Image.new("RGB", (50, 50)).save(big, "PNG")
+    with testclient.TestClient(build(MemoryService(memory, limits=limits))) as client:
+        assert client.post("/predict", files=form(digit_files[0][:2])).status_code == 200
+        answer = client.post("/predict", files=form(digit_files[0][:3]))
+        assert answer.status_code == 413
+        assert "4,800 pixels are too many for one request" in answer.json()["error"]
+        answer = client.post("/predict", content=big.getvalue())
+        assert answer.status_code == 422
+        assert "images[0]" in answer.json()["error"]
+
+
 def test_one_on_the_loopback_answers_to_its_names_alone(memory):
     with testclient.TestClient(build(MemoryService(memory), "secret", known_hosts("127.0.0.1"))) as client:
         assert client.get("/classes", headers={"host": "127.0.0.1:8000"}).status_code == 200
@@ -225,6 +286,14 @@ def test_one_on_the_loopback_answers_to_its_names_alone(memory):
             answer = client.get("/classes", headers=headers)
             assert answer.status_code == 403
             assert "digit" not in answer.text
+
+
+def test_a_name_of_a_proxy_is_known_with_any_port_of_its_pages(memory):
+    hosts = known_hosts("127.0.0.1", ["teach.example"])
+    with testclient.TestClient(build(MemoryService(memory), "secret", hosts, ["teach.example"])) as client:
+        for origin, status in (("https://teach.example:8443", 200), ("http://127.0.0.1:9", 403)):
+            answer = client.get("/classes", headers={"host": "127.0.0.1:8000", "origin": origin})
+            assert answer.status_code == status
 
 
 def test_a_file_that_is_replaced_by_none_is_the_servers_fault_and_mends_itself(server, memory, digit_files):
@@ -244,6 +313,29 @@ def test_a_file_that_is_replaced_by_none_is_the_servers_fault_and_mends_itself(s
     memory.unlink()
     memory.write_bytes(kept)
     assert server.post("/predict", content=image).status_code == 200
+
+
+def test_names_that_are_not_utf_8_leave_every_answer_readable(memory, digit_files, tmp_path):
+    model, notes = open_model(memory)
+    model.head._written_classes[1] = "caf\udce9"  # as files of the first releases may hold it
+    odd = os.fsdecode(bytes(tmp_path) + b"/caf\xe9")
+    try:
+        os.mkdir(odd)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    path = Path(odd, "m.safetensors")
+    save_head(path, model.head, model.backbone, notes)
+    with testclient.TestClient(build(MemoryService(path), "secret"), raise_server_exceptions=False) as client:
+        answer = client.post("/predict", content=digit_files[1][0].read_bytes())
+        assert answer.status_code == 200
+        assert answer.json()["predictions"][0]["label"] == r"caf\udce9"
+        assert client.get("/classes").json()["classes"][1]["label"] == r"caf\udce9"
+        forgotten = client.post("/forget", json={"labels": [r"caf\udce9"]}, headers=HEADERS)
+        assert forgotten.status_code == 200
+        path.write_bytes(b"no memory")
+        answer = client.get("/classes")
+        assert answer.status_code == 500
+        assert r"caf\udce9" in answer.json()["error"]
 
 
 def test_health_is_answered_while_as_many_requests_as_may_wait_do(memory, digit_files):

@@ -5,6 +5,8 @@ import http.client
 import json
 import os
 import socket
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,14 @@ from fewshot_nam.service.teaching import TeachingSession
 
 pytest.importorskip("gradio")
 
+from fewshot_nam.service import http_server, page_requests
 from fewshot_nam.service import page as page_module
 from fewshot_nam.service.page import Sessions, serve
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory, digits):
-    """A page that is served by this process: its port, and its session, which has a file and knows one class."""
+def served(tmp_path_factory, digits):
+    """A page that is served by this process, its port, and its session, which has a file and knows one class."""
     memory = tmp_path_factory.mktemp("page") / "memory.safetensors"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", "")
@@ -30,9 +33,19 @@ def page(tmp_path_factory, digits):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        served = serve(session, port=port, wait=False, hosts=["teach.example"])
-        yield port, session
-        served.close()
+        blocks = serve(session, port=port, wait=False, hosts=["teach.example"])
+        yield blocks, port, session
+        blocks.close()
+
+
+@pytest.fixture
+def page(served):
+    return served[1:]
+
+
+@pytest.fixture
+def blocks(served):
+    return served[0]
 
 
 def asked(port, method, path, body=None, **headers):
@@ -69,8 +82,11 @@ def test_the_page_itself_is_answered_by_its_names(page):
     port, _ = page
     for host in (f"127.0.0.1:{port}", f"localhost:{port}", "teach.example"):
         assert asked(port, "GET", "/", Host=host)[0] == 200
-    status, _ = called(port, "on_undo", [""], Origin=f"http://127.0.0.1:{port}", **{"Content-Type": "application/json"})
+    own = {"Origin": f"http://127.0.0.1:{port}", "Content-Type": "application/json"}
+    status, _ = called(port, "on_undo", [""], "by-name", **own)
     assert status == 200
+    # To its end, or the change comes in the middle of another test.
+    assert b'"success":true' in asked(port, "GET", "/gradio_api/queue/data?session_hash=by-name")[1].replace(b" ", b"")
 
 
 @pytest.mark.parametrize(
@@ -97,8 +113,11 @@ def test_a_file_of_this_machine_cannot_be_asked_about_as_if_it_were_uploaded(pag
     port, session = page
     version = session.version
     given = {"path": str(digit_files[0][5]), "meta": {"_type": "gradio.FileData"}}
-    called(port, "on_learn_files", ["stolen", [given], None, ""], **{"Content-Type": "application/json"})
-    _, events = asked(port, "GET", "/gradio_api/queue/data?session_hash=abc")
+    # A visitor of its own: answers to others, which nobody has collected, would come first.
+    called(
+        port, "on_learn_files", ["stolen", [given], None, ""], "not-uploaded", **{"Content-Type": "application/json"}
+    )
+    _, events = asked(port, "GET", "/gradio_api/queue/data?session_hash=not-uploaded")
     assert b'"success":false' in events.replace(b" ", b"")
     assert session.version == version
 
@@ -118,10 +137,23 @@ def answered(port, given, session):
 def test_an_image_of_this_machine_cannot_be_asked_about(page, digits, digit_files):
     port, session = page
     taught(session, digits)
-    for number, given in enumerate(({"path": str(digit_files[0][5])}, {"url": f"file://{digit_files[0][5]}"})):
-        events = answered(port, given | {"meta": {"_type": "gradio.FileData"}}, f"stolen-{number}")
-        assert b"process_completed" in events
+    marked = {"meta": {"_type": "gradio.FileData"}}
+    secret = str(digit_files[0][5])
+    # Gradio looks at the paths of what is marked alone.
+    for number, given in enumerate(
+        (
+            {"path": secret} | marked,
+            {"url": f"file://{secret}"} | marked,
+            {"path": secret},
+            {"path": "/etc/passwd"},
+            {"path": "/not/there"},
+        )
+    ):
+        events = answered(port, given, f"stolen-{number}")
+        assert b'"success":false' in events.replace(b" ", b"")
         assert b"zero" not in events
+        for word in (b"passwd", b"not an image", b"No such file"):
+            assert word not in events
 
 
 def as_url(content):
@@ -159,26 +191,247 @@ def test_what_the_camera_sends_is_read_as_it_is_and_leaves_no_file(page, digits,
     assert b'"success":false' in answered(port, given, "no-base64").replace(b" ", b"")
 
 
+def test_no_record_is_kept_of_what_was_asked(page, blocks, digits, digit_files):
+    """Gradio keeps its last 10,000 events, and summarises all of them after every one."""
+    port, session = page
+    taught(session, digits)
+    before = blocks._queue.events_recorded
+    for i in range(3):
+        answered(port, as_url(digit_files[0][1].read_bytes()), f"record-{i}")
+    assert blocks._queue.events_recorded == before + 3
+    assert len(blocks._queue.event_analytics) <= 1
+    assert blocks._queue.cached_event_analytics_summary == {"functions": {}}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/gradio_api/process_recording"),
+        ("POST", "/gradio_api/run/on_undo"),
+        ("POST", "/gradio_api/call/on_undo"),
+        ("POST", "/gradio_api/component_server"),
+        ("POST", "/gradio_api/vibe-edit/"),
+        ("POST", "/login"),
+        ("PUT", "/gradio_api/queue/join"),
+        ("GET", "/gradio_api/proxy=http://127.0.0.1/"),
+        ("GET", "/gradio_api/deep_link?session_hash=abc"),
+        ("GET", "/gradio_api/deep_link"),
+        ("GET", "/monitoring"),
+    ],
+)
+def test_what_the_page_itself_does_not_ask_for_is_not_there(page, method, path):
+    """Among Gradio's routes are some that write files which nothing removes, and one that sends requests elsewhere."""
+    files = set(Path(tempfile.gettempdir()).iterdir())
+    status, content = asked(page[0], method, path, b"{}", **{"Content-Type": "application/json"})
+    assert (status, content) == (404, b"the page has no such address")
+    assert set(Path(tempfile.gettempdir()).iterdir()) == files
+
+
+def test_nothing_is_fetched_for_a_visitor(page):
+    """Gradio fetches what a path that is a URL names, however much that is."""
+    port, _ = page
+    for path in (
+        "http://127.0.0.1:9/a.png",
+        "HTTPS://example.com/a.png",
+        " http://example.com",
+        "file:///etc/passwd",
+        "s3://a/b",
+    ):
+        for given in ([{"path": path, "meta": {"_type": "gradio.FileData"}}], [[{"deep": {"path": path}}]]):
+            status, content = called(port, "on_asked", given, **{"Content-Type": "application/json"})
+            assert (status, content) == (400, b"an image is uploaded, not fetched from another address")
+    escaped = '{"data": [{"path": "\\u0068ttp://example.com/a.png"}], "fn_index": 3, "session_hash": "x"}'
+    assert asked(port, "POST", "/gradio_api/queue/join", escaped, **{"Content-Type": "application/json"})[0] == 400
+    assert asked(port, "POST", "/gradio_api/queue/join", "no JSON", **{"Content-Type": "application/json"})[0] == 400
+
+
+def test_answers_that_are_not_collected_are_bounded(page, blocks, monkeypatch):
+    """Each was kept for good: some 100 bytes asked for 2 MB."""
+    port, _ = page
+    clock = [time.monotonic()]
+    monkeypatch.setattr(page_requests, "_now", lambda: clock[0])
+    kind = {"Content-Type": "application/json"}
+    found = []
+    for _ in range(60):
+        found.append(called(port, "on_find", [""], "nobody", **kind)[0])
+        time.sleep(0.02)
+    assert found[:15] == [200] * 15
+    assert found[-1] == 503
+    waiting = blocks._queue.pending_messages_per_session
+    assert waiting["nobody"].qsize() < 60
+    assert called(port, "on_find", [""], "another", **kind)[0] == 200
+    clock[0] += 100
+    assert called(port, "on_find", [""], "a third", **kind)[0] == 200
+    assert waiting["nobody"].empty()  # and there: without its place, Gradio's loops fail at the next answer
+    assert b"process_completed" in asked(port, "GET", "/gradio_api/queue/data?session_hash=a%20third")[1]
+
+
+def test_who_collects_is_answered_however_many_answers_of_others_wait(page, blocks, monkeypatch):
+    port, _ = page
+    monkeypatch.setattr(page_requests, "_MOST_OF_ALL", 20)
+    kind = {"Content-Type": "application/json"}
+    for number in range(30):
+        assert called(port, "on_find", [""], f"flood {number}", **kind)[0] == 200
+        time.sleep(0.02)
+    waiting = blocks._queue.pending_messages_per_session
+    assert sum(messages.qsize() for name, messages in waiting.items() if name.startswith("flood")) <= 30
+    assert waiting["flood 0"].empty()
+    assert called(port, "on_find", [""], "honest", **kind)[0] == 200
+    assert b"process_completed" in asked(port, "GET", "/gradio_api/queue/data?session_hash=honest")[1]
+
+
+def test_a_tab_that_changed_while_it_was_drawn_is_drawn_again(page, digits, monkeypatch):
+    """It was said to show the later version, and never showed the class that another tab had taught meanwhile."""
+    port, session = page
+    taught(session, digits)
+    drawn = session.classes
+
+    def classes():
+        found = drawn()
+        monkeypatch.undo()
+        session.learn(digits[7][30:31], "taught meanwhile")
+        return found
+
+    monkeypatch.setattr(session, "classes", classes)
+    for name, given in (("on_find", [""]), ("on_tick", [None, ""])):
+        called(port, name, given, "tab", **{"Content-Type": "application/json"})
+        events = asked(port, "GET", "/gradio_api/queue/data?session_hash=tab")[1]
+        assert (b"taught meanwhile" in events) == (name == "on_tick")
+
+
+def test_behind_a_proxy_no_visitor_is_at_this_machine(page, digit_files):
+    """With a name of a proxy, everyone who came through it could read folders and write the memory's file."""
+    port, session = page  # it was started with such a name
+    version, before = session.version, Path(session.path).read_bytes()
+    for name, given in (("on_learn_path", [str(digit_files[0][0].parent.parent), ""]), ("on_save", [""])):
+        called(port, name, given, name, **{"Content-Type": "application/json"})
+        events = asked(port, "GET", f"/gradio_api/queue/data?session_hash={name}")[1]
+        assert b"cannot be used here" in events
+    assert session.version == version
+    assert Path(session.path).read_bytes() == before
+
+
+def test_the_progress_of_an_upload_that_is_not_known_is_its_end(page):
+    """A browser wrote 404 on its console where an upload began more than three seconds after its progress was asked for."""
+    port, _ = page
+    status, content = asked(port, "GET", "/gradio_api/upload_progress?upload_id=late")
+    assert (status, content) == (200, b'data: {"msg": "done"}\n\n')
+
+
+def test_an_upload_holds_files_alone(page):
+    """Gradio keeps a field that is no file in memory, however long it is."""
+    head = '--part\r\nContent-Disposition: form-data; name="{}"\r\n\r\n'
+    for name in ("files", "files; filename=a.png"):
+        body = head.format(name) + "x" * 100 + "\r\n--part--\r\n"
+        given = {"Content-Type": "multipart/form-data; boundary=part"}
+        status, content = asked(page[0], "POST", "/gradio_api/upload", body.encode(), **given)
+        assert (status, content) == (400, b"an upload holds files and nothing else")
+
+
 def test_a_visitor_does_not_lose_a_memory_to_those_who_only_look(digits, monkeypatch):
     monkeypatch.setattr(page_module, "_VISITORS", 3)
     clock = [0.0]
     monkeypatch.setattr(page_module.time, "monotonic", lambda: clock[0])
     sessions = Sessions(TeachingSession.open(backbone="conv4"), separate=True)
-    sessions.of("honest").learn(digits[0][:1], "zero")
+
+    def teach(name, image):
+        session = sessions.of(name)
+        session.learn([image], name)
+        sessions.keep(session)
+
+    teach("honest", digits[0][0])
     for i in range(10):
         assert sessions.of(f"looks {i}", "show") is sessions.of(f"asks {i}", "ask") is sessions.first
+    for i in range(10):  # who changes nothing takes no place
+        sessions.keep(sessions.of(f"undoes {i}"))
     for name in ("second", "third"):
-        sessions.of(name).learn(digits[1][:1], "one")
+        teach(name, digits[1][0])
     with pytest.raises(ValueError, match="3 visitors teach at the moment"):
         sessions.of("fourth")
     clock[0] = 2000.0
     sessions.of("honest", "ask")
-    clock[0] = 4000.0  # the second and the third were not used for more than an hour, but for a tab that is open
-    assert sessions.of("second", "show").model.classes == ["one"]
+    clock[0] = 2800.0  # the second and the third were not used for a long time, but for a tab that is open
+    assert sessions.of("second", "show").model.classes == ["second"]
     assert sessions.of("fourth").model.classes == []
-    assert sessions.of("second", "ask") is sessions.first
-    assert sessions.of("honest").model.classes == ["zero"]
-    assert sessions.of("third").model.classes == ["one"]
+    assert sessions.of("second", "ask").model.classes == ["second"]  # there was room for one in the place of the third
+    teach("fourth", digits[2][0])
+    assert sessions.of("third", "show") is sessions.first
+    assert sessions.of("honest", "show").model.classes == ["honest"]
+
+
+def test_nothing_that_a_visitor_does_changes_the_memory_of_others(digits, digit_files, tmp_path):
+    """To forget the images of unknowns changed the memory that all visitors see at first."""
+    session = TeachingSession.open(backbone="conv4")
+    session.learn(digits[0][:2], "zero")
+    session.add_unknown(digits[5][:30])
+    session.calibrate(0.1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    blocks = serve(session, port=port, wait=False, separate=True)
+    try:
+        version, threshold = session.version, session.threshold
+        config = json.loads(asked(port, "GET", "/config")[1])
+        for number, one in enumerate(config["dependencies"]):
+            if one["api_name"] in (
+                "on_export",
+                "on_frame",
+            ):  # slow: the one makes a file, the other waits for more frames
+                continue
+            given = [_some(config, part) for part in one["inputs"]]
+            body = {"data": given, "fn_index": one["id"], "session_hash": f"v{number}", "event_data": {"label": "zero"}}
+            asked(port, "POST", "/gradio_api/queue/join", json.dumps(body), **{"Content-Type": "application/json"})
+            asked(port, "GET", f"/gradio_api/queue/data?session_hash=v{number}")
+        assert (session.version, session.threshold, session.model.classes) == (version, threshold, ["zero"])
+    finally:
+        blocks.close()
+
+
+def _some(config, number):
+    """Return a value for a component of the page."""
+    kind = next(one["type"] for one in config["components"] if one["id"] == number)
+    return {"textbox": "zero", "slider": 20.0}.get(kind)
+
+
+def test_what_a_visitor_gives_at_a_time_is_bounded_but_for_who_sits_here(page, digits):
+    _, session = page  # behind a proxy
+    assert session.most_pixels == session.copy().most_pixels == 500_000_000
+    local = TeachingSession.open(backbone="conv4")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve(local, port=port, wait=False).close()
+    assert local.most_pixels is None
+
+
+def test_two_changes_of_a_new_visitor_at_once_are_of_one_session(digits):
+    sessions = Sessions(TeachingSession.open(backbone="conv4"), separate=True)
+    one, two = sessions.of("visitor"), sessions.of("visitor")
+    assert one is two
+    one.learn(digits[0][:1], "zero")
+    for session in (one, two):
+        sessions.keep(session)
+    assert sessions.of("visitor", "show") is one
+
+
+def test_connections_without_a_request_are_closed_and_bounded(page, blocks, monkeypatch):
+    """Some thousand that sent nothing stopped the page for as long as they were there."""
+    port, _ = page
+    monkeypatch.setattr(http_server.Impatient, "SECONDS", 0.2)
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as silent:
+        silent.settimeout(60)
+        assert silent.recv(1) == b""
+    assert blocks.server.config.limit_concurrency == 1000
+
+
+def test_the_page_says_that_no_other_site_may_show_it_within_its_own(page):
+    port, _ = page
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    assert answer.getheader("content-security-policy") == "frame-ancestors 'self'"
+    assert answer.getheader("x-frame-options") == "SAMEORIGIN"
+    connection.close()
 
 
 def test_importing_the_page_writes_no_file_beside_it():

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from fewshot_nam.service import page_html as html
-from fewshot_nam.service.teaching import Answer, Check, ClassView, Learned, Promise
+from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
 
 EVIL = '<img src=x onerror="alert(1)">\'&'
 
@@ -72,6 +72,15 @@ def test_what_was_left_out_is_listed_to_a_length():
     )
 
 
+def test_what_is_refused_is_said_with_the_promise_while_it_holds():
+    promise = Promise(0.05, -0.3, 0.0498, 0.078, 180, 0.044, 0.9, 30, [])
+    assert words(html.refusal_html(None, None)) == "Nothing is refused yet."
+    assert "Promise." in html.refusal_html(-0.3, promise)
+    later = words(html.refusal_html(-0.25, None))
+    assert "from the score -0.250 on. Set the rate again" in later
+    assert "Promise" not in later
+
+
 def test_a_promise_says_its_bound_its_basis_and_its_cost():
     text = words(html.promise_html(Promise(0.05, -0.3, 0.0498, 0.078, 180, 0.044, 0.9, 30, ["a warning"])))
     for part in (
@@ -115,3 +124,11 @@ def test_confusions_are_a_table_of_true_classes_and_answers():
         ["mug", None, None, "2"],
         ["other classes", None, "3", None],
     ]
+
+
+def test_a_text_to_find_counts_to_the_length_of_a_name_and_is_prepared_once():
+    """It was put into lower case once for each class, however long: megabytes for thousands of classes."""
+    views = [ClassView("A" * 100, 1, [], None, 0.0, False), ClassView("other", 1, [], None, 0.0, False)]
+    shown = html.classes_html(views, None, "a" * 100 + "b" * 1000)
+    assert "A" * 100 in shown
+    assert "other" not in shown

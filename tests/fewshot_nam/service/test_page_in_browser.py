@@ -3,7 +3,8 @@
 Every test also fails on an error in the browser's console, and on any request that leaves the machine. The browser is the
 system's chromium; without one, or without Gradio and Playwright, all of this is skipped.
 
-``FEWSHOT_PAGE_MINUTES=30`` makes the test of long use as long as that; ``FEWSHOT_PAGE_IMAGE=FILE`` keeps a picture of the page.
+``FEWSHOT_PAGE_MINUTES=30`` makes the test of long use as long as that; ``FEWSHOT_PAGE_IMAGE=FILE`` keeps an image of the page, and
+``FEWSHOT_PAGE_IMAGES=DIRECTORY`` one of every tab at a desk's width and a phone's, light and dark.
 """
 
 import os
@@ -239,6 +240,13 @@ def test_a_rate_that_is_too_small_says_how_many_images_it_takes(taught, tab):
     desk.page.click("#calibrate")
     desk.says("set to 10%")
     desk.says("on average over calibrations", "promise")
+    phone = tab(**PHONE)
+    phone.open("Refuse")
+    phone.says("on average over calibrations", "promise")
+    taught.forget("digit 2")
+    phone.says("An image is accepted from the score", "promise")
+    phone.page.click("#clear")
+    desk.says("Nothing is refused yet.", "promise")
 
 
 def test_scores_and_confusions_of_images_given(taught, tab, digit_files):
@@ -270,11 +278,14 @@ def test_taught_by_the_camera_and_answered_live(taught, tab):
     phone.says("Forgot disc.")
 
 
-@pytest.mark.parametrize(("settings", "scheme"), [(DESK, "light"), (PHONE, "dark")], ids=["desk-light", "phone-dark"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("settings", [DESK, PHONE], ids=["desk", "phone"])
 def test_everything_fits_and_can_be_reached(taught, tab, settings, scheme, tmp_path):
     one = tab(**settings, color_scheme=scheme)
+    keep = Path(os.environ.get("FEWSHOT_PAGE_IMAGES", tmp_path))
     for name in ("Refuse", "Measure", "Memory", "Teach"):
         one.open(name)
+        one.page.screenshot(path=keep / f"{settings['viewport']['width']}-{scheme}-{name}.png", full_page=True)
         wide, width = one.page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
         assert wide <= width, name
     small = one.page.evaluate(

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fewshot_nam.io.image_io import UnreadableImage
-from fewshot_nam.service import serving
 from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded
 from fewshot_nam.vision import memory_files, saving
 from fewshot_nam.vision.memory_files import new_model, open_model
@@ -154,16 +153,16 @@ def test_the_pixels_of_a_request_are_bounded_together(memory, png):
 
 def test_one_image_of_a_request_is_decoded_at_a_time(service, png, monkeypatch):
     """A bomb of 200 KB holds 64 million pixels; 64 of them at once would be 12 GB."""
-    alive, decode, most = [], serving.decoded, 0
+    alive, decode, most = [], service._decoder.decoded, 0
 
-    def counted(content, place):
+    def counted(content, place, most_pixels):
         nonlocal most
-        image = decode(content, place)
+        image = decode(content, place, most_pixels)
         alive.append(weakref.ref(image))
         most = max(most, sum(one() is not None for one in alive))
         return image
 
-    monkeypatch.setattr(serving, "decoded", counted)
+    monkeypatch.setattr(service._decoder, "decoded", counted)
     assert len(service.predict(png[0][:8])["predictions"]) == 8
     assert most <= 2  # the one before may be let go after the next is there
 

@@ -1,19 +1,28 @@
 """A memory while it is taught: what it learns, answers, refuses, forgets, undoes, saves and exports, and what it does not take."""
 
+import base64
+import io
 import threading
+import time
 import tracemalloc
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
 
 from fewshot_nam import attach
 from fewshot_nam.heads.validation import warn_user
 from fewshot_nam.service import given_images, teaching
 from fewshot_nam.service.given_images import images_in_folder
+from fewshot_nam.service.serving import MemoryService
 from fewshot_nam.service.teaching import TeachingSession, class_name
+from fewshot_nam.vision.memory_files import exclusive
+from fewshot_nam.vision.saving import read_head, write_head
 
 
 @pytest.fixture
@@ -92,6 +101,20 @@ def test_names_that_are_none(session, digits, name, wrong):
     assert class_name("  two\n words ") == "two words"
 
 
+@pytest.mark.parametrize("name", ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f469\u200d\U0001f4bb"])
+def test_joiners_between_letters_that_they_join_are_parts_of_a_name(name):
+    """Words of Persian and some emoji were refused."""
+    assert class_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["m\u200cug", "\u0645\u200c", "\u200d\u0645", "\u0645\u200c\u200c\u062e", "\u0645\u202e\u062e"]
+)
+def test_characters_that_are_not_shown_are_no_part_of_a_name(name):
+    with pytest.raises(ValueError, match="cannot be shown"):
+        class_name(name)
+
+
 def test_no_images_and_too_many(session, digits, monkeypatch):
     monkeypatch.setattr(given_images, "MOST_IMAGES", 2)
     for images, wrong in (([], "no images"), (digits[0][:3], "at most 2")):
@@ -110,6 +133,7 @@ def test_calibration_promises_what_the_head_says_and_measures_its_cost(taught, d
         warnings.simplefilter("ignore")
         head = taught.model.head
         assert promise.threshold == head.threshold == taught.threshold
+    assert taught.promise is promise
     assert promise.bound <= 0.05 < promise.bound_95
     accepted = (head(head.unknowns).amax(dim=-1).double() >= promise.threshold).double().mean()
     assert promise.unknowns_accepted == pytest.approx(float(accepted))
@@ -118,6 +142,8 @@ def test_calibration_promises_what_the_head_says_and_measures_its_cost(taught, d
     answers = [taught.answer(image).label for image in digits[8][20:40]]
     assert answers.count(None) >= 15
     assert [taught.answer(image).label for image in digits[0][20:24]] == ["digit 0"] * 4
+    taught.forget("digit 0")
+    assert taught.promise is None  # its cost was that of other classes
 
 
 def test_a_rate_that_takes_more_unknowns_says_how_many(taught, digits):
@@ -160,6 +186,39 @@ def test_forget_and_undo_lead_back(taught, digits):
         taught.forget("digit 1")
 
 
+def test_a_rate_by_class_does_not_silently_become_one_by_image(taught, digits):
+    head = taught.model.head
+    unknown = [(label, taught.model.features(image)) for label in range(4, 10) for image in digits[label][:3]]
+    rows, labels = torch.cat([row for _, row in unknown]), [str(label) for label, _ in unknown]
+    head.calibrate(rows, target_fpr=0.25, unknown_labels=labels)
+    session = TeachingSession(taught.model)
+    threshold = head.threshold
+    assert session.unknown_images == len(rows)
+    with pytest.raises(ValueError, match="holds for each new class of unknowns"):
+        session.calibrate(0.25)
+    assert head.threshold == threshold
+    session.clear_unknown()
+    session.add_unknown([image for label in range(4, 10) for image in digits[label][3:5]])
+    session.calibrate(0.25)
+
+
+def test_an_unknown_that_is_taught_later_is_unknown_no_more(taught, digits, tmp_path):
+    """No rate could be set any more: one of the unknowns had been learned."""
+    taught.add_unknown([image for label in range(4, 10) for image in digits[label][:5]])
+    taught.calibrate(0.2)
+    learned = taught.learn(digits[4][:2], "four")
+    assert any("2 images were given as unknown before" in note for note in learned.warnings)
+    assert taught.unknown_images == 28
+    taught.calibrate(0.2)
+    taught.undo()
+    taught.undo()
+    assert taught.unknown_images == 30
+    taught.learn(digits[4][:2], "four")
+    again = TeachingSession.open(taught.copy_to(tmp_path))
+    assert again.unknown_images == 28
+    again.calibrate(0.2)
+
+
 def test_undo_brings_back_a_calibration(taught, digits):
     taught.add_unknown(unknown(digits))
     threshold = taught.calibrate(0.05).threshold
@@ -190,6 +249,121 @@ def test_save_reload_and_what_is_kept_in_the_file(taught, digits, tmp_path):
     taught.undo()
     assert [view.label for view in taught.classes()] == ["digit 1", "digit 2"]
     assert not taught.saved
+
+
+def test_images_of_unknowns_are_saved_before_any_rate_is_set(session, digits, tmp_path):
+    """They were acknowledged and said to be saved, and were gone when the file was read again."""
+    assert session.add_unknown(digits[5][:5])[0] == 5  # before any class is taught
+    path = session.save()
+    session.add_unknown(digits[6][:1])
+    session.reload()
+    assert (session.unknown_images, session.saved) == (5, True)
+    session.learn(digits[0][:2], "zero")
+    session.save()
+    content = io.BytesIO()
+    digits[1][0].save(content, "PNG")
+    MemoryService(path).learn([content.getvalue()], "one")  # other programs keep them
+    again = TeachingSession.open(path)
+    assert (again.unknown_images, again.copy().unknown_images) == (5, 5)
+    assert again.add_unknown(digits[5][:7])[0] == 2  # those that were given before are known
+    with pytest.raises(ValueError, match="takes 9 images of unknowns, and there are 7"):
+        again.calibrate(0.1)
+    promise = again.calibrate(0.125)
+    assert promise.unknowns == 7
+    again.add_unknown(digits[8][:2])
+    (tmp_path / "copies").mkdir()
+    found = TeachingSession.open(again.copy_to(tmp_path / "copies"))
+    assert (found.unknown_images, len(found.model.head.unknowns), found.threshold) == (9, 7, promise.threshold)
+    found.clear_unknown()
+    assert TeachingSession.open(found.copy_to(tmp_path)).unknown_images == 0
+
+
+def test_an_unknown_of_the_file_that_was_learned_since_is_none(session, digits):
+    session.add_unknown(digits[5][:3])
+    path = session.save()
+    with exclusive(path):
+        about, head, probed = read_head(path)
+        head.write(session.model.features(digits[5][1:2]), ["five"])
+        write_head(path, head, about, probed)
+    session.reload()
+    assert session.unknown_images == 2
+
+
+@pytest.mark.parametrize("noted", ["no base64!", "", "AAAA", 5, "NaN", ["AAAA"]])
+def test_images_of_unknowns_that_a_file_does_not_hold_whole_are_said(session, digits, noted):
+    session.learn(digits[0][:1], "zero")
+    path = session.save()
+    about, head, probed = read_head(path)
+    if noted == "NaN":
+        noted = base64.b64encode(np.full(len(probed), np.nan, np.float32).tobytes()).decode()
+    write_head(path, head, about | {"notes": about["notes"] | {"unknowns": noted}}, probed)
+    with pytest.raises(ValueError, match="is damaged: its images of unknowns cannot be read"):
+        session.reload()
+    with pytest.raises(ValueError, match="is damaged: its images of unknowns cannot be read"):
+        TeachingSession.open(path)
+    assert session.model.classes == ["zero"]
+
+
+def test_more_unknowns_than_a_file_holds_are_said_when_it_is_saved(session, digits, monkeypatch):
+    monkeypatch.setattr(teaching, "_MOST_NOTED", 5 * 4 * session.model.backbone.feature_dim)
+    session.add_unknown(digits[5][:5])
+    session.save()
+    session.add_unknown(digits[6][:1])
+    with pytest.raises(ValueError, match="6 images of unknowns without a rate are more than a file holds: set a rate"):
+        session.save()
+
+
+def test_nothing_waits_for_a_save_that_another_program_holds_up(taught, digits, monkeypatch):
+    """A `fewshot-nam learn` in another window held up every change in every tab until it had ended."""
+    waiting = threading.Event()
+
+    def lock(path, seconds):
+        waiting.set()
+        return exclusive(path, 60)
+
+    monkeypatch.setattr(teaching, "exclusive", lock)
+    saving = threading.Thread(target=taught.save)
+    learning = threading.Thread(target=taught.learn, args=(digits[5][:1], "five"))
+    with exclusive(taught.path):
+        saving.start()
+        assert waiting.wait(60)
+        learning.start()
+        learning.join(20)
+        waited = learning.is_alive()
+    saving.join()
+    learning.join()
+    assert not waited
+    assert taught.saved
+
+
+def test_a_save_says_that_another_program_writes(taught, monkeypatch):
+    monkeypatch.setattr(teaching, "_SECONDS_FOR_THE_FILE", 0.1)
+    with (
+        exclusive(taught.path),
+        pytest.raises(OSError, match=r"locked for 0\.1 seconds: another command is changing it"),
+    ):
+        taught.save()
+    assert not taught.saved
+
+
+def test_what_changes_while_the_file_is_written_does_not_wait_and_is_not_said_to_be_saved(taught, digits, monkeypatch):
+    write, waited = teaching.save_head, []
+
+    def save_head(*given):
+        learning = threading.Thread(target=taught.learn, args=(digits[5][:1], "five"))
+        learning.start()
+        learning.join(20)
+        waited.append(learning.is_alive())
+        write(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(teaching, "save_head", save_head)
+        taught.save()
+    assert waited == [False]
+    assert not taught.saved
+    assert TeachingSession.open(taught.path).model.classes == ["digit 0", "digit 1", "digit 2"]
+    taught.save()
+    assert TeachingSession.open(taught.path).model.classes[-1] == "five"
 
 
 def test_a_file_that_another_program_changed_is_not_overwritten(taught, digits):
@@ -246,13 +420,72 @@ def test_what_cannot_be_opened(taught, tmp_path):
         TeachingSession.open(tmp_path / "none" / "memory.safetensors")
 
 
-def test_export_answers_as_the_session(taught, digits, tmp_path):
+def test_export_answers_as_the_session_whose_answers_go_on_meanwhile(taught, digits, tmp_path):
+    """The network that answers use was traced: they failed, and after two exports at once they failed for good."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    path = taught.export_to(tmp_path)
+    reference, answers, ended = taught.answer(digits[1][30]).ranking, [], threading.Event()
+
+    def ask():
+        while not ended.wait(0.05):
+            try:
+                answers.append(taught.answer(digits[1][30]).ranking)
+            except Exception as error:
+                answers.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        path = taught.export_to(tmp_path)
+    finally:
+        ended.set()
+        asking.join()
+    assert answers == [reference] * len(answers)
     images = taught.model.backbone.transform(digits[1][30]).unsqueeze(0).numpy()
     (scores,) = onnxruntime.InferenceSession(path).run(None, {"pictures": images})
     assert scores[0] == pytest.approx(taught.model(digits[1][30])[0].numpy(), abs=1e-4)
+
+
+def test_exports_are_made_one_after_the_other_with_the_weights_of_the_session(digits, tmp_path, monkeypatch):
+    """The file of weights is noted by its place beside the memory, and the copy for a visitor has no memory's file."""
+    weights = tmp_path / "weights" / "conv4.safetensors"
+    weights.parent.mkdir()
+    save_file(dict(attach("conv4").backbone.network.state_dict()), weights)
+    (tmp_path / "memories").mkdir()
+    session = TeachingSession.open(tmp_path / "memories" / "one.safetensors", backbone="conv4", weights=str(weights))
+    copy = session.copy()
+    with pytest.raises(ValueError, match="knows no class yet"):
+        copy.export_to(tmp_path)
+    copy.learn(digits[0][:2], "zero")
+    asked, running, most = [], [], []
+
+    def export(memory, source, onnx):
+        running.append(onnx)
+        most.append(len(running))
+        time.sleep(0.05)  # for the others to come
+        asked.append((Path(source).resolve(), onnx, TeachingSession.open(memory, weights=str(weights)).model.classes))
+        running.remove(onnx)
+
+    monkeypatch.setattr(teaching, "export_memory", export)
+    threads = [threading.Thread(target=one.export_to, args=(tmp_path,)) for one in (copy, copy, copy.copy())]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert asked == [(weights, tmp_path / "memory.onnx", ["zero"])] * 3
+    assert most == [1, 1, 1]
+
+
+def test_a_model_of_the_users_own_is_exported(digits, tmp_path):
+    """No other process can build it."""
+    pytest.importorskip("onnxscript")
+    session = TeachingSession(attach(nn.Sequential(nn.Flatten(), nn.Linear(768, 8)), transform=_small, layer="1"))
+    session.learn(digits[0][:2], "zero")
+    assert session.export_to(tmp_path).stat().st_size > 1000
+
+
+def _small(image):
+    return torch.from_numpy(np.float32(image.convert("RGB").resize((16, 16)))).permute(2, 0, 1) / 255
 
 
 def test_check_counts_scores_and_confusions(taught, digits):
@@ -353,3 +586,20 @@ def test_a_class_that_unknown_samples_are_of_is_warned_of_when_it_is_learned(tau
         warnings.simplefilter("error")
         found = taught.learn(digits[5][20:21], "five")
     assert "samples of unknowns score like classes learned after calibrate: 'five'" in found.warnings[0]
+
+
+def test_a_count_of_changes_that_another_program_notes_is_kept(digits, tmp_path):
+    """The page wrote the count of when it was opened: the server's went back."""
+    session = TeachingSession.open(tmp_path / "memory.safetensors", backbone="conv4")
+    session.learn(digits[0][:1], "zero")
+    session.save()
+    service = MemoryService(tmp_path / "memory.safetensors")
+    written = io.BytesIO()
+    digits[1][0].save(written, "PNG")
+    assert service.learn([written.getvalue()], "one")["writes"] == 1
+    session.reload()
+    session.learn(digits[2][:1], "two")
+    session.save()
+    written = io.BytesIO()
+    digits[3][0].save(written, "PNG")
+    assert service.learn([written.getvalue()], "three")["writes"] == 2

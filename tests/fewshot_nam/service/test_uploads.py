@@ -1,5 +1,6 @@
 """Uploads are bounded together, those that were broken off are removed, and so are directories of processes that were killed."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -7,11 +8,13 @@ import time
 
 import pytest
 from starlette.applications import Starlette
+from starlette.formparsers import MultiPartException
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from fewshot_nam.service import uploads
 from fewshot_nam.service.uploads import UploadLimit, temporary_directory
 
 
@@ -40,6 +43,58 @@ def test_uploads_are_bounded_together(client, tmp_path):
 def test_an_upload_says_how_long_it_is(client, length):
     assert client.post("/gradio_api/upload", content=iter([b"x" * 10])).status_code == 411
     assert client.post("/gradio_api/upload", headers={"Content-Length": length}).status_code == 411
+
+
+def test_what_only_says_that_it_will_come_takes_no_room_and_ends(tmp_path, monkeypatch):
+    """One connection that said 4 GB and sent nothing kept all others out, for as long as it stayed."""
+    monkeypatch.setattr(uploads, "_COMING_SECONDS", 0.5)
+    said = []
+
+    async def behind(scope, receive, send):
+        body = b""
+        try:
+            while (message := await receive()).get("more_body"):
+                body += message["body"]
+            said.append(len(body + message["body"]))
+        except MultiPartException as error:
+            said.append(error.message)
+
+    limit = UploadLimit(behind, tmp_path, most=1000)
+
+    async def upload(length, *chunks):
+        left = [*chunks]
+
+        async def receive():
+            await asyncio.sleep(0.02 if left else 60)
+            return {
+                "type": "http.request",
+                "body": left.pop(0),
+                "more_body": bool(left) or length > sum(map(len, chunks)),
+            }
+
+        async def send(message):
+            said.append(message.get("status"))
+
+        headers = [(b"content-length", str(length).encode())]
+        await limit({"type": "http", "method": "POST", "path": "/upload", "headers": headers}, receive, send)
+
+    async def together():
+        waiting = asyncio.create_task(upload(990, b"x" * 10))
+        await asyncio.sleep(0.1)
+        await upload(900, b"x" * 900)
+        await waiting
+
+    asyncio.run(together())
+    assert said == [900, "nothing came for 0.5 seconds"]
+    said.clear()
+
+    async def at_once():
+        await asyncio.gather(upload(700, b"x" * 350, b"x" * 350), upload(700, b"x" * 350, b"x" * 350))
+
+    asyncio.run(at_once())
+    assert len(said) == 2
+    assert any("no room" in str(one) for one in said)
+    assert limit._coming == 0
 
 
 def test_what_was_broken_off_is_removed_by_a_later_upload(client, tmp_path):

@@ -219,6 +219,42 @@ def test_a_file_that_is_none_of_ours_or_damaged_is_refused_and_left(exported, tm
         assert path.read_bytes() == bad
 
 
+def nest(file) -> None:
+    next(entry for entry in file.metadata_props if entry.key == "graph").value = "[" * 100_000
+
+
+def without_nodes(file) -> None:
+    del file.graph.node[:]
+
+
+def without_outputs(file) -> None:
+    del file.graph.output[:]
+
+
+def rename_output(file) -> None:
+    file.graph.output[0].name = "other"
+
+
+def point_outside(file) -> None:
+    weights = next(entry for entry in file.graph.initializer if entry.name not in ("memory", "offsets"))
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    entry = weights.external_data.add()
+    entry.key, entry.value = "location", "../../../etc/passwd"
+
+
+@pytest.mark.parametrize("forge", [nest, without_nodes, without_outputs, rename_output, point_outside])
+def test_a_forged_file_is_refused_in_one_line_and_left(exported, tmp_path, forge):
+    make, _, content = exported
+    file, path = onnx.load_model_from_string(content), tmp_path / "m.onnx"
+    forge(file)
+    path.write_bytes(file.SerializeToString())
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"m\.onnx is damaged: [^\n]+$"):
+        update_onnx(path, make())
+    assert path.read_bytes() == before
+
+
 def test_what_cannot_be_exported_is_refused_by_name(exported, attached, nam, painted, tmp_path):
     make, image, _ = exported
     with pytest.raises(ValueError, match="knows no class yet"):

@@ -26,7 +26,9 @@ from fewshot_nam.heads import (
     NAMHead,
     PLDAHead,
     RidgeHead,
+    available,
     create,
+    needs_base,
 )
 from fewshot_nam.vision import saving
 
@@ -277,6 +279,120 @@ def test_settings_of_a_file_that_would_cost_gigabytes_or_hours_are_refused(tmp_p
     rewritten(tmp_path / "a", tmp_path / "forged", settings={**about["settings"], **settings})
     with pytest.raises(ValueError, match=message):
         saving.read_head(tmp_path / "forged")
+
+
+def forged_memory(place, name, settings=(), names=(), tensors=()):
+    """Return the file of a head whose settings, names and tensors were replaced, with digests that are right."""
+    head = create(name)
+    if name != "cosine":  # of images of base classes some heads keep tensors of their own
+        head.write_base_images(torch.rand(12, 6, generator=torch.Generator().manual_seed(0)) + 0.1, ["x", "y"] * 6)
+    head.write(torch.eye(6)[:4], ["a", "b", "a", "b"])
+    saving.write_head(place / "a", head, {"backbone": "x", "weights": "y"}, torch.ones(6))
+    with safe_open(place / "a", framework="pt") as file:
+        metadata = file.metadata()
+    held = load_file(place / "a") | {f"head.{key}": tensor for key, tensor in dict(tensors).items()}
+    saved = json.loads(bytes(held["head._extra_state"].tolist())) | dict(names)
+    held["head._extra_state"] = torch.tensor(list(json.dumps(saved).encode()), dtype=torch.uint8)
+    about = json.loads(metadata["about"])
+    about["settings"] |= dict(settings)
+    about["contents"] = saving.tensors_digest(held[key] for key in sorted(held))
+    text = json.dumps(about)
+    save_file(held, place / "forged", metadata | {"about": text, "about_sha256": saving.text_digest(text)})
+    return place / "forged"
+
+
+@pytest.mark.parametrize(
+    ("head", "settings"),
+    [
+        ("klda", {"seed": [1]}),
+        ("klda", {"seed": 10**30}),
+        ("klda", {"gamma": 1e308}),
+        ("klda", {"ridge": True}),
+        ("ranpac", {"seed": "x"}),
+        ("air", {"width": 0.5}),
+        ("cosine", {"temperature": 10**30}),
+        ("cosine", {"power_norm": "no"}),
+        ("fecam", {"off_diagonal": 1e300}),
+        ("fecam", {"share": float("nan")}),
+        ("finetune", {"steps": 1e-320}),
+        ("mahalanobis", {"ridge": 1e-320}),
+        ("mahalanobis", {"covariance": "full"}),
+        ("nam-recursive", {"settings": {"evenness": 10**30}}),
+        ("klda", {"gamma": {"a": 1.0}}),
+    ],
+)
+def test_a_setting_of_a_file_has_the_type_and_range_of_the_heads_own(tmp_path, head, settings):
+    """Such files were read, and the first answer ended with a traceback."""
+    (name,) = settings
+    with pytest.raises(ValueError, match=rf"forged cannot be used: \w+: the setting {name} ") as error:
+        saving.read_head(forged_memory(tmp_path, head, settings=settings))
+    assert "\n" not in str(error.value)
+
+
+def test_an_object_in_the_place_of_base_statistics_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match="forged holds a CosineHead with settings") as error:
+        saving.read_head(forged_memory(tmp_path, "cosine", settings={"base": {"a": 1.0}}))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_rejected", 1e-320), ("target_fpr", 1e-300), ("probability_temperature", 1e-320)]
+)
+def test_a_calibration_of_a_file_that_no_head_can_have_is_refused(tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        saving.read_head(forged_memory(tmp_path, "cosine", names={name: value}))
+
+
+@pytest.mark.parametrize(
+    ("head", "tensors"),
+    [
+        ("fecam", {"base_precisions": torch.ones(1)}),
+        ("fecam", {"base_precisions": torch.ones(2, 5, 5)}),
+        ("fecam", {"base_precisions": torch.ones(3, 6, 6)}),
+        ("c-fecam", {"base_covariances": torch.ones(1, 6, 6)}),
+        ("klda", {"base_means": torch.ones(1, 2000)}),
+        ("klda", {"base_means": torch.ones(2, 7)}),
+        ("klda", {"scatter": torch.ones(7, 7)}),
+        ("ranpac", {"inverse": torch.ones(6, 6)}),
+        ("acil", {"base_weights": torch.ones(6, 3)}),
+        ("c-ranpac", {"base_covariances": torch.ones(2, 5, 5)}),
+        ("nam-recursive", {"shot_sums.totals": torch.ones(1, dtype=torch.float64)}),
+        ("nam-recursive", {"shot_sums.totals": torch.ones(1, 6, dtype=torch.float64)}),
+        ("nam-recursive", {"base_sums.counts": torch.ones(3, dtype=torch.float64)}),
+        ("nam-recursive", {"expansion.centre": torch.ones(1)}),
+        ("nam-recursive", {"expansion.metric": torch.ones(2, 2), "expansion.centre": torch.ones(2)}),
+        ("cosine", {"scale": torch.ones(3)}),
+    ],
+)
+def test_a_tensor_of_a_file_has_the_shape_of_the_heads_own(tmp_path, head, tensors):
+    with pytest.raises(ValueError, match=r"forged (does not fit|is damaged)") as error:
+        saving.read_head(forged_memory(tmp_path, head, tensors=tensors))
+    assert "\n" not in str(error.value)
+
+
+def test_a_head_of_a_file_that_fails_when_it_is_used_says_that_the_file_cannot_be_used(tmp_path):
+    """The matrix has no Cholesky factor: only the computation finds out."""
+    path = forged_memory(tmp_path, "klda", tensors={"scatter": -torch.eye(1000)})
+    _, head, _ = saving.read_head(path)
+    with pytest.raises(ValueError, match=r"forged: this memory cannot be used: LinAlgError: linalg\.cholesky") as error:
+        head(torch.ones(6))
+    assert "\n" not in str(error.value)
+    assert isinstance(error.value.__cause__, torch.linalg.LinAlgError)
+    with pytest.raises(ValueError, match="cannot be used"):
+        copy.deepcopy(head).predict(torch.ones(6))
+    _, whole, _ = saving.read_head(tmp_path / "a")
+    with pytest.raises(TypeError, match="must be a float tensor"):  # a mistake of the caller stays what it is
+        whole(torch.ones(6, dtype=torch.long))
+
+
+def test_every_head_comes_back_from_a_file_with_settings_of_every_kind(tmp_path):
+    made = [create("klda", seed=2**40, width=8, ridge=1), create("cosine", scale=2), create("nearest")]
+    made += [create(name) for name in available() if not needs_base(name)]
+    for head in made:
+        head.write(torch.eye(6)[:4], ["a", "b", "a", "b"])
+        saving.write_head(tmp_path / "a", head, {"backbone": "x", "weights": "y"}, torch.ones(6))
+        _, found, _ = saving.read_head(tmp_path / "a")
+        assert torch.equal(found(torch.ones(6)), head(torch.ones(6))), type(head).__name__
 
 
 def test_a_description_nested_deeply_is_refused_in_one_line(attached, painted, tmp_path):

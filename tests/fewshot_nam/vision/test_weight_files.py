@@ -1,4 +1,5 @@
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -61,6 +62,17 @@ def test_reading_refuses_what_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_reading_refuses_a_name_that_is_not_utf_8(tmp_path, state, suffix):
+    (save_file if suffix == ".safetensors" else torch.save)(state, tmp_path / "plain")
+    try:
+        path = (tmp_path / "plain").rename(tmp_path / f"caf\udce9{suffix}")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    with pytest.raises(ValueError, match=r"caf\\udce9.*: a name that is not UTF-8.*: rename it"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_reading_refuses_a_damaged_file(tmp_path, state, suffix):
     path = tmp_path / f"weights{suffix}"
     path.touch()
@@ -100,6 +112,62 @@ def test_reading_refuses_what_is_no_state_dict(tmp_path, held):
 def test_reading_refuses_entries_that_are_no_tensors(tmp_path, state):
     torch.save({**state, "epoch": 3}, tmp_path / "run.pth")
     _refuses(tmp_path / "run.pth", "expected a tensor under 'epoch', found int")
+
+
+def test_reading_refuses_a_dict_that_holds_itself(tmp_path, state):
+    own = dict(state)
+    own["model"] = {"state_dict": own}
+    torch.save(own, tmp_path / "run.pth")
+    _refuses(tmp_path / "run.pth", "a dict holds itself")
+
+
+def test_reading_refuses_a_tensor_of_more_elements_than_the_file_holds(tmp_path, state):
+    for old in (False, True):  # the format of torch before 1.6
+        torch.save({"a": torch.zeros(1).expand(10**12)}, tmp_path / "run.pth", _use_new_zipfile_serialization=not old)
+        _refuses(tmp_path / "run.pth", "a has 1,000,000,000,000 elements, and the file holds fewer")
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.parametrize("kind", ["sparse", "meta"])
+def test_reading_refuses_tensors_without_plain_values(tmp_path, state, kind):
+    tensor = torch.eye(3).to_sparse() if kind == "sparse" else torch.ones(3, device="meta")
+    torch.save({**state, "b": tensor}, tmp_path / "run.pth")
+    _refuses(tmp_path / "run.pth", "b is sparse, quantised or without values")
+
+
+def test_reading_refuses_compressed_records(tmp_path, state):
+    torch.save({**state, "b": torch.zeros(100_000)}, tmp_path / "run.pth")
+    with zipfile.ZipFile(tmp_path / "run.pth") as plain, zipfile.ZipFile(tmp_path / "small.pth", "w", 8) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    _refuses(tmp_path / "small.pth", "its records are compressed")
+
+
+def test_reading_refuses_records_that_claim_one_place_many_times(tmp_path):
+    torch.save({str(i): torch.arange(1000.0) + i for i in range(20)}, tmp_path / "run.pth")
+    content = (tmp_path / "run.pth").read_bytes()
+    with zipfile.ZipFile(tmp_path / "run.pth") as plain:
+        start, records = plain.start_dir, [one for one in plain.infolist() if "/data/" in one.filename]
+    # Behind the records of all tensors but one, each entry of the directory points to that one.
+    head, directory = content[: max(one.header_offset for one in records[:2]) + 4200], bytearray(content[start:])
+    shortened = len(content[:start]) - len(head)
+    where = -1
+    while (where := directory.find(b"PK\x01\x02", where + 1)) >= 0:
+        offset = int.from_bytes(directory[where + 42 : where + 46], "little")
+        offset = offset if offset < len(head) else records[0].header_offset
+        directory[where + 42 : where + 46] = offset.to_bytes(4, "little")
+    end = directory.rfind(b"PK\x05\x06")
+    directory[end + 16 : end + 20] = (start - shortened).to_bytes(4, "little")
+    (tmp_path / "forged.pth").write_bytes(head + directory[: directory.find(b"PK\x06\x06")] + directory[end:])
+    _refuses(tmp_path / "forged.pth", "claim more bytes than the file has")
+
+
+def test_reading_refuses_more_views_of_one_tensor_than_could_be_read_in_time(tmp_path):
+    whole = torch.zeros(100_000)
+    torch.save({str(i): whole[i:] for i in range(12)}, tmp_path / "run.pth")  # layers that share their weights
+    assert len(read_weights(tmp_path / "run.pth")) == 12
+    torch.save({str(i): whole[i:] for i in range(200)}, tmp_path / "run.pth")
+    _refuses(tmp_path / "run.pth", "claim more bytes than the file has")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

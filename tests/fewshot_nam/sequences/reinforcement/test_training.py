@@ -5,7 +5,8 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("gymnasium", reason="needs the extra rl")
 
@@ -175,3 +176,44 @@ def test_the_table_holds_every_finished_run_and_the_spread_over_seeds(tmp_path, 
         == f"{sum(float(rows(tmp_path / f'stm-{seed}')[0]['return']) for seed in (0, 1)) / 2:.2f}"
     )
     assert main(["--table", str(tmp_path / "lstm")]) == 2
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        *({"step": value} for value in ("x", -5, 10**9, None, 2.5)),
+        *({"episodes": value} for value in ("x", -1, None)),
+        {"recent": ["x"]},
+        {"generator": [300]},
+        *({"environments": value} for value in (None, {}, {"episodes": [0], "actions": [[]]})),
+        *({"environments": {"episodes": [0, 0, 0], "actions": [[], [], [a]]}} for a in (-1, 99, "x", 0.5)),
+        {"environments": {"episodes": [0, -1, 0], "actions": [[], [], []]}},
+    ],
+    ids=str,
+)
+def test_a_forged_checkpoint_is_refused_in_one_line(tmp_path, forged):
+    assert train_agent(tiny(), tmp_path, device="cpu", stop=lambda step: step == 45) is None
+    path = tmp_path / "checkpoint.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    metadata["progress"] = json.dumps(json.loads(metadata["progress"]) | forged)
+    save_file(load_file(path), path, metadata)
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is no checkpoint of this run: [^\n]+$"):
+        train_agent(tiny(), tmp_path, device="cpu", resume=True)
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *(f"model_options={value}" for value in ("{width: -1}", "{width: 0}", "{width: abc}", "{width: 2.5}", "{1: 2}", "3")),
+        *(f"environment_options={value}" for value in ("3", "{1: 2}", "{nonsense: 1}", "{rooms: 2.5}")),
+        *("steps=1.5", "environment=pong", "model=[1]", "workers=99999999"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_one_line_and_leave_no_run(tmp_path, capsys, word):
+    out = tmp_path / "run"
+    assert main(["--env", "recall", "--model", "lstm", "--out", str(out), "--quiet", "--set", word]) == 2
+    said = capsys.readouterr().err
+    assert (said.startswith("error: "), said.count("\n")) == (True, 1)
+    assert not out.exists()

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 import backbones
+from fewshot_nam.vision.libraries import timm_models
 
 timm = pytest.importorskip("timm")
 
@@ -66,6 +67,8 @@ def test_transform_id_tells_close_settings_apart():
         ("input_size", True, "input_size is a side or"),
         ("input_size", 999_999, "at most 4096, got 999999"),
         ("crop_pct", 1.5, "crop_pct is in"),
+        ("crop_pct", 1e-320, r"crop_pct is in \[0.1, 1\], got 1e-320"),
+        ("crop_pct", 1e-4, "crop_pct is in"),
         ("crop_mode", "middle", "crop_mode is one of center, squash, border, got 'middle'"),
         ("interpolation", "random", "interpolation is one of nearest, bilinear, bicubic"),
         ("std", 0, "std is a positive number"),
@@ -152,3 +155,14 @@ def test_imagenet_weights_tell_classes_apart():
     scores = features[:, 5:] @ features[:, :5].mean(dim=1).T
     accuracy = (scores.argmax(dim=-1) == torch.arange(5)[:, None]).float().mean()
     assert accuracy >= 0.7  # chance is 0.2; the usual accuracy over many episodes is 0.84
+
+
+def test_images_are_not_scaled_to_gigabytes_before_the_crop():
+    """A file named 4,096 pixels of which a ten-thousandth is used; 4,096 pixels with the usual crop stay possible."""
+    network = _small("test_resnet").network
+    _, identity = timm_models.timm_transform(network, {"input_size": (3, 4096, 4096), "crop_pct": 0.875})
+    assert "4096" in identity
+    with pytest.raises(
+        ValueError, match=r"crop_pct 0.1 with input_size \[3, 4096, 4096\] scales images to 40,960 pixels"
+    ):
+        timm_models.timm_transform(network, {"input_size": (3, 4096, 4096), "crop_pct": 0.1})

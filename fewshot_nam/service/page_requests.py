@@ -1,0 +1,263 @@
+"""Which requests of the page are passed on to Gradio: those that its own script sends, and bodies that cost little to read.
+
+Gradio has more routes than the page needs: some write files that nothing removes, and one sends requests elsewhere. It reads a body
+as JSON whatever its size, which takes fifty times its bytes where it holds nothing but empty lists. It fetches what a path that is
+a URL names, and keeps answers that are never collected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from time import monotonic as _now
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+from starlette.responses import PlainTextResponse
+
+from fewshot_nam.service.hosts import Application, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+LONGEST_BODY = 8 * 2**20  # bytes: a frame of a camera in base64
+MOST_BODIES = 16 * LONGEST_BODY  # of all that are read at a time
+_MOST_PARTS = 100_000  # commas and brackets of a body; 2,000 files of a folder have some 20,000
+_SECONDS = 60  # in which a body comes, and in which answers are collected
+_MOST_ANSWERS = 50  # messages of one visitor that wait to be collected: three for a request
+_MOST_OF_ALL = 500
+IMAGES = "images"
+"""What Gradio's queue calls the functions that may be given many images."""
+EXPORTS = "exports"
+"""What it calls the function that exports."""
+
+_MOST_WORK = 2  # of these that a visitor has at a time: one that runs, and one that waits
+_MOST_WORK_OF_ALL = {IMAGES: 16, EXPORTS: 4}  # that waits; an export takes some 15 seconds
+_LARGEST = 1e9  # of a slider
+_LONGEST_TEXT = 10_000  # characters
+_PREFIX = r"(?:/gradio_api)?"
+_POST = re.compile(_PREFIX + r"/(?:queue/join|stream/[\w-]+(?:/close)?|cancel|reset)/?")
+_UPLOAD = re.compile(_PREFIX + r"/upload")
+_ANSWERS = re.compile(_PREFIX + r"/queue/data")
+_PROGRESS = re.compile(_PREFIX + r"/upload_progress")
+_URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:")  # of more than one letter: not a drive
+_NO_GET = re.compile(
+    _PREFIX + r"/(?:proxy=|deep_link|monitoring|dev/|custom_component/|runs|run-history|vibe).*", re.DOTALL
+)
+
+
+class _Refused(Exception):
+    """A body that is not read to its end: the status and why."""
+
+
+class PageRequests:
+    """Answer 404 to what the page's script does not send, and 4xx to bodies that are too long, too involved or too slow.
+
+    Args:
+        app: what is served.
+        blocks: the page, whose answers that wait to be collected are bounded.
+        framed_by: a site that may show the page within its own, beside the page itself; ``None`` for none: what a user clicks on
+            another site would be a click on the page.
+    """
+
+    def __init__(self, app: Application, blocks: gr.Blocks, framed_by: str | None = None) -> None:
+        self.app, self.blocks = app, blocks
+        sites = "'self'" if framed_by is None else f"'self' {framed_by}"
+        self._headers = [(b"content-security-policy", f"frame-ancestors {sites}".encode())]
+        if framed_by is None:  # of browsers that do not know the other; it cannot name a site
+            self._headers.append((b"x-frame-options", b"SAMEORIGIN"))
+        self._coming = 0  # bytes of the bodies that are being read
+        self._collecting: Counter[str] = Counter()  # by visitor, how many connections take answers
+        self._asked: dict[str, float] = {}  # by visitor, when
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it."""
+
+        async def framed(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), *self._headers]}
+            await send(message)
+
+        await self._answer(scope, receive, framed)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            if _NO_GET.fullmatch(scope["path"]):
+                await PlainTextResponse("the page has no such address", 404)(scope, receive, send)
+            else:
+                progress = _PROGRESS.fullmatch(scope["path"]) is not None
+                await self._collect(scope, receive, _finished(send) if progress else send)
+        elif scope["method"] == "POST" and _UPLOAD.fullmatch(scope["path"]):
+            await self.app(scope, receive, send)  # UploadLimit looks at these
+        elif scope["method"] == "POST" and _POST.fullmatch(scope["path"]):
+            await self._pass_on(scope, receive, send)
+        else:
+            await PlainTextResponse("the page has no such address", 404)(scope, receive, send)
+
+    async def _collect(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on a request for an address, and note whose answers it takes meanwhile."""
+        visitor = ""
+        if _ANSWERS.fullmatch(scope["path"]):
+            visitor = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"))).get("session_hash", "")
+        self._collecting[visitor] += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._collecting[visitor] -= 1
+            if not self._collecting[visitor]:
+                del self._collecting[visitor]
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        held = [0]
+        try:
+            body = await asyncio.wait_for(self._read(receive, held), _SECONDS)
+            if body is None:  # the client went away
+                return
+            self._check(body, scope["path"].endswith("/queue/join"))
+        except _Refused as refused:
+            await PlainTextResponse(refused.args[1], refused.args[0])(scope, receive, send)
+            return
+        except asyncio.TimeoutError:
+            await PlainTextResponse(f"the body did not come within {_SECONDS} seconds", 408)(scope, receive, send)
+            return
+        finally:
+            self._coming -= held[0]
+        unread = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Any:
+            return unread.pop() if unread else await receive()
+
+        await self.app(scope, again, send)
+
+    async def _read(self, receive: Receive, held: list[int]) -> bytes | None:
+        """Return the body, or None where the client went away; ``held`` counts what is kept meanwhile."""
+        chunks: list[bytes] = []
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return None
+            chunk = message.get("body", b"")
+            held[0] += len(chunk)
+            self._coming += len(chunk)
+            if held[0] > LONGEST_BODY:
+                raise _Refused(413, f"a request may have {LONGEST_BODY:,} bytes")
+            if self._coming > MOST_BODIES:
+                raise _Refused(503, "too many large requests at the moment: try again")
+            chunks.append(chunk)
+            if not message.get("more_body"):
+                return b"".join(chunks)
+
+    def _check(self, body: bytes, calls: bool) -> None:
+        """Raise ``_Refused`` for a body that costs too much to read or to answer, or that ``calls`` no function of the page."""
+        if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_PARTS:
+            raise _Refused(413, "a request may not have so many parts")
+        try:
+            asked = json.loads(body or b"{}")
+        except (ValueError, RecursionError):
+            raise _Refused(400, "the body is not JSON") from None
+        parts = [asked]
+        while parts:
+            part = parts.pop()
+            if isinstance(part, dict):
+                if isinstance(part.get("path"), str) and _URL.match(part["path"]):
+                    raise _Refused(400, "an image is uploaded, not fetched from another address")
+                if "\0" in str(part.get("path")):
+                    raise _Refused(400, "a path has no zero character")
+                parts.extend(part.values())
+            elif isinstance(part, list):
+                parts.extend(part)
+        if not calls:
+            return
+        if not isinstance(asked, dict):
+            raise _Refused(400, "the body names no function of the page")
+        # The types are exact: Gradio takes "5" and 5.0 for 5.
+        visitor, number = asked.get("session_hash"), asked.get("fn_index")
+        function = self.blocks.fns.get(number) if type(number) is int else None
+        if function is None or not isinstance(visitor, str):
+            raise _Refused(400, "the body names no function of the page, or no visitor")
+        if not _fits(asked.get("data"), [one.get_block_name() for one in function.inputs]):
+            raise _Refused(400, "the values are not those of the page")
+        if function.concurrency_id in _MOST_WORK_OF_ALL:
+            self._bound_work(visitor, function.concurrency_id)
+        self._bound_answers(visitor)
+
+    def _bound_work(self, visitor: str, kind: str) -> None:
+        """Raise ``_Refused`` where too much work of this kind, of this visitor or of all, runs or waits."""
+        queue = self.blocks._queue
+        waiting = (
+            queue.event_queue_per_concurrency_id[kind].queue if kind in queue.event_queue_per_concurrency_id else []
+        )
+        running = [event for job in queue.active_jobs for event in job or [] if event.concurrency_id == kind]
+        own = sum(event.session_hash == visitor for event in [*waiting, *running])
+        if own >= _MOST_WORK:
+            raise _Refused(503, "what you asked for before is being done: ask for more when it is")
+        if len(waiting) >= _MOST_WORK_OF_ALL[kind]:
+            raise _Refused(503, "too much work of others waits: try again later")
+
+    def _bound_answers(self, visitor: str) -> None:
+        """Drop answers that are not collected, the oldest first; raise ``_Refused`` where too many of this visitor wait."""
+        now, waiting = _now(), self.blocks._queue.pending_messages_per_session
+        self._asked[visitor] = now
+        for name, when in list(self._asked.items()):
+            if now - when > _SECONDS and name not in self._collecting:
+                self._drop(name)
+        sizes = {name: messages.qsize() for name, messages in list(waiting.items())}
+        if sizes.get(visitor, 0) > _MOST_ANSWERS:
+            raise _Refused(503, "too many answers wait to be collected: try again later")
+        total = sum(sizes.values())
+        for name in sorted(sizes, key=lambda name: self._asked.get(name, 0.0)):  # who asked longest ago first
+            if total <= _MOST_OF_ALL:
+                break
+            if name != visitor and name not in self._collecting:
+                self._drop(name)
+                total -= sizes[name]
+
+    def _drop(self, visitor: str) -> None:
+        """Forget the answers of a visitor who does not collect them. Their place stays: Gradio may be about to put one there."""
+        self._asked.pop(visitor, None)
+        messages = self.blocks._queue.pending_messages_per_session.get(visitor)
+        while messages is not None and not messages.empty():
+            messages.get_nowait()
+
+
+def _finished(send: Send) -> Send:
+    """Return what says that an upload is done where Gradio does not know it: the browser showed 404 for one that begins late."""
+    unknown = [False]
+
+    async def passed_on(message: Any) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 404:
+            unknown[0] = True
+            message = {**message, "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+        elif unknown[0]:
+            message = {**message, "body": b'data: {"msg": "done"}\n\n'}
+        await send(message)
+
+    return passed_on
+
+
+def _fits(values: object, kinds: list[str]) -> bool:
+    """Return whether values are such as the components of these kinds have."""
+    if not isinstance(values, list) or len(values) != len(kinds):
+        return False
+    return all(_CHECKS[kind](value) for kind, value in zip(kinds, values, strict=True) if kind in _CHECKS)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
+
+
+def _is_file(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str | None) for name in ("path", "url"))
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "textbox": lambda value: isinstance(value, str) and len(value) <= _LONGEST_TEXT,
+    "slider": _is_number,
+    "image": lambda value: value is None or _is_file(value),
+    "file": lambda value: value is None or (isinstance(value, list) and all(map(_is_file, value))),
+}

@@ -1,0 +1,35 @@
+"""An export in a process of its own: what is wrong there is the error that it would have been here."""
+
+import subprocess
+
+import pytest
+
+from fewshot_nam.service import export_process
+from fewshot_nam.service.export_process import export_memory
+
+
+def test_what_is_wrong_in_the_process_is_raised_here(tmp_path):
+    with pytest.raises(OSError, match="No such file"):
+        export_memory(tmp_path / "none.safetensors", None, tmp_path / "out.onnx")
+    (tmp_path / "no.safetensors").write_bytes(b"no memory")
+    with pytest.raises(ValueError, match="no file of a NAM model"):
+        export_memory(tmp_path / "no.safetensors", "random", tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("said", [b"", b"no JSON\n"])
+def test_a_process_that_is_ended_is_said(monkeypatch, tmp_path, said):
+    monkeypatch.setattr(
+        export_process.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], -9, stdout=said)
+    )
+    with pytest.raises(ValueError, match="too little memory"):
+        export_memory(tmp_path / "a.safetensors", None, tmp_path / "out.onnx")
+
+
+def test_a_process_that_does_not_end_is_ended(monkeypatch, tmp_path):
+    def run(*_, **given):
+        raise subprocess.TimeoutExpired("python", given["timeout"])
+
+    monkeypatch.setattr(export_process.subprocess, "run", run)
+    with pytest.raises(ValueError, match="30 minutes"):
+        export_memory(tmp_path / "a.safetensors", None, tmp_path / "out.onnx")
