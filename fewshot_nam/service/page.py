@@ -202,7 +202,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             elem_id="about",
         )
         status = gr.HTML(html.note("Ready."), elem_id="status")
-        seen = gr.State(-1)
+        seen = gr.State(())
         with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Teach"):
                 with gr.Row(equal_height=False):
@@ -306,7 +306,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
 
         def view(session: TeachingSession, said: str | None, wanted: str) -> list[Any]:
             """Return the values of ``shared``; the status stays where nothing is said."""
-            version = session.version  # first: what changes from here on is drawn by the next tick
+            shown = session.shown  # first: what changes from here on is drawn by the next tick
             what = session.undoable
             return [
                 gr.skip() if said is None else said,
@@ -314,7 +314,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 gr.update(value="Undo" if what is None else f"Undo: {what}"[:60], interactive=what is not None),
                 _about_file(session),
                 html.refusal_html(session.threshold, session.promise),
-                version,
+                shown,
             ]
 
         def change(session: TeachingSession, wanted: str, act: Callable[[], str]) -> list[Any]:
@@ -329,9 +329,9 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         def on_load(request: gr.Request) -> list[Any]:
             return view(session_of(request, "show"), None, "")
 
-        def on_tick(version: int, wanted: str, request: gr.Request) -> list[Any]:
+        def on_tick(shown: tuple[int, bool, bool], wanted: str, request: gr.Request) -> list[Any]:
             session = session_of(request, "show")
-            if session.version == version:
+            if session.shown == shown:
                 return [gr.skip()] * len(shared)
             return view(session, None, wanted)  # another tab has changed it
 

@@ -345,8 +345,16 @@ class TeachingSession:
             len(shots),
             said,
         )
-        self._promise = version, promise
+        with self._lock:
+            # Another thread may have been faster with a newer one.
+            if self._promise is None or self._promise[0] < version:
+                self._promise = version, promise
         return promise
+
+    @property
+    def shown(self) -> tuple[int, bool, bool]:
+        """What differs from before whenever there is something new to show; a promise and a save come after their version."""
+        return self.version, self.promise is not None, self.saved
 
     @property
     def promise(self) -> Promise | None:

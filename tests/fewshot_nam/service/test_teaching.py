@@ -219,6 +219,40 @@ def test_an_unknown_that_is_taught_later_is_unknown_no_more(taught, digits, tmp_
     again.calibrate(0.2)
 
 
+def test_a_promise_that_comes_after_its_version_is_something_new_to_show(taught, digits, monkeypatch):
+    """A page that drew the session while the promise was measured never drew it again: it asked for the rate anew, for good."""
+    taught.add_unknown(unknown(digits))
+    drawn, measure = [], type(taught.model.head)._held_out_scores
+
+    def slowly(head, held):
+        drawn.append((taught.shown, taught.promise))
+        return measure(head, held)
+
+    monkeypatch.setattr(type(taught.model.head), "_held_out_scores", slowly)
+    taught.calibrate(0.05)
+    assert drawn[-1][1] is None
+    assert taught.promise is not None
+    assert taught.shown != drawn[-1][0]
+    before = taught.shown
+    taught.save()
+    assert taught.shown != before
+
+
+def test_a_promise_that_was_slower_than_a_newer_one_does_not_replace_it(taught, digits, monkeypatch):
+    taught.add_unknown(unknown(digits))
+    measure, second = type(taught.model.head)._held_out_scores, []
+
+    def slowly(head, held):
+        if not second:
+            second.append(None)
+            second[0] = taught.calibrate(0.1)
+        return measure(head, held)
+
+    monkeypatch.setattr(type(taught.model.head), "_held_out_scores", slowly)
+    assert taught.calibrate(0.05) is not second[0]
+    assert taught.promise is second[0]
+
+
 def test_undo_brings_back_a_calibration(taught, digits):
     taught.add_unknown(unknown(digits))
     threshold = taught.calibrate(0.05).threshold
