@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewshot_nam.memory.short_convolution import ShortConvolution, check_conv_size
 from fewshot_nam.sequences.models.model import SequenceModel
 from fewshot_nam.sequences.models.registry import register
 from fewshot_nam.sequences.models.transformer import sinusoids
@@ -30,6 +31,8 @@ class KeyValueCache:
 
     def __init__(self) -> None:
         self.length = 0
+        self.recent: Tensor | None = None
+        """``(B, conv_size - 1, 3 d)``: the last projected tokens, where there is a convolution."""
         self._kept: Tensor | None = None  # (2, B, H, capacity, d)
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,17 +60,27 @@ class CausalTransformerModel(SequenceModel):
         layers: layers.
         feedforward: width of a layer's hidden layer.
         dropout: probability of dropping a feature.
+        conv_size: width, in tokens, of a short causal convolution of queries, keys and values, as ``NAMAttention`` has; ``None``
+            for none.
     """
 
     causal = True
 
     def __init__(
-        self, task: SequenceTask, width: int, heads: int, layers: int, feedforward: int, dropout: float = 0.1
+        self,
+        task: SequenceTask,
+        width: int,
+        heads: int,
+        layers: int,
+        feedforward: int,
+        dropout: float = 0.1,
+        conv_size: int | None = None,
     ) -> None:
         super().__init__(task, width, width)
+        check_conv_size("transformer-causal", conv_size)
         if width % (2 * heads):
             raise ValueError(f"transformer-causal: width must be a multiple of {2 * heads}, twice heads, got {width}")
-        self.layers = nn.ModuleList(_Layer(width, heads, feedforward, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(_Layer(width, heads, feedforward, dropout, conv_size) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
 
@@ -90,18 +103,24 @@ class CausalTransformerModel(SequenceModel):
 
 
 class _Layer(nn.Module):
-    def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, feedforward: int, dropout: float, conv_size: int | None) -> None:
         super().__init__()
         self.heads = heads
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.project, self.combine = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.conv = None if conv_size is None else ShortConvolution(3 * width, conv_size)
         self.widen, self.narrow = nn.Linear(width, feedforward), nn.Linear(feedforward, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None) -> Tensor:
         """Return the next features of tokens ``(B, T, d)``, which come after those in the cache."""
         before = 0 if cache is None else cache.length
-        parts = torch.unflatten(self.project(self.norms[0](x)), -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        projected = self.project(self.norms[0](x))
+        if self.conv is not None:
+            projected, recent = self.conv(projected, None if cache is None else cache.recent)
+            if cache is not None:
+                cache.recent = recent
+        parts = torch.unflatten(projected, -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         places = torch.arange(before, before + x.shape[1], device=x.device)
         q, k, v = _turn(parts[0], places), _turn(parts[1], places), parts[2]
         if cache is not None:

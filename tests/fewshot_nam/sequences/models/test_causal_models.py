@@ -41,7 +41,12 @@ def test_a_task_that_shows_its_answers_takes_causal_models_alone(task, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [*((name, {}) for name in STREAMING), ("nam-attention-erase", {"start": True, "conv_size": 3})]
+    ("name", "options"),
+    [
+        *((name, {}) for name in STREAMING),
+        ("nam-attention-erase", {"start": True, "conv_size": 3}),
+        ("transformer-causal", {"conv_size": 3}),
+    ],
 )
 def test_parts_and_single_tokens_give_what_the_whole_sequence_gives(name, options, task):
     model = build(name, task, **options)
@@ -75,3 +80,16 @@ def test_models_that_cannot_run_token_by_token_say_so(task):
 def test_rotary_positions_need_an_even_width_of_heads(task):
     with pytest.raises(ValueError, match="multiple of 4, twice heads"):
         build("transformer-causal", task, width=6)
+
+
+def test_a_convolution_of_the_transformer_that_keeps_each_token_changes_nothing(task):
+    plain, model = build("transformer-causal", task), build("transformer-causal", task, conv_size=3)
+    missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
+    assert (missing, unexpected) == ([f"layers.{i}.conv.weight" for i in range(len(model.layers))], [])
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    for weights, alike in (([0.0, 0.0, 1.0], True), ([0.0, 1.0, 0.0], False)):
+        for layer in model.layers:
+            layer.conv.weight.data[:] = torch.tensor(weights)
+        assert torch.allclose(model(tokens), plain(tokens), atol=1e-6) == alike
+    with pytest.raises(ValueError, match="conv_size must be None or an integer of at least 2"):
+        build("transformer-causal", task, conv_size=1)
