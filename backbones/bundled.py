@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from backbones.conv4 import Conv4, ink_transform
 from backbones.conv5 import Conv5, photo_transform
 from fewshot_nam.heads import BaseStatistics
-from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.tensor_files import write_tensors
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.libraries.common import GIVE_FILE, Library, check_options
 from fewshot_nam.vision.weight_files import fit_weights, read_weights
@@ -121,10 +120,8 @@ def save_weights(
     known = {"prototypes": base} if isinstance(base, Tensor) else base.tensors()
     tensors = {_PREFIX + name: tensor for name, tensor in network.state_dict().items()}
     tensors |= {_BASE + name: tensor for name, tensor in known.items()}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as unfinished:
-        save_file(tensors, unfinished, metadata={"card": json.dumps(card)})
+    write_tensors(path, tensors, {"card": json.dumps(card)})
 
 
 def _load(name: str, network: nn.Module, path: Path) -> tuple[BaseStatistics | None, list[str] | None]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from episodes.reporting.claims import against_best, against_each, losses
 from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.io.naming import naming
 
 COSINES = ["cosine", "cosine-centred", "cosine-root", "cosine-root-centred"]
 COMPANY = ["cosine-snorm", "lda-snorm", "plda-snorm", "plda"]
@@ -33,7 +34,13 @@ GENERALIZED = {"ausuc": "+", "harmonic_mean:frozen": "+"}
 def reports(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     """Return the reports of these names, 1 and 5 shots, that are in the folder."""
     paths = [folder / f"{name}-{shots}shot.json" for name in names for shots in (1, 5)]
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()}
+    found = {}
+    for path in paths:
+        if path.exists():
+            with naming(path, "holds no results of fewshot-nam-eval"):
+                found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+                dict(found[path.stem]["results"])
+    return found
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ from fewshot_nam.heads.open_scores import registry as score_registry
 from fewshot_nam.heads.open_scores.registry import split_name
 from fewshot_nam.heads.registry import spec, transductive
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.naming import naming
 
 INNER = "cosine-centred"  # the head that open-set scores are added to
 TIMED = 40  # episodes
@@ -284,11 +285,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = " ".join(["python scripts/compare_methods.py --banks", f"DIR/{name}", *differing])
     words = {word: getattr(options, word) for word in ("ways", "queries", "episodes", "tune", "seed")}
     config = {**words, "banks": name, "command": command}
-    before = json.loads(Path(options.json).read_text(encoding="utf-8")) if Path(options.json).exists() else {}
-    same = {word: before.get("config", {}).get(word) for word in (*words, "banks")} == {**words, "banks": name}
-    if before and not same:
-        parser.error(f"{options.json} has rows of other settings or features: name another file")
-    results = before.get("results", {})
+    results: dict[str, dict[str, Any]] = {}
+    if options.json.exists():
+        with naming(options.json, "holds no rows of this script"):
+            before = json.loads(options.json.read_text(encoding="utf-8"))
+            same = {word: before["config"][word] for word in (*words, "banks")} == {**words, "banks": name}
+            results = {str(int(shots)): dict(rows) for shots, rows in before["results"].items()}
+        if not same:
+            parser.error(f"{options.json} has rows of other settings or features: name another file")
     found: dict[str, Any] = {"config": config, "results": results}
     for shots in options.shots:
         kept = results.get(str(shots), {})  # until each is measured again

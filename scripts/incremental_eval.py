@@ -23,7 +23,7 @@ from episodes.evaluation.incremental_report import IncrementalReport
 from episodes.features.sources import banks_by_role, sets_by_role
 from fewshot_nam.cli.errors import exit_status
 from fewshot_nam.cli.options import key_values
-from fewshot_nam.cli.outputs import check_output, writable
+from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.heads import open_scores
 from fewshot_nam.heads.registry import specs
 
@@ -61,9 +61,9 @@ def parser() -> argparse.ArgumentParser:
         help=f"evaluate every head once more with each open-set score, among {', '.join(open_scores.available())}",
     )
     made.add_argument("--seed", type=int, default=0, help="of the orders (default: %(default)s)")
-    made.add_argument("--json", metavar="FILE", help="write all numbers there")
-    made.add_argument("--markdown", metavar="FILE", help="write the tables there")
-    made.add_argument("--plot", metavar="FILE", help="write the figure there, as PNG")
+    add_output(made, "--json", "write all numbers there")
+    add_output(made, "--markdown", "write the tables there")
+    add_output(made, "--plot", "write the figure there, as PNG", replaces="an image")
     made.add_argument("--quiet", action="store_true", help="show no progress")
     return made
 
@@ -114,8 +114,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
 
     def evaluate_and_write() -> None:
-        for path in filter(None, (options.json, options.markdown, options.plot)):
-            check_output(writable(path), "an image" if path == options.plot else None)
         report = evaluated(options)
         print(report.table(), end="")
         if options.json:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
+from typing import Any
 
 from episodes.reporting.summary import summary
 from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.io.naming import naming
 
 
 def main() -> None:
     """Read the files and print the tables."""
-    print(summary({Path(name).stem: json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:]}))
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="written by fewshot-nam-eval --json")
+    found: dict[str, dict[str, Any]] = {}
+    for path in parser.parse_args().files:
+        with naming(path, "holds no results of fewshot-nam-eval"):
+            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+            found[path.stem]["results"]
+            summary({path.stem: found[path.stem]})
+    print(summary(found))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fewshot_nam.heads import Head, open_scores
@@ -15,7 +15,7 @@ from fewshot_nam.heads.base import Support
 from fewshot_nam.heads.open_scores import OpenScore
 from fewshot_nam.heads.temperature import fit_temperature
 from fewshot_nam.heads.validation import Label
-from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.tensor_files import write_tensors
 
 _ROWS = 4096  # queries scored at a time
 _FITTED_ON = 2000  # base images that set the temperature of an open-set score
@@ -86,8 +86,7 @@ def write_answers(path: Path, answers: list[Answers]) -> None:
     """Write what a head answered after each session to a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"{i} {key}": value for i, each in enumerate(answers) for key, value in each._asdict().items()}
-    with replacing(path) as unfinished:
-        save_file({key: value.contiguous() for key, value in tensors.items()}, unfinished)
+    write_tensors(path, tensors)
 
 
 def read_answers(path: Path) -> list[Answers] | None:

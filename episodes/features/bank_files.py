@@ -18,8 +18,8 @@ import numpy as np
 from torch import Tensor
 
 from episodes.data.class_names import Label
-from fewshot_nam.io.atomic import replacing
 from fewshot_nam.io.regular_files import open_regular
+from fewshot_nam.io.tensor_files import write_tensors
 
 BANK_FORMAT = 1
 _METADATA_KEY = "fewshot_bank"
@@ -36,14 +36,10 @@ def write_bank_file(
     path: Path, features: Tensor, labels: Tensor, classes: list[Label], provenance: dict[str, str]
 ) -> None:
     """Write a bank to ``path``; see ``FeatureBank.save``."""
-    from safetensors.torch import save_file
-
     if (reason := _odd_name(classes)) is not None:
         raise ValueError(f"{path}: {reason}")
     content = {"format": BANK_FORMAT, "classes": classes, "provenance": provenance}
-    tensors = {"features": features.cpu().contiguous(), "labels": labels}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={_METADATA_KEY: json.dumps(content)})
+    write_tensors(path, {"features": features, "labels": labels}, {_METADATA_KEY: json.dumps(content)})
 
 
 def read_bank_file(path: Path) -> dict[str, Any]:

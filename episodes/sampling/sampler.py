@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewshot_nam.io.atomic import replacing
 from fewshot_nam.io.regular_files import open_regular
+from fewshot_nam.io.tensor_files import write_tensors
 
 if TYPE_CHECKING:
     from episodes.data.image_dataset import ImageSet
@@ -82,11 +82,8 @@ class Episodes:
             path: the file.
             fingerprint: of the bank that they index (``FeatureBank.fingerprint``), which ``load`` compares.
         """
-        from safetensors.torch import save_file
-
-        tensors = {field.name: getattr(self, field.name).contiguous() for field in fields(self)}
-        with replacing(path) as unfinished:
-            save_file(tensors, unfinished, metadata={"format": _FORMAT, "fingerprint": fingerprint})
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        write_tensors(path, tensors, {"format": _FORMAT, "fingerprint": fingerprint})
 
     @staticmethod
     def load(path: str | os.PathLike[str], fingerprint: str | None = None) -> Episodes:

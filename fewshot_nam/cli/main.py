@@ -142,7 +142,15 @@ def _inspect(options: argparse.Namespace) -> Answer:
         threshold, refusal = head.threshold, None
     except ValueError as error:  # calibrated, but no class is left, or too few unknown images
         threshold, refusal = None, one_line(" ".join(str(error).split()))
-    calibrated = None if head._target_fpr is None else {"target_fpr": head._target_fpr, "strangers": len(head.unknowns)}
+    calibrated = (
+        None
+        if head._target_fpr is None
+        else {
+            "target_fpr": head._target_fpr,
+            "confidence": head._confidence,
+            "strangers": len(head.unknowns),
+        }
+    )
     answer = {
         "memory": options.memory,
         **{key: about.get(key) for key in ("made_by", "backbone", "model_options", "transform", "weights", "notes")},
@@ -159,7 +167,10 @@ def _inspect(options: argparse.Namespace) -> Answer:
         "refuses nothing: not calibrated" if threshold is None else f"accepts scores from {threshold:.4f}"
     )
     if calibrated is not None:
-        refusing += f" (at most {head._target_fpr:g} of unknowns, from {len(head.unknowns)} samples)"
+        often = "on average over" if head._confidence is None else f"in {100 * head._confidence:g}% of"
+        refusing += (
+            f" (at most {head._target_fpr:g} of unknowns {often} calibrations, from {len(head.unknowns)} samples)"
+        )
     lines = [
         f"{one_line(options.memory)}: {one_line(about['head'])} of {_classes(len(head.classes))}, {head.feature_dim} features, "
         + refusing,
@@ -206,6 +217,11 @@ def _calibrate(options: argparse.Namespace) -> Answer:
         f"{one_line(str(path))}: accepts scores from {found.threshold:.4f}; at most {found.bound:.4g} of unknowns are accepted "
         f"on average over calibrations, from {found.unknowns} samples{of}"
     )
+    if found.bound > options.target and not options.quiet:
+        print(
+            f"note: more than {options.target:g} on average: --confidence {options.confidence:g} asks for no more than that",
+            file=sys.stderr,
+        )
     if found.bound_95 is not None:
         line += f"; at most {found.bound_95:.4g} in 95% of calibrations"
     if found.known_accepted is not None:

@@ -87,7 +87,10 @@ def add_output(
     replaces: Kind | None = None,
     required: bool = False,
 ) -> None:
-    """Add an option for a file to write, a ``Path``; the parser refuses one that must not be replaced (``check_output``)."""
+    """Add an option for a file to write, a ``Path``.
+
+    The parser refuses one that must not be replaced (``check_output``), or that is named twice.
+    """
 
     def checked(given: str) -> Path:
         try:
@@ -97,4 +100,18 @@ def add_output(
             raise argparse.ArgumentTypeError(str(error)) from None
         return path
 
-    parser.add_argument(flag, type=checked, metavar="FILE", required=required, help=meaning)
+    parser.add_argument(flag, action=_Output, type=checked, metavar="FILE", required=required, help=meaning)
+
+
+class _Output(argparse.Action):
+    """Keep the file of an option, and refuse one that another such option names too: the last one would win."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, _: str | None = None
+    ) -> None:
+        assert isinstance(values, Path)  # by its type
+        for other in parser._actions:
+            taken = getattr(namespace, other.dest, None) if isinstance(other, _Output) and other is not self else None
+            if taken is not None and taken.resolve() == values.resolve():
+                parser.error(f"{self.option_strings[0]} and {other.option_strings[0]} name the same file, {values}")
+        setattr(namespace, self.dest, values)

@@ -27,8 +27,13 @@ def predictions(head: Head, features: Tensor, images: list[str], refuse: bool) -
         features: ``(n, D)``, of the images.
         images: their names.
         refuse: whether images below the threshold have no label.
+
+    Raises:
+        ValueError: ``refuse``, and there is no threshold.
     """
     answers, classes, threshold = [], head.classes, head.threshold
+    if refuse and threshold is None:
+        raise ValueError("the memory has no threshold to refuse below: run fewshot-nam calibrate first")
     for image, row in zip(images, head(features).tolist(), strict=True):
         score = max(row)
         accepted = None if threshold is None else score >= threshold
@@ -48,6 +53,8 @@ def line_of(answer: dict[str, Any]) -> str:
     if "error" in answer:
         return f"{one_line(answer['picture'])}\t\t{one_line(answer['error'])}"
     label = "unknown" if answer["label"] is None else one_line(str(answer["label"]))
+    if answer["label"] == "unknown":  # a class of this name
+        label = "'unknown'"
     return f"{one_line(answer['picture'])}\t{label}\t{answer['score']:.4f}"
 
 

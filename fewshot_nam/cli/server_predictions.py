@@ -35,14 +35,14 @@ def predict_by_server(options: argparse.Namespace) -> tuple[dict[str, Any], list
     if wrong:
         raise ValueError(f"{', '.join(wrong)} cannot be set with --server: the server has its own")
     client = Client(options.server)
+    if options.unknown and _threshold(client) is None:
+        raise ValueError(f"{options.server} has no threshold to refuse below: calibrate it first")
     if options.images == ["-"]:
         for line in given_paths():
             if name := line.removesuffix("\n").removesuffix("\r"):
                 (answer,) = _answers(client, [name], options.unknown, keep_errors=True)
                 print(json.dumps(answer) if options.json else line_of(answer), flush=True)
         return None
-    if options.unknown and _threshold(client) is None:
-        raise ValueError(f"{options.server} has no threshold to refuse below: calibrate it first")
     images = [str(path) for path in images_in(options.images)]
     found = list(_answers(client, images, options.unknown, options.skip_unreadable))
     left_out = [one["picture"] for one in found if "error" in one]
@@ -115,6 +115,12 @@ def _batch_answers(
         yield _error(batch[0][0], text)
         return
     for (image, _), one in zip(batch, found, strict=True):
+        if refuse and one["accepted"] is None:  # another memory than before, perhaps
+            text = f"{client.url} has no threshold to refuse below: calibrate it first"
+            if not keep_errors:
+                raise ValueError(text)
+            yield _error(image, text)
+            continue
         label = None if refuse and one["accepted"] is False else one["best"]
         yield {"picture": image, "label": label, **{key: one[key] for key in ("best", "score", "accepted")}}
 

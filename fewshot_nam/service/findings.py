@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from fewshot_nam.heads import Label
@@ -98,6 +99,7 @@ class Check(NamedTuple):
         threshold: as in ``Answer``.
         confusions: how often images of a class (``None``: of no class that is known) got an answer (``None``: "unknown").
         skipped: for each image that could not be read, why.
+        not_new: why the figures of some images say little about new ones: they were learned, set the rate, or came twice.
     """
 
     known: list[float]
@@ -106,3 +108,4 @@ class Check(NamedTuple):
     threshold: float | None
     confusions: dict[tuple[str | None, str | None], int]
     skipped: list[str]
+    not_new: Sequence[str] = ()

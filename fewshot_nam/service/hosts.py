@@ -38,6 +38,22 @@ def url(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+def neighbourhood(address: str) -> str:
+    """Return what stands for one client: an IPv4 address, or the 64 bits of an IPv6 address that a network is given.
+
+    Example:
+        >>> neighbourhood("192.0.2.7"), neighbourhood("2001:db8:0:1:2:3:4:5")
+        ('192.0.2.7', '2001:db8:0:1::')
+    """
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address[:64]
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is None:
+        return str(ipaddress.ip_network((found, 64), strict=False).network_address)
+    return str(getattr(found, "ipv4_mapped", None) or found)
+
+
 def known_hosts(host: str, further: Iterable[str] = ()) -> frozenset[str] | None:
     """Return the names that a server at an address answers to; ``None`` for all.
 

@@ -246,9 +246,12 @@ def build(
     app = FastAPI(title="fewshot-nam", version=fewshot_nam.__version__, docs_url=None, redoc_url=None)
     metrics, limits = Metrics(), service.limits
     # Those that wait for the backbone take no threads from those that only look: the server stays in good health under load.
-    limiter = anyio.CapacityLimiter(limits.waiting + 1)
+    # Changes may wait for another program that holds the memory's file, and answers do not wait for them.
+    answering, changing = (anyio.CapacityLimiter(limits.waiting + 1) for _ in range(2))
 
-    async def run(act: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    async def run(
+        limiter: anyio.CapacityLimiter, act: Callable[..., dict[str, Any]], *arguments: Any
+    ) -> dict[str, Any]:
         return await anyio.to_thread.run_sync(act, *arguments, limiter=limiter)
 
     def check_token(request: Request) -> None:
@@ -306,7 +309,7 @@ def build(
     @app.post("/predict", openapi_extra=_IMAGES)
     async def predict(request: Request, top: int = 5) -> dict[str, Any]:
         """Answer images: for each the class, or null where it is refused as unknown."""
-        answer = await run(service.predict, await images_of(request), top)
+        answer = await run(answering, service.predict, await images_of(request), top)
         refused = sum(one["label"] is None for one in answer["predictions"])
         metrics.answers(len(answer["predictions"]) - refused, refused)
         return answer
@@ -315,7 +318,7 @@ def build(
     async def learn(request: Request, label: str) -> dict[str, Any]:
         """Learn images of one class; needs the token. The answer comes when it is saved."""
         check_token(request)
-        return await run(service.learn, await images_of(request), label)
+        return await run(changing, service.learn, await images_of(request), label)
 
     @app.post("/forget", openapi_extra=_NAMES)
     async def forget(request: Request) -> dict[str, Any]:
@@ -332,13 +335,13 @@ def build(
         except ValidationError as error:
             found = error.errors(include_url=False, include_context=False, include_input=False)
             raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in found]) from None
-        return await run(service.forget, what.labels)
+        return await run(changing, service.forget, what.labels)
 
     @app.post("/calibrate", openapi_extra=_IMAGES)
     async def calibrate(request: Request, target: float = 0.01, confidence: float | None = None) -> dict[str, Any]:
         """Set the threshold from images of unknowns; needs the token. The answer comes when it is saved."""
         check_token(request)
-        return await run(service.calibrate, await images_of(request), target, confidence)
+        return await run(changing, service.calibrate, await images_of(request), target, confidence)
 
     @app.get("/classes")
     def classes() -> dict[str, Any]:

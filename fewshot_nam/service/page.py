@@ -33,9 +33,9 @@ from fewshot_nam.heap import few_heaps
 from fewshot_nam.service import page_html as html
 from fewshot_nam.service.findings import Check
 from fewshot_nam.service.given_images import GivenImage, image_files, images_in_folder
-from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, known_hosts
+from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, known_hosts, neighbourhood
 from fewshot_nam.service.http_server import Impatient
-from fewshot_nam.service.page_requests import EXPORTS, IMAGES, PageRequests
+from fewshot_nam.service.page_requests import CAMERAS, EXPORTS, IMAGES, MOST_CAMERAS, QUEUED, PageRequests
 from fewshot_nam.service.teaching import TeachingSession
 from fewshot_nam.service.uploads import UploadLimit, temporary_directory
 
@@ -45,7 +45,7 @@ _SPACES = "https://huggingface.co"  # which shows a Space within its own page
 _CONNECTIONS = 1000
 _WORKS = 16  # with many images, of which two are decoded at a time
 _VISITORS = 500  # with a memory of their own
-_CAMERAS = 50  # that are open at a time
+_THREADS = 100  # more than cameras, each of which holds one, so that all others go on
 _IDLE_SECONDS = 900  # after which a visitor's memory may make room for another's
 _MOST_PIXELS = 500_000_000  # forty photographs of a phone: of the images that someone from elsewhere gives at a time
 _BYTES_OF_FRAMES = 128 * 2**20
@@ -61,6 +61,7 @@ element.addEventListener('click', event => {
 @dataclass
 class _Visit:
     session: TeachingSession
+    address: str
     used: float  # when
 
 
@@ -70,7 +71,8 @@ class Sessions:
     Args:
         first: the session that all share, or that those of visitors are made like.
         separate: whether each visitor has one, which is kept once it was changed. Where there are too many, one goes that was not
-            used for a quarter of an hour; where there is none, a further visitor has to wait.
+            used for a quarter of an hour; where there is none, a further visitor has to wait. Visitors from one address, who may be
+            one client, have half of the places.
     """
 
     def __init__(self, first: TeachingSession, separate: bool = False) -> None:
@@ -78,14 +80,18 @@ class Sessions:
         self._lock = threading.Lock()
         self._by_visitor: OrderedDict[str, _Visit] = OrderedDict()  # the longest unused one first
         self._unchanged: WeakValueDictionary[str, TeachingSession] = WeakValueDictionary()
+        self._from: WeakKeyDictionary[TeachingSession, str] = WeakKeyDictionary()  # the address that each was made for
 
-    def of(self, visitor: str | None, what: Literal["change", "ask", "show"] = "change") -> TeachingSession:
+    def of(
+        self, visitor: str | None, what: Literal["change", "ask", "show"] = "change", address: str = ""
+    ) -> TeachingSession:
         """Return the session of a visitor.
 
         Args:
             visitor: whose.
             what: it is for. Only a change makes a session; before it a visitor sees the first one. To show it is no use, since
                 every open tab does so all the time.
+            address: which the visitor comes from.
 
         Raises:
             ValueError: there are too many visitors.
@@ -102,13 +108,12 @@ class Sessions:
                 return visit.session
             if what != "change":
                 return self.first
-            if len(self._by_visitor) >= _VISITORS and not self._idle():
-                raise ValueError(
-                    f"{_VISITORS} visitors teach at the moment, as many as there is room for: try again later"
-                )
+            if not self._room(address):
+                raise ValueError("as many visitors teach at the moment as there is room for: try again later")
             session = self._unchanged.get(name)
             if session is None:
                 session = self._unchanged[name] = self.first.copy()
+                self._from[session] = address
             return session
 
     def keep(self, session: TeachingSession) -> None:
@@ -117,14 +122,27 @@ class Sessions:
             name = next((name for name, made in self._unchanged.items() if made is session), None)
             if name is None or session.version == 0:
                 return
-            if len(self._by_visitor) >= _VISITORS and self._idle():
-                self._by_visitor.popitem(last=False)
-            self._by_visitor[name] = _Visit(session, time.monotonic())
+            address = self._from.pop(session)
+            places = self._full(address)
+            if places and self._idle(places[0]):
+                del self._by_visitor[places[0]]
+            self._by_visitor[name] = _Visit(session, address, time.monotonic())
             del self._unchanged[name]
 
-    def _idle(self) -> bool:
-        """Return whether the session that was not used for longest may go."""
-        return time.monotonic() - next(iter(self._by_visitor.values())).used > _IDLE_SECONDS
+    def _room(self, address: str) -> bool:
+        """Return whether a further visitor from an address has a place, or one that can go."""
+        places = self._full(address)
+        return not places or self._idle(places[0])
+
+    def _full(self, address: str) -> list[str]:
+        """Return the visitors of whom one must go before another comes from an address, the longest unused one first."""
+        same = [name for name, visit in self._by_visitor.items() if visit.address == address]
+        if len(same) >= _VISITORS // 2:
+            return same
+        return list(self._by_visitor) if len(self._by_visitor) >= _VISITORS else []
+
+    def _idle(self, visitor: str) -> bool:
+        return time.monotonic() - self._by_visitor[visitor].used > _IDLE_SECONDS
 
 
 class _Frames:
@@ -140,7 +158,7 @@ class _Frames:
             self._by_visitor.pop(visitor or "", None)
             if image is not None:
                 self._by_visitor[visitor or ""] = image
-            while sum(map(len, self._by_visitor.values())) > _BYTES_OF_FRAMES or len(self._by_visitor) > _CAMERAS:
+            while sum(map(len, self._by_visitor.values())) > _BYTES_OF_FRAMES or len(self._by_visitor) > MOST_CAMERAS:
                 self._by_visitor.popitem(last=False)
 
     def of(self, visitor: str | None) -> str | bytes | None:
@@ -191,7 +209,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
 
     def session_of(request: gr.Request, what: Literal["change", "ask", "show"] = "change") -> TeachingSession:
         try:
-            return sessions.of(request.session_hash, what)
+            return sessions.of(request.session_hash, what, _address(request))
         except ValueError as error:
             raise gr.Error(str(error)) from None
 
@@ -327,7 +345,9 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             return view(session, said, wanted)
 
         def on_load(request: gr.Request) -> list[Any]:
-            return view(session_of(request, "show"), None, "")
+            session = session_of(request, "show")
+            target = session.target
+            return [*view(session, None, ""), gr.skip() if target is None else min(max(100 * target, 0.1), 50)]
 
         def on_tick(shown: tuple[int, bool, bool], wanted: str, request: gr.Request) -> list[Any]:
             session = session_of(request, "show")
@@ -415,7 +435,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 said = html.note(text, "good")
                 if session.model.classes:
                     try:
-                        session.calibrate(share / 100)
+                        session.calibrate(session.target or share / 100)
                     except ValueError as error:  # too few images for this rate
                         said += html.note(" ".join(str(error).split()), "bad")
                 return said
@@ -499,14 +519,15 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
 
             return [*change(session, wanted, act), button]
 
-        page.load(on_load, None, shared, show_progress="hidden", api_visibility="private")
+        page.load(on_load, None, [*shared, rate], show_progress="hidden", api_visibility="private")
         gr.Timer(2).tick(on_tick, [seen, find], shared, show_progress="hidden", api_visibility="private")
         camera.stream(
             on_frame,
             [camera],
             answer,
             stream_every=_SECONDS_BETWEEN_ANSWERS,
-            concurrency_limit=_CAMERAS,  # each that is open holds one
+            concurrency_id=CAMERAS,
+            concurrency_limit=MOST_CAMERAS,  # each that is open holds one
             time_limit=None,
             show_progress="hidden",
             api_visibility="private",
@@ -580,7 +601,7 @@ def serve(
     local = is_loopback(host) and not separate and not hosts
     session.most_pixels = None if local else _MOST_PIXELS
     page = build(Sessions(session, separate), local=local)
-    page.queue(default_concurrency_limit=2, max_size=100)
+    page.queue(default_concurrency_limit=2, max_size=QUEUED)
     page.launch(
         server_name=host,
         server_port=port,
@@ -589,6 +610,7 @@ def serve(
         prevent_thread_lock=True,
         inbrowser=open_browser,
         max_file_size=_LARGEST_UPLOAD,
+        max_threads=_THREADS,
         state_session_capacity=200,  # of them Gradio keeps which version of the memory they show
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=html.CSS,
@@ -622,6 +644,11 @@ def serve(
             page.app.stop_event.set()  # ends the streams of tabs
             page.server.thread.join(timeout=2)
     return page
+
+
+def _address(request: gr.Request) -> str:
+    client = request.client
+    return neighbourhood(client.host) if client else ""
 
 
 def _answered(session: TeachingSession, image: GivenImage | None) -> str:

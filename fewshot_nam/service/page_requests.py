@@ -11,14 +11,14 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic as _now
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 
-from fewshot_nam.service.hosts import Application, Receive, Scope, Send
+from fewshot_nam.service.hosts import Application, Receive, Scope, Send, neighbourhood
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -34,14 +34,25 @@ IMAGES = "images"
 EXPORTS = "exports"
 """What it calls the function that exports."""
 
+CAMERAS = "cameras"
+"""What it calls the function that answers to a camera, as long as that is open."""
+MOST_CAMERAS = 50
+QUEUED = 200
+"""Requests that wait for their answer, of all visitors."""
+
+# A visitor's name is of the client's own choice, so that many may be one: of all that there is, an address has half at most.
+_MOST_OF_AN_ADDRESS = QUEUED // 2
+_MOST_CONNECTIONS = 500
 _MOST_WORK = 2  # of these that a visitor has at a time: one that runs, and one that waits
-_MOST_WORK_OF_ALL = {IMAGES: 16, EXPORTS: 4}  # that waits; an export takes some 15 seconds
-_LARGEST = 1e9  # of a slider
+_MOST_WORK_OF_ALL = {IMAGES: 16, EXPORTS: 4, CAMERAS: MOST_CAMERAS}  # an export takes some 15 seconds
 _LONGEST_TEXT = 10_000  # characters
+_VISITOR = re.compile(r"[A-Za-z0-9_-]{1,64}")  # Gradio names one by some ten letters, its client by 36
 _PREFIX = r"(?:/gradio_api)?"
 _POST = re.compile(_PREFIX + r"/(?:queue/join|stream/[\w-]+(?:/close)?|cancel|reset)/?")
+_FRAME = re.compile(_PREFIX + r"/stream/([\w-]+)")
 _UPLOAD = re.compile(_PREFIX + r"/upload")
 _ANSWERS = re.compile(_PREFIX + r"/queue/data")
+_ALIVE = re.compile(_PREFIX + r"/heartbeat/(.*)", re.DOTALL)
 _PROGRESS = re.compile(_PREFIX + r"/upload_progress")
 _URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:")  # of more than one letter: not a drive
 _NO_GET = re.compile(
@@ -70,6 +81,7 @@ class PageRequests:
         if framed_by is None:  # of browsers that do not know the other; it cannot name a site
             self._headers.append((b"x-frame-options", b"SAMEORIGIN"))
         self._coming = 0  # bytes of the bodies that are being read
+        self._connections: Counter[str] = Counter()  # by address
         self._collecting: Counter[str] = Counter()  # by visitor, how many connections take answers
         self._asked: dict[str, float] = {}  # by visitor, when
 
@@ -81,13 +93,24 @@ class PageRequests:
                 message = {**message, "headers": [*message.get("headers", []), *self._headers]}
             await send(message)
 
-        await self._answer(scope, receive, framed)
+        address = _address(scope)
+        if self._connections[address] >= _MOST_CONNECTIONS:
+            await _said("too many connections of one address", 503)(scope, receive, framed)
+            return
+        self._connections[address] += 1
+        try:
+            await self._answer(scope, receive, framed)
+        finally:
+            self._connections[address] -= 1
+            if not self._connections[address]:
+                del self._connections[address]
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
         elif scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            if _NO_GET.fullmatch(scope["path"]):
+            alive = _ALIVE.fullmatch(scope["path"])
+            if _NO_GET.fullmatch(scope["path"]) or (alive and not _VISITOR.fullmatch(alive[1])):
                 await PlainTextResponse("the page has no such address", 404)(scope, receive, send)
             else:
                 progress = _PROGRESS.fullmatch(scope["path"]) is not None
@@ -118,12 +141,12 @@ class PageRequests:
             body = await asyncio.wait_for(self._read(receive, held), _SECONDS)
             if body is None:  # the client went away
                 return
-            self._check(body, scope["path"].endswith("/queue/join"))
+            self._check(body, scope["path"].rstrip("/"), _address(scope))
         except _Refused as refused:
-            await PlainTextResponse(refused.args[1], refused.args[0])(scope, receive, send)
+            await _said(refused.args[1], refused.args[0])(scope, receive, send)
             return
         except asyncio.TimeoutError:
-            await PlainTextResponse(f"the body did not come within {_SECONDS} seconds", 408)(scope, receive, send)
+            await _said(f"the body did not come within {_SECONDS} seconds", 408)(scope, receive, send)
             return
         finally:
             self._coming -= held[0]
@@ -152,8 +175,8 @@ class PageRequests:
             if not message.get("more_body"):
                 return b"".join(chunks)
 
-    def _check(self, body: bytes, calls: bool) -> None:
-        """Raise ``_Refused`` for a body that costs too much to read or to answer, or that ``calls`` no function of the page."""
+    def _check(self, body: bytes, path: str, address: str) -> None:
+        """Raise ``_Refused`` for a body that costs too much to read or to answer, or that calls no function of the page."""
         if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_PARTS:
             raise _Refused(413, "a request may not have so many parts")
         try:
@@ -171,32 +194,40 @@ class PageRequests:
                 parts.extend(part.values())
             elif isinstance(part, list):
                 parts.extend(part)
-        if not calls:
+        if frame := _FRAME.fullmatch(path):
+            event = self.blocks._queue.event_ids_to_events.get(frame[1])
+            if event is not None and not (isinstance(asked, dict) and _fits(asked.get("data"), event.fn.inputs)):
+                raise _Refused(400, "the values are not those of the page")
+        if not path.endswith("/queue/join"):
             return
         if not isinstance(asked, dict):
             raise _Refused(400, "the body names no function of the page")
         # The types are exact: Gradio takes "5" and 5.0 for 5.
         visitor, number = asked.get("session_hash"), asked.get("fn_index")
         function = self.blocks.fns.get(number) if type(number) is int else None
-        if function is None or not isinstance(visitor, str):
+        if function is None or not isinstance(visitor, str) or not _VISITOR.fullmatch(visitor):
             raise _Refused(400, "the body names no function of the page, or no visitor")
-        if not _fits(asked.get("data"), [one.get_block_name() for one in function.inputs]):
+        clicked = any(self.blocks.blocks[number].get_block_name() == "html" for number, _ in function.targets)
+        if not _fits(asked.get("data"), function.inputs) or (clicked and not isinstance(asked.get("event_data"), dict)):
             raise _Refused(400, "the values are not those of the page")
-        if function.concurrency_id in _MOST_WORK_OF_ALL:
-            self._bound_work(visitor, function.concurrency_id)
+        self._bound_work(visitor, address, function.concurrency_id)
         self._bound_answers(visitor)
 
-    def _bound_work(self, visitor: str, kind: str) -> None:
-        """Raise ``_Refused`` where too much work of this kind, of this visitor or of all, runs or waits."""
+    def _bound_work(self, visitor: str, address: str, kind: str) -> None:
+        """Raise ``_Refused`` where too much, of this kind or at all, of this visitor, address or of all runs or waits."""
         queue = self.blocks._queue
-        waiting = (
-            queue.event_queue_per_concurrency_id[kind].queue if kind in queue.event_queue_per_concurrency_id else []
-        )
-        running = [event for job in queue.active_jobs for event in job or [] if event.concurrency_id == kind]
-        own = sum(event.session_hash == visitor for event in [*waiting, *running])
-        if own >= _MOST_WORK:
+        every = [event for one in queue.event_queue_per_concurrency_id.values() for event in one.queue]
+        waiting = sum(event.concurrency_id == kind for event in every)
+        every += [event for job in queue.active_jobs for event in job or []]
+        of_address = [event for event in every if _address(event.request.scope) == address]
+        if len(of_address) >= _MOST_OF_AN_ADDRESS:
+            raise _Refused(503, "too much of what your address asked for waits: try again later")
+        most = _MOST_WORK_OF_ALL.get(kind)
+        if most is None:
+            return
+        if sum(event.session_hash == visitor and event.concurrency_id == kind for event in every) >= _MOST_WORK:
             raise _Refused(503, "what you asked for before is being done: ask for more when it is")
-        if len(waiting) >= _MOST_WORK_OF_ALL[kind]:
+        if waiting >= most or sum(event.concurrency_id == kind for event in of_address) >= most // 2:
             raise _Refused(503, "too much work of others waits: try again later")
 
     def _bound_answers(self, visitor: str) -> None:
@@ -220,9 +251,15 @@ class PageRequests:
     def _drop(self, visitor: str) -> None:
         """Forget the answers of a visitor who does not collect them. Their place stays: Gradio may be about to put one there."""
         self._asked.pop(visitor, None)
+        self.blocks._queue.pending_event_ids_session.pop(visitor, None)
         messages = self.blocks._queue.pending_messages_per_session.get(visitor)
         while messages is not None and not messages.empty():
             messages.get_nowait()
+
+
+def _address(scope: Scope) -> str:
+    """Return where a request comes from. Of a proxy on this machine, uvicorn takes what it says."""
+    return neighbourhood((scope.get("client") or ("", 0))[0])
 
 
 def _finished(send: Send) -> Send:
@@ -240,24 +277,33 @@ def _finished(send: Send) -> Send:
     return passed_on
 
 
-def _fits(values: object, kinds: list[str]) -> bool:
-    """Return whether values are such as the components of these kinds have."""
-    if not isinstance(values, list) or len(values) != len(kinds):
+def _said(text: str, status: int) -> JSONResponse:
+    """Return an answer that Gradio's script can show."""
+    return JSONResponse({"detail": text, "error": text}, status)
+
+
+def _fits(values: object, components: Sequence[Any]) -> bool:
+    """Return whether values are such as the components have."""
+    if not isinstance(values, list) or len(values) != len(components):
         return False
-    return all(_CHECKS[kind](value) for kind, value in zip(kinds, values, strict=True) if kind in _CHECKS)
+    return all(
+        _CHECKS[kind](value, component)
+        for component, value in zip(components, values, strict=True)
+        if (kind := component.get_block_name()) in _CHECKS
+    )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
+def _is_number(value: object, slider: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and slider.minimum <= value <= slider.maximum
 
 
 def _is_file(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(name), str | None) for name in ("path", "url"))
 
 
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "textbox": lambda value: isinstance(value, str) and len(value) <= _LONGEST_TEXT,
+_CHECKS: dict[str, Callable[[Any, Any], bool]] = {
+    "textbox": lambda value, _: isinstance(value, str) and len(value) <= _LONGEST_TEXT,
     "slider": _is_number,
-    "image": lambda value: value is None or _is_file(value),
-    "file": lambda value: value is None or (isinstance(value, list) and all(map(_is_file, value))),
+    "image": lambda value, _: value is None or _is_file(value),
+    "file": lambda value, _: value is None or (isinstance(value, list) and all(map(_is_file, value))),
 }

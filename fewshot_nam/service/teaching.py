@@ -272,6 +272,12 @@ class TeachingSession:
         return len(self._unknown)
 
     @property
+    def target(self) -> float | None:
+        """The share of unknown images that is accepted at most, as ``calibrate`` was given it; ``None`` before."""
+        found: float | None = self.model.head._target_fpr
+        return found
+
+    @property
     def smallest_target(self) -> float | None:
         """The smallest share that ``calibrate`` takes with these images of unknowns; ``None`` without any."""
         return None if not len(self._unknown) else max(_SMALLEST_SHARE, 1 / (len(self._unknown) + 1))
@@ -290,13 +296,16 @@ class TeachingSession:
             new = (first_equal(found.values, self._unknown) < 0) & distinct(found.values)
             added = found.values[new.to(found.values.device)].cpu()
             before = self._before(f"add {len(added)} unknown images")
-            self._unknown = torch.cat([self._unknown, added]) if len(self._unknown) else added
-            self._changed(before if len(added) else None)
+            if len(added):
+                self._unknown = torch.cat([self._unknown, added]) if len(self._unknown) else added
+                self._changed(before)
         return len(added), found.skipped
 
     def clear_unknown(self) -> None:
         """Forget the images of unknowns; then nothing is refused."""
         with self._lock:
+            if not len(self._unknown) and not len(self.model.head.unknowns) and self.threshold is None:
+                return
             before = self._before("forget the unknown images")
             self._unknown = self._unknown.new_empty(0, 0)
             self.model.head.threshold = None
@@ -397,7 +406,7 @@ class TeachingSession:
             scores[kinds[i] if kinds[i] or truths[i] is not None else 1].append(score)
             answered = None if threshold is not None and score < threshold else str(head.classes[place])
             confusions[truths[i], answered] += 1
-        return Check(*scores, threshold, dict(confusions), found.skipped)
+        return Check(*scores, threshold, dict(confusions), found.skipped, _not_new(found.values, head, self._unknown))
 
     # Files.
 
@@ -630,6 +639,21 @@ def _views(
 def _listed(counts: Counter[str]) -> str:
     names = list(counts)
     return ", ".join(repr(name) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _not_new(given: Tensor, head: Head, unknown: Tensor) -> list[str]:
+    """Return why figures of some images say little about new ones."""
+    learned = int((first_equal(given, head.support) >= 0).sum())
+    refused = int((first_equal(given, unknown) >= 0).sum()) if len(unknown) else 0
+    repeated = len(given) - int(distinct(given).sum())
+    said = []
+    if learned:
+        said.append(f"{_images(learned)} learned: their scores are higher than those of new ones.")
+    if refused:
+        said.append(f"{_images(refused)} given as unknowns: the rate was or will be set with these.")
+    if repeated:
+        said.append(f"{_images(repeated)} given more than once, and counted as often.")
+    return said
 
 
 def _images(count: int) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 from torch import Tensor
 
 import fewshot_nam
@@ -32,8 +32,8 @@ from fewshot_nam import heads
 from fewshot_nam.heads import Head, NAMHead, NAMSettings
 from fewshot_nam.heads.erased_weights import head_of_version_01
 from fewshot_nam.heads.registry import specs
-from fewshot_nam.io.atomic import replacing
 from fewshot_nam.io.regular_files import open_regular
+from fewshot_nam.io.tensor_files import write_tensors
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.digests import tensors_digest, text_digest, weights_digest
 from fewshot_nam.vision.saved_settings import check_settings
@@ -83,11 +83,7 @@ def write_head(path: str | os.PathLike[str], head: Head, about: Mapping[str, Any
     }
     text = json.dumps(about, default=_named)
     metadata = {"format": FORMAT, "version": str(VERSION), "about": text, "about_sha256": text_digest(text)}
-    with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:
-            raise OSError(f"{path}: cannot be written ({error}): the old file is as it was") from error
+    write_tensors(path, tensors, metadata)
 
 
 def holds_memory(path: str | os.PathLike[str]) -> bool:

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from fewshot_nam.heap import keep_freed_memory
-from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.tensor_files import write_tensors
 from fewshot_nam.sequences.reinforcement.advantages import advantages
 from fewshot_nam.sequences.reinforcement.agent import Agent
 from fewshot_nam.sequences.reinforcement.environments import Environments
@@ -190,9 +189,7 @@ class _Run:
 
     def _finish(self) -> dict[str, Any]:
         settings = self.settings
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.agent.state_dict().items()}
-        with replacing(self.directory / "model.safetensors") as unfinished:
-            save_file(weights, unfinished)
+        write_tensors(self.directory / "model.safetensors", self.agent.state_dict())
         result = {
             "task": settings.environment,
             "model": settings.model,

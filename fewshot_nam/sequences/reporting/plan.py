@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.naming import naming
+
+if TYPE_CHECKING:
+    from fewshot_nam.sequences.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,35 @@ class Experiment:
     size: int = 500
     published: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` for a field of another kind than it has, as a file may hold."""
+        kinds = {
+            "models": Mapping,
+            "changes": Mapping,
+            "options": Mapping,
+            "variants": Mapping,
+            "lengths": list,
+            "published": list,
+        }
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(list(value) if isinstance(value, tuple) else value, kind):
+                raise ValueError(f"{name} must be a {'list' if kind is list else 'mapping'}, got {value!r}")
+        if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(f"an experiment has a name of letters, digits, _ and -, got {self.name!r}")
+        for name, numbers in (("models", self.models.values()), ("lengths", self.lengths), ("size", [self.size])):
+            for number in numbers:
+                if type(number) is not int or number < 1:
+                    raise ValueError(f"{name}: {number!r} is no whole number above 0")
+        if self.measure not in ("exact", "token", "bits"):
+            raise ValueError(f"measure must be exact, token or bits, got {self.measure!r}")
+
+    def settings(self, label: str, seed: int) -> TrainingSettings:
+        """Return the settings of one run."""
+        from fewshot_nam.sequences.training import preset
+
+        return preset(self._preset(label), **{**self._changes(label), "seed": seed})
+
     def runs(self) -> Iterator[tuple[str, int]]:
         """Yield label and seed of every run, all first seeds before all second ones."""
         for seed in range(max(self.models.values())):
@@ -71,15 +105,33 @@ def load_plan(path: str | os.PathLike[str]) -> dict[str, Experiment]:
     """Return the experiments of a plan, a YAML file that gives the fields of ``Experiment`` by name.
 
     Raises:
-        ValueError: an unknown field.
+        OSError: there is no such file.
+        ValueError: no such plan.
     """
     import yaml
 
-    plan = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    try:
+    with naming(path, "is no plan of experiments"):
+        plan = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         return {name: Experiment(name, **fields) for name, fields in plan.items()}
-    except (AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+
+
+def is_measured(experiment: Experiment, label: str, seed: int, directory: Path) -> bool:
+    """Return whether a run is finished, and measured at the lengths of the plan.
+
+    Raises:
+        ValueError: it was trained with other settings than the plan's: its figures are not those of the plan's command.
+    """
+    from fewshot_nam.sequences.training.directory import changed_settings
+
+    measured = directory / "lengths.json"
+    if not measured.is_file():
+        return False
+    if other := changed_settings(directory, experiment.settings(label, seed)):
+        raise ValueError(
+            f"{directory} was trained with another {', '.join(other)} than the plan and the presets have: remove it"
+        )
+    with naming(measured, "holds no accuracies"):
+        return json.loads(measured.read_text(encoding="utf-8")).keys() >= {str(length) for length in experiment.lengths}
 
 
 def carry_out(
@@ -100,16 +152,18 @@ def carry_out(
         device: of ``train``.
         progress: show progress bars on stderr.
         report: is called with a line after every run.
+
+    Raises:
+        ValueError: a run that is there has other settings than the plan.
     """
-    from fewshot_nam.sequences.training import evaluate, load_trained, preset, train
+    from fewshot_nam.sequences.training import evaluate, load_trained, train
 
     for label, seed in experiment.runs():
         directory = Path(runs) / experiment.name / f"{label}-{seed}"
         measured = directory / "lengths.json"
-        if measured.is_file() or (models is not None and label not in models):
+        if (models is not None and label not in models) or is_measured(experiment, label, seed, directory):
             continue
-        name = experiment._preset(label)
-        settings = preset(name, **{**experiment._changes(label), "seed": seed})
+        name, settings = experiment._preset(label), experiment.settings(label, seed)
         result = train(settings, directory, resume=True, preset=name, device=device, progress=progress)
         assert result is not None  # nothing stops it
         model, task = load_trained(directory)

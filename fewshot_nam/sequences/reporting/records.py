@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewshot_nam.io.atomic import replacing
-from fewshot_nam.sequences.reporting.plan import Experiment
+from fewshot_nam.io.naming import naming
+from fewshot_nam.sequences.reporting.plan import Experiment, is_measured
 
 
 class Record(NamedTuple):
@@ -30,18 +31,21 @@ class Record(NamedTuple):
 
 
 def read_runs(experiment: Experiment, runs: str | os.PathLike[str]) -> list[Record]:
-    """Return the finished runs of an experiment, in the order of its models."""
+    """Return the finished runs of an experiment, in the order of its models.
+
+    Raises:
+        ValueError: a run has other settings than the plan, or its files are damaged.
+    """
     found = []
     for label, seeds in experiment.models.items():
         for seed in range(seeds):
             directory = Path(runs) / experiment.name / f"{label}-{seed}"
-            if not (directory / "lengths.json").is_file():
+            if not is_measured(experiment, label, seed, directory):
                 continue
             with (directory / "log.csv").open(newline="", encoding="utf-8") as file:
                 log = list(csv.reader(file))
             result, lengths, settings = (
-                json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
-                for name in ("result", "lengths", "settings")
+                _mapping(directory / f"{name}.json") for name in ("result", "lengths", "settings")
             )
             found.append(Record(label, seed, experiment.command(label, seed), result, lengths, settings, log))
     return found
@@ -55,5 +59,22 @@ def write_records(records: list[Record], path: str | os.PathLike[str]) -> None:
 
 
 def read_records(path: str | os.PathLike[str]) -> list[Record]:
-    """Return what ``write_records`` wrote."""
-    return [Record(**record) for record in json.loads(Path(path).read_text(encoding="utf-8"))]
+    """Return what ``write_records`` wrote.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it holds something else.
+    """
+    with naming(path, "holds no records of runs"):
+        records = [Record(**record) for record in json.loads(Path(path).read_text(encoding="utf-8"))]
+        if not records:
+            raise ValueError("it is empty")
+        return records
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    with naming(path, "is damaged"):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no mapping")
+        return found

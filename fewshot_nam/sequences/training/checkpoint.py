@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.naming import naming
+from fewshot_nam.io.tensor_files import write_tensors
 
 
 def save_checkpoint(
@@ -30,19 +29,12 @@ def save_checkpoint(
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     metadata = {"progress": json.dumps(progress)}
-    with replacing(path) as unfinished:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, unfinished, metadata)
+    write_tensors(path, tensors, metadata)
 
 
-@contextlib.contextmanager
-def naming_checkpoint(path: Path) -> Iterator[None]:
-    """Turn whatever is raised while a file is restored into one ``ValueError`` that names the file, in one line."""
-    try:
-        yield
-    except Exception as error:  # safetensors, torch and environments raise many kinds
-        reason = " ".join(str(error).split())
-        reason = f"there is no {reason}" if isinstance(error, KeyError) else reason or type(error).__name__
-        raise ValueError(f"{path} is no checkpoint of this run: {reason[:300]}") from None
+def naming_checkpoint(path: Path) -> AbstractContextManager[None]:
+    """Return what turns whatever is raised while a file is restored into one ``ValueError`` that names the file, in one line."""
+    return naming(path, "is no checkpoint of this run")
 
 
 def load_checkpoint(

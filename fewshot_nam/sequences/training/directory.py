@@ -28,14 +28,19 @@ def claim(directory: Path, settings: DataclassInstance, resume: bool) -> None:
     if path.is_file():
         if not resume:
             raise ValueError(f"{directory} holds a training run: resume it, or name another directory")
-        defaults = {part.name: part.default for part in dataclasses.fields(settings)}
-        there = defaults | _read_object(path)
-        changed = [name for name, value in json.loads(own).items() if there.get(name) != value]
-        if changed:
+        if changed := changed_settings(directory, settings):
             raise ValueError(f"{directory} holds a run with another {changed[0]}: it cannot be resumed with these")
         return
     directory.mkdir(parents=True, exist_ok=True)
     write_text(path, own)
+
+
+def changed_settings(directory: Path, settings: DataclassInstance) -> list[str]:
+    """Return the names of settings that a run has otherwise. One that an older version did not have has its default."""
+    defaults = {part.name: part.default for part in dataclasses.fields(settings)}
+    there = defaults | _read_object(directory / "settings.json")
+    own = json.loads(json.dumps(dataclasses.asdict(settings)))
+    return [name for name, value in own.items() if there.get(name) != value]
 
 
 def open_log(directory: Path, step: int) -> IO[str]:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from fewshot_nam.io.naming import naming
 from fewshot_nam.sequences import models, tasks
 from fewshot_nam.sequences.models import SequenceModel
 from fewshot_nam.sequences.tasks import Batch, SequenceTask
@@ -101,10 +102,9 @@ def load_trained(directory: str | os.PathLike[str], **task_options: Any) -> tupl
     for name in ("settings.json", "model.safetensors"):
         if not (place / name).is_file():
             raise FileNotFoundError(f"{place} holds no finished training run: there is no {name}")
-    settings = TrainingSettings.from_dict(json.loads((place / "settings.json").read_text(encoding="utf-8")))
+    with naming(path := place / "settings.json", "holds no settings of a training run"):
+        settings = TrainingSettings.from_dict(json.loads(path.read_text(encoding="utf-8")))
     task, model = make_parts(settings, **task_options)
-    try:
-        model.load_state_dict(load_file(place / "model.safetensors"))
-    except RuntimeError as error:
-        raise ValueError(f"{place / 'model.safetensors'} does not fit {settings.model}: {error}") from None
+    with naming(weights := place / "model.safetensors", f"does not fit {settings.model}"):
+        model.load_state_dict(load_file(weights))
     return model.eval(), task

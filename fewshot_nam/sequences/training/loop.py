@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from fewshot_nam.heap import keep_freed_memory
-from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.tensor_files import write_tensors
 from fewshot_nam.sequences import tasks
 from fewshot_nam.sequences.tasks import Batch
 from fewshot_nam.sequences.training.checkpoint import (
@@ -212,8 +211,7 @@ class _Run:
 
     def _finish(self) -> dict[str, Any]:
         self.model.load_state_dict(self.best)
-        with replacing(self.directory / "model.safetensors") as unfinished:
-            save_file({name: value.contiguous() for name, value in self.best.items()}, unfinished)
+        write_tensors(self.directory / "model.safetensors", self.best)
         settings = self.settings
         result = {
             "task": settings.task,

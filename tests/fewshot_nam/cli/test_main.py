@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_learn_predict_calibrate_forget_inspect_and_export(run, images, tmp_path
     run("learn", new / "0.png", new / "1.png", "--label", "seven", "--memory", path)
     known = run("inspect", "--memory", path, "--json")
     assert known["classes"][-1] == {"label": "seven", "pictures": 2}
-    assert known["calibrated"] == {"target_fpr": 0.1, "strangers": 63}
+    assert known["calibrated"] == {"target_fpr": 0.1, "confidence": None, "strangers": 63}
     assert run("forget", "digit 0", "digit 2", "--memory", path, "--json")["classes"] == ["digit 1", "seven"]
     assert "2 classes" in run("inspect", "--memory", path)
     assert {one["label"] for one in run("predict", images / "photos", "--memory", path, "--json")["predictions"]} <= {
@@ -381,6 +382,49 @@ def test_a_stream_answers_at_once_and_sees_what_is_learned_meanwhile(run, memory
         assert process.wait() == 0
     assert before.split("\t")[1].startswith("digit")
     assert after.split("\t")[1] == "seven"
+
+
+def test_a_stream_refuses_nothing_below_a_threshold_that_is_gone(run, memory, images, capsys):
+    """Every image was answered "unknown", and nothing was said."""
+    image = str(images / "unknowns" / "digit 7" / "3.png")
+    uncalibrated = memory.read_bytes()
+    run("calibrate", images / "unknowns", "--target", "0.1", "--memory", memory)
+
+    def paths():
+        yield f"{image}\n"
+        while not out.getvalue():  # a thread reads ahead
+            time.sleep(0.01)
+        (memory.parent / "other").write_bytes(uncalibrated)
+        os.replace(memory.parent / "other", memory)
+        yield f"{image}\n"
+
+    from fewshot_nam.cli.main import _open, parser
+    from fewshot_nam.cli.predictions import answer_stream
+
+    model, _ = _open(parser().parse_args(["predict", "-", "--unknown", "--memory", str(memory)]), knows_classes=True)
+    model.batch_size, out = 1, io.StringIO()
+    answer_stream(paths(), out, model, str(memory), refuse=True)
+    answered, said = out.getvalue().splitlines()
+    assert "\t\t" not in answered
+    assert "\t\tthe memory has no threshold to refuse below" in said
+
+
+def test_a_class_called_unknown_is_not_printed_as_a_refused_image_is(run, memory, images):
+    image = images / "unknowns" / "digit 7" / "3.png"
+    run("learn", image, "--label", "unknown", "--memory", memory)
+    assert run("predict", image, "--memory", memory).split("\t")[1] == "'unknown'"
+
+
+def test_a_confidence_is_shown_where_the_rate_is(run, memory, images, capsys):
+    """5% in 5% of calibrations were shown as "at most 5%"; on average there are more."""
+    words = ["calibrate", str(images / "unknowns"), "--target", "0.1", "--memory", str(memory)]
+    assert main([*words, "--confidence", "0.05"]) == 0
+    assert "note: more than 0.1 on average: --confidence 0.05 asks for no more than that" in capsys.readouterr().err
+    assert "(at most 0.1 of unknowns in 5% of calibrations, from" in run("inspect", "--memory", memory)
+    assert run("inspect", "--memory", memory, "--json")["calibrated"]["confidence"] == 0.05
+    assert main(words) == 0
+    assert "note: more than" not in capsys.readouterr().err
+    assert "(at most 0.1 of unknowns on average over calibrations, from" in run("inspect", "--memory", memory)
 
 
 def test_an_image_that_is_learned_twice_is_noted(run, memory, images, capsys):

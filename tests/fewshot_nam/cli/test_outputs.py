@@ -50,6 +50,27 @@ def test_other_files_are_replaced(files):
         check_output(files / name)
 
 
+def test_no_two_outputs_are_one_file(files, capsys):
+    """The last one won, and the figures of the other were lost."""
+    parser = argparse.ArgumentParser()
+    for flag in ("--json", "--markdown"):
+        add_output(parser, flag, "numbers")
+    (files / "again.json").symlink_to(files / "text.json")
+    for other in ("text.json", "again.json", f"../{files.name}/text.json"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--json", str(files / "text.json"), "--markdown", str(files / other)])
+        assert "--markdown and --json name the same file" in capsys.readouterr().err
+    given = [
+        "--json",
+        str(files / "text.json"),
+        "--markdown",
+        str(files / "other.json"),
+        "--json",
+        str(files / "third"),
+    ]
+    assert parser.parse_args(given).json == files / "third"
+
+
 def test_a_parser_refuses_before_any_work(files, capsys):
     parser = argparse.ArgumentParser()
     add_output(parser, "--json", "numbers")

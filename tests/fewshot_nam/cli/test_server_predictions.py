@@ -1,6 +1,7 @@
 """``predict --server``: batches that a server takes, servers that are busy or of another kind, and files that are none."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -85,6 +86,25 @@ def test_images_are_sent_in_batches_of_bytes_and_of_a_number(images, monkeypatch
 
 
 @pytest.mark.parametrize("status", [400, 413])
+def test_without_a_threshold_no_image_is_taken_for_known(images, monkeypatch, capsys):
+    """In a stream ``--unknown`` was ignored, where the server had no threshold, or lost it."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{images[0]}\n"))
+    with server(answers) as (url, seen):
+        assert main(["predict", "-", "--unknown", "--server", url]) == 2
+        assert "has no threshold to refuse below: calibrate it first" in capsys.readouterr().err
+        assert seen == []
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{images[0]}\n"))
+
+    def lost(contents):
+        return 200, {"predictions": [{**ONE, "best": "a", "accepted": None} for _ in contents], "threshold": None}
+
+    with server(lost, threshold=0.5) as (url, _):
+        assert main(["predict", "-", "--unknown", "--server", url]) == 0
+        assert "\t\thttp://127.0.0.1" in capsys.readouterr().out
+        assert main(["predict", *images, "--unknown", "--server", url]) == 2
+        assert "has no threshold to refuse below" in capsys.readouterr().err
+
+
 def test_a_batch_that_is_too_large_is_asked_for_in_halves(images, capsys, status):
     """An ordinary folder of photos was refused whole, since the batches knew nothing of the server's limits."""
 

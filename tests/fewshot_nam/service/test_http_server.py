@@ -354,6 +354,22 @@ def test_health_is_answered_while_as_many_requests_as_may_wait_do(memory, digit_
         assert {one.result().status_code for one in waiting} <= {200, 503}
 
 
+def test_answers_do_not_wait_for_changes_that_wait_for_the_file(memory, digit_files):
+    """65 changes that waited for another program kept every reader waiting too."""
+    service, go_on = MemoryService(memory, limits=Limits(waiting=4)), threading.Event()
+    forget = service.forget
+    service.forget = lambda *given: go_on.wait(60) and forget(*given)
+    image = digit_files[0][0].read_bytes()
+    with testclient.TestClient(build(service, "secret")) as client, ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(client.post, "/forget", json={"labels": ["no"]}, headers=HEADERS) for _ in range(8)]
+        try:
+            asked = ThreadPoolExecutor(1).submit(client.post, "/predict", content=image)
+            assert asked.result(timeout=30).status_code == 200
+        finally:
+            go_on.set()
+        assert {one.result().status_code for one in waiting} == {400}
+
+
 async def guarded(guard, *chunks):
     """Send a body in chunks, the rest of which never comes; return the status."""
     messages, sent = list(chunks), []

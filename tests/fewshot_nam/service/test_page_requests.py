@@ -10,7 +10,36 @@ from fewshot_nam.service import page_requests
 from fewshot_nam.service.page_requests import PageRequests
 
 # A page without visitors.
-BLOCKS = SimpleNamespace(_queue=SimpleNamespace(pending_messages_per_session={}), fns={})
+
+
+def queue_of(waiting=(), running=()):
+    """A queue of Gradio's in which these events wait and run."""
+    by_kind: dict = {}
+    for event in waiting:
+        by_kind.setdefault(event.concurrency_id, SimpleNamespace(queue=[])).queue.append(event)
+    return SimpleNamespace(
+        pending_messages_per_session={},
+        pending_event_ids_session={},
+        event_ids_to_events={},
+        event_queue_per_concurrency_id=by_kind,
+        active_jobs=[None, *([event] for event in running)],
+    )
+
+
+def event(visitor, kind, address=""):
+    request = SimpleNamespace(scope={"client": (address, 0)})
+    return SimpleNamespace(session_hash=visitor, concurrency_id=kind, request=request)
+
+
+def page_of(fns, queue=None):
+    """A page with these functions, which a button calls, and one more component, of HTML."""
+    for function in fns.values():
+        function.targets = getattr(function, "targets", [(0, "click")])
+    blocks = {0: SimpleNamespace(get_block_name=lambda: "button"), 1: SimpleNamespace(get_block_name=lambda: "html")}
+    return SimpleNamespace(_queue=queue or queue_of(), fns=fns, blocks=blocks)
+
+
+BLOCKS = page_of({})
 JOIN = "/gradio_api/queue/join"
 RESET = "/gradio_api/reset/"  # a body of any kind goes through
 
@@ -29,7 +58,7 @@ class Behind:
         await send({"type": "http.response.body", "body": b""})
 
 
-async def posted(app, chunks, path=JOIN, wait=0.0):
+async def posted(app, chunks, path=JOIN, wait=0.0, address=""):
     sent, left = [], list(chunks)
 
     async def receive():
@@ -42,7 +71,8 @@ async def posted(app, chunks, path=JOIN, wait=0.0):
     async def send(message):
         sent.append(message)
 
-    await app({"type": "http", "method": "POST", "path": path, "headers": []}, receive, send)
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "client": (address, 0)}
+    await app(scope, receive, send)
     return sent[0]["status"] if sent else None
 
 
@@ -57,7 +87,7 @@ def behind(monkeypatch):
 
 def test_a_body_comes_whole_to_what_is_behind(behind):
     function = SimpleNamespace(inputs=[], concurrency_id="other")
-    app = PageRequests(behind, SimpleNamespace(_queue=BLOCKS._queue, fns={0: function}))
+    app = PageRequests(behind, page_of({0: function}))
     body = json.dumps({"data": [], "fn_index": 0, "session_hash": "one", "more": 900 * "a"}).encode()
     paths = (JOIN, "/queue/join", "/gradio_api/stream/a1-_b", "/gradio_api/stream/a1-_b/close", RESET)
     for path in paths:
@@ -107,38 +137,130 @@ def test_bodies_are_bounded_together_and_a_client_that_goes_takes_no_room(behind
     assert len(behind.bodies) == 1
 
 
-@pytest.mark.parametrize("kind", [page_requests.IMAGES, page_requests.EXPORTS])
-def test_a_visitor_has_few_works_at_a_time_and_few_wait_in_all(behind, kind):
-    """Few requests held the page for minutes: images of 64 million pixels, given eight times, and a hundred exports."""
-    part = SimpleNamespace(get_block_name=lambda: "textbox")
-    work = SimpleNamespace(inputs=[part], concurrency_id=kind)
-    other = SimpleNamespace(inputs=[part], concurrency_id="other")
+PART = SimpleNamespace(get_block_name=lambda: "textbox")
+KINDS = [page_requests.IMAGES, page_requests.EXPORTS, page_requests.CAMERAS]
 
-    def event(visitor):
-        return SimpleNamespace(session_hash=visitor, concurrency_id=kind)
 
-    waiting = [event("one")]
-    queue = SimpleNamespace(
-        pending_messages_per_session={},
-        event_queue_per_concurrency_id={kind: SimpleNamespace(queue=waiting)},
-        active_jobs=[None, [event("one")], [event("two")]],
-    )
-    app = PageRequests(behind, SimpleNamespace(_queue=queue, fns={1: work, 2: other}))
+def asking(waiting=(), running=(), kinds=KINDS):
+    """Return a function that asks a page for a kind of work, and returns the status."""
+    fns = {i: SimpleNamespace(inputs=[PART], concurrency_id=kind) for i, kind in enumerate([*kinds, "other"])}
+    app = PageRequests(Behind(), page_of(fns, queue_of(waiting, running)))
 
-    def status(visitor, number):
+    def status(visitor, kind, address=""):
+        number = next(i for i, one in fns.items() if one.concurrency_id == kind)
         body = json.dumps({"data": [""], "fn_index": number, "session_hash": visitor}).encode()
-        return asyncio.run(posted(app, [body]))
+        return asyncio.run(posted(app, [body], address=address))
 
-    assert (status("one", 1), status("one", 2), status("two", 1), status("new", 1)) == (503, 200, 200, 200)
-    waiting += [event(f"visitor {i}") for i in range(16)]
-    assert (status("new", 1), status("new", 2)) == (503, 200)
+    return status
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_visitor_has_few_works_at_a_time_and_few_wait_in_all(kind):
+    """Few requests held the page for minutes: images of 64 million pixels, given eight times, and a hundred exports."""
+    some = [event("one", kind, "a")], [event("one", kind, "a"), event("two", kind, "b")]
+    status = asking(*some)
+    assert (status("one", kind), status("one", "other"), status("two", kind), status("new", kind)) == (
+        503,
+        200,
+        200,
+        200,
+    )
+    full = asking([*some[0], *(event(f"visitor{i}", kind, str(i)) for i in range(50))], some[1])
+    assert (full("new", kind), full("new", "other")) == (503, 200)
+
+
+@pytest.mark.parametrize(("kind", "most"), list(zip(KINDS, [8, 2, 25], strict=True)))
+def test_an_address_has_half_of_the_work_whatever_names_its_visitors_take(kind, most):
+    """Forty requests under invented names held up every other visitor's learning for a minute."""
+    waiting = [event(f"visitor{i}", kind, "192.0.2.1") for i in range(most)]
+    status = asking(waiting)
+    assert (status("new", kind, "192.0.2.1"), status("new", kind, "192.0.2.2")) == (503, 200)
+    assert status("new", "other", "192.0.2.1") == 200
+
+
+def test_an_address_has_half_of_the_queue_and_of_an_ipv6_network_all_are_one():
+    """140 requests filled it: every click of every visitor was refused."""
+    waiting = [event(f"visitor{i}", "other", f"2001:db8::{i:x}") for i in range(100)]
+    status = asking(waiting)
+    assert status("new", "other", "2001:db8::ffff:1") == 503
+    assert status("new", "other", "2001:db8:0:1::1") == 200
+    assert asking(waiting[1:])("new", "other", "2001:db8::1") == 200
+
+
+def test_an_address_has_half_of_the_connections(behind, monkeypatch):
+    """A thousand that only kept alive shut out every other visitor, for as long as they were held."""
+    monkeypatch.setattr(page_requests, "_MOST_CONNECTIONS", 2)
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    page = PageRequests(app, BLOCKS)
+
+    async def held():
+        over, found = asyncio.Event(), []
+
+        async def receive():
+            await over.wait()
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def asked(address):
+            sent = []
+
+            async def send(message):
+                sent.append(message)
+
+            scope = {"type": "http", "method": "GET", "path": "/heartbeat/one", "headers": [], "client": (address, 0)}
+            await page(scope, receive, send)
+            found.append((address, sent[0]["status"]))
+
+        waiting = [asyncio.create_task(asked(address)) for address in ("one", "one", "one", "two")]
+        await asyncio.sleep(0.05)
+        assert found == [("one", 503)]
+        over.set()
+        await asyncio.gather(*waiting)
+        assert sorted(found[1:]) == [("one", 200), ("one", 200), ("two", 200)]
+
+    asyncio.run(held())
+    assert not page._connections
+
+
+def test_a_visitor_is_named_by_few_letters_and_a_name_that_is_not_used_is_forgotten(behind, monkeypatch):
+    """Names of seven million letters were kept for good: a hundred requests took 1.4 GB."""
+    queue = queue_of()
+    queue.pending_event_ids_session["gone"] = {"event"}
+    app = PageRequests(behind, page_of({0: SimpleNamespace(inputs=[], concurrency_id="")}, queue))
+    app._asked["gone"] = page_requests._now() - 100
+
+    def status(name):
+        return asyncio.run(posted(app, [json.dumps({"data": [], "fn_index": 0, "session_hash": name}).encode()]))
+
+    assert [status(name) for name in ("", "a" * 65, "a b", "a/b", "\u00e9")] == [400] * 5
+    assert [status(name) for name in ("a" * 64, "0a1-b_C")] == [200, 200]
+    assert queue.pending_event_ids_session == {}
+
+    async def looked(path):
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        async def receive():
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        await app({"type": "http", "method": "GET", "path": path, "headers": []}, receive, send)
+        return sent[0]["status"]
+
+    paths = [f"/gradio_api/heartbeat/{name}" for name in ("a" * 65, "a%20b", "abc")]
+    assert [asyncio.run(looked(path)) for path in paths] == [404, 404, 200]
 
 
 @pytest.mark.parametrize(
     ("kind", "right", "wrong"),
     [
         ("textbox", ["", "a" * 10_000], [None, 5, ["a"], "a" * 10_001]),
-        ("slider", [5, 0.5], [None, "5", True, [5], 10**400]),
+        ("slider", [5, 0.5, 0.1, 50], [None, "5", True, [5], 10**400, 0, 50.1, float("nan")]),
         ("image", [None, {"path": "a"}, {"url": "data:", "path": None}], ["x", [{}], {"path": 5}, {"url": [5]}]),
         ("file", [None, [], [{"path": "a"}]], ["x", {"path": "a"}, ["a"], [None], [{"path": 5}]]),
         ("state", [None, 5], []),
@@ -147,9 +269,9 @@ def test_a_visitor_has_few_works_at_a_time_and_few_wait_in_all(behind, kind):
 def test_values_that_are_not_of_the_page_are_refused(monkeypatch, kind, right, wrong):
     """Each was a bare "Error", with a traceback in the log; a text could be as long as a body."""
     monkeypatch.setattr(page_requests, "_SECONDS", 20)
-    part = SimpleNamespace(get_block_name=lambda: kind)
+    part = SimpleNamespace(get_block_name=lambda: kind, minimum=0.1, maximum=50)
     function = SimpleNamespace(inputs=[part], concurrency_id="other")
-    app = PageRequests(Behind(), SimpleNamespace(_queue=BLOCKS._queue, fns={1: function}))
+    app = PageRequests(Behind(), page_of({1: function}))
 
     def status(data, number=1, **more):
         body = {"data": data, "fn_index": number, "session_hash": "one"} | more
@@ -165,6 +287,19 @@ def test_values_that_are_not_of_the_page_are_refused(monkeypatch, kind, right, w
     assert [status([right[0]], number) for number in ("1", 1.0, True, None, 2, -1, [1])] == [400] * 7
     assert [status([right[0]], session_hash=visitor) for visitor in (None, 5, ["one"])] == [400] * 3
     assert asyncio.run(posted(app, [b"5"])) == 400
+    # A frame of a camera comes by another way.
+    app.blocks._queue.event_ids_to_events["a1"] = SimpleNamespace(fn=function)
+
+    def frame(data, path="/gradio_api/stream/a1"):
+        return asyncio.run(posted(app, [json.dumps({"data": data}).encode()], path))
+
+    assert [frame([one]) for one in right] == [200] * len(right)
+    assert [frame([one]) for one in wrong] == [400] * len(wrong)
+    assert [frame(data) for data in ([], [right[0], right[0]], None)] == [400] * 3
+    assert frame(None, "/gradio_api/stream/another") == frame(None, "/gradio_api/stream/a1/close") == 200
+    # A button within HTML says which it is.
+    function.targets = [(1, "click")]
+    assert [status([right[0]], event_data=event) for event in (None, 0.1, "a", {"label": "a"})] == [400] * 3 + [200]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from fewshot_nam import attach
 from fewshot_nam.heads.validation import warn_user
 from fewshot_nam.service import given_images, teaching
 from fewshot_nam.service.given_images import images_in_folder
+from fewshot_nam.service.page_html import check_html
 from fewshot_nam.service.serving import MemoryService
 from fewshot_nam.service.teaching import TeachingSession, class_name
 from fewshot_nam.vision.memory_files import exclusive
@@ -251,6 +252,19 @@ def test_a_promise_that_was_slower_than_a_newer_one_does_not_replace_it(taught, 
     monkeypatch.setattr(type(taught.model.head), "_held_out_scores", slowly)
     assert taught.calibrate(0.05) is not second[0]
     assert taught.promise is second[0]
+
+
+def test_what_changes_nothing_is_no_change(session, taught, digits):
+    """To forget the images of unknowns where there are none took a visitor's place, and a step of undo."""
+    before = taught.version, taught.undoable
+    taught.clear_unknown()
+    assert (taught.version, taught.undoable) == before
+    taught.add_unknown(unknown(digits)[:3])
+    before = taught.version, taught.undoable
+    assert taught.add_unknown(unknown(digits)[:3])[0] == 0
+    assert (taught.version, taught.undoable) == before
+    taught.clear_unknown()
+    assert taught.version == before[0] + 1
 
 
 def test_undo_brings_back_a_calibration(taught, digits):
@@ -534,6 +548,19 @@ def test_check_counts_scores_and_confusions(taught, digits):
     assert sum(found.confusions.get((f"digit {i}", f"digit {i}"), 0) for i in range(3)) == right
     refused = sum(taught.answer(image).label is None for image in [*digits[9][20:30], *digits[3][:5]])
     assert found.confusions[None, None] == refused
+
+
+def test_check_says_which_images_are_not_new(taught, digits):
+    """Images that were learned, or set the rate, were counted as evidence for new ones."""
+    taught.add_unknown(unknown(digits))
+    taught.calibrate(0.05)
+    assert list(taught.check([(digits[0][10], "digit 0")], digits[9][20:22]).not_new) == []
+    found = taught.check([(digits[0][0], "digit 0"), (digits[1][10], "digit 1")] * 2, unknown(digits)[:3])
+    learned, refused, repeated = found.not_new
+    assert learned.startswith("2 images were learned:")
+    assert refused.startswith("3 images were given as unknowns:")
+    assert repeated.startswith("2 images were given more than once")
+    assert all(one in check_html(found) for one in found.not_new)
 
 
 def test_images_of_a_class_that_is_not_known_count_as_unknown(taught, digits):

@@ -19,13 +19,14 @@ from fewshot_nam.service.uploads import UploadLimit, temporary_directory
 
 
 @pytest.fixture
-def client(tmp_path):
+def client(tmp_path, monkeypatch):
     async def kept(request):
         (tmp_path / "done").mkdir(exist_ok=True)
         (tmp_path / "done" / f"{len(list((tmp_path / 'done').iterdir()))}").write_bytes(await request.body())
         return PlainTextResponse("kept")
 
     routes = [Route("/gradio_api/upload", kept, methods=["POST"]), Route("/other", kept, methods=["POST"])]
+    monkeypatch.setattr(uploads, "_BLOCK", 1)  # byte
     limit = Middleware(UploadLimit, directory=tmp_path, most=1000)
     return TestClient(Starlette(routes=routes, middleware=[limit]))
 
@@ -35,7 +36,7 @@ def test_uploads_are_bounded_together(client, tmp_path):
     refused = client.post("/gradio_api/upload", content=b"x" * 401)
     assert refused.status_code == 507
     assert "no room for 401 more bytes: uploads may take 1,000 together" in refused.text
-    assert client.post("/gradio_api/upload", content=b"x" * 400).text == "kept"
+    assert client.post("/gradio_api/upload", content=b"x" * 399).text == "kept"
     assert client.post("/other", content=b"x" * 5000).text == "kept"
 
 
@@ -122,3 +123,34 @@ def test_the_directory_of_a_process_that_was_killed_is_removed_by_the_next(tmp_p
     assert temporary_directory() != own
     assert own.is_dir()
     assert own.stat().st_mode & 0o777 == 0o700
+
+
+def test_small_files_count_with_what_they_take_on_the_disk(tmp_path):
+    """Six thousand files of five bytes took 53 MB, and counted as 30 kB."""
+    for i in range(10):
+        (tmp_path / f"{i}").mkdir()
+        (tmp_path / f"{i}" / "file").write_bytes(b"12345")
+    assert UploadLimit(None, tmp_path)._taken() == 10 * 8192
+
+
+def test_files_count_with_what_they_take_while_they_come(tmp_path):
+    seen = []
+
+    async def behind(scope, receive, send):
+        while (await receive()).get("more_body"):
+            seen.append(limit._coming)
+
+    limit = UploadLimit(behind, tmp_path, most=100_000)
+    part = b'--part\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\nx\r\n'
+    left = [part * 5, part * 5, part * 5, b"--part--\r\n"]
+    length = sum(map(len, left))
+
+    async def receive():
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    headers = [(b"content-length", str(length).encode()), (b"content-type", b"multipart/form-data; boundary=part")]
+    scope = {"type": "http", "method": "POST", "path": "/upload", "headers": headers}
+    with pytest.raises(MultiPartException, match="there is no room for more"):
+        asyncio.run(limit(scope, receive, None))
+    assert seen == [5 * (len(part) + 8192), 10 * (len(part) + 8192)]
+    assert limit._coming == 0

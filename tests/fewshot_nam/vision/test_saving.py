@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -428,7 +429,7 @@ def test_a_full_disk_is_an_error_of_the_system_and_leaves_the_old_file(nam, pain
     def full(*_):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(saving, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match=r"cannot be written .*No space left on device.*: the old file is as it was"):
         nam.save(path)
     assert path.read_bytes() == before
@@ -452,7 +453,7 @@ def killed_at(stage, nam, path):
             os.truncate(target, os.path.getsize(target) // 2)
             die()
 
-        saving.save_file = half
+        safetensors.torch.save_file = half
     elif stage == "before fsync":
         os.fsync = die
     elif stage == "before replace":

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[4]
 RESULTS = ROOT / "results" / "sequences"
 CHECKPOINTS = sorted(path for path in (RESULTS / "checkpoints").glob("*") if path.is_dir())
 SMALL = {"size": "tiny", "steps": 3, "batch_size": 4, "validation_size": 4, "test_size": 5}
+SET = [f"{name}={value}" for name, value in SMALL.items()]
 PLAN = f"""
 quick:
   task: reverse
@@ -128,6 +129,83 @@ def test_a_mistake_in_a_plan_is_named(plan, tmp_path, capsys):
     assert "no experiment 'quik': there are quick" in capsys.readouterr().err
     assert sequence_results.main(["--plan", str(plan), "--checkpoint", "quick/lstm-0"]) == 2
     assert "--checkpoint needs --runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "null",
+        "!!python/object:os.system {}",
+        "a: 5",
+        "5: {models: {lstm: 1}, lengths: [2]}",
+        "../a: {models: {lstm: 1}, lengths: [2]}",
+        "a: {models: {lstm: x}, lengths: [2]}",
+        "a: {models: {lstm: 0}, lengths: [2]}",
+        "a: {models: [lstm], lengths: [2]}",
+        "a: {models: {lstm: 1}, lengths: [x]}",
+        "a: {models: {lstm: 1}, lengths: [2], measure: nope}",
+        "a: {models: {lstm: 1}, lengths: [2], changes: [1]}",
+        "a: {models: {lstm: 1}, lengths: [2], published: 5}",
+        "a: {models: {lstm: 1}, lengths: [2], size: -1}",
+    ],
+)
+def test_what_is_no_plan_is_an_error_of_one_line(plan, capsys, text):
+    plan.write_text(text, encoding="utf-8")
+    assert sequence_results.main(["--plan", str(plan)]) == 2
+    said = capsys.readouterr().err
+    assert f"{plan} is no plan of experiments: " in said
+    assert said.count("\n") == 1
+
+
+def test_the_figures_of_a_run_are_not_published_under_another_command(plan, tmp_path, capsys):
+    """A finished run was taken for that of the plan, whatever its settings were."""
+    given = ["--plan", str(plan), "--runs", str(tmp_path / "runs"), "--device", "cpu", "--quiet"]
+    assert sequence_results.main(given) == 0
+    plan.write_text(PLAN.replace("[2, 12]", "[2, 9]"), encoding="utf-8")
+    assert sequence_results.main(given) == 0  # measured anew
+    assert set(read_records(tmp_path / "quick.json")[0].lengths) == {"2", "9"}
+    plan.write_text(PLAN.replace('"steps": 3', '"steps": 4'), encoding="utf-8")
+    capsys.readouterr()
+    for more in ([], ["--no-training"]):
+        assert sequence_results.main([*given, *more]) == 2
+        assert "quick/lstm-0 was trained with another steps than the plan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["result.json", "lengths.json", "settings.json"])
+@pytest.mark.parametrize("text", ["", "[]", "null", "5", '"a"'])
+def test_damaged_files_of_a_run_are_named(plan, tmp_path, capsys, name, text):
+    plan.write_text(PLAN.replace("{lstm: 2, deaf: 1}", "{lstm: 1}"), encoding="utf-8")
+    given = ["--plan", str(plan), "--runs", str(tmp_path / "runs"), "--device", "cpu", "--quiet"]
+    assert sequence_results.main(given) == 0
+    (tmp_path / "runs" / "quick" / "lstm-0" / name).write_text(text)
+    assert sequence_results.main([*given, "--no-training"]) == 2
+    assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "5", "[1]", "[{}]"])
+def test_damaged_records_are_named(plan, tmp_path, capsys, text):
+    (tmp_path / "quick.json").write_text(text)
+    assert sequence_results.main(["--plan", str(plan)]) == 2
+    assert "quick.json holds no records of runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\x08\0\0\0\0\0\0\0{}      "),
+        *(("settings.json", text) for text in (b"", b"{}", b"[]", b"null", b"1", b'{"task": "reverse", "model": 5}')),
+    ],
+)
+def test_a_damaged_run_is_named_when_it_is_measured(tmp_path, capsys, name, content):
+    train_sequence.main(["--preset", "reverse/lstm", "--out", str(tmp_path / "run"), "--quiet", "--set", *SET])
+    (tmp_path / "run" / name).write_bytes(content)
+    assert train_sequence.main(["--evaluate", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert name in said or "5" in content.decode()
+    assert "error: " in said.splitlines()[-1]
 
 
 # --- the published runs -----------------------------------------------------------------------------------------------
