@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             found, lines = answered
             print(json.dumps(found, indent=2) if options.json else "\n".join(lines), flush=True)
 
-    return exit_status(answer, "interrupted; the memory is as it was")
+    return exit_status(answer, "interrupted; a memory is changed whole or not at all")
 
 
 # The commands.

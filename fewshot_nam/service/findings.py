@@ -99,7 +99,7 @@ class Check(NamedTuple):
         threshold: as in ``Answer``.
         confusions: how often images of a class (``None``: of no class that is known) got an answer (``None``: "unknown").
         skipped: for each image that could not be read, why.
-        not_new: why the figures of some images say little about new ones: they were learned, set the rate, or came twice.
+        doubts: what makes the figures say less: images that were learned, set the rate, came twice, or are of no known class.
     """
 
     known: list[float]
@@ -108,4 +108,4 @@ class Check(NamedTuple):
     threshold: float | None
     confusions: dict[tuple[str | None, str | None], int]
     skipped: list[str]
-    not_new: Sequence[str] = ()
+    doubts: Sequence[str] = ()

@@ -60,6 +60,7 @@ class Turns:
 
 
 _TURNS = Turns(2)
+_ALONE = Turns(4)  # of images that come one at a time; each may be 64 million pixels
 
 GivenImage: TypeAlias = "Image.Image | bytes | str | Path"
 Progress: TypeAlias = Callable[[int, int], None]
@@ -111,8 +112,8 @@ def features_of(
             began = time.monotonic()
             try:
                 # One image is decoded at a time: a small file may hold a large one.
-                # Who gives many takes turns with others at each; one alone does not wait.
-                with contextlib.nullcontext() if len(images) == 1 else _TURNS.turn():
+                # Who gives many takes turns with others at each; one alone does not wait for these.
+                with (_ALONE if len(images) == 1 else _TURNS).turn():
                     began = time.monotonic()
                     tensor, thumbnail, size = _prepared(images[i], model)
             except (UnreadableImage, TransformFailed, OSError, ValueError, MemoryError) as error:

@@ -36,7 +36,7 @@ from fewshot_nam.service.given_images import GivenImage, image_files, images_in_
 from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, known_hosts, neighbourhood
 from fewshot_nam.service.http_server import Impatient
 from fewshot_nam.service.page_requests import CAMERAS, EXPORTS, IMAGES, MOST_CAMERAS, QUEUED, PageRequests
-from fewshot_nam.service.teaching import TeachingSession
+from fewshot_nam.service.teaching import TeachingSession, class_name
 from fewshot_nam.service.uploads import UploadLimit, temporary_directory
 
 TITLE = "fewshot-nam: teach a class from one image"
@@ -471,7 +471,9 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         ) -> str:
             session = session_of(request)
             try:
-                known: list[tuple[GivenImage, str]] = [(image, label.strip()) for image in images or []]
+                known: list[tuple[GivenImage, str]] = [(image, label) for image in images or []]
+                if known and (name := class_name(label)) not in map(str, session.model.classes):
+                    raise ValueError(f"there is no class {name!r} here: give its name letter for letter")
                 if folder_path.strip():
                     _check_local(local)
                     known += images_in_folder(folder_path)

@@ -205,7 +205,7 @@ def promise_html(promise: Promise) -> str:
 def check_html(check: Check) -> str:
     """Return histograms of the scores of known, unknown and base images, and the table of confusions."""
     parts = [_verdict(check), f'<div class="nam-scroll">{histogram_svg(check)}</div>', confusion_table(check)]
-    parts += [f'<div class="nam-small">{escape(one)}</div>' for one in check.not_new]
+    parts += [f'<div class="nam-small">{escape(one)}</div>' for one in check.doubts]
     if check.skipped:
         parts.append(f'<div class="nam-small">{escape(skipped_text(check.skipped))}</div>')
     return "".join(parts)

@@ -207,7 +207,8 @@ class PageRequests:
         function = self.blocks.fns.get(number) if type(number) is int else None
         if function is None or not isinstance(visitor, str) or not _VISITOR.fullmatch(visitor):
             raise _Refused(400, "the body names no function of the page, or no visitor")
-        clicked = any(self.blocks.blocks[number].get_block_name() == "html" for number, _ in function.targets)
+        html = {number for number, one in self.blocks.blocks.items() if one.get_block_name() == "html"}
+        clicked = any(number in html for number, _ in function.targets)
         if not _fits(asked.get("data"), function.inputs) or (clicked and not isinstance(asked.get("event_data"), dict)):
             raise _Refused(400, "the values are not those of the page")
         self._bound_work(visitor, address, function.concurrency_id)

@@ -12,6 +12,7 @@ import re
 import tempfile
 import threading
 import time
+import unicodedata
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,7 @@ _UNDO_STEPS = 20
 _THUMBNAILS = 12  # kept for each class
 _RIVAL_SCORES = 20_000_000  # scores computed for the rivals of all classes; above this they are left out
 _SMALLEST_SHARE = 0.0001
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # letters and symbols that show nothing
 # Which join or part letters of Persian, say, and parts of an emoji; between others they would not be seen.
 _JOINERS = re.compile(r"(?<=[^\s\x00-\x7f\u200c\u200d])[\u200c\u200d](?=[^\s\x00-\x7f\u200c\u200d])")
 _SECONDS_FOR_THE_FILE = 10.0  # that a save waits for another program
@@ -336,7 +338,10 @@ class TeachingSession:
                 )
             before = self._before(f"set the false-alarm rate to {target:.2%}")
             with _warnings() as said:
-                found = head.calibrate(self._unknown.to(head.targets.device), target_fpr=target)
+                # As sure as the memory's owner asked for, if they did.
+                found = head.calibrate(
+                    self._unknown.to(head.targets.device), target_fpr=target, confidence=head._confidence
+                )
             self._changed(before)
             version, taken = self.version, head.snapshot()
         with torch.no_grad():
@@ -394,7 +399,9 @@ class TeachingSession:
             raise ValueError("nothing was learned yet: teach a class first")
         given: list[GivenImage] = [image for image, _ in known] + [*unknown, *base]
         names = {str(name) for name in head.classes}
-        truths = [label if label in names else None for _, label in known] + [None] * (len(unknown) + len(base))
+        truths = [_plain(label) if _plain(label) in names else None for _, label in known]
+        not_known = Counter(_plain(label) for _, label in known if _plain(label) not in names)
+        truths += [None] * (len(unknown) + len(base))
         kinds = [0] * len(known) + [1] * len(unknown) + [2] * len(base)
         found = features_of(self.model, given, progress, self.most_pixels)
         threshold = _threshold_of(head)[0]
@@ -406,7 +413,11 @@ class TeachingSession:
             scores[kinds[i] if kinds[i] or truths[i] is not None else 1].append(score)
             answered = None if threshold is not None and score < threshold else str(head.classes[place])
             confusions[truths[i], answered] += 1
-        return Check(*scores, threshold, dict(confusions), found.skipped, _not_new(found.values, head, self._unknown))
+        doubts = _not_new(found.values, head, self._unknown)
+        if not_known:
+            count = _images(not_known.total())
+            doubts.append(f"{count} of classes that were not learned, and count as unknown: {_listed(not_known)}.")
+        return Check(*scores, threshold, dict(confusions), found.skipped, doubts)
 
     # Files.
 
@@ -533,14 +544,18 @@ def class_name(label: str) -> str:
     Raises:
         ValueError: it is empty, too long, or has characters that cannot be shown.
     """
-    name = label if len(label) > 100 * LONGEST_NAME else " ".join(label.split())
+    name = label if len(label) > 100 * LONGEST_NAME else _plain(label)
     if not name:
         raise ValueError("the class has no name")
     if len(name) > LONGEST_NAME:
         raise ValueError(f"the name of a class may have {LONGEST_NAME} characters, this one has {len(name)}")
-    if not _JOINERS.sub("", name).isprintable():
+    if not _JOINERS.sub("", name).isprintable() or not _BLANK.isdisjoint(name):
         raise ValueError("the name of the class has characters that cannot be shown")
     return name
+
+
+def _plain(label: str) -> str:
+    return unicodedata.normalize("NFC", " ".join(label.split()))
 
 
 _CATCHING = threading.Lock()  # what is done with warnings is the same for all threads

@@ -36,6 +36,7 @@ from fewshot_nam.sequences.training.checkpoint import (
     naming_checkpoint,
     save_checkpoint,
 )
+from fewshot_nam.sequences.training.devices import check_device
 from fewshot_nam.sequences.training.directory import claim, finished_result, open_log, write_text
 from fewshot_nam.sequences.training.divergence import naming_divergence
 from fewshot_nam.sequences.training.settings import naming_options
@@ -83,6 +84,7 @@ def train_agent(
 class _Run:
     def __init__(self, settings: AgentSettings, directory: Path, resume: bool, device: str) -> None:
         self.settings, self.directory = settings, directory
+        check_device(device)
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.device = torch.device(chosen)
         with naming_options(f"environment {settings.environment!r}", settings.environment_options):

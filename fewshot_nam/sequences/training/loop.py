@@ -33,6 +33,7 @@ from fewshot_nam.sequences.training.checkpoint import (
     naming_checkpoint,
     save_checkpoint,
 )
+from fewshot_nam.sequences.training.devices import check_device
 from fewshot_nam.sequences.training.directory import claim, finished_result, open_log, write_text
 from fewshot_nam.sequences.training.divergence import naming_divergence
 from fewshot_nam.sequences.training.evaluation import evaluate, make_parts, predict
@@ -264,6 +265,7 @@ def _fabric(device: str, precision: str) -> Any:
         from lightning_fabric import Fabric
     except ImportError as error:
         raise ImportError('training needs Lightning Fabric: pip install "fewshot-nam[sequences]"') from error
+    check_device(device)
     options: Any = {"accelerator": device, "devices": "auto" if device == "cuda" else 1, "precision": precision}
     fabric = Fabric(**options)
     fabric.launch()

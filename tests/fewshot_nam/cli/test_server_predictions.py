@@ -85,7 +85,6 @@ def test_images_are_sent_in_batches_of_bytes_and_of_a_number(images, monkeypatch
     assert labels(capsys.readouterr().out)[-10:] == [f"image {i}" for i in range(10)]
 
 
-@pytest.mark.parametrize("status", [400, 413])
 def test_without_a_threshold_no_image_is_taken_for_known(images, monkeypatch, capsys):
     """In a stream ``--unknown`` was ignored, where the server had no threshold, or lost it."""
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{images[0]}\n"))
@@ -105,6 +104,7 @@ def test_without_a_threshold_no_image_is_taken_for_known(images, monkeypatch, ca
         assert "has no threshold to refuse below" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("status", [400, 413])
 def test_a_batch_that_is_too_large_is_asked_for_in_halves(images, capsys, status):
     """An ordinary folder of photos was refused whole, since the batches knew nothing of the server's limits."""
 

@@ -119,3 +119,26 @@ def test_who_gives_many_images_takes_turns_and_one_image_does_not_wait(digits, m
         thread.join()
     assert order == [id(digits[label][i]) for label, i in ((2, 0), (0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2))]
     assert turns._free == 1
+
+
+def test_few_images_that_come_alone_are_decoded_at_a_time(digits, monkeypatch):
+    """39 frames of 64 million pixels took five gigabytes."""
+    model, here, most = attach("conv4"), [0], [0]
+    prepared, lock = given_images._prepared, threading.Lock()
+
+    def noted(image, model):
+        with lock:
+            here[0] += 1
+            most[0] = max(most[0], here[0])
+        time.sleep(0.02)
+        with lock:
+            here[0] -= 1
+        return prepared(image, model)
+
+    monkeypatch.setattr(given_images, "_prepared", noted)
+    threads = [threading.Thread(target=features_of, args=(model, digits[0][i : i + 1])) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most[0] == 4

@@ -230,7 +230,7 @@ def test_three_classes_are_taught_and_a_fourth_is_refused(untaught, tab, digit_f
     print(f"first paint {desk.seconds:.1f} s, all {time.monotonic() - began:.1f} s")
 
 
-def test_a_rate_that_is_too_small_says_how_many_images_it_takes(taught, tab):
+def test_a_rate_that_is_too_small_says_how_many_images_it_takes(taught, tab, digit_files):
     desk = tab()
     desk.open("Refuse")
     desk.fill("rate", "0.1")
@@ -243,6 +243,13 @@ def test_a_rate_that_is_too_small_says_how_many_images_it_takes(taught, tab):
     phone = tab(**PHONE)
     phone.open("Refuse")
     phone.says("on average over calibrations", "promise")
+    unknown = digit_files[9][25]
+    phone.give("unknown-files", unknown)  # its slider stands at 5%, and the memory's rate is 10%
+    phone.says("1 new image")
+    phone.says("At most 9.84%", "promise")
+    late = tab()
+    late.open("Refuse")
+    playwright.expect(late.page.locator("#rate input").first).to_have_value("10", timeout=MOST_MS)
     taught.forget("digit 2")
     phone.says("An image is accepted from the score", "promise")
     phone.page.click("#clear")
@@ -256,6 +263,12 @@ def test_scores_and_confusions_of_images_given(taught, tab, digit_files):
     desk.give("known", digit_files[0][22:30])
     desk.give("others", digit_files[9][20:30])
     desk.give("bases", digit_files[4][20:23])
+    desk.page.click("#show")
+    desk.says("Of 8 images of known classes", "checked")
+    desk.fill("truth", "Digit 0")
+    desk.page.click("#show")
+    desk.says("there is no class 'Digit 0' here: give its name letter for letter", "checked")
+    desk.fill("truth", "digit 0")
     desk.page.click("#show")
     desk.says("Of 8 images of known classes", "checked")
     assert desk.page.locator("#checked svg rect").count() > 3

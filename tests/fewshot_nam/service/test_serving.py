@@ -5,11 +5,12 @@ import threading
 import weakref
 
 import pytest
+import safetensors.torch
 import torch
 
 from fewshot_nam.io.image_io import UnreadableImage
 from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded
-from fewshot_nam.vision import memory_files, saving
+from fewshot_nam.vision import memory_files
 from fewshot_nam.vision.memory_files import new_model, open_model
 from fewshot_nam.vision.saving import save_head
 
@@ -98,7 +99,7 @@ def test_a_save_that_fails_changes_nothing(service, memory, png, monkeypatch):
     def full(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr(saving, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="no space left"):
         service.learn(png[2][:1], "two")
     monkeypatch.undo()
@@ -184,14 +185,14 @@ def test_a_memory_that_knows_nothing_says_so_and_learns(memory, png):
 
 def test_readers_do_not_wait_for_a_writer_and_see_whole_states(service, png, monkeypatch):
     saving_now, go_on = threading.Event(), threading.Event()
-    write = saving.save_file
+    write = safetensors.torch.save_file
 
     def slow(*arguments, **named):
         saving_now.set()
         assert go_on.wait(30)
         write(*arguments, **named)
 
-    monkeypatch.setattr(saving, "save_file", slow)
+    monkeypatch.setattr("safetensors.torch.save_file", slow)
     writer = threading.Thread(target=service.learn, args=(png[2][:1], "two"))
     writer.start()
     assert saving_now.wait(30)

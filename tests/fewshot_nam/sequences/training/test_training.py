@@ -22,6 +22,7 @@ from fewshot_nam.cli.train_sequence import main
 from fewshot_nam.cli.training_command import parse_changes
 from fewshot_nam.sequences import models, tasks
 from fewshot_nam.sequences.training import TrainingSettings, evaluate, load_trained, preset, presets, train
+from fewshot_nam.sequences.training.devices import check_device
 
 SCRIPT = Path(__file__).resolve().parents[4] / "scripts" / "train_sequence.py"
 
@@ -423,3 +424,16 @@ def test_only_a_run_on_text_writes(tmp_path, capsys):
     run(tiny(), tmp_path)
     assert main(["--generate", str(tmp_path)]) == 2
     assert "reverse is no text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [("cuda", "there is no device 'cuda' here"), ("gpu", "must be auto, cpu or cuda")]
+)
+def test_a_device_that_is_not_here_is_an_error_of_one_line(tmp_path, capsys, monkeypatch, device, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    given = ["--preset", "reverse/lstm", "--out", str(tmp_path / "run"), "--quiet", "--device", device]
+    assert main(given) == 2
+    assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match=message):
+        check_device(device)
+    check_device("auto")
