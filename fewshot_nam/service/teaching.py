@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import copy
+import math
 import re
 import tempfile
 import threading
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fewshot_nam.heads import Head, Label
+from fewshot_nam.heads.conformal import ROUNDING
 from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.heads.validation import HeadWarning
 from fewshot_nam.service.export_process import export_memory
@@ -326,10 +328,11 @@ class TeachingSession:
             smallest = self.smallest_target
             if smallest is None:
                 raise ValueError("there are no images of unknowns yet: give some that the model is to refuse")
-            if target < smallest * (1 - 1e-9):
+            if target < smallest * (1 - ROUNDING):
+                needed, shown = math.ceil((1 - ROUNDING) / target) - 1, math.ceil(smallest * 1e4 * (1 - ROUNDING)) / 1e4
                 raise ValueError(
-                    f"a rate of {target:.2%} takes {round(1 / target - 1)} images of unknowns, and there are "
-                    f"{len(self._unknown)}: give more, or choose at least {smallest:.2%}"
+                    f"a rate of {target:.2%} takes {needed} images of unknowns, and there are "
+                    f"{len(self._unknown)}: give more, or choose at least {shown:.2%}"
                 )
             if head._unknown_labels is not None or head._unknown_groups is not None:
                 raise ValueError(

@@ -564,6 +564,20 @@ def test_check_counts_scores_and_confusions(taught, digits):
     assert found.confusions[None, None] == refused
 
 
+@pytest.mark.parametrize(
+    ("count", "target", "needed", "least"),
+    [(19, 0.049, 20, "5.00%"), (2, 0.3, 3, "33.34%"), (120, 0.001, 999, "0.83%")],
+)
+def test_what_a_rate_takes_is_enough(taught, digits, count, target, needed, least):
+    """19 images were too few, and "takes 19 images" was said."""
+    taught.add_unknown(unknown(digits)[:count])
+    with pytest.raises(
+        ValueError, match=f"takes {needed} images of unknowns, and there are {count}: .* at least {least}"
+    ):
+        taught.calibrate(target)
+    taught.calibrate(float(least[:-1]) / 100)
+
+
 def test_check_says_which_images_are_not_new(taught, digits):
     """Images that were learned, or set the rate, were counted as evidence for new ones."""
     taught.add_unknown(unknown(digits))
