@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from episodes.evaluation.incremental_answers import Answers, Run
-from episodes.metrics.intervals import Interval, interval_of_few
+from episodes.metrics.intervals import Interval, interval
 from episodes.metrics.scores import threshold_at_tpr
 from episodes.reporting.formatting import Value, markdown_table, percent, text_table
 from fewshot_nam.io.atomic import replacing
@@ -229,7 +229,7 @@ def report_of(
 
 
 def _value(values: Tensor) -> Value:
-    found: Interval = interval_of_few(values)
+    found: Interval = interval(values)
     return {"mean": found.mean, "ci95": found.ci95}
 
 

@@ -13,8 +13,9 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote_to_bytes
 
 import anyio
@@ -35,7 +36,7 @@ import fewshot_nam
 from fewshot_nam.heads.validation import as_unicode
 from fewshot_nam.heap import few_heaps
 from fewshot_nam.io.image_io import UnreadableImage
-from fewshot_nam.service.hosts import KnownHosts, check_address, known_hosts, url
+from fewshot_nam.service.hosts import KnownHosts, check_address, known_hosts, neighbourhood, url
 from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded, TooManyPixels, Unusable
 from fewshot_nam.vision.image_transform import TransformFailed
 
@@ -163,14 +164,22 @@ class Impatient(H11Protocol):
     These are those that do not send the head of a request, or do not take anything of an answer, in some seconds.
     """
 
+    MOST_OF_AN_ADDRESS = 500  # connections, of the 1,000 that the server takes
     SECONDS = 20.0
     SECONDS_TO_TAKE = 60.0
+    _connections: ClassVar[Counter[str]] = Counter()  # by address
+    _address = ""
     _timer: asyncio.TimerHandle | None = None
     _untaken: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait."""
         super().connection_made(transport)
+        self._address = neighbourhood((transport.get_extra_info("peername") or ("",))[0])
+        self._connections[self._address] += 1
+        if self._connections[self._address] > self.MOST_OF_AN_ADDRESS:
+            transport.abort()
+            return
         transport.set_write_buffer_limits(high=0)  # writing pauses as soon as the client does not take all at once
         self._wait()
 
@@ -184,6 +193,9 @@ class Impatient(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
+        self._connections[self._address] -= 1
+        if not self._connections[self._address]:
+            del self._connections[self._address]
         self._stop()
         self._taken()
         super().connection_lost(exc)

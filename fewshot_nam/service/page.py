@@ -331,7 +331,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 html.classes_html(session.classes(), session.threshold, wanted),
                 gr.update(value="Undo" if what is None else f"Undo: {what}"[:60], interactive=what is not None),
                 _about_file(session),
-                html.refusal_html(session.threshold, session.promise),
+                html.refusal_html(session.threshold, session.promise, session.not_refusing),
                 shown,
             ]
 

@@ -166,8 +166,16 @@ def _class_html(view: ClassView, threshold: float | None) -> str:
     )
 
 
-def refusal_html(threshold: float | None, promise: Promise | None) -> str:
-    """Return from which score on an image is accepted, and what the calibration promised, if nothing has changed since."""
+def refusal_html(threshold: float | None, promise: Promise | None, wrong: str | None = None) -> str:
+    """Return from which score on an image is accepted, and what the calibration promised, if nothing has changed since.
+
+    Args:
+        threshold: from which on an image is accepted.
+        promise: of the last calibration.
+        wrong: why there is no threshold, where there is to be one.
+    """
+    if wrong is not None:
+        return note(wrong, "bad")
     if threshold is None:
         return waiting_html("Nothing is refused yet.")
     if promise is not None:

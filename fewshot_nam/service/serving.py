@@ -25,7 +25,7 @@ from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.io.decoding_processes import DecodingProcesses
 from fewshot_nam.io.image_io import UnreadableImage
 from fewshot_nam.io.regular_files import open_regular
-from fewshot_nam.service.teaching import class_name
+from fewshot_nam.service.teaching import NO_THRESHOLD, class_name
 from fewshot_nam.vision.image_transform import transformed
 from fewshot_nam.vision.memory_files import exclusive, open_model
 from fewshot_nam.vision.saving import read_head, write_head
@@ -74,12 +74,14 @@ class State(NamedTuple):
     Attributes:
         head: a snapshot.
         threshold: an image is accepted from this score on; ``None`` where nothing is refused.
+        wrong: why the threshold cannot be given, where there is to be one; then nothing is answered.
         writes: how many changes were made by servers since the file began.
         file: the file that holds this, kept open: as long as it is, no other file can have its number (inode).
     """
 
     head: Head
     threshold: float | None
+    wrong: str | None
     writes: int
     file: _File
 
@@ -166,6 +168,8 @@ class MemoryService:
         state = self.current()  # after the features: as new as can be
         if not state.head.classes:
             raise ValueError("nothing was learned yet")
+        if state.wrong is not None:  # to accept everything would be wrong
+            raise Unusable(state.wrong)
         with torch.no_grad():
             scores = state.head(features)
         best = scores.topk(min(top, scores.shape[-1]))
@@ -274,7 +278,8 @@ class MemoryService:
                 write_head(self.path, head, about, self._probed)
                 with self._reload:
                     self._about, self.state = about, State(*ready, writes, _File(self.path))
-        return answer | {"classes": len(self.state.head.classes), "writes": writes}
+        said = {} if self.state.wrong is None else {"warning": self.state.wrong}
+        return answer | {"classes": len(self.state.head.classes), "writes": writes} | said
 
     def _read(self) -> State:
         """Return what is in the file. Called by one thread at a time."""
@@ -338,13 +343,13 @@ class MemoryService:
         return transformed(image, self._model.backbone.transform, place)
 
 
-def _ready(head: Head) -> tuple[Head, float | None]:
-    """Return a snapshot with all that readers need derived, and its threshold."""
+def _ready(head: Head) -> tuple[Head, float | None, str | None]:
+    """Return a snapshot with all that readers need derived, its threshold, and why that cannot be given."""
     taken = head.snapshot()
     try:
-        return taken, taken.threshold
-    except ValueError:  # calibrated, but no class is left, or too few unknown images
-        return taken, None
+        return taken, taken.threshold, None
+    except ValueError as error:  # calibrated, but no class is left, or too few unknown images
+        return taken, None, NO_THRESHOLD.format(" ".join(str(error).split())) if taken.classes else None
 
 
 class Metrics:

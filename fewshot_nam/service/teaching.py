@@ -42,6 +42,10 @@ _SMALLEST_SHARE = 0.0001
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # letters and symbols that show nothing
 # Which join or part letters of Persian, say, and parts of an emoji; between others they would not be seen.
 _JOINERS = re.compile(r"(?<=[^\s\x00-\x7f\u200c\u200d])[\u200c\u200d](?=[^\s\x00-\x7f\u200c\u200d])")
+NO_THRESHOLD = (
+    "nothing is answered: the rate of this memory cannot be kept any more ({}); set it again, or forget the unknowns"
+)
+_READS = 10  # of a file that another program changes meanwhile
 _SECONDS_FOR_THE_FILE = 10.0  # that a save waits for another program
 _NOTED = "unknowns"  # in the notes of a file: images of unknowns that no rate was set with yet, float32 in base64
 _MOST_NOTED = 48 * 2**20  # bytes of them: the description of a file, which the notes are in, may have 100 MB
@@ -121,7 +125,7 @@ class TeachingSession:
             default_backbone: of a new memory where ``backbone`` is ``None``.
 
         Raises:
-            OSError: the file cannot be read.
+            OSError: the file cannot be read, or another program writes it all the time.
             ImportError, ValueError: it is no memory but a directory, say, its weights are not there, or ``backbone`` is given for a
                 memory that exists.
         """
@@ -131,7 +135,10 @@ class TeachingSession:
         if path is not None and path.exists():
             if backbone is not None:
                 raise ValueError(f"{path} exists already, and --backbone can be set for a new memory only")
-            return cls(*_in_order(open_model(path, weights, device), path))
+            identity, made = _read_whole(path, weights, device)
+            session = cls(*_in_order(made, path))
+            session._file = identity
+            return session
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"the directory of {path} does not exist")
         made = new_model(backbone or default_backbone, path or Path("memory.safetensors"), weights, device=device)
@@ -230,6 +237,15 @@ class TeachingSession:
         """An image is accepted from this score on; ``None`` where nothing is refused."""
         return _threshold_of(self.model.head)[0]
 
+    @property
+    def not_refusing(self) -> str | None:
+        """Why nothing is answered: a rate was set, and cannot be kept with these classes; ``None`` where it can."""
+        try:
+            _kept_threshold(self.model.head)
+        except ValueError as error:
+            return str(error)
+        return None
+
     def classes(self) -> list[ClassView]:
         """Return all classes in the order they were learned, with the class that each is most easily taken for."""
         return self._viewed()[0]
@@ -252,16 +268,16 @@ class TeachingSession:
         """Return the answer to one image.
 
         Raises:
-            ValueError: it is no image, or nothing was learned yet.
+            ValueError: it is no image, nothing was learned yet, or the rate that was set cannot be kept (``not_refusing``).
         """
         started = time.perf_counter()
         head = self.model.head.snapshot()
         if not head.classes:
             raise ValueError("nothing was learned yet: teach a class first")
+        threshold = _kept_threshold(head)
         found = features_of(self.model, [image])
         with torch.no_grad():
             scores = head(found.values)[0]
-        threshold = _threshold_of(head)[0]
         top = scores.topk(min(5, len(scores)))
         ranking = [(head.classes[i], score) for i, score in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
         best, score = ranking[0]
@@ -395,7 +411,7 @@ class TeachingSession:
             progress: called after every batch.
 
         Raises:
-            ValueError: no image, too many, none that can be read, or nothing was learned yet.
+            ValueError: no image, too many, none that can be read, nothing was learned yet, or the rate cannot be kept.
         """
         head = self.model.head.snapshot()
         if not head.classes:
@@ -406,8 +422,8 @@ class TeachingSession:
         not_known = Counter(_plain(label) for _, label in known if _plain(label) not in names)
         truths += [None] * (len(unknown) + len(base))
         kinds = [0] * len(known) + [1] * len(unknown) + [2] * len(base)
+        threshold = _kept_threshold(head)
         found = features_of(self.model, given, progress, self.most_pixels)
-        threshold = _threshold_of(head)[0]
         with torch.no_grad():
             best, column = head(found.values).max(dim=-1)
         scores: tuple[list[float], list[float], list[float]] = ([], [], [])
@@ -575,13 +591,33 @@ def _warnings() -> Iterator[list[str]]:
         said += [str(one.message) for one in caught if issubclass(one.category, HeadWarning)]
 
 
+def _kept_threshold(head: Head) -> float | None:
+    """Return the threshold; ``ValueError`` where there is to be one and it cannot be given: to accept everything would be wrong."""
+    threshold, said = _threshold_of(head)
+    if threshold is None and said:
+        raise ValueError(said[0])
+    return threshold
+
+
 def _threshold_of(head: Head) -> tuple[float | None, list[str]]:
-    """Return the threshold, ``None`` where none can be given, and what is warned of when it is computed."""
+    """Return the threshold, ``None`` where there is none, and what is said of it: with ``None``, why it cannot be given."""
     try:
         with _warnings() as said:
             return head.threshold, said
-    except ValueError:  # calibrated, but no class is left, or too few unknown images
-        return None, []
+    except ValueError as error:  # calibrated, but no class is left, or too few unknown images
+        return None, [] if not head.classes else [NO_THRESHOLD.format(" ".join(str(error).split()))]
+
+
+def _read_whole(
+    path: Path, weights: str | None, device: str
+) -> tuple[tuple[int, int, int] | None, tuple[NAMModel, dict[str, Any]]]:
+    """Return what is in a memory's file, all of one version, and which."""
+    for _ in range(_READS):
+        identity = _identity(path)
+        made = open_model(path, weights, device)
+        if _identity(path) == identity:
+            return identity, made
+    raise OSError(f"{path} was written by another program each time it was read: try again later")
 
 
 def _in_order(made: tuple[NAMModel, dict[str, Any]], path: Path | None) -> tuple[NAMModel, Path | None, dict[str, Any]]:

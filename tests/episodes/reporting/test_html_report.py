@@ -23,6 +23,7 @@ import fewshot_nam
 from episodes import EpisodeSampler, FeatureBank, evaluate
 from episodes.cli.main import main
 from episodes.cli.options import command_line, read_options
+from episodes.metrics.intervals import errors_of
 from episodes.metrics.measures import threshold_at_tpr
 from episodes.metrics.registry import MEASURES
 from episodes.reporting.collectors import ReportCollector, accuracies_at, bias_curve, roc_points
@@ -149,7 +150,7 @@ def test_accuracy_by_position_is_that_of_a_loop_and_its_mean_is_the_accuracy(alo
     )
     mean, ci95 = seen.accuracy_by_position()
     assert np.allclose(mean, right.mean(0))
-    assert np.allclose(ci95, 1.96 * right.std(0, ddof=1) / np.sqrt(EPISODES))
+    assert np.allclose(ci95, errors_of(EPISODES) * right.std(0, ddof=1) / np.sqrt(EPISODES))
     assert np.isclose(mean.mean(), report.results["cosine"]["accuracy"]["mean"])
 
 

@@ -1,6 +1,7 @@
 """The page as programs see it that are no browser: requests from elsewhere, and for files of this machine."""
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -448,6 +449,31 @@ def test_connections_without_a_request_are_closed_and_bounded(page, blocks, monk
         silent.settimeout(60)
         assert silent.recv(1) == b""
     assert blocks.server.config.limit_concurrency == 1000
+
+
+def test_an_address_has_half_of_the_connections_also_without_a_request(page, monkeypatch):
+    """A thousand that had sent half of a head kept all others out."""
+    port, _ = page
+    monkeypatch.setattr(http_server.Impatient, "MOST_OF_AN_ADDRESS", 5)
+    with contextlib.ExitStack() as held:
+        for _ in range(5):
+            one = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
+            one.sendall(b"GET / HTTP/1.1\r\n")
+        time.sleep(0.2)
+        refused = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
+        with contextlib.suppress(ConnectionError):
+            assert refused.recv(1) == b""
+        other = held.enter_context(socket.socket())
+        other.settimeout(60)
+        other.bind(("127.0.0.2", 0))
+        other.connect(("127.0.0.1", port))
+        other.sendall(b"GET /config HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert other.recv(12) == b"HTTP/1.1 200"
+    for _ in range(600):
+        if not http_server.Impatient._connections["127.0.0.2"]:
+            return
+        time.sleep(0.1)
+    raise AssertionError(http_server.Impatient._connections)
 
 
 def test_the_page_says_that_no_other_site_may_show_it_within_its_own(page):

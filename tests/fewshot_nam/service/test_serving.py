@@ -3,16 +3,17 @@
 import io
 import threading
 import weakref
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
 from fewshot_nam.io.image_io import UnreadableImage
-from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded
+from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded, Unusable
 from fewshot_nam.vision import memory_files
 from fewshot_nam.vision.memory_files import new_model, open_model
-from fewshot_nam.vision.saving import save_head
+from fewshot_nam.vision.saving import read_head, save_head, write_head
 
 
 def content(image):
@@ -93,6 +94,24 @@ def test_what_is_learned_already_changes_nothing(service, memory, png):
     with pytest.raises(ValueError, match="learned before, as other classes than 'nought'"):
         service.learn(png[0][:2], "nought")
     assert memory.stat() == before
+
+
+def test_a_rate_that_cannot_be_kept_any_more_lets_nothing_through(memory, digits, digit_files):
+    """The server answered with a class for every image, and counted them as accepted."""
+    path = Path(memory)
+    about, head, probed = read_head(path)
+    unknown = torch.randn(19, head.feature_dim, generator=torch.Generator().manual_seed(0))
+    head.calibrate(unknown, target_fpr=0.05, unknown_labels=[f"unknown {i}" for i in range(19)])
+    write_head(path, head, about, probed)
+    service, image = MemoryService(memory), digit_files[5][0].read_bytes()
+    assert service.predict([image])["predictions"][0]["accepted"] in (True, False)
+    learned = service.learn([digit_files[7][0].read_bytes()], "unknown 3")
+    assert learned["warning"].startswith("nothing is answered: the rate of this memory cannot be kept any more (")
+    with pytest.raises(Unusable, match="nothing is answered"):
+        service.predict([image])
+    assert "warning" in service.learn([digit_files[7][1].read_bytes()], "unknown 3")
+    service.calibrate([file.read_bytes() for file in digit_files[6][:19]], 0.05)
+    assert service.predict([image])["threshold"] is not None
 
 
 def test_a_save_that_fails_changes_nothing(service, memory, png, monkeypatch):

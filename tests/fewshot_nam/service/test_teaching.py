@@ -1,6 +1,7 @@
 """A memory while it is taught: what it learns, answers, refuses, forgets, undoes, saves and exports, and what it does not take."""
 
 import base64
+import copy
 import io
 import threading
 import time
@@ -19,11 +20,11 @@ from fewshot_nam import attach
 from fewshot_nam.heads.validation import warn_user
 from fewshot_nam.service import given_images, teaching
 from fewshot_nam.service.given_images import images_in_folder
-from fewshot_nam.service.page_html import check_html
+from fewshot_nam.service.page_html import check_html, refusal_html
 from fewshot_nam.service.serving import MemoryService
 from fewshot_nam.service.teaching import TeachingSession, class_name
 from fewshot_nam.vision.memory_files import exclusive
-from fewshot_nam.vision.saving import read_head, write_head
+from fewshot_nam.vision.saving import read_head, save_head, write_head
 
 
 @pytest.fixture
@@ -279,6 +280,57 @@ def test_what_changes_nothing_is_no_change(session, taught, digits):
     assert (taught.version, taught.undoable) == before
     taught.clear_unknown()
     assert taught.version == before[0] + 1
+
+
+def test_a_rate_that_cannot_be_kept_any_more_lets_nothing_through(taught, digits, monkeypatch):
+    """A class that was one of the unknown ones was learned: too few were left, and every image was accepted without a word."""
+    images = [digits[label][i] for label in range(4, 10) for i in range(4)]
+    labels = [f"unknown {i % 19}" for i in range(len(images))]
+    taught.model.calibrate(images, target_fpr=0.05, unknown_labels=labels)
+    assert taught.not_refusing is None
+    before = taught.version
+    found = taught.learn(digits[3][:2], "unknown 3")
+    assert found.warnings[0].startswith("nothing is answered: the rate of this memory cannot be kept any more (")
+    assert taught.version == before + 1
+    assert taught.not_refusing == found.warnings[0]
+    with pytest.raises(ValueError, match="nothing is answered"):
+        taught.answer(digits[5][30])
+    with pytest.raises(ValueError, match="nothing is answered"):
+        taught.check([], [digits[5][30]])
+    assert "nothing is answered" in refusal_html(taught.threshold, taught.promise, taught.not_refusing)
+    taught.clear_unknown()
+    assert taught.not_refusing is None
+    taught.answer(digits[5][30])
+
+
+def test_a_memory_that_changes_while_it_is_opened_is_read_again(taught, digits, monkeypatch):
+    """The change was taken for what had been read, and the next save lost it."""
+    taught.save()
+    read, path = teaching.open_model, taught.path
+
+    def changed_meanwhile(*given):
+        made = read(*given)
+        if "other" not in made[0].classes:
+            head = copy.deepcopy(made[0].head)
+            head.write(head.support[:1] + 0.5, ["other"])
+            save_head(path, head, made[0].backbone, made[1])
+        return made
+
+    monkeypatch.setattr(teaching, "open_model", changed_meanwhile)
+    session = TeachingSession.open(path)
+    assert "other" in session.model.classes
+    session.learn([digits[7][0]], "seven")
+    session.save()
+    assert {"other", "seven"} <= set(TeachingSession.open(path).model.classes)
+
+    def always(*given):
+        made = read(*given)
+        save_head(path, made[0].head, made[0].backbone, made[1])
+        return made
+
+    monkeypatch.setattr(teaching, "open_model", always)
+    with pytest.raises(OSError, match="was written by another program each time it was read"):
+        TeachingSession.open(path)
 
 
 def test_undo_brings_back_a_calibration(taught, digits):
