@@ -86,7 +86,13 @@ def given_paths() -> TextIO:
 
 
 def answer_stream(
-    paths: Iterable[str], out: TextIO, model: NAMModel, memory: str, refuse: bool = False, as_json: bool = False
+    paths: Iterable[str],
+    out: TextIO,
+    model: NAMModel,
+    memory: str,
+    read: tuple[int, int, int],
+    refuse: bool = False,
+    as_json: bool = False,
 ) -> None:
     """Answer each path with one line, in order and as soon as it comes; what has come meanwhile is one batch.
 
@@ -98,15 +104,15 @@ def answer_stream(
         out: where answers go.
         model: of the memory.
         memory: its file.
+        read: ``version_of`` the file before the model was read from it.
         refuse: whether images below the threshold are answered as unknown.
         as_json: an object a line.
 
     Raises:
         OSError, ValueError: the memory was replaced by one that cannot be used.
     """
-    read = _version(memory)
     for batch in _batches(paths, model.batch_size):
-        if (present := _version(memory)) != read:
+        while (present := version_of(memory)) != read:  # again where it changes while it is read
             model.load(memory)
             read = present
         head = model.head.snapshot()
@@ -132,7 +138,8 @@ def _answers(model: NAMModel, head: Head, images: list[str], refuse: bool) -> It
             yield from _answers(model, head, [image], refuse)
 
 
-def _version(memory: str) -> tuple[int, int, int]:
+def version_of(memory: str) -> tuple[int, int, int]:
+    """Return what tells one version of a memory's file from another."""
     found = os.stat(memory)
     return found.st_ino, found.st_mtime_ns, found.st_size
 

@@ -54,6 +54,11 @@ def neighbourhood(address: str) -> str:
     return str(getattr(found, "ipv4_mapped", None) or found)
 
 
+def client_of(scope: Scope) -> str:
+    """Return where a request comes from. Of a proxy on this machine, uvicorn takes what it says."""
+    return neighbourhood((scope.get("client") or ("", 0))[0])
+
+
 def known_hosts(host: str, further: Iterable[str] = ()) -> frozenset[str] | None:
     """Return the names that a server at an address answers to; ``None`` for all.
 

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 
 from starlette.responses import JSONResponse, PlainTextResponse
 
-from fewshot_nam.service.hosts import Application, Receive, Scope, Send, neighbourhood
+from fewshot_nam.service.hosts import Application, Receive, Scope, Send, client_of
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -93,7 +93,7 @@ class PageRequests:
                 message = {**message, "headers": [*message.get("headers", []), *self._headers]}
             await send(message)
 
-        address = _address(scope)
+        address = client_of(scope)
         if self._connections[address] >= _MOST_CONNECTIONS:
             await _said("too many connections of one address", 503)(scope, receive, framed)
             return
@@ -141,7 +141,7 @@ class PageRequests:
             body = await asyncio.wait_for(self._read(receive, held), _SECONDS)
             if body is None:  # the client went away
                 return
-            self._check(body, scope["path"].rstrip("/"), _address(scope))
+            self._check(body, scope["path"].rstrip("/"), client_of(scope))
         except _Refused as refused:
             await _said(refused.args[1], refused.args[0])(scope, receive, send)
             return
@@ -220,7 +220,7 @@ class PageRequests:
         every = [event for one in queue.event_queue_per_concurrency_id.values() for event in one.queue]
         waiting = sum(event.concurrency_id == kind for event in every)
         every += [event for job in queue.active_jobs for event in job or []]
-        of_address = [event for event in every if _address(event.request.scope) == address]
+        of_address = [event for event in every if client_of(event.request.scope) == address]
         if len(of_address) >= _MOST_OF_AN_ADDRESS:
             raise _Refused(503, "too much of what your address asked for waits: try again later")
         most = _MOST_WORK_OF_ALL.get(kind)
@@ -256,11 +256,6 @@ class PageRequests:
         messages = self.blocks._queue.pending_messages_per_session.get(visitor)
         while messages is not None and not messages.empty():
             messages.get_nowait()
-
-
-def _address(scope: Scope) -> str:
-    """Return where a request comes from. Of a proxy on this machine, uvicorn takes what it says."""
-    return neighbourhood((scope.get("client") or ("", 0))[0])
 
 
 def _finished(send: Send) -> Send:

@@ -20,10 +20,11 @@ from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 
 from fewshot_nam.io.atomic import machine_number, process_runs
-from fewshot_nam.service.hosts import Application, Receive, Scope, Send
+from fewshot_nam.service.hosts import Application, Receive, Scope, Send, client_of, is_loopback
 
 MOST_BYTES = 4 * 2**30  # of all uploads that lie there together: some thousand photographs
 _UNFINISHED_SECONDS = 3600  # an upload that nothing was written to for so long has been broken off
+_KEPT_SECONDS = 4200  # that an upload lies there: an hour, and ten minutes until it is looked for
 _COMING_SECONDS = 60  # in which something more of an upload comes
 _PREFIX = "fewshot-nam-"
 _LONGEST_HEADER = 8192  # bytes, as Gradio's
@@ -102,6 +103,7 @@ class UploadLimit:
     def __init__(self, app: Application, directory: str | os.PathLike[str], most: int = MOST_BYTES) -> None:
         self.app, self.directory, self.most = app, Path(directory), most
         self._coming = 0  # bytes of the uploads that are being read
+        self._given: dict[str, list[tuple[float, int]]] = {}  # by address, when how many bytes came, in the last hour
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 411 (of unknown length) or 507 (no room)."""
@@ -117,6 +119,13 @@ class UploadLimit:
         if taken + self._coming + length > self.most:
             await PlainTextResponse(
                 f"no room for {length:,} more bytes: uploads may take {self.most:,} together, and are removed after an hour",
+                507,
+            )(scope, receive, send)
+            return
+        address = client_of(scope)
+        if address and not is_loopback(address) and length > self.most // 2 - self._given_by(address):
+            await PlainTextResponse(
+                f"no room for {length:,} more bytes: uploads from one address may take {self.most // 2:,} in an hour",
                 507,
             )(scope, receive, send)
             return
@@ -148,6 +157,16 @@ class UploadLimit:
             await self.app(scope, _FilesOnly(counted, boundary, begun) if boundary else counted, send)
         finally:
             self._coming -= came
+            self._given.setdefault(address, []).append((time.monotonic(), came))
+
+    def _given_by(self, address: str) -> int:
+        """Return how many bytes came from an address in the last hour; what is older is forgotten."""
+        since = time.monotonic() - _KEPT_SECONDS
+        for one, given in list(self._given.items()):
+            given[:] = [(when, size) for when, size in given if when > since]
+            if not given:
+                del self._given[one]
+        return sum(size for _, size in self._given.get(address, []))
 
     def _taken(self) -> int:
         """Return the bytes of uploads that have ended or were broken off; the latter are removed after an hour."""

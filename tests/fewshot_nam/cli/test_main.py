@@ -399,14 +399,31 @@ def test_a_stream_refuses_nothing_below_a_threshold_that_is_gone(run, memory, im
         yield f"{image}\n"
 
     from fewshot_nam.cli.main import _open, parser
-    from fewshot_nam.cli.predictions import answer_stream
+    from fewshot_nam.cli.predictions import answer_stream, version_of
 
+    read = version_of(str(memory))
     model, _ = _open(parser().parse_args(["predict", "-", "--unknown", "--memory", str(memory)]), knows_classes=True)
     model.batch_size, out = 1, io.StringIO()
-    answer_stream(paths(), out, model, str(memory), refuse=True)
+    answer_stream(paths(), out, model, str(memory), read, refuse=True)
     answered, said = out.getvalue().splitlines()
     assert "\t\t" not in answered
     assert "\t\tthe memory has no threshold to refuse below" in said
+
+
+def test_a_stream_sees_what_was_changed_while_the_command_started(run, memory, images, monkeypatch):
+    """The memory as it was read was taken for the changed one, for good."""
+    image = images / "unknowns" / "digit 7" / "3.png"
+    opened = command._open
+
+    def changed_meanwhile(*given, **more):
+        made = opened(*given, **more)
+        monkeypatch.setattr(command, "_open", opened)
+        run("learn", image, "--label", "seven", "--memory", memory)
+        return made
+
+    monkeypatch.setattr(command, "_open", changed_meanwhile)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{image}\n"))
+    assert "\tseven\t" in run("predict", "-", "--memory", memory)
 
 
 def test_a_class_called_unknown_is_not_printed_as_a_refused_image_is(run, memory, images):

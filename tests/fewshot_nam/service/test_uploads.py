@@ -28,7 +28,7 @@ def client(tmp_path, monkeypatch):
     routes = [Route("/gradio_api/upload", kept, methods=["POST"]), Route("/other", kept, methods=["POST"])]
     monkeypatch.setattr(uploads, "_BLOCK", 1)  # byte
     limit = Middleware(UploadLimit, directory=tmp_path, most=1000)
-    return TestClient(Starlette(routes=routes, middleware=[limit]))
+    return TestClient(Starlette(routes=routes, middleware=[limit]), client=("127.0.0.1", 50000))
 
 
 def test_uploads_are_bounded_together(client, tmp_path):
@@ -154,3 +154,35 @@ def test_files_count_with_what_they_take_while_they_come(tmp_path):
         asyncio.run(limit(scope, receive, None))
     assert seen == [5 * (len(part) + 8192), 10 * (len(part) + 8192)]
     assert limit._coming == 0
+
+
+def test_an_address_has_half_of_the_room_for_an_hour(tmp_path, monkeypatch):
+    """One filled it in half a minute, and nobody could upload for an hour."""
+    clock, said = [0.0], []
+    monkeypatch.setattr(uploads.time, "monotonic", lambda: clock[0])
+
+    async def behind(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        said.append(200)
+
+    limit = UploadLimit(behind, tmp_path, most=1000)
+
+    def upload(size, address):
+        async def receive():
+            return {"type": "http.request", "body": b"x" * size, "more_body": False}
+
+        async def send(message):
+            if "status" in message:
+                said.append(message["status"])
+
+        headers = [(b"content-length", str(size).encode())]
+        scope = {"type": "http", "method": "POST", "path": "/upload", "headers": headers, "client": (address, 0)}
+        asyncio.run(limit(scope, receive, send))
+        return said.pop()
+
+    assert [upload(300, "192.0.2.1"), upload(300, "192.0.2.1"), upload(200, "192.0.2.1")] == [200, 507, 200]
+    assert [upload(500, "192.0.2.2"), upload(900, "127.0.0.1")] == [200, 200]
+    clock[0] = 5000.0
+    assert upload(500, "192.0.2.1") == 200
+    assert set(limit._given) == {"192.0.2.1"}
