@@ -15,12 +15,19 @@ from fewshot_nam.io.naming import naming
 def main() -> None:
     """Read the files and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="written by fewshot-nam-eval --json")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="written by fewshot-nam-eval --json; mappings without results are passed over",
+    )
     found: dict[str, dict[str, Any]] = {}
     for path in parser.parse_args().files:
         with naming(path, "holds no results of fewshot-nam-eval"):
             found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-            found[path.stem]["results"]
+            if not isinstance(found[path.stem], dict):
+                raise ValueError("it holds no mapping")
             summary({path.stem: found[path.stem]})
     print(summary(found))
 

@@ -25,7 +25,7 @@ OF_OTHERS = {
     "--repeats",
     "--dist",
 }  # of other programs and benchmarks
-OF_SCRIPTS = re.compile(r"""add_argument\(\s*"(--[a-z][a-z-]+)\"""")
+OF_SCRIPTS = re.compile(r"""(?:add_argument\(|add_output\(\w+,)\s*"(--[a-z][a-z-]+)\"""")
 
 
 def test_the_two_commands_are_what_ci_runs():

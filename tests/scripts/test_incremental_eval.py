@@ -41,7 +41,8 @@ def test_features_are_evaluated_and_files_written(files, capsys):
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_evaluated(files, capsys):
-    assert MAIN(["--dataset", f"features:{files}/novel.safetensors", f"--json={files}/none/x.json"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        MAIN(["--dataset", f"features:{files}/novel.safetensors", f"--json={files}/none/x.json"])
     assert "none/x.json does not exist" in capsys.readouterr().err
 
 

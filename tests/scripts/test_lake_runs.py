@@ -39,3 +39,7 @@ def test_the_summary_passes_over_closed_runs(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "runs" not in done.stdout
     assert "harmonic_mean:frozen" in done.stdout
+    (tmp_path / "list.json").write_text("[]")
+    refused = subprocess.run([*command, str(tmp_path / "list.json")], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.endswith("list.json holds no results of fewshot-nam-eval: it holds no mapping\n")
