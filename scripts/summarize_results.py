@@ -20,7 +20,7 @@ def main() -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="written by fewshot-nam-eval --json; mappings without results are passed over",
+        help="of fewshot-nam-eval --json; those without results are passed over",
     )
     found: dict[str, dict[str, Any]] = {}
     for path in parser.parse_args().files:
