@@ -36,7 +36,7 @@ from fewshot_nam.service.given_images import GivenImage, image_files, images_in_
 from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, known_hosts, neighbourhood
 from fewshot_nam.service.http_server import Impatient
 from fewshot_nam.service.page_requests import CAMERAS, EXPORTS, IMAGES, MOST_CAMERAS, QUEUED, PageRequests
-from fewshot_nam.service.teaching import TeachingSession, class_name
+from fewshot_nam.service.teaching import TeachingSession, class_name, known_class
 from fewshot_nam.service.uploads import UploadLimit, temporary_directory
 
 TITLE = "fewshot-nam: teach a class from one image"
@@ -472,7 +472,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             session = session_of(request)
             try:
                 known: list[tuple[GivenImage, str]] = [(image, label) for image in images or []]
-                if known and (name := class_name(label)) not in map(str, session.model.classes):
+                if known and known_class(session.model.classes, name := class_name(label)) is None:
                     raise ValueError(f"there is no class {name!r} here: give its name letter for letter")
                 if folder_path.strip():
                     _check_local(local)

@@ -25,7 +25,7 @@ from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.io.decoding_processes import DecodingProcesses
 from fewshot_nam.io.image_io import UnreadableImage
 from fewshot_nam.io.regular_files import open_regular
-from fewshot_nam.service.teaching import NO_THRESHOLD, class_name
+from fewshot_nam.service.teaching import NO_THRESHOLD, class_name, known_class
 from fewshot_nam.vision.image_transform import transformed
 from fewshot_nam.vision.memory_files import exclusive, open_model
 from fewshot_nam.vision.saving import read_head, write_head
@@ -219,7 +219,8 @@ class MemoryService:
 
         def act(head: Head) -> tuple[bool, dict[str, Any]]:
             new = (first_equal(features, head.support) < 0) & distinct(features)
-            known = next((one for one in head.classes if str(one) == name), name)
+            found = known_class(head.classes, name)
+            known: Label = name if found is None else found
             if known not in head.classes and len(head.classes) >= self.limits.classes:
                 raise ValueError(f"the memory knows {len(head.classes):,} classes, the most it may: forget some")
             count = int(new.sum())

@@ -417,9 +417,9 @@ class TeachingSession:
         if not head.classes:
             raise ValueError("nothing was learned yet: teach a class first")
         given: list[GivenImage] = [image for image, _ in known] + [*unknown, *base]
-        names = {str(name) for name in head.classes}
-        truths = [_plain(label) if _plain(label) in names else None for _, label in known]
-        not_known = Counter(_plain(label) for _, label in known if _plain(label) not in names)
+        named = {label: known_class(head.classes, label) for label in {label for _, label in known}}
+        truths = [None if named[label] is None else str(named[label]) for _, label in known]
+        not_known = Counter(_plain(label) for _, label in known if named[label] is None)
         truths += [None] * (len(unknown) + len(base))
         kinds = [0] * len(known) + [1] * len(unknown) + [2] * len(base)
         threshold = _kept_threshold(head)
@@ -554,7 +554,14 @@ class TeachingSession:
 
     def _known(self, label: str) -> Label:
         """Return the class that is shown so; one that was learned in Python may be a number."""
-        return next((name for name in self.model.classes if str(name) == label), label)
+        found = known_class(self.model.classes, label)
+        return label if found is None else found
+
+
+def known_class(classes: Sequence[Label], label: str) -> Label | None:
+    """Return the class that is shown so; where none is, the one whose name another program has written otherwise."""
+    exact = next((name for name in classes if str(name) == label), None)
+    return exact if exact is not None else next((name for name in classes if _plain(str(name)) == _plain(label)), None)
 
 
 def class_name(label: str) -> str:

@@ -649,6 +649,17 @@ def test_images_of_a_class_that_is_not_known_count_as_unknown_and_it_is_said(tau
     assert list(found.doubts) == ["1 image was of classes that were not learned, and count as unknown: 'five'."]
 
 
+@pytest.mark.parametrize("name", ["cafe\u0301", "red  mug", "\u212b"])
+def test_a_class_that_another_program_wrote_otherwise_is_the_same(session, digits, name):
+    """It was measured as unknown, and learned as a second class."""
+    session.model.learn(digits[0][:3], name)
+    assert session.check([(digits[0][10], name), (digits[0][11], class_name(name))]).doubts == []
+    session.learn([digits[0][5]], class_name(name))
+    assert session.model.classes == [name]
+    session.forget(name)
+    assert session.model.classes == []
+
+
 def test_a_rate_that_holds_in_most_calibrations_goes_on_to(taught, digits):
     """The page forgot the confidence that a memory was calibrated with, and accepted more."""
     taught.add_unknown(unknown(digits))
