@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
+from fewshot_nam.heads import Label
 from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
 from fewshot_nam.service.teaching import LONGEST_NAME
 
@@ -99,10 +100,10 @@ def answer_html(answer: Answer, ends: tuple[float, float]) -> str:
         best = escape(str(answer.best))
         text = f"most like {best}, but its score {answer.score:.3f} is below the threshold {answer.threshold or 0:.3f}"
     elif answer.threshold is None:
-        head = f'<div class="label">{escape(str(answer.label))}</div>'
+        head = f'<div class="label">{_named(answer.label)}</div>'
         text = "nothing is refused yet: set a false-alarm rate under Refuse"
     else:
-        head = f'<div class="label known">{escape(str(answer.label))}</div>'
+        head = f'<div class="label known">{_named(answer.label)}</div>'
         text = f"score {answer.score:.3f}, accepted from {answer.threshold:.3f}"
     mark = ""
     if answer.threshold is not None:
@@ -285,6 +286,11 @@ def _text(x: float, y: float, text: str, size: int = 12, anchor: str = "start") 
     return f'<text x="{x:.1f}" y="{y}" fill="currentColor" font-size="{size}" text-anchor="{anchor}">{text}</text>'
 
 
+def _named(label: Label) -> str:
+    """Return the name of a class where "unknown" may stand too: a class that is called so is in quotes."""
+    return "&#x27;unknown&#x27;" if str(label) == "unknown" else escape(str(label))
+
+
 def confusion_table(check: Check) -> str:
     """Return how often images of each class got each answer; classes with the most images first."""
     truths: dict[str | None, int] = {}
@@ -299,7 +305,7 @@ def confusion_table(check: Check) -> str:
     columns = columns[:_MOST_CONFUSED]
     shown_rows: list[str | None] = [*rows, *([None] if None in truths else [])]
     shown_columns: list[str | None] = [*columns, *([None] if None in answers else [])]
-    head = "".join(f'<th scope="col">{"unknown" if name is None else escape(name)}</th>' for name in shown_columns)
+    head = "".join(f'<th scope="col">{"unknown" if name is None else _named(name)}</th>' for name in shown_columns)
     body = []
     for truth in shown_rows:
         cells = []

@@ -55,6 +55,15 @@ def test_an_answer_is_a_class_or_unknown_with_bars_and_threshold():
     assert "mark" not in free
 
 
+def test_a_class_called_unknown_does_not_look_like_a_refusal():
+    for threshold in (0.3, None):
+        named = html.answer_html(Answer("unknown", "unknown", 0.4, threshold, [("unknown", 0.4)], 0.01), (0.0, 1.0))
+        assert "'unknown'" in words(named)
+    assert "'unknown'" not in words(html.answer_html(Answer(None, "cup", 0.4, 0.5, [("cup", 0.4)], 0.01), (0.0, 1.0)))
+    table = html.confusion_table(Check([0.1], [0.1], [], 0.1, {("unknown", "unknown"): 1, (None, None): 1}, []))
+    assert words(table).count("'unknown'") == 1
+
+
 def test_classes_can_be_found_and_are_not_shown_by_the_thousand():
     views = [ClassView(f"class {i}", 1, [], None, 0.0, False) for i in range(120)]
     shown = html.classes_html(views, None)
