@@ -8,12 +8,12 @@ then the generalized protocol.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from episodes.reporting.claims import against_best, against_each, losses
 from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.io.json_files import read_mapping
 from fewshot_nam.io.naming import naming
 
 COSINES = ["cosine", "cosine-centred", "cosine-root", "cosine-root-centred"]
@@ -37,8 +37,8 @@ def reports(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     found = {}
     for path in paths:
         if path.exists():
-            with naming(path, "holds no results of fewshot-nam-eval"):
-                found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+            found[path.stem] = read_mapping(path, meaning := "holds no results of fewshot-nam-eval")
+            with naming(path, meaning):
                 dict(found[path.stem]["results"])
     return found
 

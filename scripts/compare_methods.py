@@ -33,6 +33,7 @@ from fewshot_nam.heads.open_scores import registry as score_registry
 from fewshot_nam.heads.open_scores.registry import split_name
 from fewshot_nam.heads.registry import spec, transductive
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.json_files import read_mapping
 from fewshot_nam.io.naming import naming
 
 INNER = "cosine-centred"  # the head that open-set scores are added to
@@ -287,8 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = {**words, "banks": name, "command": command}
     results: dict[str, dict[str, Any]] = {}
     if options.json.exists():
-        with naming(options.json, "holds no rows of this script"):
-            before = json.loads(options.json.read_text(encoding="utf-8"))
+        before = read_mapping(options.json, meaning := "holds no rows of this script")
+        with naming(options.json, meaning):
             same = {word: before["config"][word] for word in (*words, "banks")} == {**words, "banks": name}
             results = {str(int(shots)): dict(rows) for shots, rows in before["results"].items()}
         if not same:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from episodes.reporting.summary import summary
 from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.io.json_files import read_mapping
 from fewshot_nam.io.naming import naming
 
 
@@ -24,10 +24,8 @@ def main() -> None:
     )
     found: dict[str, dict[str, Any]] = {}
     for path in parser.parse_args().files:
-        with naming(path, "holds no results of fewshot-nam-eval"):
-            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(found[path.stem], dict):
-                raise ValueError("it holds no mapping")
+        found[path.stem] = read_mapping(path, meaning := "holds no results of fewshot-nam-eval")
+        with naming(path, meaning):
             summary({path.stem: found[path.stem]})
     print(summary(found))
 

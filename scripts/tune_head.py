@@ -51,6 +51,7 @@ from fewshot_nam.heads import BaseStatistics, Head, create
 from fewshot_nam.heads.registry import spec
 from fewshot_nam.heads.score_norm import ScoreNormHead, as_settings
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.json_files import read_mapping
 from fewshot_nam.io.naming import naming
 
 COSINES = ("cosine", "cosine-centred", "cosine-root", "cosine-root-centred")
@@ -375,8 +376,8 @@ def main(arguments: list[str] | None = None) -> None:
     config = {"trials": options.trials, "seed": options.seed, "episodes": options.episodes, "lines": banks}
     results: dict[str, Any] = {}
     if options.json and options.json.exists():
-        with naming(options.json, "holds no rows of this script"):
-            earlier = json.loads(options.json.read_text(encoding="utf-8"))
+        earlier = read_mapping(options.json, meaning := "holds no rows of this script")
+        with naming(options.json, meaning):
             before, results = earlier["config"], dict(earlier["rows"])
         if before != config:
             parser.error(f"{options.json} has rows of other settings or data: name another file")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from fewshot_nam.io.json_files import read_mapping
+from fewshot_nam.io.naming import naming
 from fewshot_nam.sequences.reinforcement.agent import Agent
 from fewshot_nam.sequences.reinforcement.environments import Environments
 from fewshot_nam.sequences.reinforcement.settings import AgentSettings
@@ -75,12 +76,13 @@ def load_agent(directory: str | os.PathLike[str]) -> tuple[Agent, AgentSettings]
     for name in ("settings.json", "model.safetensors"):
         if not (place / name).is_file():
             raise FileNotFoundError(f"{place} holds no finished run of an agent: there is no {name}")
-    settings = AgentSettings.from_dict(json.loads((place / "settings.json").read_text(encoding="utf-8")))
+    path, meaning = place / "settings.json", "holds no settings of an agent"
+    given = read_mapping(path, meaning)
+    with naming(path, meaning):
+        settings = AgentSettings.from_dict(given)
     example = Environments(settings.environment, 1, 0, **settings.environment_options)
     agent = Agent(example.observation_shape, example.num_actions, settings.model, **settings.model_options)
     example.close()
-    try:
-        agent.load_state_dict(load_file(place / "model.safetensors"))
-    except RuntimeError as error:
-        raise ValueError(f"{place / 'model.safetensors'} does not fit {settings.model}: {error}") from None
+    with naming(weights := place / "model.safetensors", f"does not fit {settings.model}"):
+        agent.load_state_dict(load_file(weights))
     return agent.eval(), settings

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+from fewshot_nam.io.json_files import read_mapping
+from fewshot_nam.io.naming import naming
 
 _PARTS = (0.25, 0.5, 0.75, 1.0)
 
@@ -23,11 +25,12 @@ def table(runs: str | os.PathLike[str]) -> str:
     """
     groups: dict[tuple[str, ...], list[tuple[dict[str, Any], list[dict[str, str]]]]] = defaultdict(list)
     for path in sorted(Path(runs).rglob("result.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_mapping(path, "holds no result of a run")
         if "return" not in result:
             continue
-        settings = json.loads((path.parent / "settings.json").read_text(encoding="utf-8"))
-        options = ", ".join(f"{name} {value}" for name, value in settings["environment_options"].items())
+        settings = read_mapping(path.parent / "settings.json", meaning := "holds no settings of an agent")
+        with naming(path.parent / "settings.json", meaning):
+            options = ", ".join(f"{name} {value}" for name, value in settings["environment_options"].items())
         with (path.parent / "log.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         groups[(f"{result['task']}{f' ({options})' if options else ''}", result["model"])].append((result, rows))

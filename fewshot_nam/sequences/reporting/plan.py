@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.json_files import read_mapping
 from fewshot_nam.io.naming import naming
 
 if TYPE_CHECKING:
@@ -130,8 +131,7 @@ def is_measured(experiment: Experiment, label: str, seed: int, directory: Path) 
         raise ValueError(
             f"{directory} was trained with another {', '.join(other)} than the plan and the presets have: remove it"
         )
-    with naming(measured, "holds no accuracies"):
-        return json.loads(measured.read_text(encoding="utf-8")).keys() >= {str(length) for length in experiment.lengths}
+    return read_mapping(measured, "holds no accuracies").keys() >= {str(length) for length in experiment.lengths}
 
 
 def carry_out(

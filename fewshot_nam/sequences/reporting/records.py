@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.json_files import read_mapping
 from fewshot_nam.io.naming import naming
 from fewshot_nam.sequences.reporting.plan import Experiment, is_measured
 
@@ -45,7 +46,7 @@ def read_runs(experiment: Experiment, runs: str | os.PathLike[str]) -> list[Reco
             with (directory / "log.csv").open(newline="", encoding="utf-8") as file:
                 log = list(csv.reader(file))
             result, lengths, settings = (
-                _mapping(directory / f"{name}.json") for name in ("result", "lengths", "settings")
+                read_mapping(directory / f"{name}.json", "is damaged") for name in ("result", "lengths", "settings")
             )
             found.append(Record(label, seed, experiment.command(label, seed), result, lengths, settings, log))
     return found
@@ -70,11 +71,3 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
         if not records:
             raise ValueError("it is empty")
         return records
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    with naming(path, "is damaged"):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it holds no mapping")
-        return found

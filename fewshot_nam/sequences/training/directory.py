@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.json_files import read_mapping
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -38,7 +39,7 @@ def claim(directory: Path, settings: DataclassInstance, resume: bool) -> None:
 def changed_settings(directory: Path, settings: DataclassInstance) -> list[str]:
     """Return the names of settings that a run has otherwise. One that an older version did not have has its default."""
     defaults = {part.name: part.default for part in dataclasses.fields(settings)}
-    there = defaults | _read_object(directory / "settings.json")
+    there = defaults | read_mapping(directory / "settings.json", "holds no settings of a training run")
     own = json.loads(json.dumps(dataclasses.asdict(settings)))
     return [name for name, value in own.items() if there.get(name) != value]
 
@@ -59,20 +60,10 @@ def finished_result(directory: Path) -> dict[str, Any] | None:
     path = directory / "result.json"
     if not path.is_file():
         return None
-    return _read_object(path)
+    return read_mapping(path, "holds no result of a training run")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole, or not at all."""
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is not what a training run writes: it holds no settings or figures by name")
-    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from fewshot_nam.io.json_files import read_mapping
 from fewshot_nam.io.naming import naming
 from fewshot_nam.sequences import models, tasks
 from fewshot_nam.sequences.models import SequenceModel
@@ -102,8 +102,10 @@ def load_trained(directory: str | os.PathLike[str], **task_options: Any) -> tupl
     for name in ("settings.json", "model.safetensors"):
         if not (place / name).is_file():
             raise FileNotFoundError(f"{place} holds no finished training run: there is no {name}")
-    with naming(path := place / "settings.json", "holds no settings of a training run"):
-        settings = TrainingSettings.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    path, meaning = place / "settings.json", "holds no settings of a training run"
+    given = read_mapping(path, meaning)
+    with naming(path, meaning):
+        settings = TrainingSettings.from_dict(given)
     task, model = make_parts(settings, **task_options)
     with naming(weights := place / "model.safetensors", f"does not fit {settings.model}"):
         model.load_state_dict(load_file(weights))

@@ -146,8 +146,8 @@ def check_types(what: str, settings: DataclassInstance) -> None:
     for part in dataclasses.fields(settings):
         value = getattr(settings, part.name)
         default = part.default_factory() if part.default_factory is not dataclasses.MISSING else part.default
-        wanted = _WANTED.get(type(default))
-        if wanted is None or (value is None and "None" in str(part.type)):  # no default, or one that may be None
+        wanted = _WANTED.get(str if part.type in ("str", str) else type(default))  # names have no default
+        if wanted is None or (value is None and "None" in str(part.type)):
             continue
         expected, types = wanted
         wrong_flag = isinstance(value, bool) is not isinstance(default, bool)

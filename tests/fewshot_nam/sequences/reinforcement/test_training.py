@@ -141,6 +141,25 @@ def test_a_directory_of_another_run_is_refused(tmp_path):
         load_agent(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["", "[]", "5", "{", '{"model": "lstm"}', '{"environment": 5, "model": "lstm"}'])
+def test_a_damaged_run_is_named(tmp_path, capsys, content):
+    """One without settings was a traceback, and one that was cut short named no file."""
+    train_agent(tiny(), tmp_path, device="cpu")
+    settings, result = tmp_path / "settings.json", tmp_path / "result.json"
+    whole = settings.read_text()
+    settings.write_text(content)
+    for given in (["--evaluate", str(tmp_path)], ["--table", str(tmp_path)]):
+        assert main(given) == 2
+        said = capsys.readouterr().err
+        assert "settings.json " in said
+        assert said.count("\n") == 1
+    settings.write_text(whole)
+    if "model" not in content:
+        result.write_text(content)
+        assert main(["--table", str(tmp_path)]) == 2
+        assert "result.json " in capsys.readouterr().err
+
+
 def test_the_command_trains_resumes_and_tells_mistakes(tmp_path, capsys):
     words = ["--env", "recall", "--model", "lstm", "--steps", "90", "--out", str(tmp_path / "run"), "--quiet"]
     words += ["--set", "workers=3", "rollout=5", "test_episodes=3", "model_options={width: 8}"]

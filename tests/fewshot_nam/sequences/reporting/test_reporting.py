@@ -204,7 +204,7 @@ def test_a_damaged_run_is_named_when_it_is_measured(tmp_path, capsys, name, cont
     (tmp_path / "run" / name).write_bytes(content)
     assert train_sequence.main(["--evaluate", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
-    assert name in said or "5" in content.decode()
+    assert name in said
     assert "error: " in said.splitlines()[-1]
 
 
