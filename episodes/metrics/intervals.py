@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from episodes.metrics.scores import shape_and_dtype
+from fewshot_nam.intervals import errors_of
 
 
 class Interval(NamedTuple):
@@ -35,18 +36,6 @@ def interval(values: Tensor) -> Interval:
     values = values.double()
     error = errors_of(len(values)) * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return Interval(values.mean().item(), error)
-
-
-def errors_of(count: int) -> float:
-    """Return how many standard errors of the mean of so many values, two at least, half of a 95% interval is.
-
-    >>> errors_of(2), errors_of(1000)
-    (12.706, 1.96)
-    """
-    freedom = count - 1
-    if count >= _MANY:
-        return 1.96
-    return _STUDENT_T[freedom - 1] if freedom <= len(_STUDENT_T) else 1.96 + 2.4 / freedom
 
 
 def paired(values_a: Tensor, values_b: Tensor) -> Interval:
@@ -114,6 +103,3 @@ def ci95_over_classes(values: Tensor, present: Tensor) -> Tensor:
 
 
 _LEAST_GROUPS, _LEAST_EPISODES = 5, 20
-_MANY = 100
-# 97.5% quantiles of Student's t for 1, 2, ... degrees of freedom; from there on 1.96 + 2.4 / freedom is right to 0.01.
-_STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from fewshot_nam.intervals import errors_of
 from fewshot_nam.io.json_files import read_mapping
 from fewshot_nam.io.naming import naming
 from fewshot_nam.sequences.reinforcement.agent import Agent
@@ -31,7 +32,7 @@ def evaluate_agent(agent: Agent, environment: str, episodes: int, **options: Any
         options: of the environment.
 
     Returns:
-        ``mean``, ``low`` and ``high`` (a 95% interval over episodes; of one episode None) and ``episodes``.
+        ``mean``, ``low`` and ``high`` (a 95% interval over episodes, of few by Student's t; of one episode None) and ``episodes``.
 
     Raises:
         ValueError: fewer than one episode, or see ``environments.create``.
@@ -59,7 +60,7 @@ def evaluate_agent(agent: Agent, environment: str, episodes: int, **options: Any
     mean = statistics.fmean(returns)
     low = high = None
     if len(returns) > 1:
-        half = 1.96 * statistics.stdev(returns) / len(returns) ** 0.5
+        half = errors_of(len(returns)) * statistics.stdev(returns) / len(returns) ** 0.5
         low, high = mean - half, mean + half
     return {"mean": mean, "low": low, "high": high, "episodes": len(returns)}
 

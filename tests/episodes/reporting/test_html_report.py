@@ -23,7 +23,6 @@ import fewshot_nam
 from episodes import EpisodeSampler, FeatureBank, evaluate
 from episodes.cli.main import main
 from episodes.cli.options import command_line, read_options
-from episodes.metrics.intervals import errors_of
 from episodes.metrics.measures import threshold_at_tpr
 from episodes.metrics.registry import MEASURES
 from episodes.reporting.collectors import ReportCollector, accuracies_at, bias_curve, roc_points
@@ -32,6 +31,7 @@ from episodes.reporting.html_alarms import _fitted, add_confusions
 from episodes.reporting.html_page import Page
 from episodes.reporting.plots import sections, shown_heads, styles
 from fewshot_nam.heads import CosineHead
+from fewshot_nam.intervals import errors_of
 
 VOID = {"meta", "img", "br", "source"}
 WAYS, SHOTS, QUERIES, OPEN_WAYS, EPISODES = 3, 2, 4, 2, 40

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scipy.stats import t as student_t
 
 pytest.importorskip("gymnasium", reason="needs the extra rl")
 
@@ -109,6 +110,18 @@ def test_the_interval_of_one_episode_is_unknown(tmp_path):
     result = train_agent(tiny(test_episodes=1), tmp_path, device="cpu")
     assert result["return"]["low"] is None
     assert "Infinity" not in (tmp_path / "result.json").read_text()
+
+
+@pytest.mark.parametrize("episodes", [2, 5, 100])
+def test_the_interval_of_few_episodes_is_students(tmp_path, monkeypatch, episodes):
+    """That of five, as Pong has them, was 1.96 standard errors, and held the mean in 88% of tests."""
+    train_agent(tiny(), tmp_path, device="cpu")
+    agent, settings = load_agent(tmp_path)
+    monkeypatch.setattr("statistics.stdev", lambda _: 1.0)
+    found = evaluate_agent(agent, "recall", episodes, **settings.environment_options)
+    half = 1.96 if episodes >= 100 else student_t.ppf(0.975, episodes - 1)
+    assert found["high"] - found["mean"] == pytest.approx(half / episodes**0.5, rel=5e-3)
+    assert found["mean"] - found["low"] == pytest.approx(half / episodes**0.5, rel=5e-3)
 
 
 def test_every_preset_is_complete():
