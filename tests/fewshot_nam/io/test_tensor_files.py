@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fewshot_nam.io.tensor_files import write_tensors
@@ -31,6 +32,20 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_the_old_one(tmp_
             write_tensors(path, {"values": torch.zeros(10_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_written_in_part_is_not_there(tmp_path, monkeypatch):
+    def half(tensors, path, metadata):
+        Path(path).write_text("half")
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", half)
+    path = tmp_path / "a.safetensors"
+    path.write_text("old")
+    with pytest.raises(OSError, match=r"a\.safetensors: cannot be written .*: the old file is as it was$"):
+        write_tensors(path, {"values": torch.zeros(3)})
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
