@@ -28,6 +28,7 @@ from episodes.reporting.html_tables import measures_table
 from episodes.reporting.plots import save, sections
 from episodes.reporting.report import Report
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.vision.memory_files import exclusive
 
 _KEY_FIGURES = 4
 _HASHES = {
@@ -48,7 +49,7 @@ def write_page(
 ) -> Path:
     """Write ``index.html`` and the PNG files that are in it, and return the page's path.
 
-    The PNG files come first and the page last, each whole or not at all.
+    The PNG files come first and the page last, each whole or not at all. Two that write one directory do so one after the other.
 
     Args:
         directory: for the page and its PNG files; it is made if it does not exist, but its parent must.
@@ -59,24 +60,27 @@ def write_page(
         command: the command that makes the report again, to be shown on the page.
 
     Raises:
-        OSError: the directory cannot be made or written, or an image no longer exists.
+        OSError: the directory cannot be made or written, another evaluation has been writing there for five minutes, or an image no
+            longer exists.
         ModuleNotFoundError: matplotlib is not installed.
     """
     page = Page(Path(directory))
     page.directory.mkdir(exist_ok=True)
-    for old in page.directory.glob("false_alarm_*.png"):  # of an earlier report, which may have had more of them
-        old.unlink()
-    _add_verdict(page, report)
-    _add_tables(page, report)
-    add_alarms(page, report, collected, banks, images)
-    add_confusions(page, report, collected, banks)
-    _add_figures(page, report, collected)
-    _add_meanings(page, report)
-    _add_making(page, report, command)
-    page.add("</main></body></html>", "")
     path = page.directory / "index.html"
-    with replacing(path) as unfinished:
-        unfinished.write_text("\n".join(page.parts), encoding="utf-8")
+    # Another evaluation may write there, and the page takes its images from files of fixed names.
+    with exclusive(path):
+        for old in page.directory.glob("false_alarm_*.png"):  # of an earlier report, which may have had more of them
+            old.unlink()
+        _add_verdict(page, report)
+        _add_tables(page, report)
+        add_alarms(page, report, collected, banks, images)
+        add_confusions(page, report, collected, banks)
+        _add_figures(page, report, collected)
+        _add_meanings(page, report)
+        _add_making(page, report, command)
+        page.add("</main></body></html>", "")
+        with replacing(path) as unfinished:
+            unfinished.write_text("\n".join(page.parts), encoding="utf-8")
     return path
 
 

@@ -25,6 +25,7 @@ from episodes.cli.main import main
 from episodes.cli.options import command_line, read_options
 from episodes.metrics.measures import threshold_at_tpr
 from episodes.metrics.registry import MEASURES
+from episodes.reporting import html_report
 from episodes.reporting.collectors import ReportCollector, accuracies_at, bias_curve, roc_points
 from episodes.reporting.formatting import cell, heading
 from episodes.reporting.html_alarms import _fitted, add_confusions
@@ -32,6 +33,7 @@ from episodes.reporting.html_page import Page
 from episodes.reporting.plots import sections, shown_heads, styles
 from fewshot_nam.heads import CosineHead
 from fewshot_nam.intervals import errors_of
+from fewshot_nam.vision.memory_files import exclusive
 
 VOID = {"meta", "img", "br", "source"}
 WAYS, SHOTS, QUERIES, OPEN_WAYS, EPISODES = 3, 2, 4, 2, 40
@@ -287,6 +289,20 @@ def test_the_page_has_every_number_and_every_image_and_is_the_same_again(tmp_pat
     assert again == text, "the same seed gives the same page"
     assert run_digits(tmp_path / "two", "--seed", "1") != text, "a directory that is there is written over"
     assert not list((tmp_path / "two").glob(".*"))
+
+
+def test_two_evaluations_write_one_directory_one_after_the_other(tmp_path, monkeypatch):
+    """The page of one held images of the other, or it ended since the other had removed them."""
+    add, page = html_report.add_alarms, tmp_path / "page" / "index.html"
+
+    def while_written(*given):
+        with pytest.raises(OSError, match=r"index\.html: locked"), exclusive(page, 0.1):
+            pass
+        add(*given)
+
+    monkeypatch.setattr(html_report, "add_alarms", while_written)
+    run_digits(tmp_path / "page")
+    assert not list(page.parent.glob(".*"))
 
 
 def test_few_queries_are_said_to_be_few(tmp_path):
