@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewshot_nam.cli.errors import exit_status
 from fewshot_nam.cli.options import DEFAULT_BACKBONE, DEFAULT_HEAD, key_values, parser
-from fewshot_nam.cli.outputs import check_output, refuse_input, writable
+from fewshot_nam.cli.outputs import check_output, naming_standard_output, refuse_input, writable
 from fewshot_nam.cli.predictions import line_of, one_line
 from fewshot_nam.heap import keep_freed_memory
 from fewshot_nam.vision.libraries import names
@@ -41,7 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
             answered = _COMMANDS[options.command](options)
         if answered is not None:
             found, lines = answered
-            print(json.dumps(found, indent=2) if options.json else "\n".join(lines), flush=True)
+            saved = _SAVED.get(options.command)
+            with naming_standard_output(f"{getattr(options, saved)} is saved all the same" if saved else ""):
+                print(json.dumps(found, indent=2) if options.json else "\n".join(lines), flush=True)
 
     return exit_status(answer, "interrupted; a memory is changed whole or not at all")
 
@@ -274,6 +276,9 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], Answer | None]] = {
     "page": _page,
     "serve": _serve,
 }
+
+_SAVED = {"learn": "memory", "forget": "memory", "calibrate": "memory", "export": "onnx"}
+"""By command, the option that names what it has written before it answers."""
 
 
 # Models.

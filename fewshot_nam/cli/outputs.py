@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -77,6 +78,25 @@ def refuse_input(output: Path, given: str | os.PathLike[str], meaning: str) -> N
     """Raise ``ValueError`` where a file to write is one that is read."""
     if output.exists() and Path(given).exists() and output.samefile(given):
         raise ValueError(f"{output} is {meaning}, and would be replaced: choose another name for the output")
+
+
+@contextlib.contextmanager
+def naming_standard_output(done: str = "") -> Iterator[None]:
+    """Say of an ``OSError`` of the block, which writes answers and does nothing else, that standard output cannot be written.
+
+    A pipe that its reader has closed stays a ``BrokenPipeError``.
+
+    Args:
+        done: what has been done by then, and stays.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"standard output cannot be written ({error.strerror or error})" + (f": {done}" if done else "")
+        ) from error
 
 
 def add_output(

@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
+from fewshot_nam.cli.outputs import naming_standard_output
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -117,8 +119,10 @@ def answer_stream(
             read = present
         head = model.head.snapshot()
         for answer in _answers(model, head, batch, refuse):
-            out.write((json.dumps(answer) if as_json else line_of(answer)) + "\n")
-        out.flush()
+            with naming_standard_output():
+                out.write((json.dumps(answer) if as_json else line_of(answer)) + "\n")
+        with naming_standard_output():
+            out.flush()
 
 
 def _answers(model: NAMModel, head: Head, images: list[str], refuse: bool) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from fewshot_nam.cli.image_arguments import images_in
+from fewshot_nam.cli.outputs import naming_standard_output
 from fewshot_nam.cli.predictions import given_paths, line_of, one_line
 from fewshot_nam.io.regular_files import open_regular
 from fewshot_nam.service.client import Client, ServerRefusal
@@ -41,7 +42,8 @@ def predict_by_server(options: argparse.Namespace) -> tuple[dict[str, Any], list
         for line in given_paths():
             if name := line.removesuffix("\n").removesuffix("\r"):
                 (answer,) = _answers(client, [name], options.unknown, keep_errors=True)
-                print(json.dumps(answer) if options.json else line_of(answer), flush=True)
+                with naming_standard_output():
+                    print(json.dumps(answer) if options.json else line_of(answer), flush=True)
         return None
     images = [str(path) for path in images_in(options.images)]
     found = list(_answers(client, images, options.unknown, options.skip_unreadable))

@@ -481,6 +481,27 @@ def test_two_commands_at_once_both_add_their_class(memory, images):
     assert set(made(memory, []).classes) == {"digit 0", "digit 1", "digit 2", "left", "right"}
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_output_that_cannot_be_written_says_what_was_done_all_the_same(memory, images):
+    """It said "No space left on device" alone, after the memory was saved."""
+    image = str(images / "unknowns" / "digit 7" / "3.png")
+
+    def refused(*words, given=""):
+        command = [sys.executable, "-m", "fewshot_nam.cli.main", *words, "--memory", str(memory), "--quiet"]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, input=given, text=True, check=False)
+        assert done.returncode == 2
+        return done.stderr
+
+    wrong = "error: standard output cannot be written (No space left on device)"
+    assert refused("learn", image, "--label", "seven") == f"{wrong}: {memory} is saved all the same\n"
+    assert "seven" in made(memory, []).classes
+    assert refused("forget", "seven") == f"{wrong}: {memory} is saved all the same\n"
+    assert "seven" not in made(memory, []).classes
+    assert refused("predict", image) == f"{wrong}\n"
+    assert refused("predict", "-", given=f"{image}\n") == f"{wrong}\n"
+
+
 def test_help_lists_the_heads_and_backbones(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "2000")  # no line is broken
     with pytest.raises(SystemExit):
