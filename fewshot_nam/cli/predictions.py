@@ -74,8 +74,8 @@ def _is_shown(one: str) -> bool:
     return one.isprintable() or unicodedata.category(one) == "Zs" or one in "\u200c\u200d"
 
 
-def given_paths() -> TextIO:
-    """Return standard input, from which paths are read, whatever bytes they hold.
+def given_paths() -> Iterator[str]:
+    """Return the lines of standard input, each a path, whatever bytes they hold; of one that is too long for a path its begin.
 
     Raises:
         ValueError: it is closed.
@@ -84,7 +84,30 @@ def given_paths() -> TextIO:
         raise ValueError("- reads paths from standard input, which is closed")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
-    return sys.stdin
+    return _lines(sys.stdin)
+
+
+_LONGEST = 32_767  # characters of a path: Windows has the longest
+_SHOWN = 100  # characters of a longer one
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """Yield lines; of one that is too long, which may never end, as many characters as show that it is."""
+    while line := file.readline(_LONGEST + 2):  # its end may be two characters
+        yield line
+        while not line.endswith("\n") and (line := file.readline(_LONGEST)):
+            pass
+
+
+def error_answer(image: str, error: object) -> dict[str, Any]:
+    """Return what ``--json`` prints of an image that cannot be read.
+
+    >>> error_answer("a.png", "it is none"), error_answer(100_000 * "a", "it is none")["error"]
+    ({'picture': 'a.png', 'error': 'it is none'}, 'a line of more than 32,767 characters is no path')
+    """
+    if len(image) > _LONGEST:
+        image, error = f"{image[:_SHOWN]}...", f"a line of more than {_LONGEST:,} characters is no path"
+    return {"picture": image, "error": " ".join(str(error).split())}
 
 
 def answer_stream(
@@ -136,7 +159,7 @@ def _answers(model: NAMModel, head: Head, images: list[str], refuse: bool) -> It
             yield from predictions(head, model.features(images), images, refuse)
     except (OSError, ValueError) as error:
         if len(images) == 1:
-            yield {"picture": images[0], "error": " ".join(str(error).split())}
+            yield error_answer(images[0], error)
             return
         for image in images:
             yield from _answers(model, head, [image], refuse)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from fewshot_nam.cli.image_arguments import images_in
 from fewshot_nam.cli.outputs import naming_standard_output
-from fewshot_nam.cli.predictions import given_paths, line_of, one_line
+from fewshot_nam.cli.predictions import error_answer, given_paths, line_of, one_line
 from fewshot_nam.io.regular_files import open_regular
 from fewshot_nam.service.client import Client, ServerRefusal
 
@@ -128,7 +128,8 @@ def _batch_answers(
 
 
 def _error(image: str, error: object) -> dict[str, Any]:
-    return {"picture": image, "error": one_line(" ".join(str(error).split()))}
+    answer = error_answer(image, error)
+    return {**answer, "error": one_line(answer["error"])}
 
 
 def _when_free(ask: Callable[[], _T]) -> _T:

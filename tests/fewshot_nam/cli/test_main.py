@@ -367,6 +367,39 @@ def test_a_stream_of_paths_is_answered_line_by_line(run, memory, images, monkeyp
     assert "not an image" in second["error"]
 
 
+class _EndlessLine(io.StringIO):
+    """A line of a gigabyte, and then another; keeps the most characters that were given at once."""
+
+    left, most = 2**30, 0
+
+    def __init__(self, after):
+        super().__init__(after)
+
+    def readline(self, size=-1):
+        if not self.left:
+            return super().readline(size)
+        assert size > 0, "the whole line was asked for"
+        count = min(size, self.left)
+        self.left -= count
+        self.most = max(self.most, count)
+        return "x" * count + ("" if self.left else "\n")
+
+    __next__ = readline
+
+
+def test_a_line_without_end_takes_little_memory(run, memory, images, monkeypatch):
+    """It was read whole, however many gigabytes it had."""
+    image = str(images / "unknowns" / "digit 7" / "3.png")
+    given = _EndlessLine(f"{image}\n")
+    monkeypatch.setattr(sys, "stdin", given)
+    long, answer = run("predict", "-", "--memory", memory).splitlines()
+    assert len(long) < 1000
+    assert long.startswith("xxx")
+    assert "\t\ta line of more than 32,767 characters is no path" in long
+    assert answer == run("predict", image, "--memory", memory).rstrip()
+    assert given.most <= 2**20
+
+
 def test_a_stream_answers_at_once_and_sees_what_is_learned_meanwhile(run, memory, images):
     words = [sys.executable, "-m", "fewshot_nam.cli.main", "predict", "-", "--memory", str(memory), "--quiet"]
     image = str(images / "unknowns" / "digit 7" / "3.png")
@@ -487,7 +520,7 @@ def test_output_that_cannot_be_written_says_what_was_done_all_the_same(memory, i
     image = str(images / "unknowns" / "digit 7" / "3.png")
 
     def refused(*words, given=""):
-        command = [sys.executable, "-m", "fewshot_nam.cli.main", *words, "--memory", str(memory), "--quiet"]
+        command = [sys.executable, "-m", "fewshot_nam.cli.main", *words, "--memory", str(memory)]
         with open("/dev/full", "w") as full:
             done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, input=given, text=True, check=False)
         assert done.returncode == 2

@@ -167,7 +167,7 @@ def test_an_error_that_is_no_images_ends_the_run(images, monkeypatch, capsys, st
         assert not out
         assert "nothing was learned yet" in err
         assert "cannot be read" not in err
-        monkeypatch.setattr(sys, "stdin", [images[0] + "\n"])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{images[0]}\n"))
         assert main(["predict", "-", "--server", url]) == 2
     assert not capsys.readouterr().out
 
@@ -223,7 +223,7 @@ def test_a_directory_or_a_pipe_in_a_stream_is_answered_with_what_is_wrong(images
     """A directory ended the stream, and a pipe was waited for without end."""
     os.mkfifo(tmp_path / "pipe.png")
     lines = [f"{tmp_path}\n", f"{tmp_path / 'pipe.png'}\n", "/none.png\n", "a\0b.png\n", f"{images[3]}\n"]
-    monkeypatch.setattr(sys, "stdin", lines)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(lines)))
     with server(answers) as (url, seen):
         assert main(["predict", "-", "--server", url]) == 0
         assert seen == [[b"image 3"]]
@@ -244,7 +244,7 @@ def test_a_file_that_no_server_takes_is_not_read(images, tmp_path, monkeypatch, 
     large = tmp_path / "large.png"
     with large.open("wb") as file:
         file.truncate(100 * 2**30)
-    monkeypatch.setattr(sys, "stdin", [f"{images[0]}\n", f"{large}\n", f"{images[1]}\n"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{images[0]}\n{large}\n{images[1]}\n"))
     with server(answers) as (url, _):
         assert main(["predict", "-", "--server", url]) == 0
         out = capsys.readouterr().out.splitlines()
