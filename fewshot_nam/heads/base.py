@@ -412,8 +412,11 @@ class Head(CalibratedHead):
             check: refuse NaN, infinite and zero features; ``False`` only for features that were checked before.
 
         Raises:
+            TypeError: support or query is no plain tensor of floats.
             ValueError: shapes that do not fit, an empty support set, or NaN, infinite or zero features.
         """
+        check_type(support, "support")
+        check_type(query, "query")
         if support.dim() != 4 or query.dim() != 3 or support.shape[0] != query.shape[0]:
             raise ValueError(
                 "score_episodes: needs support (E, N, K, D) and query (E, Q, D) of the same episodes, "

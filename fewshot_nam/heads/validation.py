@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewshot_nam.memory.validation import layout_of
+
 Label = int | str
 """The name of a class: a whole number or text."""
 
@@ -20,10 +22,13 @@ _SHORTEST = 1e-12  # what ``unit`` divides by at the least: anything shorter wou
 
 
 def check_type(features: Any, name: str) -> None:
-    """Raise ``TypeError`` unless ``features`` is a tensor of floats."""
+    """Raise ``TypeError`` unless ``features`` is a tensor of floats, dense and with values."""
     if not isinstance(features, Tensor) or not features.is_floating_point():
         given = features.dtype if isinstance(features, Tensor) else type(features).__name__
         raise TypeError(f"{name} must be a float tensor, got {given}")
+    kind = "one on the device meta, without values" if features.device.type == "meta" else layout_of(features)
+    if kind is not None:
+        raise TypeError(f"{name} must be a plain float tensor, got {kind}")
 
 
 def checked_vectors(features: Tensor, name: str, width: int | None = None, zero_allowed: bool = False) -> Tensor:

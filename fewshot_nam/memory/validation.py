@@ -18,19 +18,32 @@ def check_tensor(where: str, name: str, value: object, shape: Sequence[int | str
         shape: one entry for each dimension: the required size, or a letter for any size, such as ``("B", "T", 8)``.
 
     Raises:
-        TypeError: it is not a tensor, or not of a floating dtype.
+        TypeError: it is not a tensor, is sparse or nested, or not of a floating dtype.
         ValueError: it has another shape.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{where}: {name} must be a tensor, got {type(value).__name__}")
     if not value.is_floating_point():
         raise TypeError(f"{where}: {name} must be of a floating dtype, got {value.dtype}")
+    if (kind := layout_of(value)) is not None:
+        raise TypeError(f"{where}: {name} must be a plain tensor, got {kind}")
     fits = value.dim() == len(shape) and all(
         isinstance(wanted, str) or size == wanted for size, wanted in zip(value.shape, shape, strict=True)
     )
     if not fits:
         wanted = ", ".join(str(size) for size in shape)
         raise ValueError(f"{where}: {name} must have shape ({wanted}), got {tuple(value.shape)}")
+
+
+def layout_of(value: Tensor) -> str | None:
+    """Return what a tensor is that is not dense, whose shape or norm PyTorch may refuse to give; None for a dense one.
+
+    >>> layout_of(torch.ones(2)), layout_of(torch.ones(2).to_sparse())
+    (None, 'a tensor of layout torch.sparse_coo')
+    """
+    if value.is_nested:
+        return f"a nested tensor of layout {value.layout}"
+    return None if value.layout == torch.strided else f"a tensor of layout {value.layout}"
 
 
 def check_alike(where: str, *, dtype: bool = True, **tensors: Tensor | None) -> None:
