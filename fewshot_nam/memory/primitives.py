@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fewshot_nam.memory.torch_modes import needs_plain_autograd
+from fewshot_nam.memory.validation import check_real
 
 Gate = float | Tensor
 """A probability, usually in [0, 1]: one number, or a tensor of the batch shape (``(..., n)`` where ``n`` pairs are written)."""
@@ -40,6 +41,7 @@ def unit(x: Tensor, dim: int = -1, eps: float = 1e-12) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
+    check_real("unit", "x", x)
     info = torch.finfo(x.dtype)
     length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
     # Only an eager call on a CPU can look at values without a cost: elsewhere the scaled length is always computed.
@@ -264,6 +266,8 @@ def _check_gates(function: str, dims: int, **gates: Gate) -> None:
 
 
 def _check_width(function: str, name: str, vectors: Tensor, memory: Tensor) -> None:
+    check_real(function, name, vectors)
+    check_real(function, "memory", memory)
     wanted = memory.shape[-2] if name.startswith("value") else memory.shape[-1]
     if vectors.shape[-1] != wanted:
         raise ValueError(

@@ -46,6 +46,15 @@ def layout_of(value: Tensor) -> str | None:
     return None if value.layout == torch.strided else f"a tensor of layout {value.layout}"
 
 
+def check_real(where: str, name: str, value: Tensor) -> None:
+    """Raise ``TypeError`` unless a tensor is dense and of real numbers."""
+    kind = layout_of(value)
+    if kind is None and (value.is_complex() or value.is_quantized or value.dtype == torch.bool):
+        kind = str(value.dtype)
+    if kind is not None:
+        raise TypeError(f"{where}: {name} must be a plain tensor of numbers, got {kind}")
+
+
 def check_alike(where: str, *, dtype: bool = True, **tensors: Tensor | None) -> None:
     """Raise unless all tensors (given by name; None is skipped) are on one device and, if ``dtype``, have one dtype.
 
