@@ -16,13 +16,11 @@ import signal
 import tempfile
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
-from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
+from weakref import WeakKeyDictionary, finalize
 
 import gradio as gr
 from gradio.data_classes import ImageData
@@ -31,24 +29,23 @@ from starlette.middleware import Middleware
 
 from fewshot_nam.heap import few_heaps
 from fewshot_nam.service import page_html as html
+from fewshot_nam.service.class_names import class_name, known_class
 from fewshot_nam.service.findings import Check
 from fewshot_nam.service.given_images import GivenImage, image_files, images_in_folder
 from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, known_hosts, neighbourhood
 from fewshot_nam.service.http_server import Impatient
 from fewshot_nam.service.page_requests import CAMERAS, EXPORTS, IMAGES, MOST_CAMERAS, QUEUED, PageRequests
-from fewshot_nam.service.teaching import TeachingSession, class_name, known_class
+from fewshot_nam.service.teaching import TeachingSession
 from fewshot_nam.service.uploads import UploadLimit, temporary_directory
+from fewshot_nam.service.visitors import Frames, Sessions
 
 TITLE = "fewshot-nam: teach a class from one image"
 _LARGEST_UPLOAD = "50mb"  # a file
 _SPACES = "https://huggingface.co"  # which shows a Space within its own page
 _CONNECTIONS = 1000
 _WORKS = 16  # with many images, of which two are decoded at a time
-_VISITORS = 500  # with a memory of their own
 _THREADS = 100  # more than cameras, each of which holds one, so that all others go on
-_IDLE_SECONDS = 900  # after which a visitor's memory may make room for another's
 _MOST_PIXELS = 500_000_000  # forty photographs of a phone: of the images that someone from elsewhere gives at a time
-_BYTES_OF_FRAMES = 128 * 2**20
 _SECONDS_BETWEEN_ANSWERS = 0.5
 _FORGET = """
 element.addEventListener('click', event => {
@@ -56,115 +53,6 @@ element.addEventListener('click', event => {
   if (button) trigger('click', {label: button.dataset.forget});
 });
 """
-
-
-@dataclass
-class _Visit:
-    session: TeachingSession
-    address: str
-    used: float  # when
-
-
-class Sessions:
-    """The sessions of the visitors of a page: the same one for all, or one for each.
-
-    Args:
-        first: the session that all share, or that those of visitors are made like.
-        separate: whether each visitor has one, which is kept once it was changed. Where there are too many, one goes that was not
-            used for a quarter of an hour; where there is none, a further visitor has to wait. Visitors from one address, who may be
-            one client, have half of the places.
-    """
-
-    def __init__(self, first: TeachingSession, separate: bool = False) -> None:
-        self.first, self.separate = first, separate
-        self._lock = threading.Lock()
-        self._by_visitor: OrderedDict[str, _Visit] = OrderedDict()  # the longest unused one first
-        self._unchanged: WeakValueDictionary[str, TeachingSession] = WeakValueDictionary()
-        self._from: WeakKeyDictionary[TeachingSession, str] = WeakKeyDictionary()  # the address that each was made for
-
-    def of(
-        self, visitor: str | None, what: Literal["change", "ask", "show"] = "change", address: str = ""
-    ) -> TeachingSession:
-        """Return the session of a visitor.
-
-        Args:
-            visitor: whose.
-            what: it is for. Only a change makes a session; before it a visitor sees the first one. To show it is no use, since
-                every open tab does so all the time.
-            address: which the visitor comes from.
-
-        Raises:
-            ValueError: there are too many visitors.
-        """
-        if not self.separate:
-            return self.first
-        with self._lock:
-            name = visitor or ""
-            visit = self._by_visitor.get(name)
-            if visit is not None:
-                if what != "show":
-                    visit.used = time.monotonic()
-                    self._by_visitor.move_to_end(name)
-                return visit.session
-            if what != "change":
-                return self.first
-            if not self._room(address):
-                raise ValueError("as many visitors teach at the moment as there is room for: try again later")
-            session = self._unchanged.get(name)
-            if session is None:
-                session = self._unchanged[name] = self.first.copy()
-                self._from[session] = address
-            return session
-
-    def keep(self, session: TeachingSession) -> None:
-        """Keep a session that ``of`` returned for a change, if anything was changed: to ask for one takes no place."""
-        with self._lock:
-            name = next((name for name, made in self._unchanged.items() if made is session), None)
-            if name is None or session.version == 0:
-                return
-            address = self._from.pop(session)
-            places = self._full(address)
-            if places and self._idle(places[0]):
-                del self._by_visitor[places[0]]
-            self._by_visitor[name] = _Visit(session, address, time.monotonic())
-            del self._unchanged[name]
-
-    def _room(self, address: str) -> bool:
-        """Return whether a further visitor from an address has a place, or one that can go."""
-        places = self._full(address)
-        return not places or self._idle(places[0])
-
-    def _full(self, address: str) -> list[str]:
-        """Return the visitors of whom one must go before another comes from an address, the longest unused one first."""
-        same = [name for name, visit in self._by_visitor.items() if visit.address == address]
-        if len(same) >= _VISITORS // 2:
-            return same
-        return list(self._by_visitor) if len(self._by_visitor) >= _VISITORS else []
-
-    def _idle(self, visitor: str) -> bool:
-        return time.monotonic() - self._by_visitor[visitor].used > _IDLE_SECONDS
-
-
-class _Frames:
-    """What the cameras of visitors showed last, not decoded; of so many, and so many bytes together, as there is room for."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._by_visitor: OrderedDict[str, str | bytes] = OrderedDict()  # the oldest first
-
-    def keep(self, visitor: str | None, image: str | bytes | None) -> None:
-        """Keep an image in the place of the visitor's last one."""
-        with self._lock:
-            self._by_visitor.pop(visitor or "", None)
-            if image is not None:
-                self._by_visitor[visitor or ""] = image
-            while sum(map(len, self._by_visitor.values())) > _BYTES_OF_FRAMES or len(self._by_visitor) > MOST_CAMERAS:
-                self._by_visitor.popitem(last=False)
-
-    def of(self, visitor: str | None) -> str | bytes | None:
-        """Return what the visitor's camera showed last, ``None`` for nothing."""
-        with self._lock:
-            return self._by_visitor.get(visitor or "")
 
 
 def as_given(payload: ImageData | None) -> str | bytes | None:
@@ -197,7 +85,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
     """
     downloads = temporary_directory()
     atexit.register(shutil.rmtree, downloads, ignore_errors=True)
-    frames = _Frames()
+    frames = Frames()
     places: WeakKeyDictionary[TeachingSession, Path] = WeakKeyDictionary()
 
     def place_of(session: TeachingSession) -> Path:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from html import escape
 
 from fewshot_nam.heads import Label
+from fewshot_nam.service.class_names import LONGEST_NAME
 from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
-from fewshot_nam.service.teaching import LONGEST_NAME
 
 MOST_CLASSES = 50  # shown at a time
 _SHOWN_IMAGES = 6

@@ -25,7 +25,8 @@ from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.io.decoding_processes import DecodingProcesses
 from fewshot_nam.io.image_io import UnreadableImage
 from fewshot_nam.io.regular_files import open_regular
-from fewshot_nam.service.teaching import NO_THRESHOLD, class_name, known_class
+from fewshot_nam.service.class_names import class_name, known_class
+from fewshot_nam.service.teaching import NO_THRESHOLD
 from fewshot_nam.vision.image_transform import transformed
 from fewshot_nam.vision.memory_files import exclusive, open_model
 from fewshot_nam.vision.saving import read_head, write_head

@@ -9,11 +9,9 @@ import base64
 import contextlib
 import copy
 import math
-import re
 import tempfile
 import threading
 import time
-import unicodedata
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -27,6 +25,7 @@ from fewshot_nam.heads import Head, Label
 from fewshot_nam.heads.conformal import ROUNDING
 from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.heads.validation import HeadWarning
+from fewshot_nam.service.class_names import class_name, known_class, one_spelling
 from fewshot_nam.service.export_process import export_memory
 from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
 from fewshot_nam.service.given_images import GivenImage, Progress, features_of
@@ -34,14 +33,10 @@ from fewshot_nam.vision.memory_files import NOT_FILES, exclusive, new_model, ope
 from fewshot_nam.vision.model import NAMModel
 from fewshot_nam.vision.saving import read_head, save_head
 
-LONGEST_NAME = 100  # characters in the name of a class
 _UNDO_STEPS = 20
 _THUMBNAILS = 12  # kept for each class
 _RIVAL_SCORES = 20_000_000  # scores computed for the rivals of all classes; above this they are left out
 _SMALLEST_SHARE = 0.0001
-_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # letters and symbols that show nothing
-# Which join or part letters of Persian, say, and parts of an emoji; between others they would not be seen.
-_JOINERS = re.compile(r"(?<=[^\s\x00-\x7f\u200c\u200d])[\u200c\u200d](?=[^\s\x00-\x7f\u200c\u200d])")
 NO_THRESHOLD = (
     "nothing is answered: the rate of this memory cannot be kept any more ({}); set it again, or forget the unknowns"
 )
@@ -419,7 +414,7 @@ class TeachingSession:
         given: list[GivenImage] = [image for image, _ in known] + [*unknown, *base]
         named = {label: known_class(head.classes, label) for label in {label for _, label in known}}
         truths = [None if named[label] is None else str(named[label]) for _, label in known]
-        not_known = Counter(_plain(label) for _, label in known if named[label] is None)
+        not_known = Counter(one_spelling(label) for _, label in known if named[label] is None)
         truths += [None] * (len(unknown) + len(base))
         kinds = [0] * len(known) + [1] * len(unknown) + [2] * len(base)
         threshold = _kept_threshold(head)
@@ -556,32 +551,6 @@ class TeachingSession:
         """Return the class that is shown so; one that was learned in Python may be a number."""
         found = known_class(self.model.classes, label)
         return label if found is None else found
-
-
-def known_class(classes: Sequence[Label], label: str) -> Label | None:
-    """Return the class that is shown so; where none is, the one whose name another program has written otherwise."""
-    exact = next((name for name in classes if str(name) == label), None)
-    return exact if exact is not None else next((name for name in classes if _plain(str(name)) == _plain(label)), None)
-
-
-def class_name(label: str) -> str:
-    """Return the name of a class without spaces around it.
-
-    Raises:
-        ValueError: it is empty, too long, or has characters that cannot be shown.
-    """
-    name = label if len(label) > 100 * LONGEST_NAME else _plain(label)
-    if not name:
-        raise ValueError("the class has no name")
-    if len(name) > LONGEST_NAME:
-        raise ValueError(f"the name of a class may have {LONGEST_NAME} characters, this one has {len(name)}")
-    if not _JOINERS.sub("", name).isprintable() or not _BLANK.isdisjoint(name):
-        raise ValueError("the name of the class has characters that cannot be shown")
-    return name
-
-
-def _plain(label: str) -> str:
-    return unicodedata.normalize("NFC", " ".join(label.split()))
 
 
 _CATCHING = threading.Lock()  # what is done with warnings is the same for all threads

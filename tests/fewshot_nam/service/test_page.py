@@ -19,7 +19,7 @@ pytest.importorskip("gradio")
 
 from fewshot_nam.service import http_server, page_requests
 from fewshot_nam.service import page as page_module
-from fewshot_nam.service.page import Sessions, serve
+from fewshot_nam.service.page import serve
 
 
 @pytest.fixture(scope="module")
@@ -332,60 +332,6 @@ def test_an_upload_holds_files_alone(page):
         assert (status, content) == (400, b"an upload holds files and nothing else")
 
 
-def test_a_visitor_does_not_lose_a_memory_to_those_who_only_look(digits, monkeypatch):
-    monkeypatch.setattr(page_module, "_VISITORS", 3)
-    clock = [0.0]
-    monkeypatch.setattr(page_module.time, "monotonic", lambda: clock[0])
-    sessions = Sessions(TeachingSession.open(backbone="conv4"), separate=True)
-
-    def teach(name, image):
-        session = sessions.of(name, address=name)
-        session.learn([image], name)
-        sessions.keep(session)
-
-    teach("honest", digits[0][0])
-    for i in range(10):
-        assert sessions.of(f"looks {i}", "show") is sessions.of(f"asks {i}", "ask") is sessions.first
-    for i in range(10):  # who changes nothing takes no place
-        sessions.keep(sessions.of(f"undoes {i}"))
-    for name in ("second", "third"):
-        teach(name, digits[1][0])
-    with pytest.raises(ValueError, match="as many visitors teach at the moment as there is room for"):
-        sessions.of("fourth")
-    clock[0] = 2000.0
-    sessions.of("honest", "ask")
-    clock[0] = 2800.0  # the second and the third were not used for a long time, but for a tab that is open
-    assert sessions.of("second", "show").model.classes == ["second"]
-    assert sessions.of("fourth").model.classes == []
-    assert sessions.of("second", "ask").model.classes == ["second"]  # there was room for one in the place of the third
-    teach("fourth", digits[2][0])
-    assert sessions.of("third", "show") is sessions.first
-    assert sessions.of("honest", "show").model.classes == ["honest"]
-
-
-def test_visitors_of_one_address_have_half_of_the_places(digits, monkeypatch):
-    """One client that changed something under 500 names kept all newcomers out."""
-    monkeypatch.setattr(page_module, "_VISITORS", 6)
-    clock = [0.0]
-    monkeypatch.setattr(page_module.time, "monotonic", lambda: clock[0])
-    sessions = Sessions(TeachingSession.open(backbone="conv4"), separate=True)
-
-    def teach(name, address):
-        session = sessions.of(name, address=address)
-        session.learn([digits[0][0]], name)
-        sessions.keep(session)
-
-    teach("other", "b")
-    for name in ("one", "two", "three"):
-        teach(name, "a")
-    with pytest.raises(ValueError, match="as many visitors"):
-        sessions.of("four", address="a")
-    teach("another", "b")
-    clock[0] = 2000.0
-    teach("four", "a")  # in the place of the longest unused of its own address
-    assert [sessions.of(name, "show").model.classes for name in ("one", "two", "other")] == [[], ["two"], ["other"]]
-
-
 def test_nothing_that_a_visitor_does_changes_the_memory_of_others(digits, digit_files, tmp_path):
     """To forget the images of unknowns changed the memory that all visitors see at first."""
     session = TeachingSession.open(backbone="conv4")
@@ -429,16 +375,6 @@ def test_what_a_visitor_gives_at_a_time_is_bounded_but_for_who_sits_here(page, d
         port = free.getsockname()[1]
     serve(local, port=port, wait=False).close()
     assert local.most_pixels is None
-
-
-def test_two_changes_of_a_new_visitor_at_once_are_of_one_session(digits):
-    sessions = Sessions(TeachingSession.open(backbone="conv4"), separate=True)
-    one, two = sessions.of("visitor"), sessions.of("visitor")
-    assert one is two
-    one.learn(digits[0][:1], "zero")
-    for session in (one, two):
-        sessions.keep(session)
-    assert sessions.of("visitor", "show") is one
 
 
 def test_connections_without_a_request_are_closed_and_bounded(page, blocks, monkeypatch):

@@ -19,10 +19,11 @@ from torch import nn
 from fewshot_nam import attach
 from fewshot_nam.heads.validation import warn_user
 from fewshot_nam.service import given_images, teaching
+from fewshot_nam.service.class_names import class_name
 from fewshot_nam.service.given_images import images_in_folder
 from fewshot_nam.service.page_html import check_html, refusal_html
 from fewshot_nam.service.serving import MemoryService
-from fewshot_nam.service.teaching import TeachingSession, class_name
+from fewshot_nam.service.teaching import TeachingSession
 from fewshot_nam.vision.memory_files import exclusive
 from fewshot_nam.vision.saving import read_head, save_head, write_head
 
@@ -100,35 +101,6 @@ def test_files_that_are_no_images_are_left_out_by_name(session, digit_files, tmp
 def test_names_that_are_none(session, digits, name, wrong):
     with pytest.raises(ValueError, match=wrong):
         session.learn([digits[0][0]], name)
-    assert class_name("  two\n words ") == "two words"
-
-
-@pytest.mark.parametrize("name", ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f469\u200d\U0001f4bb"])
-def test_joiners_between_letters_that_they_join_are_parts_of_a_name(name):
-    """Words of Persian and some emoji were refused."""
-    assert class_name(name) == name
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "m\u200cug",
-        "\u0645\u200c",
-        "\u200d\u0645",
-        "\u0645\u200c\u200c\u062e",
-        "\u0645\u202e\u062e",
-        "mug\u3164",
-        "\u2800",
-    ],
-)
-def test_characters_that_are_not_shown_are_no_part_of_a_name(name):
-    with pytest.raises(ValueError, match="cannot be shown"):
-        class_name(name)
-
-
-def test_a_letter_has_one_way_to_be_written_in_a_name():
-    """Two classes were called "café": the one with an accent of its own, as file names of macOS have it."""
-    assert class_name("cafe\u0301") == class_name("caf\u00e9") == "caf\u00e9"
 
 
 def test_no_images_and_too_many(session, digits, monkeypatch):

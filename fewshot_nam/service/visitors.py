@@ -1,0 +1,126 @@
+"""What the page keeps of its visitors: a memory of their own where they have one, and what their camera showed last."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Literal
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from fewshot_nam.service.page_requests import MOST_CAMERAS
+from fewshot_nam.service.teaching import TeachingSession
+
+_VISITORS = 500  # with a memory of their own
+_IDLE_SECONDS = 900  # after which a visitor's memory may make room for another's
+_BYTES_OF_FRAMES = 128 * 2**20
+
+
+@dataclass
+class _Visit:
+    session: TeachingSession
+    address: str
+    used: float  # when
+
+
+class Sessions:
+    """The sessions of the visitors of a page: the same one for all, or one for each.
+
+    Args:
+        first: the session that all share, or that those of visitors are made like.
+        separate: whether each visitor has one, which is kept once it was changed. Where there are too many, one goes that was not
+            used for a quarter of an hour; where there is none, a further visitor has to wait. Visitors from one address, who may be
+            one client, have half of the places.
+    """
+
+    def __init__(self, first: TeachingSession, separate: bool = False) -> None:
+        self.first, self.separate = first, separate
+        self._lock = threading.Lock()
+        self._by_visitor: OrderedDict[str, _Visit] = OrderedDict()  # the longest unused one first
+        self._unchanged: WeakValueDictionary[str, TeachingSession] = WeakValueDictionary()
+        self._from: WeakKeyDictionary[TeachingSession, str] = WeakKeyDictionary()  # the address that each was made for
+
+    def of(
+        self, visitor: str | None, what: Literal["change", "ask", "show"] = "change", address: str = ""
+    ) -> TeachingSession:
+        """Return the session of a visitor.
+
+        Args:
+            visitor: whose.
+            what: it is for. Only a change makes a session; before it a visitor sees the first one. To show it is no use, since
+                every open tab does so all the time.
+            address: which the visitor comes from.
+
+        Raises:
+            ValueError: there are too many visitors.
+        """
+        if not self.separate:
+            return self.first
+        with self._lock:
+            name = visitor or ""
+            visit = self._by_visitor.get(name)
+            if visit is not None:
+                if what != "show":
+                    visit.used = time.monotonic()
+                    self._by_visitor.move_to_end(name)
+                return visit.session
+            if what != "change":
+                return self.first
+            if not self._room(address):
+                raise ValueError("as many visitors teach at the moment as there is room for: try again later")
+            session = self._unchanged.get(name)
+            if session is None:
+                session = self._unchanged[name] = self.first.copy()
+                self._from[session] = address
+            return session
+
+    def keep(self, session: TeachingSession) -> None:
+        """Keep a session that ``of`` returned for a change, if anything was changed: to ask for one takes no place."""
+        with self._lock:
+            name = next((name for name, made in self._unchanged.items() if made is session), None)
+            if name is None or session.version == 0:
+                return
+            address = self._from.pop(session)
+            places = self._full(address)
+            if places and self._idle(places[0]):
+                del self._by_visitor[places[0]]
+            self._by_visitor[name] = _Visit(session, address, time.monotonic())
+            del self._unchanged[name]
+
+    def _room(self, address: str) -> bool:
+        """Return whether a further visitor from an address has a place, or one that can go."""
+        places = self._full(address)
+        return not places or self._idle(places[0])
+
+    def _full(self, address: str) -> list[str]:
+        """Return the visitors of whom one must go before another comes from an address, the longest unused one first."""
+        same = [name for name, visit in self._by_visitor.items() if visit.address == address]
+        if len(same) >= _VISITORS // 2:
+            return same
+        return list(self._by_visitor) if len(self._by_visitor) >= _VISITORS else []
+
+    def _idle(self, visitor: str) -> bool:
+        return time.monotonic() - self._by_visitor[visitor].used > _IDLE_SECONDS
+
+
+class Frames:
+    """What the cameras of visitors showed last, not decoded; of so many, and so many bytes together, as there is room for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_visitor: OrderedDict[str, str | bytes] = OrderedDict()  # the oldest first
+
+    def keep(self, visitor: str | None, image: str | bytes | None) -> None:
+        """Keep an image in the place of the visitor's last one."""
+        with self._lock:
+            self._by_visitor.pop(visitor or "", None)
+            if image is not None:
+                self._by_visitor[visitor or ""] = image
+            while sum(map(len, self._by_visitor.values())) > _BYTES_OF_FRAMES or len(self._by_visitor) > MOST_CAMERAS:
+                self._by_visitor.popitem(last=False)
+
+    def of(self, visitor: str | None) -> str | bytes | None:
+        """Return what the visitor's camera showed last, ``None`` for nothing."""
+        with self._lock:
+            return self._by_visitor.get(visitor or "")

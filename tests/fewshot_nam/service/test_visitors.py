@@ -1,0 +1,74 @@
+"""Visitors of a page: each has a memory of their own from their first change on, as long as there is room."""
+
+import pytest
+
+from fewshot_nam.service.teaching import TeachingSession
+
+pytest.importorskip("starlette")
+
+from fewshot_nam.service import visitors
+from fewshot_nam.service.visitors import Sessions
+
+
+def test_a_visitor_does_not_lose_a_memory_to_those_who_only_look(digits, monkeypatch):
+    monkeypatch.setattr(visitors, "_VISITORS", 3)
+    clock = [0.0]
+    monkeypatch.setattr(visitors.time, "monotonic", lambda: clock[0])
+    sessions = Sessions(TeachingSession.open(backbone="conv4"), separate=True)
+
+    def teach(name, image):
+        session = sessions.of(name, address=name)
+        session.learn([image], name)
+        sessions.keep(session)
+
+    teach("honest", digits[0][0])
+    for i in range(10):
+        assert sessions.of(f"looks {i}", "show") is sessions.of(f"asks {i}", "ask") is sessions.first
+    for i in range(10):  # who changes nothing takes no place
+        sessions.keep(sessions.of(f"undoes {i}"))
+    for name in ("second", "third"):
+        teach(name, digits[1][0])
+    with pytest.raises(ValueError, match="as many visitors teach at the moment as there is room for"):
+        sessions.of("fourth")
+    clock[0] = 2000.0
+    sessions.of("honest", "ask")
+    clock[0] = 2800.0  # the second and the third were not used for a long time, but for a tab that is open
+    assert sessions.of("second", "show").model.classes == ["second"]
+    assert sessions.of("fourth").model.classes == []
+    assert sessions.of("second", "ask").model.classes == ["second"]  # there was room for one in the place of the third
+    teach("fourth", digits[2][0])
+    assert sessions.of("third", "show") is sessions.first
+    assert sessions.of("honest", "show").model.classes == ["honest"]
+
+
+def test_visitors_of_one_address_have_half_of_the_places(digits, monkeypatch):
+    """One client that changed something under 500 names kept all newcomers out."""
+    monkeypatch.setattr(visitors, "_VISITORS", 6)
+    clock = [0.0]
+    monkeypatch.setattr(visitors.time, "monotonic", lambda: clock[0])
+    sessions = Sessions(TeachingSession.open(backbone="conv4"), separate=True)
+
+    def teach(name, address):
+        session = sessions.of(name, address=address)
+        session.learn([digits[0][0]], name)
+        sessions.keep(session)
+
+    teach("other", "b")
+    for name in ("one", "two", "three"):
+        teach(name, "a")
+    with pytest.raises(ValueError, match="as many visitors"):
+        sessions.of("four", address="a")
+    teach("another", "b")
+    clock[0] = 2000.0
+    teach("four", "a")  # in the place of the longest unused of its own address
+    assert [sessions.of(name, "show").model.classes for name in ("one", "two", "other")] == [[], ["two"], ["other"]]
+
+
+def test_two_changes_of_a_new_visitor_at_once_are_of_one_session(digits):
+    sessions = Sessions(TeachingSession.open(backbone="conv4"), separate=True)
+    one, two = sessions.of("visitor"), sessions.of("visitor")
+    assert one is two
+    one.learn(digits[0][:1], "zero")
+    for session in (one, two):
+        sessions.keep(session)
+    assert sessions.of("visitor", "show") is one
