@@ -96,7 +96,8 @@ def _learn(options: argparse.Namespace) -> Answer:
 
 def _predict(options: argparse.Namespace) -> Answer | None:
     from fewshot_nam.cli.image_arguments import images_in
-    from fewshot_nam.cli.predictions import answer_stream, given_paths, predictions, version_of
+    from fewshot_nam.cli.predictions import answer_stream, given_paths, predictions
+    from fewshot_nam.io.regular_files import file_version
 
     if options.server is not None:
         from fewshot_nam.cli.server_predictions import predict_by_server
@@ -106,7 +107,7 @@ def _predict(options: argparse.Namespace) -> Answer | None:
     images = [] if stream else images_in(options.images)
     if not stream:
         _note_other_files(options.images, options)
-    read = version_of(options.memory) if stream else None  # before the model is: it may change meanwhile
+    read = file_version(options.memory) if stream else None  # before the model is: it may change meanwhile
     model, _ = _open(options, knows_classes=True)
     if options.unknown and model.head.threshold is None:
         raise ValueError(f"{options.memory} has no threshold to refuse below: run fewshot-nam calibrate first")

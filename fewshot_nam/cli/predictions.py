@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import queue
 import sys
 import threading
@@ -13,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fewshot_nam.cli.outputs import naming_standard_output
+from fewshot_nam.io.regular_files import file_version
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,7 +115,7 @@ def answer_stream(
     out: TextIO,
     model: NAMModel,
     memory: str,
-    read: tuple[int, int, int],
+    read: tuple[int, int, int, int],
     refuse: bool = False,
     as_json: bool = False,
 ) -> None:
@@ -129,7 +129,7 @@ def answer_stream(
         out: where answers go.
         model: of the memory.
         memory: its file.
-        read: ``version_of`` the file before the model was read from it.
+        read: ``file_version`` of the file before the model was read from it.
         refuse: whether images below the threshold are answered as unknown.
         as_json: an object a line.
 
@@ -137,7 +137,7 @@ def answer_stream(
         OSError, ValueError: the memory was replaced by one that cannot be used.
     """
     for batch in _batches(paths, model.batch_size):
-        while (present := version_of(memory)) != read:  # again where it changes while it is read
+        while (present := file_version(memory)) != read:  # again where it changes while it is read
             model.load(memory)
             read = present
         head = model.head.snapshot()
@@ -163,12 +163,6 @@ def _answers(model: NAMModel, head: Head, images: list[str], refuse: bool) -> It
             return
         for image in images:
             yield from _answers(model, head, [image], refuse)
-
-
-def version_of(memory: str) -> tuple[int, int, int]:
-    """Return what tells one version of a memory's file from another."""
-    found = os.stat(memory)
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:

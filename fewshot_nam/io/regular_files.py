@@ -1,4 +1,4 @@
-"""Opening a file that must be one: a pipe would be waited for without end, and a device read without end."""
+"""Opening a file that must be a regular one, not a pipe or a device, which never end; and which version of it is there."""
 
 from __future__ import annotations
 
@@ -20,6 +20,19 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         os.close(opened)
         raise OSError(f"{os.fspath(path)} is no regular file but a directory, pipe or device: name a file")
     return io.BufferedReader(_Present(opened, os.fspath(path)))
+
+
+def file_version(file: str | os.PathLike[str] | int) -> tuple[int, int, int, int]:
+    """Return what distinguishes one version of a file from another; a save replaces a file by a new one.
+
+    Args:
+        file: a path, or the descriptor of an open file. As long as a version is open, no other can have its number (inode).
+
+    Raises:
+        OSError: there is no such file.
+    """
+    found = os.stat(file)
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 class _Present(io.FileIO):

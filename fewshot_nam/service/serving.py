@@ -10,7 +10,6 @@ Readers never wait for a writer: they use the head as it was, until the changed 
 from __future__ import annotations
 
 import copy
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from fewshot_nam.heads import Calibration, Head, Label
 from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.io.decoding_processes import DecodingProcesses
 from fewshot_nam.io.image_io import UnreadableImage
-from fewshot_nam.io.regular_files import open_regular
+from fewshot_nam.io.regular_files import file_version, open_regular
 from fewshot_nam.service.class_names import class_name, known_class
 from fewshot_nam.service.teaching import NO_THRESHOLD
 from fewshot_nam.vision.image_transform import transformed
@@ -92,19 +91,15 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self._open = open_regular(path)  # to open a pipe would wait for a writer
-        self._identity = _identity(os.fstat(self._open.fileno()))
+        self._version = file_version(self._open.fileno())
 
     def is_at(self, path: Path) -> bool:
         """Return whether it is still what is there."""
-        return _identity(os.stat(path)) == self._identity
+        return file_version(path) == self._version
 
     def __del__(self) -> None:
         if hasattr(self, "_open"):
             self._open.close()
-
-
-def _identity(found: os.stat_result) -> tuple[int, int, int, int]:
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 class MemoryService:

@@ -25,6 +25,7 @@ from fewshot_nam.heads import Head, Label
 from fewshot_nam.heads.conformal import ROUNDING
 from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.heads.validation import HeadWarning
+from fewshot_nam.io.regular_files import file_version
 from fewshot_nam.service.class_names import class_name, known_class, one_spelling
 from fewshot_nam.service.export_process import export_memory
 from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
@@ -95,7 +96,7 @@ class TeachingSession:
         self._undo: deque[_Before] = deque(maxlen=_UNDO_STEPS)
         self._thumbnails: dict[Label, list[bytes]] = {}
         self._unknown = _unknowns_of(model.head, self.notes.pop(_NOTED, None), model.backbone.feature_dim, path)
-        self._file = _identity(path)
+        self._file = _version_of(path)
         self._noted_beside = path or Path("memory.safetensors")  # the file that the notes tell the weights' place by
         self._views: tuple[int, list[ClassView], tuple[float, float]] | None = None
         self._promise: tuple[int, Promise] | None = None
@@ -130,9 +131,9 @@ class TeachingSession:
         if path is not None and path.exists():
             if backbone is not None:
                 raise ValueError(f"{path} exists already, and --backbone can be set for a new memory only")
-            identity, made = _read_whole(path, weights, device)
+            present, made = _read_whole(path, weights, device)
             session = cls(*_in_order(made, path))
-            session._file = identity
+            session._file = present
             return session
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"the directory of {path} does not exist")
@@ -451,13 +452,13 @@ class TeachingSession:
             )
         with self._file_lock, exclusive(self.path, _SECONDS_FOR_THE_FILE):
             # A file that is gone is written again: nothing of another program is lost.
-            if _identity(self.path) not in (None, self._file):
+            if _version_of(self.path) not in (None, self._file):
                 raise ValueError(
                     f"{self.path.name} was changed by another program since it was opened here: reload it, or download this memory"
                 )
             version = self._write(self.path)
             with self._lock:
-                self._file, self.saved = _identity(self.path), self.version == version
+                self._file, self.saved = _version_of(self.path), self.version == version
         return self.path
 
     def reload(self) -> None:
@@ -470,7 +471,7 @@ class TeachingSession:
         if self.path is None or not self.path.exists():
             raise ValueError("this memory was never saved to a file")
         with self._file_lock:
-            identity = _identity(self.path)
+            present = _version_of(self.path)
             about, head, _ = read_head(self.path)
             notes = dict(about.get("notes") or {})  # other programs count their changes there
             unknown = _unknowns_of(head, notes.pop(_NOTED, None), self.model.backbone.feature_dim, self.path)
@@ -478,7 +479,7 @@ class TeachingSession:
                 before = self._before("reload the file")
                 self.model.load(self.path)
                 self.notes = notes | {name: self.notes[name] for name in ("weights",) if name in self.notes}
-                self._file, self._unknown = identity, unknown
+                self._file, self._unknown = present, unknown
                 learned = set(self.model.classes)
                 self._thumbnails = {label: kept for label, kept in self._thumbnails.items() if label in learned}
                 self._changed(before)
@@ -586,13 +587,13 @@ def _threshold_of(head: Head) -> tuple[float | None, list[str]]:
 
 def _read_whole(
     path: Path, weights: str | None, device: str
-) -> tuple[tuple[int, int, int] | None, tuple[NAMModel, dict[str, Any]]]:
+) -> tuple[tuple[int, int, int, int] | None, tuple[NAMModel, dict[str, Any]]]:
     """Return what is in a memory's file, all of one version, and which."""
     for _ in range(_READS):
-        identity = _identity(path)
+        present = _version_of(path)
         made = open_model(path, weights, device)
-        if _identity(path) == identity:
-            return identity, made
+        if _version_of(path) == present:
+            return present, made
     raise OSError(f"{path} was written by another program each time it was read: try again later")
 
 
@@ -624,13 +625,12 @@ def _unknowns_of(head: Head, noted: object, feature_dim: int, path: Path | None)
     return torch.cat([kept, found[new]]) if len(kept) else found[new]
 
 
-def _identity(path: Path | None) -> tuple[int, int, int] | None:
-    """Return what tells one version of a file from another; a save replaces the file by a new one."""
+def _version_of(path: Path | None) -> tuple[int, int, int, int] | None:
+    """Return which version of a file is there; ``None`` for none."""
     try:
-        found = None if path is None else path.stat()
+        return None if path is None else file_version(path)
     except OSError:
         return None
-    return None if found is None else (found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 def _views(

@@ -432,9 +432,10 @@ def test_a_stream_refuses_nothing_below_a_threshold_that_is_gone(run, memory, im
         yield f"{image}\n"
 
     from fewshot_nam.cli.main import _open, parser
-    from fewshot_nam.cli.predictions import answer_stream, version_of
+    from fewshot_nam.cli.predictions import answer_stream
+    from fewshot_nam.io.regular_files import file_version
 
-    read = version_of(str(memory))
+    read = file_version(memory)
     model, _ = _open(parser().parse_args(["predict", "-", "--unknown", "--memory", str(memory)]), knows_classes=True)
     model.batch_size, out = 1, io.StringIO()
     answer_stream(paths(), out, model, str(memory), read, refuse=True)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fewshot_nam.io.regular_files import open_regular
+from fewshot_nam.io.regular_files import file_version, open_regular
 
 
 def test_a_file_and_a_link_to_it_are_opened(tmp_path):
@@ -21,6 +21,28 @@ def test_pipes_devices_and_directories_are_refused_at_once(tmp_path):
     for path in (tmp_path / "pipe", tmp_path, "/dev/zero"):
         with pytest.raises(OSError, match="is no regular file"):
             open_regular(path)
+
+
+def test_a_file_that_is_replaced_is_another_version_however_alike_it_looks(tmp_path):
+    file, new, link = tmp_path / "file", tmp_path / "new", tmp_path / "link"
+    for one in (file, new):
+        one.write_bytes(b"content")
+        os.utime(one, ns=(0, 0))
+    link.symlink_to("file")
+    before = file_version(file)
+    with open_regular(file) as opened:  # while it is open, its number is not given to another
+        assert file_version(link) == file_version(opened.fileno()) == before
+        new.replace(file)
+        assert file_version(link) == file_version(file) != before
+        assert file_version(opened.fileno())[:2] == before[:2]
+    changed = file_version(file)
+    file.write_bytes(b"changed")
+    assert file_version(file) != changed
+
+
+def test_what_is_missing_has_no_version(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        file_version(tmp_path / "nothing")
 
 
 def test_what_is_missing_is_named(tmp_path):
