@@ -174,7 +174,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 promise = gr.HTML(elem_id="promise")
             with gr.Tab("Measure"):
                 gr.HTML(
-                    "<div class='nam-small'>Images that were not learned, to see how well classes are told apart.</div>"
+                    "<div class='nam-small'>Images that were not learned, to see how well classes are distinguished.</div>"
                 )
                 with gr.Row():
                     with gr.Column(min_width=220):

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from fewshot_nam.io.image_headers import check_exif, check_header, check_sides
 from fewshot_nam.io.image_io import UnreadableImage, decoded
 
-LARGE = 50_000  # a side of an image that nobody would decode
+LARGE = 50_000  # a side of an image that is too large to decode
 
 
 def entries(tags, order="<", big=False):

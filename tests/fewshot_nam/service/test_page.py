@@ -114,7 +114,7 @@ def test_a_file_of_this_machine_cannot_be_asked_about_as_if_it_were_uploaded(pag
     port, session = page
     version = session.version
     given = {"path": str(digit_files[0][5]), "meta": {"_type": "gradio.FileData"}}
-    # A visitor of its own: answers to others, which nobody has collected, would come first.
+    # A visitor of its own: answers to others, which were not collected, would come first.
     called(
         port, "on_learn_files", ["stolen", [given], None, ""], "not-uploaded", **{"Content-Type": "application/json"}
     )
@@ -257,16 +257,16 @@ def test_answers_that_are_not_collected_are_bounded(page, blocks, monkeypatch):
     kind = {"Content-Type": "application/json"}
     found = []
     for _ in range(60):
-        found.append(called(port, "on_find", [""], "nobody", **kind)[0])
+        found.append(called(port, "on_find", [""], "absent", **kind)[0])
         time.sleep(0.02)
     assert found[:15] == [200] * 15
     assert found[-1] == 503
     waiting = blocks._queue.pending_messages_per_session
-    assert waiting["nobody"].qsize() < 60
+    assert waiting["absent"].qsize() < 60
     assert called(port, "on_find", [""], "another", **kind)[0] == 200
     clock[0] += 100
     assert called(port, "on_find", [""], "third", **kind)[0] == 200
-    assert waiting["nobody"].empty()  # and there: without its place, Gradio's loops fail at the next answer
+    assert waiting["absent"].empty()  # and there: without its place, Gradio's loops fail at the next answer
     assert b"process_completed" in asked(port, "GET", "/gradio_api/queue/data?session_hash=third")[1]
 
 

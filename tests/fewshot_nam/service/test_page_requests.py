@@ -128,7 +128,7 @@ def test_bodies_are_bounded_together_and_a_client_that_goes_takes_no_room(behind
             return {"type": "http.disconnect"}
 
         async def send(message):
-            raise AssertionError("there is nobody to answer")
+            raise AssertionError("the client is gone, and no answer is sent")
 
         await app({"type": "http", "method": "POST", "path": JOIN, "headers": []}, receive, send)
 

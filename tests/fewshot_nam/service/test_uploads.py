@@ -157,7 +157,7 @@ def test_files_count_with_what_they_take_while_they_come(tmp_path):
 
 
 def test_an_address_has_half_of_the_room_for_an_hour(tmp_path, monkeypatch):
-    """One filled it in half a minute, and nobody could upload for an hour."""
+    """One filled it in half a minute, and for an hour no other upload was taken."""
     clock, said = [0.0], []
     monkeypatch.setattr(uploads.time, "monotonic", lambda: clock[0])
 
