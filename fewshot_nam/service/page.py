@@ -389,7 +389,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             return change(session, wanted, act)
 
         def on_make(wanted: str, request: gr.Request) -> list[Any]:
-            return made(session_of(request), wanted, "copy_to", "The memory can be downloaded.")
+            return made(session_of(request, "ask"), wanted, "copy_to", "The memory can be downloaded.")
 
         def on_export(
             wanted: str,
@@ -397,8 +397,9 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             progress: gr.Progress = gr.Progress(),  # noqa: B008
         ) -> list[Any]:
             progress(0.1, desc="exporting")
-            return made(session_of(request), wanted, "export_to", "The ONNX file can be downloaded.")
+            return made(session_of(request, "ask"), wanted, "export_to", "The ONNX file can be downloaded.")
 
+        # A file goes with its session: that of a visitor who changed nothing is the first one, not one made for this request.
         def made(session: TeachingSession, wanted: str, how: str, said: str) -> list[Any]:
             button = gr.skip()
 

@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import socket
 import tempfile
 import time
@@ -356,6 +357,27 @@ def test_nothing_that_a_visitor_does_changes_the_memory_of_others(digits, digit_
             asked(port, "POST", "/gradio_api/queue/join", json.dumps(body), **{"Content-Type": "application/json"})
             asked(port, "GET", f"/gradio_api/queue/data?session_hash=v{number}")
         assert (session.version, session.threshold, session.model.classes) == (version, threshold, ["zero"])
+    finally:
+        blocks.close()
+
+
+def test_a_visitor_who_changed_nothing_can_download_what_is_there(digits, tmp_path):
+    """The file was offered, and gone with the session that had been made for it: the download was refused (403)."""
+    session = TeachingSession.open(backbone="conv4")
+    session.learn(digits[0][:2], "zero")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    blocks = serve(session, port=port, wait=False, separate=True)
+    try:
+        for visitor in ("one", "two", "one"):
+            called(port, "on_make", [""], visitor, **{"Content-Type": "application/json"})
+            _, events = asked(port, "GET", f"/gradio_api/queue/data?session_hash={visitor}")
+            offered = re.search(rb"/gradio_api/file=[^\"]+", events)[0].decode()
+            status, content = asked(port, "GET", offered)
+            assert status == 200
+            (tmp_path / "copy.safetensors").write_bytes(content)
+            assert TeachingSession.open(tmp_path / "copy.safetensors").model.classes == ["zero"]
     finally:
         blocks.close()
 
