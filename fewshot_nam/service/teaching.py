@@ -69,7 +69,6 @@ class TeachingSession:
         model: as given.
         path: as given.
         version: a number that grows with every change.
-        saved: whether the file holds what the session knows.
         most_pixels: of all images that are given at a time; ``None``, the default, for no bound.
 
     Example:
@@ -90,13 +89,13 @@ class TeachingSession:
         self.model, self.path, self.notes = model, path, dict(notes or {})
         self.version = 0
         self.most_pixels: int | None = None
-        self.saved = path is not None and path.exists()
         self._lock = threading.RLock()
         self._file_lock = threading.Lock()  # of what reads or writes the file, which may wait for another program
         self._undo: deque[_Before] = deque(maxlen=_UNDO_STEPS)
         self._thumbnails: dict[Label, list[bytes]] = {}
         self._unknown = _unknowns_of(model.head, self.notes.pop(_NOTED, None), model.backbone.feature_dim, path)
         self._file = _version_of(path)
+        self._written = self._file is not None  # whether it holds what the session knows
         self._noted_beside = path or Path("memory.safetensors")  # the file that the notes tell the weights' place by
         self._views: tuple[int, list[ClassView], tuple[float, float]] | None = None
         self._promise: tuple[int, Promise] | None = None
@@ -436,6 +435,11 @@ class TeachingSession:
 
     # Files.
 
+    @property
+    def saved(self) -> bool:
+        """Whether all that the session knows was written to the file, and the file is still there."""
+        return self._written and _version_of(self.path) is not None
+
     def save(self) -> Path:
         """Write the memory's file, whole or not at all; return its path. Changes and answers go on meanwhile.
 
@@ -458,7 +462,7 @@ class TeachingSession:
                 )
             version = self._write(self.path)
             with self._lock:
-                self._file, self.saved = _version_of(self.path), self.version == version
+                self._file, self._written = _version_of(self.path), self.version == version
         return self.path
 
     def reload(self) -> None:
@@ -483,7 +487,7 @@ class TeachingSession:
                 learned = set(self.model.classes)
                 self._thumbnails = {label: kept for label, kept in self._thumbnails.items() if label in learned}
                 self._changed(before)
-                self.saved = True
+                self._written = True
 
     def copy_to(self, directory: str | Path) -> Path:
         """Write the memory to a file in ``directory``, for a download; return its path."""
@@ -546,7 +550,7 @@ class TeachingSession:
         if before is not None:
             self._undo.append(before)
         self.version += 1
-        self.saved = False
+        self._written = False
 
     def _known(self, label: str) -> Label:
         """Return the class that is shown so; one that was learned in Python may be a number."""

@@ -474,6 +474,17 @@ def test_a_file_that_was_removed_is_written_again(taught):
     assert TeachingSession.open(path).model.classes == ["digit 1", "digit 2"]
 
 
+def test_a_file_that_was_removed_is_not_said_to_be_saved(taught):
+    """The page said "saved" of a file that was removed from the disk."""
+    path = taught.save()
+    drawn = taught.shown
+    path.unlink()
+    assert not taught.saved
+    assert taught.shown != drawn  # an open tab says so
+    taught.save()
+    assert taught.saved
+
+
 def test_a_warning_of_another_library_is_no_note_of_the_memory():
     with teaching._warnings() as said:
         warnings.warn("of a test, in another thread meanwhile", stacklevel=1)
