@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,16 +34,20 @@ def export_memory(memory: str | Path, weights: str | Path | None, onnx: str | Pa
     path = [part for part in sys.path if part] + [str(Path(fewshot_nam.__file__).parent.parent)]
     program = f"import sys; sys.path[:] = {path!r}; from fewshot_nam.service.export_process import _main; _main()"
     asked = {"memory": str(memory), "weights": None if weights is None else str(weights), "onnx": str(onnx)}
+    ours = os.pipe()  # nothing is written to it; it ends when this process does, however that is
     try:
         ended = subprocess.run(
-            [sys.executable, "-I", "-c", program],
-            input=json.dumps(asked).encode(),
+            [sys.executable, "-I", "-c", program, json.dumps(asked)],
+            stdin=ours[0],
             capture_output=True,
             timeout=_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise ValueError(f"the export took more than {_SECONDS // 60} minutes, and was ended") from None
+    finally:
+        for end in ours:
+            os.close(end)
     try:
         found = json.loads(ended.stdout.splitlines()[-1])
     except (IndexError, ValueError):
@@ -55,13 +60,14 @@ def export_memory(memory: str | Path, weights: str | Path | None, onnx: str | Pa
 
 
 def _main() -> None:
-    """Export what standard input names, and say on standard output what was wrong: ``null`` for nothing."""
+    """Export what the argument names, and say on standard output what was wrong: ``null`` for nothing."""
+    threading.Thread(target=_end_with_standard_input, daemon=True).start()
     answer, sys.stdout = sys.stdout, sys.stderr  # libraries print
     nice: Callable[[int], int] | None = getattr(os, "nice", None)  # Windows has none
     if nice is not None:
         with contextlib.suppress(OSError):
             nice(5)  # answers of the page come first
-    asked = json.load(sys.stdin)
+    asked = json.loads(sys.argv[1])
     found: dict[str, str] | None = None
     try:
         import torch
@@ -76,3 +82,9 @@ def _main() -> None:
         kind = next(kind.__name__ for kind in _KINDS if isinstance(error, kind))
         found = {"kind": kind, "text": " ".join(str(error).split())}
     print(json.dumps(found), file=answer, flush=True)
+
+
+def _end_with_standard_input() -> None:
+    """End this process when the one that asked has ended: no one takes the file any more."""
+    os.read(0, 1)
+    os._exit(1)
