@@ -10,15 +10,22 @@ from collections.abc import Sequence
 from fewshot_nam.heads import Label
 
 LONGEST_NAME = 100  # characters in the name of a class
-_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # letters and symbols that show nothing
-# Which join or part letters of Persian, say, and parts of an emoji; between others they would not be seen.
-_JOINERS = re.compile(r"(?<=[^\s\x00-\x7f\u200c\u200d])[\u200c\u200d](?=[^\s\x00-\x7f\u200c\u200d])")
+# Choose among ways to draw the character before them, such as a heart in black or red: the name stays the same.
+_VARIATIONS = re.compile("[\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+# Unicode's Default_Ignorable_Code_Point, and two symbols that show nothing.
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff"
+    "\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff\u2800\U0001d159]"
+)
+_JOINED = re.compile("[\u0600-\u077f\u07c0-\u07ff\u0840-\u08ff\u1800-\u18af\ua840-\ua87f\U0001e900-\U0001e95f]")
+_VIRAMA = 9  # the combining class of signs that take the vowel from a letter of an Indic script
 
 
 def known_class(classes: Sequence[Label], label: str) -> Label | None:
     """Return the class that is shown so; where none is, the one whose name another program has written otherwise."""
+    spelling = one_spelling(label)
     shown = (name for name in classes if str(name) == label)
-    written_otherwise = (name for name in classes if one_spelling(str(name)) == one_spelling(label))
+    written_otherwise = (name for name in classes if one_spelling(str(name)) == spelling)
     return next(itertools.chain(shown, written_otherwise), None)
 
 
@@ -33,11 +40,27 @@ def class_name(label: str) -> str:
         raise ValueError("the class has no name")
     if len(name) > LONGEST_NAME:
         raise ValueError(f"the name of a class may have {LONGEST_NAME} characters, this one has {len(name)}")
-    if not _JOINERS.sub("", name).isprintable() or not _BLANK.isdisjoint(name):
+    rest = "".join(one for i, one in enumerate(name) if not _joins(name, i))
+    if not rest.isprintable() or _UNSEEN.search(rest):
         raise ValueError("the name of the class has characters that cannot be shown")
     return name
 
 
 def one_spelling(label: str) -> str:
     """Return a name, taken or not, as it is compared: one space for white space, and one way to write each letter."""
-    return unicodedata.normalize("NFC", " ".join(label.split()))
+    return unicodedata.normalize("NFC", " ".join(_VARIATIONS.sub("", label).split()))
+
+
+def _joins(name: str, place: int) -> bool:
+    """Return whether there is a joiner that joins or parts what is around it: letters of Persian or Hindi, say, or an emoji.
+
+    Between other characters it would not be seen, and two names would look the same.
+    """
+    if name[place] not in "\u200c\u200d" or not 0 < place < len(name) - 1:
+        return False
+    around = name[place - 1], name[place + 1]
+    kinds = [unicodedata.category(one) for one in around]
+    if all(kind[0] in "LM" for kind in kinds):
+        return any(unicodedata.combining(one) == _VIRAMA for one in around) or all(map(_JOINED.match, around))
+    emoji = kinds[0] in ("So", "Sk") and kinds[1] in ("So", "Sm")  # one, or its colour of skin, and one or an arrow
+    return name[place] == "\u200d" and emoji

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from fewshot_nam.heads import Label
-from fewshot_nam.service.class_names import LONGEST_NAME
+from fewshot_nam.service.class_names import LONGEST_NAME, one_spelling
 from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
 
 MOST_CLASSES = 50  # shown at a time
@@ -138,8 +138,8 @@ def classes_html(views: Sequence[ClassView], threshold: float | None, find: str 
     if not views:
         text = "No class is known yet. Hold something to the camera or choose images, name it, and learn it."
         return f'<div class="nam-small">{text}</div>'
-    text = find[:LONGEST_NAME].strip().lower()
-    wanted = [view for view in views if text in str(view.label).lower()]
+    text = one_spelling(find[:LONGEST_NAME]).lower()
+    wanted = [view for view in views if text in one_spelling(str(view.label)).lower()]
     shown = [_class_html(view, threshold) for view in wanted[:MOST_CLASSES]]
     total = sum(view.images for view in views)
     line = f"{_classes(len(views))}, {_images(total)}" + (f"; {len(shown)} shown" if len(shown) < len(views) else "")

@@ -135,6 +135,15 @@ def test_confusions_are_a_table_of_true_classes_and_answers():
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "find"), [("\u2764", "\u2764\ufe0f"), ("cafe\u0301", "CAF\u00c9"), ("red  mug", "d m")]
+)
+def test_a_class_is_found_however_its_name_is_written(name, find):
+    """The name of a heart is kept without what makes it red, and with it no class was found."""
+    views = [ClassView(name, 1, [], None, 0.0, False), ClassView("other", 1, [], None, 0.0, False)]
+    assert html.classes_html(views, None, find).count("data-forget") == 1
+
+
 def test_a_text_to_find_counts_to_the_length_of_a_name_and_is_prepared_once():
     """It was put into lower case once for each class, however long: megabytes for thousands of classes."""
     views = [ClassView("A" * 100, 1, [], None, 0.0, False), ClassView("other", 1, [], None, 0.0, False)]
