@@ -91,8 +91,11 @@ class SelfAttentiveMemory(nn.Module):
     def queries_keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return normalised queries, keys and values of a memory ``(..., d, d)``, each ``(..., n, d)``, in its dtype."""
         kind = memory.dtype
-        weight, bias = self.norm_weight.to(kind), self.norm_bias.to(kind)
-        projected = F.linear(memory, self.projection.weight.to(kind), self.projection.bias.to(kind))
+        return self.normalise(F.linear(memory, self.projection.weight.to(kind), self.projection.bias.to(kind)))
+
+    def normalise(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, each ``(..., n, d)``, of a projected memory ``(..., d, 3 n)``, in its dtype."""
+        weight, bias = self.norm_weight.to(projected.dtype), self.norm_bias.to(projected.dtype)
         if self.norm == "joint":
             normed = F.layer_norm(projected, weight.shape, weight, bias)
         else:

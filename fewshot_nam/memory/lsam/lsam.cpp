@@ -25,11 +25,6 @@ struct Shards {
 
 constexpr double kEps = 1e-12;
 
-template <typename T>
-inline T sigmoid(T x) {
-  return T(1) / (T(1) + std::exp(-x));
-}
-
 // x / |x| into y (padded), and |x|; zeros and an infinite length where |x| <= eps
 template <typename T>
 inline T unit(const T* x, int width, T* y) {

@@ -82,6 +82,58 @@ class Scratch {
   T *data_, *next_;
 };
 
+// --- functions without branches and calls, so that compilers make loops over them into vectors ------------------------------------
+//
+// The C library offers its own for vectors only with -ffast-math, which changes more than them. These are within a few units of the
+// last place.
+
+// e^x = scale (1 + rest), for -limit <= x <= limit and NaN
+template <typename T>
+struct Exponential {
+  T scale, rest;
+  static constexpr bool kDouble = sizeof(T) == 8;
+  static constexpr T limit = kDouble ? T(708) : T(87);
+  explicit inline Exponential(T x) {
+    using Bits = std::conditional_t<kDouble, int64_t, int32_t>;
+    constexpr int mantissa = kDouble ? 52 : 23, terms = kDouble ? 13 : 7;
+    constexpr T round = T(3) * T(Bits(1) << (mantissa - 1));  // adding it leaves no digits behind the point
+    const T shifted = x * T(1.44269504088896340736) + round, whole = shifted - round;
+    // x - whole ln 2, in two parts so that the difference is exact
+    constexpr T ln2 = kDouble ? T(0x1.62e42fefa3800p-1) : T(0x1.63p-1);
+    constexpr T ln2_rest = kDouble ? T(0x1.ef35793c76730p-45) : T(-0x1.bd0106p-13);
+    const T r = (x - whole * ln2) - whole * ln2_rest;
+    T sum = 1;
+#pragma GCC unroll 16
+    for (int n = terms; n > 1; --n) sum = 1 + sum * r * (T(1) / T(n));
+    rest = sum * r;
+    Bits bits;  // whole, as the last digits of `shifted`, becomes an exponent
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits = Bits((std::make_unsigned_t<Bits>(bits) << mantissa) + (std::make_unsigned_t<Bits>(kDouble ? 1023 : 127) << mantissa));
+    std::memcpy(&scale, &bits, sizeof bits);
+  }
+};
+
+template <typename T>
+inline T between(T low, T x, T high) {  // NaN stays NaN
+  x = x < low ? low : x;
+  return x > high ? high : x;
+}
+
+template <typename T>
+inline T sigmoid(T x) {
+  using E = Exponential<T>;
+  const E e(between(-E::limit, -x, E::limit));
+  return 1 / (1 + (e.scale + e.scale * e.rest));
+}
+
+// by e^(-2|x|) - 1, which keeps the digits of a small x
+template <typename T>
+inline T squash(T x) {
+  const Exponential<T> e(between(T(-40), -2 * std::fabs(x), T(0)));
+  const T less = e.scale * e.rest + (e.scale - 1);
+  return std::copysign(-less / (less + 2), x);
+}
+
 // --- vectors of `wide` numbers, a whole number of lanes ------------------------------------------------------------------
 
 template <typename T>
@@ -202,7 +254,7 @@ void pack(const T* b, int64_t by_k, int64_t by_j, int inner, int columns, T* pac
       for (int j = 0; j < wide; ++j) *packed++ = first + j < columns ? b[k * by_k + (first + j) * by_j] : T(0);
 }
 
-template <typename T, int kRows>
+template <typename T, int kRows, bool kTransposed>
 inline void product_tile(const T* a, int64_t lda, const T* packed, int inner, T* c, int64_t ldc) {
   constexpr int lanes = Simd<T>::lanes;
   Vec<T> sums[kRows][kPanelVectors];
@@ -213,7 +265,7 @@ inline void product_tile(const T* a, int64_t lda, const T* packed, int inner, T*
     for (int j = 0; j < kPanelVectors; ++j) row[j] = at(packed + (int64_t)k * kPanelVectors * lanes + j * lanes);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const T x = a[i * lda + k];
+      const T x = kTransposed ? a[k * lda + i] : a[i * lda + k];
       for (int j = 0; j < kPanelVectors; ++j) sums[i][j] += x * row[j];
     }
   }
@@ -221,16 +273,19 @@ inline void product_tile(const T* a, int64_t lda, const T* packed, int inner, T*
     for (int j = 0; j < kPanelVectors; ++j) at(c + i * ldc + j * lanes) = sums[i][j];
 }
 
-// C (rows x to_panels(columns), its rows ldc apart) += A (rows x inner, its rows lda apart) times the packed B
-template <typename T>
+// C (rows x to_panels(columns), its rows ldc apart) += A (rows x inner) times the packed B. A, or where kTransposed A^T, lies in
+// memory with rows lda apart.
+template <typename T, bool kTransposed = false>
 void add_product(const T* a, int64_t lda, int rows, const T* packed, int inner, int columns, T* c, int64_t ldc) {
   const int wide = panel<T>();
+  const int64_t next = kTransposed ? 1 : lda;
   for (int first = 0; first < columns; first += wide, packed += (int64_t)inner * wide) {
+    T* const to = c + first;
     int i = 0;
     for (; i + kTileRows <= rows; i += kTileRows)
-      product_tile<T, kTileRows>(a + i * lda, lda, packed, inner, c + i * ldc + first, ldc);
-    for (; i + 2 <= rows; i += 2) product_tile<T, 2>(a + i * lda, lda, packed, inner, c + i * ldc + first, ldc);
-    if (i < rows) product_tile<T, 1>(a + i * lda, lda, packed, inner, c + i * ldc + first, ldc);
+      product_tile<T, kTileRows, kTransposed>(a + i * next, lda, packed, inner, to + i * ldc, ldc);
+    for (; i + 2 <= rows; i += 2) product_tile<T, 2, kTransposed>(a + i * next, lda, packed, inner, to + i * ldc, ldc);
+    if (i < rows) product_tile<T, 1, kTransposed>(a + i * next, lda, packed, inner, to + i * ldc, ldc);
   }
 }
 

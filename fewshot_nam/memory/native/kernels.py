@@ -1,8 +1,8 @@
-"""The compiled kernels of LSAM, the NAM Turing Machine and the scan on a CPU: which files they are, and how they get tensors.
+"""The compiled kernels of LSAM, the NAM Turing Machine, the scan and STM on a CPU: which files they are, and how they get tensors.
 
-They replace the loops over time of ``lsam.recurrence`` and ``turing``, and the chunks of ``scan`` where memories are small; results
-are the same up to rounding. Like all compiled code (``native_build``), they are built on first use, which takes about ten seconds,
-once for each machine and package version.
+They replace the loops over time of ``lsam.recurrence`` and ``turing``, the chunks of ``scan`` where memories are small, and the
+write of STM's item memory; results are the same up to rounding. Like all compiled code (``native_build``), they are built on first
+use, which takes about ten seconds, once for each machine and package version.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fewshot_nam.memory.native import native_build
 _log = logging.getLogger(__name__)
 
 _MEMORY = Path(__file__).parent.parent
-_SOURCES = (_MEMORY / "lsam/lsam.cpp", _MEMORY / "turing/turing.cpp", _MEMORY / "scan/scan.cpp")
+_SOURCES = tuple(_MEMORY / name for name in ("lsam/lsam.cpp", "turing/turing.cpp", "scan/scan.cpp", "stm/stm.cpp"))
 # Without -ffp-contract=fast, a standard C++ mode does not use the processor's multiply-add.
 _FLAGS = ("-ffp-contract=fast", "-fopenmp")
 
@@ -27,9 +27,9 @@ _FLAGS = ("-ffp-contract=fast", "-fopenmp")
 def build_kernels() -> bool:
     """Build the compiled kernels now, if that has not been done, and return whether they are in use.
 
-    Without this call they are built when an LSAM, a NAM Turing Machine or a scan with small heads first runs on a CPU. Call it if
-    that first run should not wait for a compiler, for example when you build a server's container. It needs a C++ compiler with
-    OpenMP: ``$CXX``, or else ``c++``, ``g++`` or ``clang++``. Any number of processes may call it at the same time.
+    Without this call they are built when an LSAM, an STM, a NAM Turing Machine or a scan with small heads first runs on a CPU.
+    Call it if that first run should not wait for a compiler, for example when you build a server's container. It needs a C++
+    compiler with OpenMP: ``$CXX``, or else ``c++``, ``g++`` or ``clang++``. Any number of processes may call it at the same time.
 
     Returns:
         Whether the kernels are in use. If not, one warning in the log says why, and torch does their work.

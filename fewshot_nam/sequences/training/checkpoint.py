@@ -101,7 +101,10 @@ def check_fit(tensors: dict[str, Tensor], wanted: dict[str, Tensor], meaning: st
 
 def _check_moments(state: dict[int, dict[str, Tensor]], optimiser: torch.optim.Optimizer) -> None:
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    moments = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if optimiser.defaults["amsgrad"] else [])]
+    if isinstance(optimiser, torch.optim.RMSprop):
+        moments = ["square_avg", "momentum_buffer"]
+    else:
+        moments = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if optimiser.defaults["amsgrad"] else [])]
     for index, held in state.items():
         if not 0 <= index < len(parameters):
             raise ValueError(f"the optimiser has no parameter {index}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewshot_nam.heap import keep_freed_memory
@@ -89,9 +89,7 @@ class _Run:
         if settings.select is not None and settings.select not in self.task.splits:
             raise ValueError(f"training: select must be one of {', '.join(self.task.splits)}, got {settings.select!r}")
         claim(self.directory, settings, resume)
-        self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        self.optimiser = _optimiser(settings, self.model)
         self.net, self.optimiser = self.fabric.setup(self.model, self.optimiser)
         train_lengths = self.task.splits["train"].lengths if settings.lengths is None else settings.lengths
         self.shortest, self.longest = (
@@ -251,6 +249,13 @@ class _Run:
             self.now_longest = check_number(progress, "now_longest", self.shortest, self.longest, whole=True)
             self.recent.extend(check_numbers(progress, "recent", _WATCHED))
             self.generator.set_state(torch.tensor(progress["generator"], dtype=torch.uint8))
+
+
+def _optimiser(settings: TrainingSettings, model: nn.Module) -> torch.optim.Optimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimiser == "rmsprop":
+        return torch.optim.RMSprop(model.parameters(), rate, momentum=0.9, weight_decay=decay)
+    return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
 
 
 def _one_cycle(share: float) -> float:

@@ -41,9 +41,10 @@ class TrainingSettings:
         lengths: the shortest and the longest of training; ``None`` for the task's.
         curriculum: ``"none"``; ``"schedule"``: the longest length grows in the first half of the steps; ``"mastery"``: it grows
             by one whenever nine tenths of the sequences of the last 20 batches of that length were right.
-        learning_rate: of Adam, its peak under ``one_cycle``.
+        optimiser: ``"adamw"``, or ``"rmsprop"`` with a momentum of 0.9, as in the STM paper.
+        learning_rate: of the optimiser, its peak under ``one_cycle``.
         schedule: ``"one_cycle"`` (Smith and Topin, 2019), or ``"constant"``.
-        weight_decay: of AdamW.
+        weight_decay: of the optimiser.
         clip: the largest norm of the gradient.
         loss: ``"asked"`` for the mean over asked tokens, ``"row"`` for the mean over all, padding included, as in the paper.
         label_smoothing: the share of the target that is spread evenly over all tokens (Szegedy et al., 2016), 0 to below 1.
@@ -66,6 +67,7 @@ class TrainingSettings:
     one_length: bool = True
     lengths: tuple[int, int] | None = None
     curriculum: Curriculum = "none"
+    optimiser: Literal["adamw", "rmsprop"] = "adamw"
     learning_rate: float = 1e-3
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
     weight_decay: float = 0.0
@@ -94,6 +96,7 @@ class TrainingSettings:
             raise ValueError(f"training: label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
         choices = {
             "curriculum": ("none", "schedule", "mastery"),
+            "optimiser": ("adamw", "rmsprop"),
             "schedule": ("one_cycle", "constant"),
             "loss": ("asked", "row"),
         }

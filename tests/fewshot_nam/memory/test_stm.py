@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 from fewshot_nam.memory import STM, STMState
 
+pytestmark = pytest.mark.usefixtures("either")
+
 BATCH, STEPS, WIDTH, SIZE, SLOTS = 2, 4, 7, 5, 3
 OPTIONS = {
     "learned": {},

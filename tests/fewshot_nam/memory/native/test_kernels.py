@@ -1,6 +1,6 @@
 """The compiled kernels: the same numbers as torch's loops, and building that is asked for, whole or not at all, and no error.
 
-``test_lsam.py`` and ``test_turing.py`` run all that they test with kernels as well.
+``test_lsam.py``, ``test_stm.py`` and ``test_turing.py`` run all that they test with kernels as well.
 """
 
 import logging
@@ -16,6 +16,7 @@ from fewshot_nam.memory.lsam.layer import LSAM
 from fewshot_nam.memory.lsam.recurrence import recurrence
 from fewshot_nam.memory.native import kernels, native_build
 from fewshot_nam.memory.scan.kernel import kernel_for
+from fewshot_nam.memory.stm.item_write import write_item
 from fewshot_nam.memory.turing.kernel import kernel_takes
 from fewshot_nam.memory.turing.machine import NAMTuringMachine
 
@@ -122,6 +123,74 @@ def test_lsam_takes_gates_and_gradients_that_are_not_contiguous():
 def test_lsam_of_no_sequences_is_left_to_torch():
     output, (h_n, _) = LSAM(3, 4)(torch.zeros(5, 0, 3))
     assert (output.shape, h_n.shape) == ((5, 0, 4), (1, 0, 4))
+
+
+# --- STM ------------------------------------------------------------------------------------------------------------------
+
+
+def item_write_inputs(seed, batch, width, dtype=F64) -> list[Tensor]:
+    shapes = [(batch, width, width), (batch, width), (batch, width), (batch, 2 * width), (2 * width, width)]
+    inputs = [normal(seed + i, *shape) for i, shape in enumerate(shapes)]
+    inputs[4] /= width**0.5
+    return [x.to(dtype).requires_grad_() for x in inputs]
+
+
+@pytest.mark.usefixtures("compiled")
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 999),
+    batch=st.integers(1, 9),
+    width=st.integers(1, 70),
+    scale=st.sampled_from([1e-6, 1.0, 30.0, 1e3]),
+    squashed=st.booleans(),
+    threads=st.integers(1, 3),
+)
+def test_the_item_write_of_stm_is_that_of_torch_at_any_size_and_number_of_threads(
+    seed, batch, width, scale, squashed, threads
+):
+    inputs = item_write_inputs(seed, batch, width)
+    with torch.no_grad():
+        inputs[0] *= scale
+        inputs[3] *= scale
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        expected, got = in_torch(lambda: with_gradients([write_item(*inputs, squashed)], inputs))
+        again = with_gradients([write_item(*inputs, squashed)], inputs)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(got, expected, **EXACT)
+    assert all(torch.equal(*pair) for pair in zip(got, again, strict=True))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_the_item_write_of_stm_in_float32_is_as_close_to_float64_as_torch():
+    inputs = item_write_inputs(0, 4, 50)
+    exact = with_gradients([write_item(*inputs, True)], inputs)
+    single = [x.detach().float().requires_grad_() for x in inputs]
+    expected, got = in_torch(lambda: with_gradients([write_item(*single, True)], single))
+    for by_kernel, by_torch, right in zip(got, expected, exact, strict=True):
+        error, allowed = ((found - right).abs().max() for found in (by_kernel, by_torch))
+        assert error <= 4 * allowed
+
+
+@pytest.mark.usefixtures("compiled")
+def test_the_item_write_of_stm_has_first_and_second_derivatives():
+    inputs = item_write_inputs(0, 2, 3)
+    assert torch.autograd.gradcheck(lambda *x: write_item(*x, True), inputs)
+    assert torch.autograd.gradgradcheck(lambda *x: write_item(*x, True), inputs)
+    inputs[1].requires_grad_(False)
+    first = torch.autograd.grad(write_item(*inputs, True).square().sum(), inputs[0], create_graph=True)
+    assert torch.autograd.grad(first[0].sum(), inputs[4])[0].abs().sum() > 0
+
+
+@pytest.mark.usefixtures("compiled")
+def test_the_item_write_of_stm_passes_nan_and_infinity_on():
+    inputs = [x.detach() for x in item_write_inputs(0, 3, 20)]
+    inputs[0][0, 3, 4], inputs[1][1, 2], inputs[3][2, 5] = torch.nan, torch.inf, -torch.inf
+    expected, got = in_torch(lambda: write_item(*inputs, True))
+    torch.testing.assert_close(got, expected, equal_nan=True)
+    assert expected[0, 3].isnan().any()
 
 
 # --- the scan -------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ def run(settings, directory, **options):
         {"task": "relational_recall", "model": "stm"},
         {"task": "copy_bits", "model": "ntm", "loss": "row", "one_length": False},
         {"select": None, "model": "transformer-randomised"},
+        {"optimiser": "rmsprop", "weight_decay": 0.1},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())) or "default",
 )

@@ -48,6 +48,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewshot_nam.memory.associative import PRESET_NORMS, SelfAttentiveMemory, bindings, check_sizes
+from fewshot_nam.memory.stm.item_write import write_item
 from fewshot_nam.memory.torch_modes import full_precision, needs_plain_autograd
 from fewshot_nam.memory.validation import check_alike, check_mask, check_tensor
 
@@ -256,8 +257,9 @@ class STM(nn.Module):
         """Return what inputs ``(B, T, D)`` do at each step, in ``dtype``, and the dtype of the projections."""
         a, b, c = self.first(x), self.second(x), self.address(x).softmax(-1)
         driven: tuple[Tensor | None, ...] = (None,) * x.shape[1]
-        if self.input_gates is not None and self.gate_bias is not None:
-            driven = (self.input_gates(a) + self.gate_bias.repeat_interleave(self.memory_size)).to(dtype).unbind(1)
+        if self.input_gates is not None and self.memory_gates is not None and self.gate_bias is not None:
+            bias = self.memory_gates.bias + self.gate_bias.repeat_interleave(self.memory_size)
+            driven = (self.input_gates(a) + bias).to(dtype).unbind(1)
         by_step = zip(*(part.to(dtype).unbind(1) for part in (a, b, c)), driven, strict=True)
         return [_Controls(*now) for now in by_step], a.dtype
 
@@ -279,26 +281,32 @@ class STM(nn.Module):
         """Return the state after the steps of one chunk."""
         item, relational = state
         alpha_1, alpha_2, alpha_3 = (self._alpha(number, item) for number in (1, 2, 3))
-        held = None if alpha_2 is None else self._read(steps, relational)
         left = self._left(alpha_1, len(steps), item)
+        project = self.relate.projection.weight.to(item.dtype)
+        if alpha_2 is not None:
+            b, addresses = self._addresses(steps)
+            # What each step still to come reads of the relations so far, and the part of b in the projection of r b^T.
+            reads = left[1:].flip(0).unsqueeze(1) * self._read(b, addresses, relational)
+            along = F.linear(b, alpha_2 * project)
         history: list[
             tuple[Tensor, Tensor]
         ] = []  # bindings (B, n, n d) and values (B, n, d) of the steps of this chunk
         for number, now in enumerate(steps):
             item = self._write_item(now, item)
-            source = item
-            if held is not None and alpha_2 is not None:
-                read = held[:, number]
-                if number:
-                    read = left[-number - 1] * read + self._read_history(now, history, left[-number:])
-                source = torch.addcmul(item, (read * alpha_2).unsqueeze(2), now.b.unsqueeze(1))
-            q, k, v = self.relate.queries_keys_values(source)
+            projected = _linear(item, self.relate.projection)
+            if alpha_2 is not None:  # of I' + alpha_2 r b^T, which itself is not needed
+                projected = torch.addcmul(projected, reads[:, 0].unsqueeze(2), along[:, number].unsqueeze(1))
+            q, k, v = self.relate.normalise(projected)
             bound = bindings(q, k)
             history.append((bound, v))
+            if alpha_2 is not None and number + 1 < len(steps):
+                found = bound @ addresses[:, number + 1 :].mT * left[number + 2 :].flip(0)
+                reads = torch.baddbmm(reads[:, 1:], found.mT, v)
             if alpha_3 is not None and self.transfer is not None and self.preset == "code":
                 weight, bias = self.transfer.weight.to(item.dtype), self.transfer.bias.to(item.dtype)
                 # G_1 of the bindings of each value, and then of the values: the same sum in another order.
-                item = torch.baddbmm(item + alpha_3 * bias, v.mT, alpha_3 * F.linear(bound, weight))
+                moved = torch.cat([F.linear(bound, weight), bias.expand(len(v), 1, -1)], dim=1)
+                item = torch.baddbmm(item, F.pad(v, (0, 0, 0, 1), value=1.0).mT, alpha_3 * moved)
         relational = self._write_relations(relational, history, left, alpha_1)
         if alpha_3 is not None and self.transfer is not None and self.preset == "paper":
             moved = _linear(relational.flatten(1, 2).mT, self.transfer)
@@ -308,20 +316,22 @@ class STM(nn.Module):
     def _write_item(self, now: _Controls, item: Tensor) -> Tensor:
         """Return the item memory after the write of one input."""
         a, b, _, driven = now
-        written = a.unsqueeze(2) * (b if self.preset == "paper" else a).unsqueeze(1)
+        columns = b if self.preset == "paper" else a
         if driven is None or self.memory_gates is None:
-            return item + written
-        written = written.tanh() if self.preset == "code" else written
-        logits = _linear(item.tanh(), self.memory_gates) + driven.unsqueeze(1)
-        enter, keep = logits.sigmoid().chunk(2, dim=-1)
-        return torch.addcmul(enter * written, keep, item)
+            return item + a.unsqueeze(2) * columns.unsqueeze(1)
+        weight = self.memory_gates.weight.to(item.dtype)
+        return write_item(item, a, columns, driven, weight, squashed=self.preset == "code")
 
-    def _read(self, steps: list[_Controls], relational: Tensor) -> Tensor:
-        """Return what the relational memory holds at the addresses ``(b, c)`` of some steps, ``(B, steps, d)``."""
+    def _addresses(self, steps: list[_Controls]) -> tuple[Tensor, Tensor]:
+        """Return ``b`` of some steps ``(B, steps, d)``, and their addresses, ``c b^T`` as rows, ``(B, steps, n d)``."""
         b, c = torch.stack([now.b for now in steps], dim=1), torch.stack([now.c for now in steps], dim=1)
+        return b, (c.unsqueeze(3) * b.unsqueeze(2)).flatten(2)
+
+    def _read(self, b: Tensor, addresses: Tensor, relational: Tensor) -> Tensor:
+        """Return what the relational memory holds at the addresses of some steps, ``(B, steps, d)``."""
         if self.preset == "paper":
-            return torch.einsum("btn,bned,btd->bte", c, relational, b)
-        return (c.unsqueeze(3) * b.unsqueeze(2)).flatten(2) @ relational.flatten(1, 2)
+            return torch.einsum("btsn,bsen->bte", torch.unflatten(addresses, 2, (self.num_slots, -1)), relational)
+        return addresses @ relational.flatten(1, 2)
 
     def _left(self, alpha_1: Tensor | None, steps: int, like: Tensor) -> Tensor:
         """Return which part of the relations of step 0, 1, ... is left after ``steps - 1``, and, first, of those before: powers."""
@@ -329,13 +339,6 @@ class STM(nn.Module):
             return like.new_ones(steps + 1)
         base = like.new_zeros(()) if alpha_1 is None else alpha_1
         return base ** torch.arange(steps, -1, -1, device=like.device)
-
-    def _read_history(self, now: _Controls, history: list[tuple[Tensor, Tensor]], left: Tensor) -> Tensor:
-        """Return what is read of the earlier steps of a chunk, ``(B, d)``, of which the parts ``left`` are left."""
-        bound, v = (torch.cat(parts, dim=1) for parts in zip(*history, strict=True))
-        address = (now.c.unsqueeze(2) * now.b.unsqueeze(1)).flatten(1).unsqueeze(2)
-        found = (bound @ address) * left.repeat_interleave(self.num_slots).unsqueeze(1)
-        return (found.mT @ v).squeeze(1)
 
     def _write_relations(
         self, relational: Tensor, history: list[tuple[Tensor, Tensor]], left: Tensor, alpha_1: Tensor | None
