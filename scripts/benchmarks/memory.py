@@ -1,4 +1,4 @@
-"""Speed and memory of the memory networks: the scan against attention, LSAM against LSTM, the two ways of the Turing machine.
+"""Speed and memory of the memory networks: the scan against attention, LSAM and STM against LSTM, the ways of the Turing machine.
 
     python scripts/benchmarks/memory.py --threads 2
 
@@ -44,12 +44,13 @@ from fewshot_nam.memory.lsam.layer import LSAM
 from fewshot_nam.memory.native.kernels import build_kernels
 from fewshot_nam.memory.primitives import unit
 from fewshot_nam.memory.scan.scan import memory_scan
+from fewshot_nam.memory.stm import STM
 from fewshot_nam.memory.turing.machine import NAMTuringMachine
 
 BATCH, HEADS, WIDTH = 4, 4, 64  # of the scan
 PARITY = 1e-9
 SWITCH = "FEWSHOT_NAM_COMPILE"
-PARTS = ("scan", "lsam", "turing")
+PARTS = ("scan", "lsam", "stm", "turing")
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,32 @@ def lsam_problem(length: int, with_kernels: bool) -> Problem:
     return Problem("lsam", title, batch * length, ("nn.LSTM",), runs, {})
 
 
+def stm(width: int = 96) -> STM:
+    """Return an STM, always of the same weights: the published one of associative retrieval."""
+    torch.manual_seed(0)
+    return STM(width, width, width, num_slots=2)
+
+
+def stm_problem(length: int, with_kernels: bool) -> Problem:
+    """Return STM with an output at the last step, in torch and compiled, and torch's LSTM."""
+    batch, width = 32, 96
+    asked = torch.arange(length) == length - 1
+
+    def work(compiled: bool) -> Work:
+        network = stm(width)
+        x = torch.randn(batch, length, width, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        return Work(lambda: network(x, output_steps=asked)[0], [x, *network.parameters()], compiled)
+
+    runs: Runs = {
+        "nn.LSTM": lambda: module_work(nn.LSTM(width, width, batch_first=True), (batch, length, width)),
+        "STM": functools.partial(work, False),
+    }
+    if with_kernels:
+        runs["STM compiled"] = functools.partial(work, True)
+    title = f"stm: T = {length}, B = {batch}, n = 2, d = {width}"
+    return Problem("stm", title, batch * length, ("nn.LSTM", "STM"), runs, {})
+
+
 def machine(backend: str, jump: bool, width: int = 32, cells: int = 64) -> NAMTuringMachine:
     """Return a Turing machine of 4 tapes, always of the same weights."""
     torch.manual_seed(0)
@@ -230,6 +257,8 @@ class Plan:
         found = [scan_problem(length) for length in self.lengths] if "scan" in self.parts else []
         if "lsam" in self.parts:
             found.append(lsam_problem(8 if self.quick else 64, self.with_kernels))
+        if "stm" in self.parts:
+            found.append(stm_problem(4 if self.quick else 31, self.with_kernels))
         if "turing" in self.parts:
             sizes = [(8, 2, 8)] if self.quick else [(64, 32, 32), (256, 16, 64)]
             found += [turing_problem(*size, jump, self.with_kernels) for size in sizes for jump in (True, False)]
@@ -267,6 +296,10 @@ def same_numbers(parts: tuple[str, ...], with_kernels: bool) -> list[str]:
                 module_work(modules[0], sequence, torch.float64, compiled=True),
                 by_autograd,
             )
+    if "stm" in parts and with_kernels:
+        network = stm(16).double()
+        ways = (module_work(network, sequence, torch.float64, compiled=compiled) for compiled in (True, False))
+        works["STM compiled", "torch"] = (next(ways), next(ways))
     if "turing" in parts:
         for jump in (True, False):
             machines = (machine(way, jump, 4, 7).double() for way in ("scan", "loop"))
