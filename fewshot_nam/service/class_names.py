@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from fewshot_nam.heads import Label
 
 LONGEST_NAME = 100  # characters in the name of a class
+_LONGEST_SPELLED = 10 * LONGEST_NAME  # in what may become one: normalising takes time with the square of its length
 # Choose among ways to draw the character before them, such as a heart in black or red: the name stays the same.
 _VARIATIONS = re.compile("[\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 # Unicode's Default_Ignorable_Code_Point, and two symbols that show nothing.
@@ -18,14 +19,15 @@ _UNSEEN = re.compile(
     "\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff\u2800\U0001d159]"
 )
 _JOINED = re.compile("[\u0600-\u077f\u07c0-\u07ff\u0840-\u08ff\u1800-\u18af\ua840-\ua87f\U0001e900-\U0001e95f]")
+_JOINERS = re.compile("[\u200c\u200d]")
 _VIRAMA = 9  # the combining class of signs that take the vowel from a letter of an Indic script
 
 
 def known_class(classes: Sequence[Label], label: str) -> Label | None:
-    """Return the class that is shown so; where none is, the one whose name another program has written otherwise."""
-    spelling = one_spelling(label)
+    """Return the class that is shown so; where none is, the one whose name is written otherwise, see ``alike``."""
+    looks = alike(label)
     shown = (name for name in classes if str(name) == label)
-    written_otherwise = (name for name in classes if one_spelling(str(name)) == spelling)
+    written_otherwise = (name for name in classes if alike(str(name)) == looks)
     return next(itertools.chain(shown, written_otherwise), None)
 
 
@@ -35,7 +37,7 @@ def class_name(label: str) -> str:
     Raises:
         ValueError: it is empty, too long, or has characters that cannot be shown.
     """
-    name = label if len(label) > 100 * LONGEST_NAME else one_spelling(label)
+    name = one_spelling(label)
     if not name:
         raise ValueError("the class has no name")
     if len(name) > LONGEST_NAME:
@@ -47,8 +49,15 @@ def class_name(label: str) -> str:
 
 
 def one_spelling(label: str) -> str:
-    """Return a name, taken or not, as it is compared: one space for white space, and one way to write each letter."""
+    """Return a name, taken or not, with one space for white space and one way to write each letter; a longer text as it is."""
+    if len(label) > _LONGEST_SPELLED:
+        return label
     return unicodedata.normalize("NFC", " ".join(_VARIATIONS.sub("", label).split()))
+
+
+def alike(label: str) -> str:
+    """Return what two names have in common that are one: joiners are left out, since many of them do not show."""
+    return _JOINERS.sub("", one_spelling(label))
 
 
 def _joins(name: str, place: int) -> bool:

@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -44,6 +47,7 @@ TOKEN = "FEWSHOT_NAM_TOKEN"
 """The environment variable with the token that changes need."""
 
 _SETTINGS = "FEWSHOT_NAM_SERVE"  # what a worker is to serve
+_LAST_SECONDS = 30  # that a server which is stopped has for the answers it works on
 _IMAGES: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -419,7 +423,7 @@ def serve(
         "host": host,
         "port": port,
         "log_level": "warning",
-        "timeout_graceful_shutdown": 30,
+        "timeout_graceful_shutdown": _LAST_SECONDS,
         "limit_concurrency": 1000,
         "http": Impatient,
         "ws": "none",
@@ -438,6 +442,8 @@ def serve(
 
 def from_environment() -> FastAPI:
     """Return the application that ``serve`` describes to its workers."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     few_heaps()
     given = json.loads(os.environ[_SETTINGS])
     if given["threads"] is not None:
@@ -447,3 +453,11 @@ def from_environment() -> FastAPI:
     service = MemoryService(given["memory"], given["weights"], given["device"], Limits(*given["limits"]))
     names = given["hosts"]
     return build(service, os.environ.get(TOKEN), None if names is None else frozenset(names), given["proxies"])
+
+
+def _end_with(parent: Any) -> None:
+    """End this worker when the process that began it has been killed: it would go on with the port, and the old token."""
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)  # after the answers that it works on
+    time.sleep(_LAST_SECONDS)
+    os._exit(1)

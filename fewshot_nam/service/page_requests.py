@@ -1,8 +1,9 @@
 """Which requests of the page are passed on to Gradio: those that its own script sends, and bodies that cost little to read.
 
-Gradio has more routes than the page needs: some write files that nothing removes, and one sends requests elsewhere. It reads a body
-as JSON whatever its size, which takes fifty times its bytes where it holds nothing but empty lists. It fetches what a path that is
-a URL names, and keeps answers that are never collected.
+Gradio has more routes than the page needs: some write files that nothing removes, and some send requests elsewhere. Of a file that
+is a URL it passes on what another site answers, whose script would then be one of the page. It reads a body as JSON whatever
+its size, which takes fifty times its bytes where it holds nothing but empty lists. It fetches what a path that is a URL names, and
+keeps answers that are never collected.
 """
 
 from __future__ import annotations
@@ -52,11 +53,13 @@ _POST = re.compile(_PREFIX + r"/(?:queue/join|stream/[\w-]+(?:/close)?|cancel|re
 _FRAME = re.compile(_PREFIX + r"/stream/([\w-]+)")
 _UPLOAD = re.compile(_PREFIX + r"/upload")
 _ANSWERS = re.compile(_PREFIX + r"/queue/data")
-_ALIVE = re.compile(_PREFIX + r"/heartbeat/(.*)", re.DOTALL)
 _PROGRESS = re.compile(_PREFIX + r"/upload_progress")
 _URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:")  # of more than one letter: not a drive
-_NO_GET = re.compile(
-    _PREFIX + r"/(?:proxy=|deep_link|monitoring|dev/|custom_component/|runs|run-history|vibe).*", re.DOTALL
+_GET = re.compile(
+    r"/|/(?:config/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon(?:/\d+)?)|/(?:assets|static|svelte)/.*"
+    + f"|{_PREFIX}/(?:info/?|startup-events|app_id/?|user/?|token/?|login_check/?|queue/data|upload_progress"
+    + r"|heartbeat/[A-Za-z0-9_-]{1,64}|file=(?:/|[A-Za-z]:[\\/]).*)",
+    re.DOTALL,
 )
 
 
@@ -80,7 +83,7 @@ class PageRequests:
         self._headers = [(b"content-security-policy", f"frame-ancestors {sites}".encode())]
         if framed_by is None:  # of browsers that do not know the other; it cannot name a site
             self._headers.append((b"x-frame-options", b"SAMEORIGIN"))
-        self._coming = 0  # bytes of the bodies that are being read
+        self._coming: Counter[str] = Counter()  # by address, bytes of the bodies that are being read
         self._connections: Counter[str] = Counter()  # by address
         self._collecting: Counter[str] = Counter()  # by visitor, how many connections take answers
         self._asked: dict[str, float] = {}  # by visitor, when
@@ -109,8 +112,7 @@ class PageRequests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
         elif scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            alive = _ALIVE.fullmatch(scope["path"])
-            if _NO_GET.fullmatch(scope["path"]) or (alive and not _VISITOR.fullmatch(alive[1])):
+            if _GET.fullmatch(scope["path"]) is None:
                 await PlainTextResponse("the page has no such address", 404)(scope, receive, send)
             else:
                 progress = _PROGRESS.fullmatch(scope["path"]) is not None
@@ -136,12 +138,12 @@ class PageRequests:
                 del self._collecting[visitor]
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        held = [0]
+        held, address = [0], client_of(scope)
         try:
-            body = await asyncio.wait_for(self._read(receive, held), _SECONDS)
+            body = await asyncio.wait_for(self._read(receive, held, address), _SECONDS)
             if body is None:  # the client went away
                 return
-            self._check(body, scope["path"].rstrip("/"), client_of(scope))
+            self._check(body, scope["path"].rstrip("/"), address)
         except _Refused as refused:
             await _said(refused.args[1], refused.args[0])(scope, receive, send)
             return
@@ -149,7 +151,9 @@ class PageRequests:
             await _said(f"the body did not come within {_SECONDS} seconds", 408)(scope, receive, send)
             return
         finally:
-            self._coming -= held[0]
+            self._coming[address] -= held[0]
+            if not self._coming[address]:
+                del self._coming[address]
         unread = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Any:
@@ -157,7 +161,7 @@ class PageRequests:
 
         await self.app(scope, again, send)
 
-    async def _read(self, receive: Receive, held: list[int]) -> bytes | None:
+    async def _read(self, receive: Receive, held: list[int], address: str) -> bytes | None:
         """Return the body, or None where the client went away; ``held`` counts what is kept meanwhile."""
         chunks: list[bytes] = []
         while True:
@@ -165,12 +169,13 @@ class PageRequests:
             if message["type"] != "http.request":
                 return None
             chunk = message.get("body", b"")
-            held[0] += len(chunk)
-            self._coming += len(chunk)
-            if held[0] > LONGEST_BODY:
+            if held[0] + len(chunk) > LONGEST_BODY:
                 raise _Refused(413, f"a request may have {LONGEST_BODY:,} bytes")
-            if self._coming > MOST_BODIES:
+            every, of_address = (len(chunk) + there for there in (self._coming.total(), self._coming[address]))
+            if every > MOST_BODIES or of_address > MOST_BODIES // 2:
                 raise _Refused(503, "too many large requests at the moment: try again")
+            held[0] += len(chunk)
+            self._coming[address] += len(chunk)
             chunks.append(chunk)
             if not message.get("more_body"):
                 return b"".join(chunks)
@@ -209,7 +214,7 @@ class PageRequests:
             raise _Refused(400, "the body names no function of the page, or no visitor")
         html = {number for number, one in self.blocks.blocks.items() if one.get_block_name() == "html"}
         clicked = any(number in html for number, _ in function.targets)
-        if not _fits(asked.get("data"), function.inputs) or (clicked and not isinstance(asked.get("event_data"), dict)):
+        if not _fits(asked.get("data"), function.inputs) or (clicked and not _is_click(asked.get("event_data"))):
             raise _Refused(400, "the values are not those of the page")
         self._bound_work(visitor, address, function.concurrency_id)
         self._bound_answers(visitor)
@@ -291,6 +296,10 @@ def _fits(values: object, components: Sequence[Any]) -> bool:
 
 def _is_number(value: object, slider: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and slider.minimum <= value <= slider.maximum
+
+
+def _is_click(value: object) -> bool:
+    return isinstance(value, dict) and len(json.dumps(value)) <= _LONGEST_TEXT
 
 
 def _is_file(value: object) -> bool:

@@ -26,7 +26,7 @@ from fewshot_nam.heads.conformal import ROUNDING
 from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.heads.validation import HeadWarning
 from fewshot_nam.io.regular_files import file_version
-from fewshot_nam.service.class_names import class_name, known_class, one_spelling
+from fewshot_nam.service.class_names import alike, class_name, known_class, one_spelling
 from fewshot_nam.service.export_process import export_memory
 from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
 from fewshot_nam.service.given_images import GivenImage, Progress, features_of
@@ -165,7 +165,8 @@ class TeachingSession:
 
     def learn_classes(self, images: Sequence[tuple[GivenImage, str]], progress: Progress | None = None) -> Learned:
         """Learn images of several classes, each given with the name of its class; otherwise as ``learn``."""
-        labels = [class_name(label) for _, label in images]
+        first: dict[str, str] = {}  # one name for those that are alike
+        labels = [first.setdefault(alike(name), name) for name in (class_name(label) for _, label in images)]
         found = features_of(self.model, [image for image, _ in images], progress, self.most_pixels)
         with self._lock:
             new = (first_equal(found.values, self.model.head.support) < 0) & distinct(found.values)

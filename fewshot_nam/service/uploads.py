@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import re
 import shutil
 import sys
 import tempfile
 import time
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,7 +105,8 @@ class UploadLimit:
     def __init__(self, app: Application, directory: str | os.PathLike[str], most: int = MOST_BYTES) -> None:
         self.app, self.directory, self.most = app, Path(directory), most
         self._coming = 0  # bytes of the uploads that are being read
-        self._given: dict[str, list[tuple[float, int]]] = {}  # by address, when how many bytes came, in the last hour
+        self._given: Counter[str] = Counter()  # by address, bytes of the last hour, also those that are coming
+        self._ended: deque[tuple[float, str, int]] = deque()  # when an upload ended, its address and bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 411 (of unknown length) or 507 (no room)."""
@@ -123,50 +126,51 @@ class UploadLimit:
             )(scope, receive, send)
             return
         address = client_of(scope)
-        if address and not is_loopback(address) and length > self.most // 2 - self._given_by(address):
+        self._forget_old()
+        # What is on this machine may fill its own disk.
+        half = math.inf if not address or is_loopback(address) else self.most // 2
+        if length > half - self._given[address]:
             await PlainTextResponse(
-                f"no room for {length:,} more bytes: uploads from one address may take {self.most // 2:,} in an hour",
-                507,
+                f"no room for {length:,} more bytes: uploads from one address may take {half:,} in an hour", 507
             )(scope, receive, send)
             return
         boundary = parse_options_header(dict(scope["headers"]).get(b"content-type", b""))[1].get(b"boundary")
         came = 0
 
-        def begun() -> None:
-            """Count what a file takes besides its bytes: many small ones took a thousand times as much as they have."""
+        def count(size: int) -> None:
             nonlocal came
-            came += 2 * _BLOCK
-            self._coming += 2 * _BLOCK
-            if taken + self._coming > self.most:
+            came += size
+            self._coming += size  # not what it says that will come: nothing may come
+            self._given[address] += size
+            if taken + self._coming > self.most or self._given[address] > half:
                 raise MultiPartException("there is no room for more: uploads are removed after an hour")
 
+        def begun() -> None:
+            """Count what a file takes besides its bytes: many small ones took a thousand times as much as they have."""
+            count(2 * _BLOCK)
+
         async def counted() -> Any:
-            nonlocal came
             try:
                 message = await asyncio.wait_for(receive(), _COMING_SECONDS)
             except asyncio.TimeoutError:
                 raise MultiPartException(f"nothing came for {_COMING_SECONDS} seconds") from None
-            size = len(message.get("body", b""))
-            came += size
-            self._coming += size  # not what it says that will come: nothing may come
-            if taken + self._coming > self.most:
-                raise MultiPartException("there is no room for more: uploads are removed after an hour")
+            count(len(message.get("body", b"")))
             return message
 
         try:
             await self.app(scope, _FilesOnly(counted, boundary, begun) if boundary else counted, send)
         finally:
             self._coming -= came
-            self._given.setdefault(address, []).append((time.monotonic(), came))
+            self._ended.append((time.monotonic(), address, came))
 
-    def _given_by(self, address: str) -> int:
-        """Return how many bytes came from an address in the last hour; what is older is forgotten."""
+    def _forget_old(self) -> None:
+        """Forget the uploads that ended so long ago that they are removed."""
         since = time.monotonic() - _KEPT_SECONDS
-        for one, given in list(self._given.items()):
-            given[:] = [(when, size) for when, size in given if when > since]
-            if not given:
-                del self._given[one]
-        return sum(size for _, size in self._given.get(address, []))
+        while self._ended and self._ended[0][0] < since:
+            _, address, came = self._ended.popleft()
+            self._given[address] -= came
+            if not self._given[address]:
+                del self._given[address]
 
     def _taken(self) -> int:
         """Return the bytes of uploads that have ended or were broken off; the latter are removed after an hour."""

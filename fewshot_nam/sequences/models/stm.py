@@ -35,6 +35,7 @@ class STMModel(SequenceModel):
         readout: features read from all slots.
         hidden: width of the hidden layers of the output.
         dropout: probability of dropping a feature of the input.
+        direct: whether vectors are read as they come, as published, without an embedding and a linear layer before.
         stm_options: further arguments of ``STM``, such as ``preset``, ``gates`` and ``alphas``.
     """
 
@@ -50,12 +51,18 @@ class STMModel(SequenceModel):
         readout: int = 64,
         hidden: int = 128,
         dropout: float = 0.2,
+        direct: bool = False,
         **stm_options: Any,
     ) -> None:
         super().__init__(task, width, width)
+        read = width
         self.project = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout))
+        if direct:
+            if task.input_size is None:
+                raise ValueError("stm: direct=True is for tasks with vectors, and this one has tokens")
+            read, self.embed, self.project = task.input_size, nn.Identity(), nn.Sequential(nn.Dropout(dropout))
         sizes: dict[str, Any] = {"relation_size": relation, "readout_size": readout, "hidden_size": hidden}
-        self.stm = STM(width, width, memory, slots, **sizes, **stm_options)
+        self.stm = STM(read, width, memory, slots, **sizes, **stm_options)
 
     def _encode(self, x: Tensor, mask: Tensor) -> Tensor:
         return self._encode_steps(x, mask, None)

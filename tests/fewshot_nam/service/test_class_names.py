@@ -1,8 +1,10 @@
 """Names of classes: what is one, what is none, and one class however its name is written."""
 
+import time
+
 import pytest
 
-from fewshot_nam.service.class_names import class_name, known_class
+from fewshot_nam.service.class_names import alike, class_name, known_class
 
 # Default_Ignorable_Code_Point of Unicode 16: https://www.unicode.org/Public/16.0.0/ucd/DerivedCoreProperties.txt
 IGNORABLE = [
@@ -81,3 +83,30 @@ def test_no_character_that_shows_nothing_makes_another_name(written):
         except ValueError:
             continue
         assert found == written.format("").strip(), hex(number)
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("\u06a9\u0627\u0631\u200c\u0647\u0627", "\u06a9\u0627\u0631\u0647\u0627"),
+        ("\u062f\u200d\u0627", "\u062f\u0627"),
+        ("\u2615\u200d\u2615", "\u2615\u2615"),
+    ],
+)
+def test_a_joiner_makes_no_other_class(name, same):
+    """Behind a letter that joins nothing it does not show: two classes of Persian words looked the same."""
+    assert class_name(name) == name
+    assert known_class(["cup", name], same) == name
+    assert known_class(["cup", same], name) == same
+    assert known_class([name, same], same) == same
+    assert alike(name) == alike(same)
+
+
+def test_a_name_without_end_takes_no_time():
+    """Normalising 200,000 characters took a minute and a half, in which nothing else ran."""
+    began = time.process_time()
+    endless = "a" + 300_000 * "\u0300" + 300_000 * "\u0316"
+    assert known_class(["cup", "a"], endless) is None
+    with pytest.raises(ValueError, match="may have 100 characters, this one has 600001"):
+        class_name(endless)
+    assert time.process_time() - began < 5

@@ -546,7 +546,7 @@ def test_the_command_answers_the_shell_and_stops_in_peace(memory, digit_files, t
         out, err = capsys.readouterr()
         assert out.count("\n") == 1
         assert "notes.png" in err
-        monkeypatch.setattr(sys, "stdin", [files[0] + "\n", str(text) + "\n", "/none.png\n"])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{files[0]}\n{text}\n/none.png\n"))
         assert main(["predict", "-", "--server", served.url]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split("\t")[1] for line in lines] == ["digit 0", "", ""]
@@ -588,3 +588,19 @@ def test_killed_in_the_middle_of_saves_nothing_acknowledged_is_lost(memory, digi
     served.process.communicate(timeout=30)
     found = {str(label) for label in open_model(memory)[0].classes}
     assert found - {pending} == known - {pending}
+
+
+def test_workers_end_with_a_server_that_is_killed(memory):
+    """They went on with the port and the old token, and the server could not be started again."""
+    served = Command(memory, "--workers", "2")
+    served.process.kill()
+    served.process.wait(30)
+    port = int(served.url.rpartition(":")[2])
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.socket() as again:
+            again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            again.bind(("127.0.0.1", port))
+            return
+        time.sleep(0.2)
+    pytest.fail("workers still listen")

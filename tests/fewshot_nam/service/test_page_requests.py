@@ -79,9 +79,9 @@ async def posted(app, chunks, path=JOIN, wait=0.0, address=""):
 @pytest.fixture
 def behind(monkeypatch):
     monkeypatch.setattr(page_requests, "LONGEST_BODY", 1000)
-    monkeypatch.setattr(page_requests, "MOST_BODIES", 1500)
+    monkeypatch.setattr(page_requests, "MOST_BODIES", 2000)
     monkeypatch.setattr(page_requests, "_MOST_PARTS", 50)
-    monkeypatch.setattr(page_requests, "_SECONDS", 0.5)
+    monkeypatch.setattr(page_requests, "_SECONDS", 2.0)
     return Behind()
 
 
@@ -93,7 +93,7 @@ def test_a_body_comes_whole_to_what_is_behind(behind):
     for path in paths:
         assert asyncio.run(posted(app, [body[:400], b"", body[400:]], path)) == 200
     assert behind.bodies == [body] * len(paths)
-    assert app._coming == 0
+    assert not app._coming
 
 
 @pytest.mark.parametrize(
@@ -103,25 +103,28 @@ def test_a_body_comes_whole_to_what_is_behind(behind):
         ([b"[" * 30, b"," * 21], 0.0, 413),
         ([b"{" * 51], 0.0, 413),
         ([b"no JSON"], 0.0, 400),
-        ([b"a"] * 20, 0.1, 408),
+        ([b"a"] * 20, 0.2, 408),
     ],
 )
 def test_a_body_that_is_too_long_too_involved_or_too_slow_is_refused(behind, chunks, wait, status):
     app = PageRequests(behind, BLOCKS)
     assert asyncio.run(posted(app, chunks, wait=wait)) == status
     assert behind.bodies == []
-    assert app._coming == 0
+    assert not app._coming
 
 
 def test_bodies_are_bounded_together_and_a_client_that_goes_takes_no_room(behind):
     app = PageRequests(behind, BLOCKS)
 
-    async def together():
-        return await asyncio.gather(
-            *(posted(app, [b'"' + b"a" * 799, b"b" * 99 + b'"'], RESET, wait=0.05) for _ in range(2))
-        )
+    async def together(*addresses):
+        chunks = [b'"' + b"a" * 799, b"b" * 99 + b'"']
+        return await asyncio.gather(*(posted(app, chunks, RESET, wait=0.05, address=one) for one in addresses))
 
-    assert sorted(asyncio.run(together())) == [200, 503]
+    assert sorted(asyncio.run(together("192.0.2.1", "192.0.2.2", "192.0.2.3"))) == [200, 200, 503]
+    # One address kept all others from any request by bodies that it did not finish.
+    assert sorted(asyncio.run(together("192.0.2.1", "192.0.2.1", "192.0.2.2"))) == [200, 200, 503]
+    assert asyncio.run(together("192.0.2.1", "192.0.2.1", "192.0.2.2"))[2] == 200
+    behind.bodies.clear()
 
     async def gone():
         async def receive():
@@ -133,7 +136,80 @@ def test_bodies_are_bounded_together_and_a_client_that_goes_takes_no_room(behind
         await app({"type": "http", "method": "POST", "path": JOIN, "headers": []}, receive, send)
 
     asyncio.run(gone())
-    assert app._coming == 0
+    assert not app._coming
+    assert behind.bodies == []
+
+
+async def got(app, path, method="GET"):
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    await app({"type": "http", "method": method, "path": path, "headers": []}, receive, send)
+    return sent[0]["status"]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            f"{api}/file{sign}{url}"
+            for api in ("", "/gradio_api")
+            for sign in "=/"
+            for url in ("http://a.b/x.png", "https://a.b")
+        ),
+        *("/gradio_api/file= http://a.b/x", "/gradio_api/file=//a.b/x\nhttp://", "/gradio_api/proxy=https://a.b/x"),
+        *("/gradio_api/deep_link", "/gradio_api/monitoring", "/monitoring/summary", "/gradio_api/dev/reload"),
+        *(
+            "/gradio_api/stream/a/1/2/playlist-file",
+            "/gradio_api/runs",
+            "/gradio_api/openapi.json",
+            "/gradio_api/call/learn/a",
+        ),
+        *(
+            "/gradio_api/heartbeat/" + 65 * "a",
+            "/gradio_api/heartbeat/a/b",
+            "/another",
+            "/gradio_api/custom_component/a/b/c/d",
+        ),
+    ],
+)
+def test_addresses_that_the_page_does_not_ask_for_are_not_there(behind, path, method):
+    """A file that is a URL was fetched, and what any site answered was shown as a page of this one: its script was the page's."""
+    app = PageRequests(behind, BLOCKS)
+    status = asyncio.run(got(app, path, method))
+    relayed = [body for body in behind.bodies if "http" in path]
+    assert (status, relayed) == (404, []) or (path.startswith("/gradio_api/file=//a.b/x") and status == 200)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "/",
+            "/config",
+            "/theme.css",
+            "/favicon.ico",
+            "/assets/index.js",
+            "/static/js/one.min.js",
+            "/gradio_api/info",
+        ),
+        *(
+            "/gradio_api/heartbeat/a1-_b",
+            "/gradio_api/queue/data",
+            "/gradio_api/startup-events",
+            "/gradio_api/upload_progress",
+        ),
+        *("/gradio_api/file=/tmp/gradio/a/mug of http: 1.png", "/gradio_api/file=C:\\gradio\\mug.png"),
+    ],
+)
+def test_addresses_of_the_page_are_passed_on(behind, path):
+    assert asyncio.run(got(PageRequests(behind, BLOCKS), path)) == 200
     assert len(behind.bodies) == 1
 
 

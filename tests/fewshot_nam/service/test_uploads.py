@@ -186,3 +186,39 @@ def test_an_address_has_half_of_the_room_for_an_hour(tmp_path, monkeypatch):
     clock[0] = 5000.0
     assert upload(500, "192.0.2.1") == 200
     assert set(limit._given) == {"192.0.2.1"}
+
+
+def test_uploads_of_one_address_that_come_at_a_time_have_half_of_the_room(tmp_path):
+    """Each was counted when it had ended, so that three at a time took all of it."""
+    said = []
+
+    async def behind(scope, receive, send):
+        try:
+            while (await receive()).get("more_body"):
+                pass
+        except MultiPartException as error:
+            said.append(error.message)
+        else:
+            said.append(200)
+
+    limit = UploadLimit(behind, tmp_path, most=1000)
+
+    async def upload(address):
+        left = [b"x" * 200, b"x" * 200]
+
+        async def receive():
+            await asyncio.sleep(0.02)
+            return {"type": "http.request", "body": left.pop(), "more_body": bool(left)}
+
+        headers = [(b"content-length", b"400")]
+        scope = {"type": "http", "method": "POST", "path": "/upload", "headers": headers, "client": (address, 0)}
+        await limit(scope, receive, None)
+
+    async def together():
+        await asyncio.gather(*(upload("192.0.2.1") for _ in range(2)))
+
+    asyncio.run(together())
+    assert len(said) == 2
+    assert any("no room" in str(one) for one in said)
+    asyncio.run(upload("192.0.2.2"))
+    assert said[2] == 200
