@@ -34,7 +34,7 @@ from fewshot_nam.service.findings import Check
 from fewshot_nam.service.given_images import GivenImage, image_files, images_in_folder
 from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, known_hosts, neighbourhood
 from fewshot_nam.service.http_server import Impatient
-from fewshot_nam.service.page_requests import CAMERAS, EXPORTS, IMAGES, MOST_CAMERAS, QUEUED, PageRequests
+from fewshot_nam.service.page_requests import ASKED, CAMERAS, EXPORTS, IMAGES, MOST_CAMERAS, QUEUED, PageRequests
 from fewshot_nam.service.teaching import TeachingSession
 from fewshot_nam.service.uploads import UploadLimit, temporary_directory
 from fewshot_nam.service.visitors import Frames, Sessions
@@ -68,12 +68,16 @@ def as_given(payload: ImageData | None) -> str | bytes | None:
         return None
     if not payload.url or not payload.url.startswith("data:"):
         if payload.path is None or not Path(payload.path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
-            raise gr.Error("the image was not uploaded")
+            raise _error("the image was not uploaded")
         return payload.path
     try:
         return base64.b64decode(payload.url.partition(",")[2], validate=True)
     except ValueError:
-        raise gr.Error("the image cannot be read") from None
+        raise _error("the image cannot be read") from None
+
+
+def _error(text: str) -> gr.Error:
+    return gr.Error(text, print_exception=False)  # for the visitor: the log would get thirty lines each time
 
 
 def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
@@ -83,8 +87,8 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         sessions: of its visitors.
         local: the visitors sit at this machine: they may name its folders, and save to the memory's file.
     """
-    downloads = temporary_directory()
-    atexit.register(shutil.rmtree, downloads, ignore_errors=True)
+    downloads = Path(get_upload_folder())  # of what lies there Gradio makes no further copy at every download
+    downloads.mkdir(parents=True, exist_ok=True)
     frames = Frames()
     places: WeakKeyDictionary[TeachingSession, Path] = WeakKeyDictionary()
 
@@ -99,7 +103,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         try:
             return sessions.of(request.session_hash, what, _address(request))
         except ValueError as error:
-            raise gr.Error(str(error)) from None
+            raise _error(str(error)) from None
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(
@@ -428,7 +432,15 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             "concurrency_id": IMAGES,
             "concurrency_limit": _WORKS,
         }  # what many images may be given to
-        asked.change(on_asked, [asked], answer, show_progress="hidden", **quiet)
+        asked.change(
+            on_asked,
+            [asked],
+            answer,
+            concurrency_id=ASKED,
+            concurrency_limit=_WORKS,
+            show_progress="hidden",
+            api_visibility="private",
+        )
         learn_frame.click(on_learn_frame, [name, find], shared, show_progress_on=status, **quiet)
         learn_files.click(
             on_learn_files, [name, files, folder, find], [*shared, files, folder], show_progress_on=status, **many
@@ -511,7 +523,12 @@ def serve(
         app_kwargs={
             "middleware": [
                 Middleware(KnownHosts, hosts=known_hosts(host, hosts), proxies=hosts),
-                Middleware(PageRequests, blocks=page, framed_by=_SPACES if "SPACE_ID" in os.environ else None),
+                Middleware(
+                    PageRequests,
+                    blocks=page,
+                    framed_by=_SPACES if "SPACE_ID" in os.environ else None,
+                    uploads=uploads,
+                ),
                 Middleware(UploadLimit, directory=uploads),
             ]
         },

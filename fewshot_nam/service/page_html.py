@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from fewshot_nam.heads import Label
@@ -292,33 +293,55 @@ def _named(label: Label) -> str:
 
 
 def confusion_table(check: Check) -> str:
-    """Return how often images of each class got each answer; classes with the most images first."""
-    truths: dict[str | None, int] = {}
-    answers: dict[str | None, int] = {}
-    for (truth, answer), count in check.confusions.items():
-        truths[truth] = truths.get(truth, 0) + count
-        answers[answer] = answers.get(answer, 0) + count
-    rows = sorted((name for name in truths if name is not None), key=lambda name: (-truths[name], name))[
-        :_MOST_CONFUSED
-    ]
-    columns = sorted((name for name in answers if name is not None), key=lambda name: (-answers[name], name))
+    """Return how often images of each class got each answer; classes with the most images first, and what is beyond 20 together."""
+    counts = Counter(check.confusions)
+    truths, answers = _most(truth for truth, _ in counts.elements()), _most(answer for _, answer in counts.elements())
+    rows = truths[:_MOST_CONFUSED]
+    answered = set(answers)  # a row has the column of its right answers
+    columns = [*(name for name in rows if name in answered), *(name for name in answers if name not in rows)]
     columns = columns[:_MOST_CONFUSED]
-    shown_rows: list[str | None] = [*rows, *([None] if None in truths else [])]
-    shown_columns: list[str | None] = [*columns, *([None] if None in answers else [])]
-    head = "".join(f'<th scope="col">{"unknown" if name is None else _named(name)}</th>' for name in shown_columns)
+    cells: Counter[tuple[str | None, str | None]] = Counter()
+    for (truth, answer), count in counts.items():
+        cells[_place(truth, rows), _place(answer, columns)] += count
+    further_rows, further_columns = (len(names) - len(shown) for names, shown in ((truths, rows), (answers, columns)))
+    shown_rows: list[_Titled] = [*((name, escape(name)) for name in rows), *_together(further_rows)]
+    shown_columns: list[_Titled] = [*((name, _named(name)) for name in columns), *_together(further_columns)]
+    if any(truth is None for truth, _ in counts):
+        shown_rows.append((None, "<em>other classes</em>"))
+    if any(answer is None for _, answer in counts):
+        shown_columns.append((None, "unknown"))
+    head = "".join(f'<th scope="col">{title}</th>' for _, title in shown_columns)
     body = []
-    for truth in shown_rows:
-        cells = []
-        for answer in shown_columns:
-            count = check.confusions.get((truth, answer), 0)
-            kind = "right" if truth == answer else "wrong" if answer is not None else ""
-            cells.append(f'<td class="{kind if count else ""}">{count or ""}</td>')
-        name = "other classes" if truth is None else escape(truth)
-        body.append(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>')
+    for truth, title in shown_rows:
+        found = []
+        for answer, _ in shown_columns:
+            count = cells[truth, answer]
+            mixed = truth == _FURTHER or (answer is None and truth is not None)  # of right and wrong ones, or neither
+            kind = "" if mixed else "right" if truth == answer else "wrong"
+            found.append(f'<td class="{kind if count else ""}">{count or ""}</td>')
+        body.append(f'<tr><th scope="row">{title}</th>{"".join(found)}</tr>')
     return (
         f'<div class="nam-scroll"><table><caption class="nam-small">rows: what the images are; columns: the answers</caption>'
         f"<tr><th></th>{head}</tr>{''.join(body)}</table></div>"
     )
+
+
+_FURTHER = ""  # no name of a class
+_Titled = tuple[str | None, str]
+
+
+def _most(names: Iterable[str | None]) -> list[str]:
+    """Return the classes among names, the most frequent first."""
+    counts = Counter(name for name in names if name is not None)
+    return sorted(counts, key=lambda name: (-counts[name], name))
+
+
+def _place(name: str | None, shown: Sequence[str]) -> str | None:
+    return name if name is None or name in shown else _FURTHER
+
+
+def _together(further: int) -> list[_Titled]:
+    return [(_FURTHER, f"<em>{_classes(further)} more</em>")] if further else []
 
 
 def _images(count: int) -> str:

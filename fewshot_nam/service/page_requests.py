@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from time import monotonic as _now
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from starlette.responses import JSONResponse, PlainTextResponse
 
+from fewshot_nam.service.given_images import MOST_IMAGES
 from fewshot_nam.service.hosts import Application, Receive, Scope, Send, client_of
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ IMAGES = "images"
 EXPORTS = "exports"
 """What it calls the function that exports."""
 
+ASKED = "asked"
+"""What it calls the function that answers to one image, which may be large."""
+
 CAMERAS = "cameras"
 """What it calls the function that answers to a camera, as long as that is open."""
 MOST_CAMERAS = 50
@@ -45,7 +51,7 @@ QUEUED = 200
 _MOST_OF_AN_ADDRESS = QUEUED // 2
 _MOST_CONNECTIONS = 500
 _MOST_WORK = 2  # of these that a visitor has at a time: one that runs, and one that waits
-_MOST_WORK_OF_ALL = {IMAGES: 16, EXPORTS: 4, CAMERAS: MOST_CAMERAS}  # an export takes some 15 seconds
+_MOST_WORK_OF_ALL = {IMAGES: 16, ASKED: 16, EXPORTS: 4, CAMERAS: MOST_CAMERAS}  # an export takes some 15 seconds
 _LONGEST_TEXT = 10_000  # characters
 _VISITOR = re.compile(r"[A-Za-z0-9_-]{1,64}")  # Gradio names one by some ten letters, its client by 36
 _PREFIX = r"(?:/gradio_api)?"
@@ -75,10 +81,18 @@ class PageRequests:
         blocks: the page, whose answers that wait to be collected are bounded.
         framed_by: a site that may show the page within its own, beside the page itself; ``None`` for none: what a user clicks on
             another site would be a click on the page.
+        uploads: the directory of what was uploaded, from which files are taken; ``None`` for any.
     """
 
-    def __init__(self, app: Application, blocks: gr.Blocks, framed_by: str | None = None) -> None:
+    def __init__(
+        self,
+        app: Application,
+        blocks: gr.Blocks,
+        framed_by: str | None = None,
+        uploads: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.app, self.blocks = app, blocks
+        self.uploads = None if uploads is None else Path(uploads).resolve()
         sites = "'self'" if framed_by is None else f"'self' {framed_by}"
         self._headers = [(b"content-security-policy", f"frame-ancestors {sites}".encode())]
         if framed_by is None:  # of browsers that do not know the other; it cannot name a site
@@ -129,6 +143,11 @@ class PageRequests:
         visitor = ""
         if _ANSWERS.fullmatch(scope["path"]):
             visitor = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"))).get("session_hash", "")
+            if (
+                visitor not in self.blocks._queue.pending_messages_per_session
+            ):  # Gradio begins an answer before it looks
+                await _said("there are no answers for this visitor", 404)(scope, receive, send)
+                return
         self._collecting[visitor] += 1
         try:
             await self.app(scope, receive, send)
@@ -188,7 +207,8 @@ class PageRequests:
             asked = json.loads(body or b"{}")
         except (ValueError, RecursionError):
             raise _Refused(400, "the body is not JSON") from None
-        parts = [asked]
+        parts: list[Any] = [asked]
+        files: list[str] = []
         while parts:
             part = parts.pop()
             if isinstance(part, dict):
@@ -196,14 +216,19 @@ class PageRequests:
                     raise _Refused(400, "an image is uploaded, not fetched from another address")
                 if "\0" in str(part.get("path")):
                     raise _Refused(400, "a path has no zero character")
+                if isinstance(part.get("path"), str) and part["path"]:
+                    files.append(part["path"])
                 parts.extend(part.values())
             elif isinstance(part, list):
                 parts.extend(part)
+        if len(files) > MOST_IMAGES:  # Gradio looks at each while nothing else is answered
+            raise _Refused(413, f"a request may have {MOST_IMAGES:,} files")
         if frame := _FRAME.fullmatch(path):
             event = self.blocks._queue.event_ids_to_events.get(frame[1])
             if event is not None and not (isinstance(asked, dict) and _fits(asked.get("data"), event.fn.inputs)):
                 raise _Refused(400, "the values are not those of the page")
         if not path.endswith("/queue/join"):
+            self._check_uploaded(files)
             return
         if not isinstance(asked, dict):
             raise _Refused(400, "the body names no function of the page")
@@ -217,7 +242,21 @@ class PageRequests:
         if not _fits(asked.get("data"), function.inputs) or (clicked and not _is_click(asked.get("event_data"))):
             raise _Refused(400, "the values are not those of the page")
         self._bound_work(visitor, address, function.concurrency_id)
+        self._check_uploaded(files)
         self._bound_answers(visitor)
+
+    def _check_uploaded(self, files: Sequence[str]) -> None:
+        """Raise ``_Refused`` where a file does not lie among the uploads."""
+        if self.uploads is None:
+            return
+        for file in set(files):
+            try:
+                found = Path(file).resolve()
+                uploaded = found.is_relative_to(self.uploads) and found.is_file()
+            except (OSError, RuntimeError):  # too long, say
+                uploaded = False
+            if not uploaded:
+                raise _Refused(400, "the image was not uploaded")
 
     def _bound_work(self, visitor: str, address: str, kind: str) -> None:
         """Raise ``_Refused`` where too much, of this kind or at all, of this visitor, address or of all runs or waits."""
@@ -303,7 +342,9 @@ def _is_click(value: object) -> bool:
 
 
 def _is_file(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(name), str | None) for name in ("path", "url"))
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), str | None) for name in ("path", "url")):
+        return False
+    return bool(value.get("path")) or (value.get("url") or "").startswith("data:")
 
 
 _CHECKS: dict[str, Callable[[Any, Any], bool]] = {

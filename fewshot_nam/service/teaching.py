@@ -184,11 +184,31 @@ class TeachingSession:
             taught = found.values[positions].cpu()
             known = first_equal(self._unknown, taught) >= 0 if len(self._unknown) else torch.zeros(0, dtype=torch.bool)
             self._unknown = self._unknown[~known]  # of what is known, no rate can be promised
+            doubt = self._set_again() if known.any() else None
             self._changed(before)
             _, said = _threshold_of(self.model.head)
             if known.any():
-                said = [*said, f"{_images(int(known.sum()))} given as unknown before: they count as this class now"]
+                count = "they count as this class now" if doubt is None else f"the rate counts them so still ({doubt})"
+                said = [*said, f"{_images(int(known.sum()))} given as unknown before: {count}"]
         return Learned(dict(counts), len(found.kept) - len(positions), found.skipped, said)
+
+    def _set_again(self) -> str | None:
+        """Set the rate again, if one is set, after images of unknowns were learned; return why it cannot be, or ``None``.
+
+        Then the threshold stays one for all of them, which refuses more than it has to.
+        """
+        head = self.model.head
+        if head._target_fpr is None:
+            return None
+        try:
+            if head._unknown_labels is not None or head._unknown_groups is not None:
+                raise ValueError("it holds for each new class of unknowns")
+            with _warnings():
+                unknown = self._unknown.to(head.targets.device)
+                head.calibrate(unknown, target_fpr=head._target_fpr, confidence=head._confidence)
+        except ValueError as error:
+            return str(error)
+        return None
 
     def forget(self, label: Label) -> None:
         """Forget a class: the memory is then the same as one that never learned it.

@@ -115,12 +115,9 @@ def test_a_file_of_this_machine_cannot_be_asked_about_as_if_it_were_uploaded(pag
     port, session = page
     version = session.version
     given = {"path": str(digit_files[0][5]), "meta": {"_type": "gradio.FileData"}}
-    # A visitor of its own: answers to others, which were not collected, would come first.
-    called(
-        port, "on_learn_files", ["stolen", [given], None, ""], "not-uploaded", **{"Content-Type": "application/json"}
-    )
-    _, events = asked(port, "GET", "/gradio_api/queue/data?session_hash=not-uploaded")
-    assert b'"success":false' in events.replace(b" ", b"")
+    headers = {"Content-Type": "application/json"}
+    status, content = called(port, "on_learn_files", ["stolen", [given], None, ""], "not-uploaded", **headers)
+    assert (status, b"was not uploaded" in content) == (400, True)
     assert session.version == version
 
 
@@ -152,7 +149,8 @@ def test_an_image_of_this_machine_cannot_be_asked_about(page, digits, digit_file
         )
     ):
         events = answered(port, given, f"stolen-{number}")
-        assert b'"success":false' in events.replace(b" ", b"")
+        refused = (b'"success":false', b"therearenoanswers")  # by Gradio, or before it is asked
+        assert any(one in events.replace(b" ", b"") for one in refused)
         assert b"zero" not in events
         for word in (b"passwd", b"not an image", b"No such file"):
             assert word not in events
@@ -370,6 +368,7 @@ def test_a_visitor_who_changed_nothing_can_download_what_is_there(digits, tmp_pa
         port = free.getsockname()[1]
     blocks = serve(session, port=port, wait=False, separate=True)
     try:
+        files = set()
         for visitor in ("one", "two", "one"):
             called(port, "on_make", [""], visitor, **{"Content-Type": "application/json"})
             _, events = asked(port, "GET", f"/gradio_api/queue/data?session_hash={visitor}")
@@ -378,6 +377,9 @@ def test_a_visitor_who_changed_nothing_can_download_what_is_there(digits, tmp_pa
             assert status == 200
             (tmp_path / "copy.safetensors").write_bytes(content)
             assert TeachingSession.open(tmp_path / "copy.safetensors").model.classes == ["zero"]
+            # Each download left a copy that nothing counted: one visitor filled the disk.
+            files |= set(Path(blocks.GRADIO_CACHE).rglob("*.safetensors"))
+        assert len(files) == 1
     finally:
         blocks.close()
 

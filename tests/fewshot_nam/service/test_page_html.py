@@ -124,7 +124,7 @@ def test_a_histogram_of_one_score(scores):
 def test_confusions_are_a_table_of_true_classes_and_answers():
     confusions = {("cup", "cup"): 8, ("cup", "mug"): 1, ("mug", None): 2, (None, "mug"): 3}
     rows = [
-        [cell.text for cell in row]
+        ["".join(cell.itertext()) or None for cell in row]
         for row in parsed(html.confusion_table(Check([], [], [], 0.5, confusions, []))).iter("tr")
     ]
     assert rows == [
@@ -133,6 +133,25 @@ def test_confusions_are_a_table_of_true_classes_and_answers():
         ["mug", None, None, "2"],
         ["other classes", None, "3", None],
     ]
+
+
+@pytest.mark.parametrize("wrong", [0, 5])
+def test_no_image_is_left_out_of_the_confusions_of_many_classes(wrong):
+    """Rows and columns beyond 20 were left out without a word, with them right answers of the rows shown."""
+    right = {(f"class {i:02}", f"class {i:02}"): 1 for i in range(30)}
+    confusions = (
+        right | {(f"class {i:02}", f"other {i:02}"): wrong for i in range(30) if wrong} | {(None, "other 00"): 2}
+    )
+    table = parsed(html.confusion_table(Check([], [], [], 0.5, confusions, [])))
+    head, *rows = [["".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
+    assert sum(int(cell) for row in rows for cell in row[1:] if cell) == sum(confusions.values())
+    assert [row[0] for row in rows[20:]] == ["10 classes more", "other classes"]
+    assert head[21:] == [f"{40 if wrong else 11} classes more"]
+    assert all(row[1 + head[1:].index(row[0])] == "1" for row in rows[:20])
+    kinds = [[cell.get("class") for cell in row if cell.tag == "td"] for row in table.iter("tr")][1:]
+    assert [kinds[i][head[1:].index(row[0])] for i, row in enumerate(rows[:20])] == 20 * ["right"]
+    assert all(kind in ("", "wrong") for kind in kinds[-1])
+    assert set(kinds[20]) == {""}
 
 
 @pytest.mark.parametrize(

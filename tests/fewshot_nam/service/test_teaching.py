@@ -207,6 +207,26 @@ def test_an_unknown_that_is_taught_later_is_unknown_no_more(taught, digits, tmp_
     again.calibrate(0.2)
 
 
+def test_the_rate_rests_no_more_on_unknowns_that_are_taught(taught, digits):
+    """They kept the threshold high, so that images of their class were refused, though the page said that they were known."""
+    unknown = [image for label in range(4, 10) for image in digits[label][:5]]
+    taught.add_unknown(unknown)
+    taught.calibrate(0.1)
+    taught.learn(digits[4][:5], "four")
+    assert len(taught.model.head.unknowns) == 25
+    threshold, learned = taught.threshold, taught.model.classes
+    assert learned[-1] == "four"
+    taught.calibrate(0.1)
+    assert taught.threshold == threshold
+    # Where fewer are left than the rate takes, all of them stay, and it is said.
+    taught.clear_unknown()
+    taught.add_unknown(unknown[5:25])
+    taught.calibrate(0.05)
+    note = taught.learn(digits[5][:5], "five").warnings[-1]
+    assert "5 images were given as unknown before: the rate counts them so still (" in note
+    assert taught.threshold is not None
+
+
 def test_a_promise_that_comes_after_its_version_is_something_new_to_show(taught, digits, monkeypatch):
     """A page that drew the session while the promise was measured never drew it again: it asked for the rate anew, for good."""
     taught.add_unknown(unknown(digits))
