@@ -157,6 +157,20 @@ def test_images_are_taken_from_what_was_uploaded(behind, tmp_path):
     assert [status(str(tmp_path / one)) for one in others] == [400] * len(others)
 
 
+def test_what_is_clicked_has_a_short_name(behind, monkeypatch):
+    """One click on "forget" with a name of 400 kB kept everyone waiting for a minute and a half."""
+    monkeypatch.setattr(page_requests, "LONGEST_BODY", 10**6)
+    monkeypatch.setattr(page_requests, "MOST_BODIES", 10**7)
+    monkeypatch.setattr(page_requests, "_SECONDS", 20)
+    app = PageRequests(behind, page_of({0: SimpleNamespace(inputs=[], concurrency_id="other", targets=[(1, "click")])}))
+
+    def status(event):
+        body = {"data": [], "fn_index": 0, "session_hash": "one", "event_data": event}
+        return asyncio.run(posted(app, [json.dumps(body).encode()]))
+
+    assert [status(one) for one in ({"label": "mug"}, {"label": 10_000 * "a"}, "mug", None)] == [200, 400, 400, 400]
+
+
 def test_a_request_has_as_many_files_as_images_may_be_given(behind, monkeypatch):
     """24,000 in one request kept everyone waiting for six seconds."""
     monkeypatch.setattr(page_requests, "MOST_IMAGES", 3)
