@@ -387,6 +387,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             session = session_of(request)
 
             def act() -> str:
+                _check_local(local)
                 session.reload()
                 return html.note("Read the file again.", "good")
 

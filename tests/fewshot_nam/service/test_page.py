@@ -306,7 +306,11 @@ def test_behind_a_proxy_no_visitor_is_at_this_machine(page, digit_files):
     """With a name of a proxy, everyone who came through it could read folders and write the memory's file."""
     port, session = page  # it was started with such a name
     version, before = session.version, Path(session.path).read_bytes()
-    for name, given in (("on_learn_path", [str(digit_files[0][0].parent.parent), ""]), ("on_save", [""])):
+    for name, given in (
+        ("on_learn_path", [str(digit_files[0][0].parent.parent), ""]),
+        ("on_save", [""]),
+        ("on_reload", [""]),
+    ):
         called(port, name, given, name, **{"Content-Type": "application/json"})
         events = asked(port, "GET", f"/gradio_api/queue/data?session_hash={name}")[1]
         assert b"cannot be used here" in events
