@@ -40,6 +40,16 @@ def test_the_stm_model_passes_its_options_on(preset, task):
     torch.testing.assert_close(model(tokens(task)), model.classify(model.stm(x)[0]))
 
 
+def test_the_stm_model_reads_vectors_as_they_come(task):
+    vectors = tasks.create("nth_farthest", vectors=3, dimensions=2)
+    model = build("stm", vectors, direct=True)
+    inputs = vectors.sample(4, torch.Generator().manual_seed(0), 3).inputs.double()
+    assert model.stm.input_size == vectors.input_size
+    torch.testing.assert_close(model(inputs), model.classify(model.stm(inputs)[0]))
+    with pytest.raises(ValueError, match="direct=True is for tasks with vectors"):
+        build("stm", task, direct=True)
+
+
 def test_mann_is_its_equations(task):
     model, inputs = build("mann", task), tokens(task, 1)
     item = model.item
