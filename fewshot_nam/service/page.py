@@ -594,7 +594,7 @@ def _about_file(session: TeachingSession) -> str:
     where = "no file" if session.path is None else str(session.path.absolute())
     state = "saved" if session.saved else "not saved"
     known = session.model.classes
-    return html.note(f"{len(known):,} classes; {where}; {state}.")
+    return html.note(f"{html.count_of_classes(len(known))}; {where}; {state}.")
 
 
 if __name__ == "__main__":  # the app.py of a Space

@@ -143,7 +143,9 @@ def classes_html(views: Sequence[ClassView], threshold: float | None, find: str 
     wanted = [view for view in views if text in one_spelling(str(view.label)).lower()]
     shown = [_class_html(view, threshold) for view in wanted[:MOST_CLASSES]]
     total = sum(view.images for view in views)
-    line = f"{_classes(len(views))}, {_images(total)}" + (f"; {len(shown)} shown" if len(shown) < len(views) else "")
+    line = f"{count_of_classes(len(views))}, {_images(total)}" + (
+        f"; {len(shown)} shown" if len(shown) < len(views) else ""
+    )
     return f'<div class="nam-classes"><div class="nam-small">{line}</div>{"".join(shown)}</div>'
 
 
@@ -341,12 +343,13 @@ def _place(name: str | None, shown: Sequence[str]) -> str | None:
 
 
 def _together(further: int) -> list[_Titled]:
-    return [(_FURTHER, f"<em>{_classes(further)} more</em>")] if further else []
+    return [(_FURTHER, f"<em>{count_of_classes(further)} more</em>")] if further else []
 
 
 def _images(count: int) -> str:
     return f"{count:,} image{'' if count == 1 else 's'}"
 
 
-def _classes(count: int) -> str:
+def count_of_classes(count: int) -> str:
+    """Return "1 class", or so many classes."""
     return f"{count:,} class{'' if count == 1 else 'es'}"
