@@ -223,23 +223,29 @@ class PageRequests:
                 parts.extend(part)
         if len(files) > MOST_IMAGES:  # Gradio looks at each while nothing else is answered
             raise _Refused(413, f"a request may have {MOST_IMAGES:,} files")
-        if frame := _FRAME.fullmatch(path):
-            event = self.blocks._queue.event_ids_to_events.get(frame[1])
-            if event is not None and not (isinstance(asked, dict) and _fits(asked.get("data"), event.fn.inputs)):
-                raise _Refused(400, "the values are not those of the page")
-        if not path.endswith("/queue/join"):
-            self._check_uploaded(files)
+        frame = _FRAME.fullmatch(path)
+        if frame is None and not path.endswith("/queue/join"):
+            if len(body) > _LONGEST_TEXT:
+                raise _Refused(413, f"such a request may have {_LONGEST_TEXT:,} bytes")
             return
-        if not isinstance(asked, dict):
+        if not isinstance(asked, dict) or not all(_is_short(asked.get(name)) for name in ("event_data", "event_id")):
             raise _Refused(400, "the body names no function of the page")
         # The types are exact: Gradio takes "5" and 5.0 for 5.
         visitor, number = asked.get("session_hash"), asked.get("fn_index")
+        if frame is not None:
+            event = self.blocks._queue.event_ids_to_events.get(frame[1])
+            if event is None:
+                raise _Refused(404, "there is no such camera")
+            if visitor != event.session_hash or not _fits(asked.get("data"), event.fn.inputs):
+                raise _Refused(400, "the values are not those of the page")
+            self._check_uploaded(files)
+            return
         function = self.blocks.fns.get(number) if type(number) is int else None
         if function is None or not isinstance(visitor, str) or not _VISITOR.fullmatch(visitor):
             raise _Refused(400, "the body names no function of the page, or no visitor")
         html = {number for number, one in self.blocks.blocks.items() if one.get_block_name() == "html"}
         clicked = any(number in html for number, _ in function.targets)
-        if not _fits(asked.get("data"), function.inputs) or (clicked and not _is_click(asked.get("event_data"))):
+        if not _fits(asked.get("data"), function.inputs) or (clicked and not isinstance(asked.get("event_data"), dict)):
             raise _Refused(400, "the values are not those of the page")
         self._bound_work(visitor, address, function.concurrency_id)
         self._check_uploaded(files)
@@ -337,8 +343,8 @@ def _is_number(value: object, slider: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and slider.minimum <= value <= slider.maximum
 
 
-def _is_click(value: object) -> bool:
-    return isinstance(value, dict) and len(json.dumps(value)) <= _LONGEST_TEXT
+def _is_short(value: object) -> bool:
+    return len(json.dumps(value)) <= _LONGEST_TEXT
 
 
 def _is_file(value: object) -> bool:

@@ -88,6 +88,7 @@ def behind(monkeypatch):
 def test_a_body_comes_whole_to_what_is_behind(behind):
     function = SimpleNamespace(inputs=[], concurrency_id="other")
     app = PageRequests(behind, page_of({0: function}))
+    app.blocks._queue.event_ids_to_events["a1-_b"] = SimpleNamespace(fn=function, session_hash="one")
     body = json.dumps({"data": [], "fn_index": 0, "session_hash": "one", "more": 900 * "a"}).encode()
     paths = (JOIN, "/queue/join", "/gradio_api/stream/a1-_b", "/gradio_api/stream/a1-_b/close", RESET)
     for path in paths:
@@ -420,15 +421,20 @@ def test_values_that_are_not_of_the_page_are_refused(monkeypatch, kind, right, w
     assert [status([right[0]], session_hash=visitor) for visitor in (None, 5, ["one"])] == [400] * 3
     assert asyncio.run(posted(app, [b"5"])) == 400
     # A frame of a camera comes by another way.
-    app.blocks._queue.event_ids_to_events["a1"] = SimpleNamespace(fn=function)
+    app.blocks._queue.event_ids_to_events["a1"] = SimpleNamespace(fn=function, session_hash="one")
 
-    def frame(data, path="/gradio_api/stream/a1"):
-        return asyncio.run(posted(app, [json.dumps({"data": data}).encode()], path))
+    def frame(data, path="/gradio_api/stream/a1", visitor="one", **more):
+        body = {"data": data, "session_hash": visitor} | more
+        return asyncio.run(posted(app, [json.dumps(body).encode()], path))
 
     assert [frame([one]) for one in right] == [200] * len(right)
     assert [frame([one]) for one in wrong] == [400] * len(wrong)
     assert [frame(data) for data in ([], [right[0], right[0]], None)] == [400] * 3
-    assert frame(None, "/gradio_api/stream/another") == frame(None, "/gradio_api/stream/a1/close") == 200
+    assert (frame([right[0]], "/gradio_api/stream/another"), frame(None, "/gradio_api/stream/a1/close")) == (404, 200)
+    # Names of megabytes were kept for good.
+    assert [frame([right[0]], visitor=name) for name in ("two", None, 5, "one" + 900 * "a")] == [400] * 4
+    assert [frame([right[0]], event_data=text) for text in ("a", 10_001 * "a")] == [200, 400]
+    assert frame(10_001 * "a", "/gradio_api/stream/a1/close") == frame(10_001 * "a", RESET) == 413
     # A button within HTML says which it is.
     function.targets = [(1, "click")]
     assert [status([right[0]], event_data=event) for event in (None, 0.1, "a", {"label": "a"})] == [400] * 3 + [200]
