@@ -433,7 +433,8 @@ def test_values_that_are_not_of_the_page_are_refused(monkeypatch, kind, right, w
     assert (frame([right[0]], "/gradio_api/stream/another"), frame(None, "/gradio_api/stream/a1/close")) == (404, 200)
     # Names of megabytes were kept for good.
     assert [frame([right[0]], visitor=name) for name in ("two", None, 5, "one" + 900 * "a")] == [400] * 4
-    assert [frame([right[0]], event_data=text) for text in ("a", 10_001 * "a")] == [200, 400]
+    assert [frame([right[0]], event_id=text) for text in ("a", 10_001 * "a")] == [200, 400]
+    assert frame([right[0]], event_data={"value": 10_001 * "a"}) == 200  # a camera's is its image
     assert frame(10_001 * "a", "/gradio_api/stream/a1/close") == frame(10_001 * "a", RESET) == 413
     # A button within HTML says which it is.
     function.targets = [(1, "click")]
