@@ -28,7 +28,7 @@ from fewshot_nam.service.class_names import class_name, known_class
 from fewshot_nam.service.teaching import NO_THRESHOLD
 from fewshot_nam.vision.image_transform import transformed
 from fewshot_nam.vision.memory_files import exclusive, open_model
-from fewshot_nam.vision.saving import read_head, write_head
+from fewshot_nam.vision.saving import read_head, same_features, write_head
 
 MOST_SCORES = 100  # of an image that come back
 _WRITES = "writes"  # in the notes of the file: how many changes were made by servers
@@ -283,13 +283,15 @@ class MemoryService:
         while True:
             file = _File(self.path)
             try:
-                about, head, _ = read_head(self.path, self._model.head)
+                about, head, probed = read_head(self.path, self._model.head)
             except ValueError as error:
                 raise Unusable(f"the memory was replaced by what is none: {error}") from error
             if file.is_at(self.path):
                 break
         if about["weights"] != self._about["weights"]:
             raise Unusable(f"{self.path} was replaced by a memory of another backbone: start the server again")
+        if not same_features(self._probed, probed):
+            raise Unusable(f"{self.path} was replaced by a memory of another transform: start the server again")
         self._about = about
         writes = (about.get("notes") or {}).get(_WRITES, 0)
         ready = _ready(head.to(self._model.head.targets.device))

@@ -111,8 +111,7 @@ def load_head(path: str | os.PathLike[str], present: Head, backbone: Backbone) -
             f"{path} was learned with the backbone {about['backbone']}, weights {about['weights']}; this one is "
             f"{backbone.name}, weights {own}: attach the one it was learned with, or learn again"
         )
-    expected, found = probed.double(), probe(backbone).double().cpu()
-    if expected.shape != found.shape or not bool((expected - found).norm() <= _SAME * expected.norm()):
+    if not same_features(probed, probe(backbone)):
         raise ValueError(
             f"{path} was learned with these weights, but features come out differently now: check transform, transform_options, "
             "layer and the options that the model was built with (padding, pooling, dtype)"
@@ -161,6 +160,12 @@ def probe(backbone: Backbone) -> Tensor:
     weight = next(backbone.network.parameters(), image)
     with torch.no_grad():
         return backbone(image.to(weight.device, weight.dtype))[0]
+
+
+def same_features(expected: Tensor, found: Tensor) -> bool:
+    """Return whether two results of ``probe`` are of one network and transform: equal but for rounding."""
+    expected, found = (features.double().cpu() for features in (expected, found))
+    return expected.shape == found.shape and bool((expected - found).norm() <= _SAME * expected.norm())
 
 
 def settings(head: Head) -> dict[str, Any]:

@@ -143,6 +143,17 @@ def test_a_memory_of_another_backbone_in_its_place_is_refused(service, memory, p
         service.predict([png[0][0]])
 
 
+def test_a_memory_of_another_transform_in_its_place_is_refused(service, memory, png):
+    """It was answered from with features of the first, and a change left a file that no program could open."""
+    about, head, probed = read_head(memory)
+    write_head(memory, head, about, probed.flip(0))
+    content = memory.read_bytes()
+    for ask in (lambda: service.predict([png[0][0]]), lambda: service.learn(png[2][:1], "two")):
+        with pytest.raises(Unusable, match="of another transform"):
+            ask()
+    assert memory.read_bytes() == content
+
+
 def test_limits(memory, png, digits):
     service = MemoryService(memory, limits=Limits(images=2, image_bytes=5000, pixels=1700, classes=2))
     with pytest.raises(ValueError, match="3 images are too many for one request: at most 2"):
