@@ -146,6 +146,8 @@ def _inspect(options: argparse.Namespace) -> Answer:
         threshold, refusal = head.threshold, None
     except ValueError as error:  # calibrated, but no class is left, or too few unknown images
         threshold, refusal = None, one_line(" ".join(str(error).split()))
+    # The rate of calibrate --by-class holds for each new class of unknowns: it rests on their number.
+    groups = None if (named := head._unknown_groups or head._unknown_labels) is None else len(set(named))
     calibrated = (
         None
         if head._target_fpr is None
@@ -153,6 +155,7 @@ def _inspect(options: argparse.Namespace) -> Answer:
             "target_fpr": head._target_fpr,
             "confidence": head._confidence,
             "strangers": len(head.unknowns),
+            "stranger_classes": groups,
         }
     )
     answer = {
@@ -172,8 +175,9 @@ def _inspect(options: argparse.Namespace) -> Answer:
     )
     if calibrated is not None:
         often = "on average over" if head._confidence is None else f"in {100 * head._confidence:g}% of"
+        of = "" if groups is None else f" of {_classes(groups)}"
         refusing += (
-            f" (at most {head._target_fpr:g} of unknowns {often} calibrations, from {len(head.unknowns)} samples)"
+            f" (at most {head._target_fpr:g} of unknowns {often} calibrations, from {len(head.unknowns)} samples{of})"
         )
     lines = [
         f"{one_line(options.memory)}: {one_line(about['head'])} of {_classes(len(head.classes))}, {head.feature_dim} features, "

@@ -86,6 +86,9 @@ def test_learn_predict_calibrate_forget_inspect_and_export(run, images, tmp_path
     assert calibrated["strangers"] == 63
     assert calibrated["bound"] <= 0.1
     by_class = run(*words[:-4], "--target", "0.2", "--memory", path, "--by-class", "--json")
+    # What the rate rests on.
+    assert run("inspect", "--memory", path, "--json")["calibrated"]["stranger_classes"] == by_class["stranger_classes"]
+    assert "samples of 7 classes)" in run("inspect", "--memory", path)
     assert by_class["stranger_classes"] == 7
     run(*words)
     asked = run("predict", images / "unknowns", "--unknown", "--memory", path, "--json")["predictions"]
@@ -98,7 +101,7 @@ def test_learn_predict_calibrate_forget_inspect_and_export(run, images, tmp_path
     run("learn", new / "0.png", new / "1.png", "--label", "seven", "--memory", path)
     known = run("inspect", "--memory", path, "--json")
     assert known["classes"][-1] == {"label": "seven", "pictures": 2}
-    assert known["calibrated"] == {"target_fpr": 0.1, "confidence": None, "strangers": 63}
+    assert known["calibrated"] == {"target_fpr": 0.1, "confidence": None, "strangers": 63, "stranger_classes": None}
     assert run("forget", "digit 0", "digit 2", "--memory", path, "--json")["classes"] == ["digit 1", "seven"]
     assert "2 classes" in run("inspect", "--memory", path)
     assert {one["label"] for one in run("predict", images / "photos", "--memory", path, "--json")["predictions"]} <= {
