@@ -305,7 +305,7 @@ class STM(nn.Module):
             if alpha_3 is not None and self.transfer is not None and self.preset == "code":
                 weight, bias = self.transfer.weight.to(item.dtype), self.transfer.bias.to(item.dtype)
                 # G_1 of the bindings of each value, and then of the values: the same sum in another order.
-                moved = torch.cat([F.linear(bound, weight), bias.expand(len(v), 1, -1)], dim=1)
+                moved = torch.cat([F.linear(bound, weight), bias.expand(v.shape[0], 1, -1)], dim=1)
                 item = torch.baddbmm(item, F.pad(v, (0, 0, 0, 1), value=1.0).mT, alpha_3 * moved)
         relational = self._write_relations(relational, history, left, alpha_1)
         if alpha_3 is not None and self.transfer is not None and self.preset == "paper":

@@ -25,6 +25,7 @@ ROWS = {
     "scan: T = 64": SCANS,
     "scan: T = 128": SCANS,
     "lsam: T = 8": ["nn.LSTM", "LSAM", "LSAM autograd"],
+    "stm: T = 4": ["nn.LSTM", "STM"],
     "turing: T = 8": ["loop", "scan"],
     "turing, no jump: T = 8": ["loop", "scan"],
 }
@@ -65,7 +66,9 @@ def test_the_quick_form_prints_every_row_and_writes_it(tmp_path):
 
 
 def test_compiled_runs_come_on_top_and_are_compiled(script):
-    problems = [script.Plan(("lsam", "turing"), (), True, with_kernels).problems() for with_kernels in (False, True)]
+    problems = [
+        script.Plan(("lsam", "stm", "turing"), (), True, with_kernels).problems() for with_kernels in (False, True)
+    ]
     for without, with_kernels in zip(*problems, strict=True):
         (name,) = set(with_kernels.runs) - set(without.runs)
         assert "compiled" in name
