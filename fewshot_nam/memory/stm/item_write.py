@@ -68,7 +68,9 @@ class _Write(torch.autograd.Function):
         item, a, b, driven, weight, gates = ctx.saved_tensors
         given = (item, a, b, driven, weight)
         if torch.is_grad_enabled():  # the gradient is to have a gradient: torch's operations know theirs
-            wanted = [x for x, needed in zip(given, ctx.needs_input_grad[1:], strict=True) if needed]
+            # Views, since the tensors may depend on each other, or be the same: each is to have its own part.
+            item, a, b, driven, weight = views = [x.view_as(x) for x in given]
+            wanted = [x for x, needed in zip(views, ctx.needs_input_grad[1:], strict=True) if needed]
             found = iter(
                 torch.autograd.grad(
                     _in_torch(item, a, b, driven, weight, ctx.squashed), wanted, grad, create_graph=True

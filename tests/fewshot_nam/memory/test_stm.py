@@ -212,6 +212,18 @@ def test_gradients_of_single_sequences_and_second_derivatives():
     assert second.abs().sum() > 0
 
 
+@pytest.mark.parametrize("preset", ["paper", "code"])
+def test_gradients_that_are_differentiated_again_are_the_same(preset):
+    """The inputs of a write depend on each other: what goes by one of them to another was counted twice."""
+    stm, x = build(preset), inputs()
+    found = [
+        torch.autograd.grad(stm(x)[0].square().sum(), list(stm.parameters()), create_graph=again, allow_unused=True)
+        for again in (False, True)
+    ]
+    for once, again in zip(*found, strict=True):
+        torch.testing.assert_close(again, once, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize(("preset", "gates"), [("code", True), ("code", False), ("paper", True)])
 def test_long_sequences_stay_finite(preset, gates):
     torch.manual_seed(0)
