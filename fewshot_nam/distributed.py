@@ -35,6 +35,10 @@ def joined(device: str | torch.device = "cpu") -> Iterator[int]:
     import torch
     import torch.distributed as dist
 
+    # Its functions have the group there is when it is imported as default argument. Torch imports it with its optimisers, and a
+    # group that is kept by it would end with the interpreter: its threads then abort the process now and then.
+    import torch.distributed.nn
+
     cuda = torch.device(device).type == "cuda"
     if cuda:
         own, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

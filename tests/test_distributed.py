@@ -108,6 +108,11 @@ def work(out):
     (out / f"saw-{rank}.json").write_text(json.dumps([passed, losses, [bank.skipped for bank in banks.values()]]))
 
 
+def own_threads():
+    """Return the names of this process's threads, or none where the system does not list them."""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+
+
 def prepared(out):
     """Leave the first batches of an interrupted extraction in ``out``."""
     with pytest.raises(KeyboardInterrupt):
@@ -135,7 +140,7 @@ def found(tmp_path_factory):
         __file__,
         str(both),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     with pytest.MonkeyPatch.context() as patch:
@@ -166,6 +171,13 @@ def test_every_batch_goes_through_one_process_and_nothing_is_done_again(found):
     assert (first["cached"], second["cached"]) == ([4, 4, 4], [4, 4, 1])
     assert (first["cached again"], second["cached again"]) == ([], [])
     assert (first["resumed"], second["resumed"]) == ([5, 3], [5])  # two of five batches were there
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_group_has_ended_before_the_process_does(found, rank):
+    """Threads of a group that something keeps would meet the end of the interpreter, and abort it now and then."""
+    threads = json.loads((found[1] / f"threads-{rank}.json").read_text())
+    assert not [name for name in threads if "gloo" in name]
 
 
 def test_two_processes_pretrain_to_the_weights_of_one(found):
@@ -219,5 +231,7 @@ def test_without_torchrun_nothing_is_joined():
 if __name__ == "__main__":
     torch.autocast = without_rounding()
     torch.set_num_threads(1)
+    out = Path(sys.argv[1])
     with joined():
-        work(Path(sys.argv[1]))
+        work(out)
+    (out / f"threads-{os.environ['RANK']}.json").write_text(json.dumps(own_threads()))
