@@ -17,16 +17,18 @@ from episodes.cli.options import DEFAULT_HEADS, command_line, parser, read_optio
 from fewshot_nam.cli.errors import exit_status
 from fewshot_nam.cli.options import key_values
 from fewshot_nam.cli.outputs import check_output
+from fewshot_nam.cli.predictions import one_line
 from fewshot_nam.distributed import joined, processes
 from fewshot_nam.io.image_folders import EXTENSIONS
 
 if TYPE_CHECKING:
     from episodes.features.sources import Sources
+    from episodes.reporting.collectors import ReportCollector
     from episodes.reporting.report import Report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 2 for input that cannot be used, 130 when interrupted."""
+    """Run the command and return its exit code: 0, 2 for what cannot be used or written, 130 when interrupted."""
 
     def evaluate_and_print() -> None:
         options = read_options(arguments)
@@ -37,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> Report | None:
-    """Evaluate as the options say, print the table, write the output files, and return the report.
+    """Evaluate as the options say, write the output files, print the table, and return the report.
 
     Of several processes (``torchrun``) only the first evaluates; the others help to extract features and return ``None``.
 
@@ -93,24 +95,35 @@ def run(options: argparse.Namespace) -> Report | None:
     )
     given = {name: getattr(options, name) for name in parser().marked("in the report")}
     report = dataclasses.replace(report, config={**report.config, "options": given}, notes=notes + report.notes)
-    print(report.table(), end="")
-    print(
-        f"  time: {extracted - began:.1f} s to start and get the features, {report.seconds:.1f} s for "
-        f"{report.config['episodes']:,} episodes and {len(report.results)} heads",
-        flush=True,
-    )
+    try:  # files first: who reads the table may keep it waiting, or interrupt it
+        page = _write(report, options, sources, collected)
+    finally:
+        print(report.table(), end="")
+        print(
+            f"  time: {extracted - began:.1f} s to start and get the features, {report.seconds:.1f} s for "
+            f"{report.config['episodes']:,} episodes and {len(report.results)} heads",
+            flush=True,
+        )
+    if page is not None:
+        print(f"  report: {one_line(str(page))}", flush=True)
+    return report
+
+
+def _write(
+    report: Report, options: argparse.Namespace, sources: Sources, collected: ReportCollector | None
+) -> Path | None:
+    """Write the files that the options ask for, and return the path of the page, if there is one."""
     if options.save_features:
-        banks["novel"].save(options.save_features)
+        sources.banks["novel"].save(options.save_features)
     if options.json:
         report.save_json(options.json)
     if options.markdown:
         report.save_markdown(options.markdown)
-    if collected is not None:
-        from episodes.reporting.html_report import write_page
+    if collected is None:
+        return None
+    from episodes.reporting.html_report import write_page
 
-        path = write_page(options.report, report, collected, banks, sources.images, command_line(options))
-        print(f"  report: {path}", flush=True)
-    return report
+    return write_page(options.report, report, collected, sources.banks, sources.images, command_line(options))
 
 
 def _check_outputs(options: argparse.Namespace) -> None:

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO, cast
 
+from fewshot_nam.cli.outputs import naming_standard_output
 from fewshot_nam.cli.predictions import one_line
 
 NOT_ENOUGH = "there is not enough memory"
 
 
-def exit_status(work: Callable[[], object], interrupted: str = "interrupted") -> int:
-    """Do the work of a command; return 0, 2 for what cannot be used, or 130 when the user interrupts it.
+def exit_status(work: Callable[[], object], interrupted: str = "interrupted", *, ends_with_reader: bool = False) -> int:
+    """Do the work of a command; return 0, 2 for what cannot be used or written, or 130 when the user interrupts it.
+
+    Where standard output can no longer be written the work goes on, so that the files are written that were asked for. That its
+    reader, such as ``head``, has closed the pipe is no error; another reason, such as a full disk, is one when the work is done.
 
     Args:
         work: what the command does. ``ValueError``, ``OSError``, ``ImportError`` and ``FloatingPointError`` become one line, and so
             does memory that runs out; other errors are mistakes of ours, and keep their traceback.
         interrupted: what to say when the user interrupts it.
+        ends_with_reader: whether the work ends where standard output can no longer be written: it answers after its files are
+            written, and is for the reader alone from there on.
 
     Example:
         >>> exit_status(lambda: print("done"))
         done
         0
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that it cannot encode is escaped, as on standard error
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        work()
-    except BrokenPipeError:  # the reader, such as head, has closed the pipe
-        # Without this, the interpreter reports the closed pipe again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.nullcontext() if ends_with_reader or sys.stdout is None else _lasting_output():
+            work()
+    except BrokenPipeError as error:
+        if not ends_with_reader:  # not of standard output, but of something that the work uses
+            return _refused(str(error))
+        _discard_output()
     except RecursionError:
         return _refused("a file is nested too deeply")
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
@@ -41,6 +54,55 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted") ->
         print(interrupted, file=sys.stderr)
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _lasting_output() -> Iterator[None]:
+    """Let the block print also where standard output can no longer be written; say so after it, unless its reader has gone.
+
+    Raises:
+        OSError: after the block, in one line.
+    """
+    lasting = _LastingOutput(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(cast("TextIO", lasting)):
+            yield
+    finally:
+        lasting.flush()  # not when the interpreter exits, which would have its own say
+    if lasting.failure is not None and not isinstance(lasting.failure, BrokenPipeError):
+        with naming_standard_output("files that were asked for are written all the same"):
+            raise lasting.failure
+
+
+class _LastingOutput:
+    """Standard output until it can no longer be written, and from then on nothing; ``failure`` is why."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self.failure = out, cast("OSError | None", None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._out.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._out.flush)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        if self.failure is None:
+            try:
+                act()
+            except OSError as error:
+                self.failure = error
+                _discard_output()
+
+
+def _discard_output() -> None:
+    """Send what is still to be printed nowhere: without this, the interpreter tries again when it exits, and complains."""
+    with contextlib.suppress(io.UnsupportedOperation):  # no file: a program has put something else there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refused(reason: str) -> int:

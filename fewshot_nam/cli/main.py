@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import sys
 import warnings
@@ -33,8 +32,6 @@ Answer = tuple[dict[str, Any], list[str]]
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 2 for input that cannot be used, 130 when interrupted."""
     options = parser().parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that it cannot encode is escaped, as on standard error
-        sys.stdout.reconfigure(errors="backslashreplace")
 
     def answer() -> None:
         with keep_freed_memory(), _warnings_as_notes(options):
@@ -45,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             with naming_standard_output(f"{getattr(options, saved)} is saved all the same" if saved else ""):
                 print(json.dumps(found, indent=2) if options.json else "\n".join(lines), flush=True)
 
-    return exit_status(answer, "interrupted; a memory is changed whole or not at all")
+    return exit_status(answer, "interrupted; a memory is changed whole or not at all", ends_with_reader=True)
 
 
 # The commands.

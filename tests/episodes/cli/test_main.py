@@ -1,6 +1,7 @@
 """The command as a user meets it: the main job, files, configuration, and one clear line for whatever is wrong."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -406,6 +407,29 @@ def test_a_reader_who_has_seen_enough_is_no_error():
         assert running.stderr is not None
         assert running.stderr.read() == b""
     assert running.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("out", "encoding", "status"), [("pipe", "utf-8", 0), ("/dev/full", "utf-8", 2), ("file", "cp1252", 0)]
+)
+def test_files_are_written_whoever_reads_the_table(tmp_path, out, encoding, status):
+    """After the whole evaluation there was no file, and with a closed pipe the exit status was 0."""
+    if out == "/dev/full" and not Path(out).exists():
+        pytest.skip("needs /dev/full")
+    names = ["--json", "--markdown", "--save-features"]
+    files = [word for name in names for word in (name, str(tmp_path / name.strip("-")))]
+    command = [sys.executable, "-m", "episodes.cli.main", *FEW, "--heads", "nam", "cosine", *files]
+    reader, writer = os.pipe()
+    os.close(reader)
+    target = writer if out == "pipe" else os.open(tmp_path / out, os.O_WRONLY | os.O_CREAT)
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, stdout=target, stderr=subprocess.PIPE, env=environment, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert all((tmp_path / name.strip("-")).stat().st_size for name in names)
+    wrong = "error: standard output cannot be written (No space left on device): "
+    assert done.stderr == (f"{wrong}files that were asked for are written all the same\n" if status else "")
+    if out == "file":
+        assert "accuracy" in (tmp_path / out).read_text(encoding)
 
 
 def test_alphabets_and_thresholds_frozen_on_another_alphabet(data_dir, capsys):
