@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 
@@ -10,6 +11,7 @@ import numpy as np
 
 Label = int | str
 ROLES = ("base", "val", "novel")
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def nearest(name: object, among: Iterable[object]) -> str:
@@ -87,3 +89,15 @@ def select_classes(
     new = renumbered[labels]
     rows = np.flatnonzero(new >= 0)
     return [classes[i] for i in chosen], rows, new[rows]
+
+
+def odd_name(classes: Iterable[object]) -> str | None:
+    r"""Return what is wrong with the first name that no file of features can hold, or ``None`` where all are sound.
+
+    >>> odd_name(["cat", 3]), odd_name(["cat", "\x1b[2J"])
+    (None, "the class name '\\x1b[2J' is empty, or has control characters or such as are no Unicode")
+    """
+    odd = next((name for name in classes if isinstance(name, str) and (not name or _NO_TEXT.search(name))), None)
+    return (
+        None if odd is None else f"the class name {odd!a} is empty, or has control characters or such as are no Unicode"
+    )

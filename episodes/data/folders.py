@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from episodes.data.class_names import ROLES
+from episodes.data.class_names import ROLES, odd_name
 from episodes.data.image_dataset import FileImages
 from fewshot_nam.io.image_folders import EXTENSIONS, directories, images_by_class
 
@@ -65,9 +65,11 @@ def class_folders(name: str, root: Path, classes: list[str]) -> FileImages:
     """Return the images below ``root`` whose classes are the directories ``classes``, given relative to it.
 
     Raises:
-        ValueError: a class directory without images, or a link that leads from one class to another or to ``root`` or above
-            it; named.
+        ValueError: a class directory without images, or whose name no class can have, or a link that leads from one class to
+            another or to ``root`` or above it; named.
     """
+    if (reason := odd_name(classes)) is not None:  # before images are read: features of such a class cannot be saved
+        raise ValueError(f"folder {root}: {reason}; rename the directory")
     found = images_by_class(name, root, classes)
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(files) for files in found.values()])
     return FileImages(name, root, [file for files in found.values() for file in files], labels, classes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from episodes.data.class_names import Label
+from episodes.data.class_names import Label, odd_name
 from fewshot_nam.io.regular_files import open_regular
 from fewshot_nam.io.tensor_files import write_tensors
 
@@ -25,7 +24,6 @@ BANK_FORMAT = 1
 _METADATA_KEY = "fewshot_bank"
 _MOST_CLASSES_BEYOND_ROWS = 1 << 16  # a class may be without rows, but not millions of them
 _MOST_TIMES_PACKED = 200  # features of rectified networks pack to a tenth; zeros pack to a thousandth
-_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class NotABank(ValueError):
@@ -36,7 +34,7 @@ def write_bank_file(
     path: Path, features: Tensor, labels: Tensor, classes: list[Label], provenance: dict[str, str]
 ) -> None:
     """Write a bank to ``path``; see ``FeatureBank.save``."""
-    if (reason := _odd_name(classes)) is not None:
+    if (reason := odd_name(classes)) is not None:
         raise ValueError(f"{path}: {reason}")
     content = {"format": BANK_FORMAT, "classes": classes, "provenance": provenance}
     write_tensors(path, {"features": features, "labels": labels}, {_METADATA_KEY: json.dumps(content)})
@@ -99,13 +97,8 @@ def _check_content(path: Path, content: Any, rows: int) -> None:
         raise _foreign(path, "its list of skipped images is damaged")
     if len(content["classes"]) > max(rows, _MOST_CLASSES_BEYOND_ROWS):
         raise _foreign(path, f"it names {len(content['classes']):,} classes of {rows:,} rows")
-    if (reason := _odd_name(content["classes"])) is not None:
+    if (reason := odd_name(content["classes"])) is not None:
         raise _foreign(path, reason)
-
-
-def _odd_name(classes: list[Any]) -> str | None:
-    odd = next((name for name in classes if isinstance(name, str) and (not name or _NO_TEXT.search(name))), None)
-    return None if odd is None else f"the class name {odd!a} is empty, or has control characters"
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

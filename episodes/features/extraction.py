@@ -25,11 +25,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from episodes.data.class_names import odd_name
 from episodes.data.image_dataset import ImageSet
 from episodes.features.bank import FeatureBank
 from episodes.features.cache import cached_bank, default_cache_dir, locked, rows_to_keep, writable
 from episodes.features.distributed import broadcast_bank
 from episodes.features.loading import ImageBatch, ImageBatches, check_size, unchanged
+from fewshot_nam.cli.predictions import one_line
 from fewshot_nam.distributed import broadcast_number, gather_rows, processes
 from fewshot_nam.heap import keep_freed_memory
 
@@ -219,7 +221,7 @@ def _run(work: _Work, start: int, take: Callable[[int, np.ndarray], None]) -> No
     bar = tqdm(
         total=n,
         initial=start,
-        desc=f"{work.backbone.name} {work.dataset.name}",
+        desc=one_line(f"{work.backbone.name} {work.dataset.name}"),
         unit="image",
         delay=1.0,
         disable=None if work.progress and rank == 0 else True,  # None: no bar where stderr is not a terminal
@@ -382,6 +384,8 @@ def _alone(work: _Work, folder: Path | None) -> FeatureBank:
 
 
 def _into_cache(work: _Work, path: Path) -> None:
+    if (reason := odd_name(work.dataset.classes)) is not None:  # before the work, since the bank could not be saved
+        raise ValueError(f"extract: {work.dataset.name}: {reason}")
     partial = path.with_suffix(".partial")
     n, width = len(work.dataset), work.backbone.feature_dim
     start = rows_to_keep(partial, width, work.batch_size, n, work.skip_unreadable) if partial.exists() else 0

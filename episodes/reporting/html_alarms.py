@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from html import escape
 from pathlib import Path
 
 from PIL import Image
@@ -11,7 +10,7 @@ from PIL import Image
 from episodes.data.image_dataset import ImageSet
 from episodes.features.bank import FeatureBank
 from episodes.reporting.collectors import Confusions, FalseAlarm, ReportCollector
-from episodes.reporting.html_page import Page
+from episodes.reporting.html_page import Page, escape
 from episodes.reporting.html_tables import words_table
 from episodes.reporting.plots import shown_heads
 from episodes.reporting.report import Report

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import base64
-from html import escape
+import html
 from pathlib import Path
+
+from fewshot_nam.cli.predictions import one_line
+
+
+def escape(text: str) -> str:
+    r"""Return a text of one line as HTML that shows it as it is; what cannot be shown, or written as UTF-8, is written out.
+
+    >>> print(escape("<b>\x1b\udce9"))
+    &lt;b&gt;\x1b\udce9
+    """
+    return html.escape(one_line(text))
 
 
 class Page:

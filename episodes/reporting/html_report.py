@@ -10,7 +10,6 @@ import datetime
 import json
 import os
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from episodes.metrics.registry import MEASURES
 from episodes.reporting.collectors import ReportCollector
 from episodes.reporting.formatting import head_meanings, heading, in_unit
 from episodes.reporting.html_alarms import add_alarms, add_confusions
-from episodes.reporting.html_page import Page
+from episodes.reporting.html_page import Page, escape
 from episodes.reporting.html_style import STYLE
 from episodes.reporting.html_tables import measures_table
 from episodes.reporting.plots import save, sections
@@ -188,7 +187,7 @@ def _add_making(page: Page, report: Report, command: str) -> None:
     if page.left_out:
         page.add('<p class="small">Not on this page:</p><ul class="small">')
         page.add(*(f"<li>{escape(what)}: {escape(reason)}.</li>" for what, reason in page.left_out), "</ul>")
-    settings = escape(json.dumps(config, indent=2, ensure_ascii=False))
+    settings = "\n".join(map(escape, json.dumps(config, indent=2, ensure_ascii=False).split("\n")))
     page.add(f"<details><summary>All settings</summary><pre>{settings}</pre></details></section>")
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
 
 from episodes.metrics.registry import MEASURES
 from episodes.reporting.formatting import Table, cell, heading, row_name, verdict
+from episodes.reporting.html_page import escape
 
 
 def measures_table(caption: str, rows: Table, columns: Sequence[str], signed: bool = False) -> list[str]:

@@ -24,6 +24,7 @@ from episodes.reporting.formatting import (
     text_table,
     verdict,
 )
+from fewshot_nam.cli.predictions import one_line
 from fewshot_nam.io.atomic import replacing
 
 
@@ -72,7 +73,7 @@ class Report:
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write ``to_dict`` as JSON, whole or not at all."""
-        _write(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        _write(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     def save_markdown(self, path: str | os.PathLike[str]) -> None:
         """Write ``markdown`` to a file, whole or not at all."""
@@ -146,7 +147,7 @@ class Report:
         return line
 
     def facts(self) -> list[tuple[str, str]]:
-        """Return what was run, as pairs of a word and a line."""
+        """Return what was run, as pairs of a word and a line; names in it move no terminal."""
         config = self.config
         facts = [("data", bank_line(config["bank"]))]
         if config["base"] is not None:
@@ -164,7 +165,12 @@ class Report:
             )
         source = f"seed {config['seed']}" if config["seed"] is not None else "drawn beforehand"
         facts.append(("episode", f"{episode}; {source}"))
-        return facts
+        return [(word, one_line(line)) for word, line in facts]
+
+    @property
+    def shown_notes(self) -> list[str]:
+        """``notes`` as they are shown: names of files and data sets in them move no terminal, and begin no line."""
+        return [one_line(note) for note in self.notes]
 
     def table(self) -> str:
         """Return the report for a terminal: what was run, results, differences, and the meaning of the names."""
@@ -183,7 +189,7 @@ class Report:
         for words in (head_meanings(self.results), meanings):
             width = max(map(len, words), default=0)
             lines += ["", *(f"  {name:<{width}}  {meaning}" for name, meaning in words.items())]
-        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  note: {note}" for note in self.shown_notes]
         return "\n".join(lines) + "\n"
 
     def markdown(self) -> str:
@@ -209,7 +215,7 @@ class Report:
             "",
             *(f"- `{name}`: {MEASURES[name].better} is better; {MEASURES[name].meaning}." for name in measures),
         ]
-        lines += [f"- Note: {note}." for note in self.notes]
+        lines += [f"- Note: {note}." for note in self.shown_notes]
         return "\n".join(lines) + "\n"
 
     def stars(self, differences: Table, measures: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Folders of images: which files are found, in which order, which links are refused, and folders that are split already."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,18 @@ def test_folder_refuses_what_is_no_folder_of_classes(tmp_path, paint):
     (tmp_path / "set" / "bare").mkdir()
     (tmp_path / "set" / "hollow").mkdir()
     with pytest.raises(ValueError, match=r"set: class directory .*set/bare \(and 1 more\) holds no images"):
+        folder(tmp_path / "set")
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "\x1b[31mred\n"])
+def test_a_class_directory_that_no_bank_can_name_is_named_before_images_are_read(tmp_path, paint, name):
+    """It was refused after the whole extraction, by the name of a file in the cache."""
+    if sys.platform in ("win32", "darwin"):
+        pytest.skip("no file has such a name there")
+    paint(tmp_path / "set" / name / "a.png")
+    with pytest.raises(
+        ValueError, match=r"set: the class name .* is empty, or has control characters .*rename the dir"
+    ):
         folder(tmp_path / "set")
 
 

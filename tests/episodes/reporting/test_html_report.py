@@ -389,6 +389,32 @@ def test_names_are_text_and_rows_find_their_images(strange_photos, tmp_path):
     assert nearest[0] == first
 
 
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="no file has such a name there")
+def test_names_of_files_are_shown_and_cost_no_result(strange_photos, tmp_path, capsys):
+    odd = "\x1b[31mred\n\udce9"
+    root = strange_photos.rename(strange_photos.with_name("photos\x1b[31m"))
+    for path in root.glob("*/0.png"):
+        path.rename(path.with_name(f"{odd}.png"))
+    (root / "plain" / f"{odd}-broken.png").write_bytes(b"no image")
+    arguments = [
+        "--dataset",
+        f"folder:{root}",
+        "--ways",
+        "3",
+        "--queries",
+        "2",
+        "--open-ways",
+        "3",
+        "--skip-unreadable",
+    ]
+    text = run_digits(tmp_path / "page", *arguments, "--json", str(tmp_path / "out.json"))
+    out = capsys.readouterr().out
+    for shown in (text, out):
+        assert "\x1b" not in shown
+        assert r"\x1b[31mred\n\udce9-broken.png" in shown
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["config"]["bank"]["dataset"] == root.name
+
+
 def test_the_generalized_page_has_the_curve_and_images_of_base_classes(data_dir, tmp_path):
     text = run_digits(
         tmp_path / "page", "--dataset", f"folder:{data_dir}/omniglot-py/images_evaluation/Gurmukhi", "--split", "15/10/20",

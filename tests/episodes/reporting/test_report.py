@@ -96,6 +96,22 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_names_of_files_and_data_sets_move_no_terminal_and_can_be_written(tmp_path):
+    """A line break in a file's name began a line of its own, and one that is not UTF-8 cost the whole result."""
+    odd = "\x1b[2J\x1b[H\x07\nnam 0.0 \udce9"
+    bank = {**report().config["bank"], "dataset": odd, "backbone": odd}
+    strange = report(config={**report().config, "bank": bank}, notes=[f"1 unreadable images: {odd}"])
+    strange.save_markdown(tmp_path / "out.md")
+    strange.save_json(tmp_path / "out.json")
+    shown = r"\x1b[2J\x1b[H\x07\nnam 0.0 \udce9"
+    for text in (strange.table(), (tmp_path / "out.md").read_text(encoding="utf-8")):
+        assert text.count(shown) == 3
+        assert all(one.isprintable() for one in text.replace("\n", ""))
+    read = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert read["notes"] == strange.notes
+    assert read["config"]["bank"]["dataset"] == odd
+
+
 def test_stars_are_counted_and_held_against_chance_and_classes():
     paired = {"nam-cosine": {**report().paired["nam-cosine"], "ece": {"mean": 0.0, "ci95": 0.1}}}
     wide = {"nam-cosine": {name: {**value, "ci95": 1.0} for name, value in paired["nam-cosine"].items()}}
