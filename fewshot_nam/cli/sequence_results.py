@@ -41,9 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     from fewshot_nam.io.atomic import replacing
+    from fewshot_nam.io.naming import naming
     from fewshot_nam.sequences.models.turing import TuringModel
     from fewshot_nam.sequences.reporting import carry_out, load_plan, read_records, read_runs, table, write_records
     from fewshot_nam.sequences.reporting.plots import plot_heads, plot_lengths
+    from fewshot_nam.sequences.reporting.records import check_records
     from fewshot_nam.sequences.training import load_trained
 
     plan = load_plan(options.plan)
@@ -71,12 +73,13 @@ def _run(options: argparse.Namespace) -> None:
             print(f"{name}: no finished run")
             continue
         records = read_records(kept)
+        with naming(kept, f"holds no records of the plan's {name}"):
+            check_records(experiment, records)
+            page, longest = table(experiment, records), _longest_trained(records[0].settings)
         with replacing(out / f"{name}.md") as unfinished:
-            unfinished.write_text(table(experiment, records), encoding="utf-8")
+            unfinished.write_text(page, encoding="utf-8")
         if len(experiment.lengths) > 1:
-            plot_lengths(experiment, records, _longest_trained(records[0].settings)).savefig(
-                out / f"{name}.png", dpi=100
-            )
+            plot_lengths(experiment, records, longest).savefig(out / f"{name}.png", dpi=100)
         print(f"{out / name}.md")
     for run in options.checkpoint:
         if options.runs is None:

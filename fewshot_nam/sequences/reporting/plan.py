@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.io.json_files import read_mapping
 from fewshot_nam.io.naming import naming
+from fewshot_nam.io.yaml_input import read_yaml, shown
 
 if TYPE_CHECKING:
     from fewshot_nam.sequences.training.settings import TrainingSettings
+
+_MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -51,26 +54,32 @@ class Experiment:
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` for a field of another kind than it has, as a file may hold."""
-        kinds = {
-            "models": Mapping,
-            "changes": Mapping,
-            "options": Mapping,
-            "variants": Mapping,
-            "lengths": list,
-            "published": list,
-        }
-        for name, kind in kinds.items():
+        for name in ("models", "changes", "options", "variants"):
             value = getattr(self, name)
-            if not isinstance(list(value) if isinstance(value, tuple) else value, kind):
-                raise ValueError(f"{name} must be a {'list' if kind is list else 'mapping'}, got {value!r}")
-        if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise ValueError(f"an experiment has a name of letters, digits, _ and -, got {self.name!r}")
-        for name, numbers in (("models", self.models.values()), ("lengths", self.lengths), ("size", [self.size])):
+            if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+                raise ValueError(f"{name} must be a mapping of names, got {shown(value)}")
+        for name in ("lengths", "published"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise ValueError(f"{name} must be a list, got {shown(getattr(self, name))}")
+        model_options = [*self.options.items(), ("changes", self.changes.get("model_options", {}))]
+        for name, options in model_options:
+            if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+                raise ValueError(f"the options of a model must be a mapping of names, got {shown(options)} of {name}")
+        for text in (self.axis, *self.published, *self.variants.values(), *([] if self.task is None else [self.task])):
+            if not isinstance(text, str):
+                raise ValueError(f"task, axis, published and variants are text, got {shown(text)}")
+        for name in (self.name, *self.models):  # of files and directories
+            if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+                raise ValueError(f"experiments and models have names of letters, digits, _ and -, got {shown(name)}")
+        counts = {"models": self.models.values(), "lengths": self.lengths, "size": [self.size]}
+        for kind, numbers in counts.items():
             for number in numbers:
                 if type(number) is not int or number < 1:
-                    raise ValueError(f"{name}: {number!r} is no whole number above 0")
+                    raise ValueError(f"{kind}: {shown(number)} is no whole number above 0")
+        if max(self.models.values(), default=0) > _MOST_SEEDS:
+            raise ValueError(f"a model has at most {_MOST_SEEDS:,} seeds, got {max(self.models.values()):,}")
         if self.measure not in ("exact", "token", "bits"):
-            raise ValueError(f"measure must be exact, token or bits, got {self.measure!r}")
+            raise ValueError(f"measure must be exact, token or bits, got {shown(self.measure)}")
 
     def settings(self, label: str, seed: int) -> TrainingSettings:
         """Return the settings of one run."""
@@ -107,17 +116,15 @@ def load_plan(path: str | os.PathLike[str]) -> dict[str, Experiment]:
 
     Raises:
         OSError: there is no such file.
-        ValueError: no such plan.
+        ValueError: no such plan, or YAML that ``read_yaml`` refuses, such as aliases.
     """
-    import yaml
-
     with naming(path, "is no plan of experiments"):
-        plan = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        plan = read_yaml(Path(path))
         return {name: Experiment(name, **fields) for name, fields in plan.items()}
 
 
 def is_measured(experiment: Experiment, label: str, seed: int, directory: Path) -> bool:
-    """Return whether a run is finished, and measured at the lengths of the plan.
+    """Return whether a run is finished, and measured at the lengths of the plan on as many sequences.
 
     Raises:
         ValueError: it was trained with other settings than the plan's: its figures are not those of the plan's command.
@@ -131,7 +138,15 @@ def is_measured(experiment: Experiment, label: str, seed: int, directory: Path) 
         raise ValueError(
             f"{directory} was trained with another {', '.join(other)} than the plan and the presets have: remove it"
         )
-    return read_mapping(measured, "holds no accuracies").keys() >= {str(length) for length in experiment.lengths}
+    found = read_mapping(measured, meaning := "holds no accuracies")
+    with naming(measured, meaning):
+        sizes = {sequences(values, experiment) for values in found.values()}
+    return sizes <= {experiment.size} and found.keys() >= {str(length) for length in experiment.lengths}
+
+
+def sequences(values: Mapping[str, float], experiment: Experiment) -> float:
+    """Return on how many sequences a length was measured. Runs of older versions do not say it: it was the plan's number."""
+    return values.get("sequences", experiment.size)
 
 
 def carry_out(
@@ -167,8 +182,9 @@ def carry_out(
         result = train(settings, directory, resume=True, preset=name, device=device, progress=progress)
         assert result is not None  # nothing stops it
         model, task = load_trained(directory)
-        accuracy = evaluate(model, task, experiment.lengths, experiment.size)
+        found = evaluate(model, task, experiment.lengths, experiment.size)
+        accuracy = {at: {**values, "sequences": experiment.size} for at, values in found.items()}
         with replacing(measured) as unfinished:
             unfinished.write_text(json.dumps(accuracy, indent=2) + "\n", encoding="utf-8")
-        found = ", ".join(f"{at} {values[experiment.measure]:.3f}" for at, values in accuracy.items())
-        report(f"{experiment.name}: {label} seed {seed}, {result['seconds']:.0f} s: {experiment.measure} at {found}")
+        at = ", ".join(f"{length} {values[experiment.measure]:.3f}" for length, values in accuracy.items())
+        report(f"{experiment.name}: {label} seed {seed}, {result['seconds']:.0f} s: {experiment.measure} at {at}")

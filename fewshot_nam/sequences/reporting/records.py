@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.io.json_files import read_mapping
 from fewshot_nam.io.naming import naming
-from fewshot_nam.sequences.reporting.plan import Experiment, is_measured
+from fewshot_nam.io.yaml_input import shown
+from fewshot_nam.sequences.reporting.plan import Experiment, is_measured, sequences
 
 
 class Record(NamedTuple):
@@ -25,7 +26,7 @@ class Record(NamedTuple):
     result: dict[str, Any]
     """``result.json`` of the run."""
     lengths: dict[str, dict[str, float]]
-    """Accuracies at exact lengths."""
+    """Accuracies at exact lengths, and on how many ``sequences``; older records do not say it."""
     settings: dict[str, Any]
     log: list[list[str]]
     """``log.csv``, the names of the columns first."""
@@ -71,3 +72,31 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
         if not records:
             raise ValueError("it is empty")
         return records
+
+
+def check_records(experiment: Experiment, records: list[Record]) -> None:
+    """Raise an error for records of other runs than the plan's: a table would put their figures over commands that give others.
+
+    Raises:
+        ValueError: a run of another model, of other settings than the plan and the presets have, or measured on another number of
+            sequences.
+        KeyError, TypeError: damaged records.
+    """
+    from fewshot_nam.sequences.training.directory import differences
+
+    for record in records:
+        if record.label not in experiment.models:
+            raise ValueError(f"the plan has no model {shown(record.label)}: make them again with --runs")
+        run = f"{record.label} seed {record.seed:d}"
+        if other := differences(record.settings, experiment.settings(record.label, record.seed)):
+            raise ValueError(
+                f"{run} has another {', '.join(other)} than the plan and the presets: train it with --runs"
+            )
+        for length, values in record.lengths.items():
+            if sequences(values, experiment) != experiment.size:
+                raise ValueError(
+                    f"{run} was measured on {values['sequences']:,} sequences at {int(length)}, and not on the plan's "
+                    f"{experiment.size:,}: measure it with --runs"
+                )
+        if not all(test.isprintable() for test in (*record.result["accuracy"], *record.lengths)):
+            raise ValueError(f"{run} names its tests by characters that cannot be shown")

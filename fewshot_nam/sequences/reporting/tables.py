@@ -49,6 +49,9 @@ def table(experiment: Experiment, records: Sequence[Record]) -> str:
         lines.append(
             f"| {label} | {rows[0].result['parameters']:,} | {len(rows)} | {' | '.join(cells)} | {seconds:.0f} |"
         )
+    sizes = sorted({values["sequences"] for row in records for values in row.lengths.values() if "sequences" in values})
+    if sizes:
+        lines += ["", f"At each length: {' or '.join(f'{size:,}' for size in sizes)} sequences."]
     if experiment.axis != "length":
         lines += ["", f"Tests are at a {experiment.axis}."]
     if experiment.published:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -37,9 +38,13 @@ def claim(directory: Path, settings: DataclassInstance, resume: bool) -> None:
 
 
 def changed_settings(directory: Path, settings: DataclassInstance) -> list[str]:
+    """Return the names of settings that the run in a directory has otherwise, see ``differences``."""
+    return differences(read_mapping(directory / "settings.json", "holds no settings of a training run"), settings)
+
+
+def differences(run: Mapping[str, Any], settings: DataclassInstance) -> list[str]:
     """Return the names of settings that a run has otherwise. One that an older version did not have has its default."""
-    defaults = {part.name: part.default for part in dataclasses.fields(settings)}
-    there = defaults | read_mapping(directory / "settings.json", "holds no settings of a training run")
+    there = {part.name: part.default for part in dataclasses.fields(settings)} | dict(run)
     own = json.loads(json.dumps(dataclasses.asdict(settings)))
     return [name for name, value in own.items() if there.get(name) != value]
 

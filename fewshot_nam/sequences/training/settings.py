@@ -205,7 +205,7 @@ def presets() -> list[str]:
     return [*names, *(f"{name}/paper" for name in names)]
 
 
-def preset(name: str, **changes: Any) -> TrainingSettings:
+def preset(name: str, /, **changes: Any) -> TrainingSettings:
     """Return the settings of a preset.
 
     Args:

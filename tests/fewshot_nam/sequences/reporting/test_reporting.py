@@ -13,6 +13,7 @@ from fewshot_nam.cli import sequence_results, train_sequence
 from fewshot_nam.sequences import models, tasks
 from fewshot_nam.sequences.reporting import Experiment, carry_out, load_plan, read_records, read_runs, table
 from fewshot_nam.sequences.reporting.plots import plot_heads
+from fewshot_nam.sequences.reporting.records import check_records
 from fewshot_nam.sequences.training import evaluate, load_trained, preset
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -53,7 +54,10 @@ def test_the_command_makes_missing_runs_records_tables_and_plots(plan, tmp_path,
     assert "Someone (2020): 50." in page
     assert "Tests are at a length in digits." in page
     model, task = load_trained(tmp_path / "checkpoints" / "quick-lstm")
-    assert evaluate(model, task, [2, 12], 6) == read_records(tmp_path / "quick.json")[1].lengths
+    found = evaluate(model, task, [2, 12], 6)
+    lengths = {at: {**values, "sequences": 6} for at, values in found.items()}
+    assert read_records(tmp_path / "quick.json")[1].lengths == lengths
+    assert "At each length: 6 sequences." in page
     assert sequence_results.main(given) == 0  # nothing is trained twice
     assert "seed" not in capsys.readouterr().out
     (tmp_path / "quick.md").unlink()
@@ -120,6 +124,13 @@ def test_heads_of_a_machine_are_those_of_the_whole_model():
     assert not (images[0] == images[1]).all()  # the second machine reads what the first returns
 
 
+def test_a_change_of_no_setting_is_named(plan, tmp_path, capsys):
+    for change in ('"name": 5', '"nope": 5', '"steps": "x"'):
+        plan.write_text(PLAN.replace('"steps": 3', change), encoding="utf-8")
+        assert sequence_results.main(["--plan", str(plan), "--runs", str(tmp_path / "runs")]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+
+
 def test_a_mistake_in_a_plan_is_named(plan, tmp_path, capsys):
     plan.write_text(PLAN.replace("lengths", "lenghts"), encoding="utf-8")
     with pytest.raises(ValueError, match="lenghts"):
@@ -149,6 +160,15 @@ def test_a_mistake_in_a_plan_is_named(plan, tmp_path, capsys):
         "a: {models: {lstm: 1}, lengths: [2], changes: [1]}",
         "a: {models: {lstm: 1}, lengths: [2], published: 5}",
         "a: {models: {lstm: 1}, lengths: [2], size: -1}",
+        "a: {models: {lstm: 1}, lengths: [2], options: {lstm: 3}}",
+        "a: {models: {lstm: 1}, lengths: [2], changes: {1: 2}}",
+        "a: {models: {lstm: 1}, lengths: [2], changes: {model_options: 3}, options: {lstm: {a: 1}}}",
+        "a: {models: {lstm: 1}, lengths: [2], variants: {lstm: 3}}",
+        "a: {models: {../../lstm: 1}, lengths: [2], variants: {../../lstm: lstm}}",
+        "a: {models: {lstm: 1}, lengths: [2], published: [3]}",
+        "a: {models: {lstm: 1}, lengths: [2], task: 3}",
+        "a: {models: {lstm: 100000000000}, lengths: [2]}",
+        "a: &a {models: {lstm: 1}, lengths: [2]}\nb: *a",
     ],
 )
 def test_what_is_no_plan_is_an_error_of_one_line(plan, capsys, text):
@@ -171,6 +191,85 @@ def test_the_figures_of_a_run_are_not_published_under_another_command(plan, tmp_
     for more in ([], ["--no-training"]):
         assert sequence_results.main([*given, *more]) == 2
         assert "quick/lstm-0 was trained with another steps than the plan" in capsys.readouterr().err
+
+
+def test_a_plan_costs_no_more_than_its_size(plan, monkeypatch):
+    """432 bytes of aliases took 5.6 GiB, most of it in the message."""
+    bomb = ["a0: &a0 [x,x,x,x,x,x,x,x,x,x]"]
+    bomb += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    plan.write_text(f"a: {{lengths: [3], options: {{{', '.join(bomb)}}}, models: *a8}}", encoding="utf-8")
+    monkeypatch.setattr("yaml.load", lambda *given, **options: pytest.fail("it is built"))
+    with pytest.raises(ValueError, match=r"is no plan of experiments: .* aliases \(\*a0\) are not supported"):
+        load_plan(plan)
+    monkeypatch.undo()
+    plan.write_text(PLAN.replace("{lstm: 2, deaf: 1}", f"[{'x,' * 10_000} x]"), encoding="utf-8")
+    with pytest.raises(ValueError, match="models must be a mapping") as caught:
+        load_plan(plan)
+    assert len(str(caught.value)) < 400
+
+
+def test_figures_of_another_number_of_sequences_are_measured_anew(plan, tmp_path, capsys):
+    """A run that was measured on one sequence a length was published under a plan that says 2,000."""
+    plan.write_text(PLAN.replace("size: 6", "size: 1"), encoding="utf-8")
+    given = ["--plan", str(plan), "--runs", str(tmp_path / "runs"), "--device", "cpu", "--quiet"]
+    assert sequence_results.main(given) == 0
+    plan.write_text(PLAN.replace("size: 6", "size: 7"), encoding="utf-8")
+    capsys.readouterr()
+    assert sequence_results.main(given[:2]) == 2  # from the records alone
+    assert "lstm seed 0 was measured on 1 sequences at 2, and not on the plan's 7" in capsys.readouterr().err
+    assert sequence_results.main(given) == 0
+    model, task = load_trained(tmp_path / "runs" / "quick" / "lstm-0")
+    measured = read_records(tmp_path / "quick.json")[0].lengths
+    assert measured == {at: {**v, "sequences": 7} for at, v in evaluate(model, task, [2, 12], 7).items()}
+
+
+def test_runs_that_do_not_say_on_how_many_sequences_they_were_measured_are_the_plans(plan, tmp_path, capsys):
+    plan.write_text(PLAN.replace("{lstm: 2, deaf: 1}", "{lstm: 1}"), encoding="utf-8")
+    given = ["--plan", str(plan), "--runs", str(tmp_path / "runs"), "--device", "cpu", "--quiet"]
+    assert sequence_results.main(given) == 0
+    path = tmp_path / "runs" / "quick" / "lstm-0" / "lengths.json"
+    old = {at: {**values, "exact": 0.25} for at, values in json.loads(path.read_text()).items()}
+    for values in old.values():
+        del values["sequences"]
+    path.write_text(json.dumps(old))
+    assert sequence_results.main(given) == 0  # not measured again
+    assert read_records(tmp_path / "quick.json")[0].lengths == old
+    assert "sequences." not in (tmp_path / "quick.md").read_text().replace("4 sequences", "")
+
+
+@pytest.mark.parametrize("more", [[], ["--runs", "nothing_there", "--no-training"]])
+def test_kept_figures_are_not_published_over_a_command_that_gives_others(plan, tmp_path, capsys, more):
+    given = ["--plan", str(plan), "--runs", str(tmp_path / "runs"), "--device", "cpu", "--quiet"]
+    assert sequence_results.main(given) == 0
+    page = (tmp_path / "quick.md").read_text()
+    plan.write_text(PLAN.replace('"steps": 3', '"steps": 4'), encoding="utf-8")
+    capsys.readouterr()
+    assert sequence_results.main([*given[:2], *more]) == 2
+    assert "lstm seed 0 has another steps than the plan and the presets" in capsys.readouterr().err
+    assert (tmp_path / "quick.md").read_text() == page
+
+
+def test_damaged_values_of_records_are_one_line(plan, tmp_path, capsys):
+    """Most ended in a traceback."""
+    plan.write_text(PLAN.replace("{lstm: 2, deaf: 1}", "{lstm: 1}"), encoding="utf-8")
+    kept = tmp_path / "quick.json"
+    assert sequence_results.main(["--plan", str(plan), "--runs", str(tmp_path / "runs"), "--quiet"]) == 0
+    page, whole = (tmp_path / "quick.md").read_text(), kept.read_text()
+    strange = {"accuracy": {"\x1b[31m": {"exact": 0.5}}}
+    for part in ("settings", "result", "lengths", "label", "seed"):
+        for value in (None, "x\x1b[31m", [], {}, {"a": 1}, strange):
+            if (part, value) == ("lengths", {}):  # measured at no length
+                continue
+            records = json.loads(whole)
+            records[0][part] = {**records[0][part], **strange} if part == "result" and value is strange else value
+            kept.write_text(json.dumps(records))
+            capsys.readouterr()
+            assert sequence_results.main(["--plan", str(plan)]) == 2, (part, value)
+            said = capsys.readouterr().err
+            assert "quick.json holds no records of the plan's quick: " in said
+            assert said.count("\n") == 1
+            assert "\x1b" not in said
+            assert (tmp_path / "quick.md").read_text() == page
 
 
 @pytest.mark.parametrize("name", ["result.json", "lengths.json", "settings.json"])
@@ -230,11 +329,10 @@ def test_every_published_run_can_be_made(experiment: Experiment):
 def test_published_tables_are_those_of_the_records_and_of_the_commands_below_them(path):
     """The table of recall held runs of 800 steps among those of 2,400, which its commands make."""
     experiment, records = load_plan(RESULTS / "plan.yaml")[path.stem], read_records(path)
+    check_records(experiment, records)
     assert path.with_suffix(".md").read_text(encoding="utf-8") == table(experiment, records)
     for record in records:
         settings = json.loads(json.dumps(dataclasses.asdict(experiment.settings(record.label, record.seed))))
-        settings["model_options"].setdefault("jump_bias", 0.0)  # the default, which older runs do not name
-        record.settings["model_options"].setdefault("jump_bias", 0.0)
         assert {name: settings[name] for name in record.settings} == record.settings, (record.label, record.seed)
 
 
