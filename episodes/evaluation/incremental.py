@@ -108,7 +108,7 @@ def evaluate_incremental(
         progress: print a line to stderr when a head has finished an order.
         keep_answers: a directory where the answers of each head in each order are kept, so that a run that was stopped goes on
             where it was, and a further head costs no more than itself. What is kept is found again by the features, the shots and
-            the looks of the head; remove the directory after a change of a head's code. ``None`` keeps nothing.
+            the settings and tensors of the head; remove the directory after a change of a head's code. ``None`` keeps nothing.
 
     Raises:
         ValueError: missing banks, too few classes or images, banks whose classes or widths do not fit, no head, or a
@@ -156,7 +156,7 @@ def evaluate_incremental(
                 f"evaluate_incremental: {name!r} is transductive: its answers depend on which queries are asked together, and "
                 "images arrive one by one here; take another head"
             )
-        kept = [None if keep_answers is None else place_of(Path(keep_answers), f"{name} {head!r}", run) for run in runs]
+        kept = [None if keep_answers is None else place_of(Path(keep_answers), name, head, run) for run in runs]
         found = [None if place is None else read_answers(place) for place in kept]
         score = None
         if None in found:  # the base session is the same in all orders

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from fewshot_nam.heads.open_scores import OpenScore
 from fewshot_nam.heads.temperature import fit_temperature
 from fewshot_nam.heads.validation import Label
 from fewshot_nam.io.tensor_files import write_tensors
+from fewshot_nam.vision.saving import settings
 
 _ROWS = 4096  # queries scored at a time
 _FITTED_ON = 2000  # base images that set the temperature of an open-set score
@@ -68,17 +70,25 @@ class Answers(NamedTuple):
     unarrived: Tensor
 
 
-def place_of(directory: Path, head: str, run: Run) -> Path:
-    """Return the file for the answers of a head to a run."""
-    digest = hashlib.sha256(head.encode())
+def place_of(directory: Path, name: str, head: Head, run: Run) -> Path:
+    """Return the file for the answers of a head, which has learned nothing yet, to a run.
+
+    Its name is a digest of all that the answers depend on: settings and tensors of the head (``repr`` leaves settings out), and the
+    features of the run. The head's code is no part of it.
+    """
+    made = {at: [type(part).__name__, settings(part)] for at, part in head.named_modules() if isinstance(part, Head)}
+    digest = hashlib.sha256(f"{name} {head!r} {json.dumps(made, sort_keys=True)}".encode())
+    state = {key: value for key, value in head.state_dict().items() if isinstance(value, Tensor)}
+    digest.update(repr([(key, value.dtype, tuple(value.shape)) for key, value in state.items()]).encode())
     for values in (
+        *state.values(),
         run.base,
         run.base_targets,
         run.queries,
         run.query_targets,
         *(x for each in run.shots for x in each),
     ):
-        digest.update(values.contiguous().cpu().numpy().tobytes())
+        digest.update(values.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().tobytes())
     return directory / f"{digest.hexdigest()[:32]}.safetensors"
 
 

@@ -308,3 +308,25 @@ def test_answers_that_are_kept_are_read_again_and_a_further_head_is_added(tmp_pa
     assert len(list(tmp_path.iterdir())) == 4
     with pytest.raises(TypeError):  # of other shots nothing is kept
         evaluate_incremental(BASE, NOVEL, heads=["cosine"], keep_answers=tmp_path, **{**given, "seed": 5})
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("ranpac", {"balanced": True}),
+        ("ranpac", {"seed": 1}),
+        ("fecam", {"temperature": 20.0}),
+        ("klda", {"seed": 1}),
+        ("plda-snorm", {"log_partition_penalty": 0.01}),
+        ("nam", {"base": True}),
+    ],
+)
+def test_answers_are_kept_for_the_settings_and_base_classes_of_a_head(tmp_path, name, changes):
+    """A head got the figures of another of its kind where what it is printed as leaves settings out."""
+    statistics = BASE.base_statistics()
+    other = bank(90, 5, 20).base_statistics() if "base" in changes else statistics
+    options = {key: value for key, value in changes.items() if key != "base"}
+    given = {"base_queries": QUERIES, "ways": 2, "shots": 3, "orders": 1, "keep_answers": tmp_path}
+    for head in (create(name, statistics), create(name, statistics), create(name, other, **options)):
+        evaluate_incremental(BASE, NOVEL, heads={"mine": head}, **given)
+    assert len(list(tmp_path.iterdir())) == 2
