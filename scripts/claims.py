@@ -8,6 +8,7 @@ then the generalized protocol.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,18 @@ OPEN = {
 GENERALIZED = {"ausuc": "+", "harmonic_mean:frozen": "+"}
 
 
-def reports(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Return the reports of these names, 1 and 5 shots, that are in the folder."""
+def reports(folder: Path, names: list[str], measures: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return the reports of these names, 1 and 5 shots, that are in the folder; ``ValueError`` for one that lacks what is shown."""
     paths = [folder / f"{name}-{shots}shot.json" for name in names for shots in (1, 5)]
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for path in paths:
         if path.exists():
-            found[path.stem] = read_mapping(path, meaning := "holds no results of fewshot-nam-eval")
+            one = {path.stem: read_mapping(path, meaning := "holds no results of fewshot-nam-eval")}
             with naming(path, meaning):
-                dict(found[path.stem]["results"])
+                against_best(one, "nam", COSINES, measures, 1)
+                against_each(one, "nam", COMPANY, measures)
+                losses(one, "nam", [*COSINES, *COMPANY], measures)
+            found |= one
     return found
 
 
@@ -48,8 +52,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path("results"), help="where the JSON files are")
     folder = parser.parse_args().results
-    lines, more = reports(folder, SETS), reports(folder, ["omniglot-20way"])
-    joint = reports(folder, ["omniglot-generalized", "tiny-imagenet-generalized", "tiny-imagenet-conv5-generalized"])
+    lines, more = reports(folder, SETS, OPEN), reports(folder, ["omniglot-20way"], OPEN)
+    joint = reports(
+        folder, ["omniglot-generalized", "tiny-imagenet-generalized", "tiny-imagenet-conv5-generalized"], GENERALIZED
+    )
     if not lines or not joint:
         raise ValueError(
             f"{folder} lacks results of scripts/make_results.sh: there is no file of {SETS[0]} and its like"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -208,6 +209,41 @@ def test_the_table_holds_every_finished_run_and_the_spread_over_seeds(tmp_path, 
         == f"{sum(float(rows(tmp_path / f'stm-{seed}')[0]['return']) for seed in (0, 1)) / 2:.2f}"
     )
     assert main(["--table", str(tmp_path / "lstm")]) == 2
+
+
+def test_the_table_takes_no_other_settings_and_no_copies_for_seeds(tmp_path, capsys):
+    """Three learning rates and a copy were four seeds of one row."""
+    runs = tmp_path / "runs"
+    for seed, rate in ((0, 1e-3), (1, 1e-3), (0, 0.5)):
+        train_agent(tiny(seed=seed, learning_rate=rate), runs / f"{rate}-{seed}", device="cpu")
+    assert main(["--table", str(runs)]) == 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(row[1], row[3]) for row in rows] == [
+        ("lstm-stm (learning_rate 0.001)", "2"),
+        ("lstm-stm (learning_rate 0.5)", "1"),
+    ]
+    shutil.copytree(runs / "0.5-0", runs / "copy")
+    assert main(["--table", str(runs)]) == 2
+    assert "are runs of one seed and the same settings" in capsys.readouterr().err
+
+
+def test_damaged_files_of_a_run_in_the_table_are_named_in_one_line(tmp_path, capsys):
+    train_agent(tiny(), tmp_path, device="cpu")
+    whole = {name: (tmp_path / name).read_text() for name in ("log.csv", "result.json", "settings.json")}
+    result, settings = (json.loads(whole[name]) for name in ("result.json", "settings.json"))
+    results = ({"return": 3}, {"return": {"mean": "x"}}, {"seconds": 0}, {"steps": None}, {"parameters": []})
+    damages = [("log.csv", log) for log in ("", "step,return\n", "step,return\nx,y\n", "a,b\n1,2\n")]
+    damages += [("result.json", json.dumps(result | change)) for change in results]
+    damages += [
+        ("settings.json", json.dumps(settings | change)) for change in ({"environment_options": 3}, {"model": "\x1b"})
+    ]
+    for name, content in damages:
+        (tmp_path / name).write_text(content)
+        assert main(["--table", str(tmp_path)]) == 2, (name, content)
+        said = capsys.readouterr().err
+        assert f"{name} holds no " in said
+        assert said.count("\n") == 1
+        (tmp_path / name).write_text(whole[name])
 
 
 @pytest.mark.parametrize(
