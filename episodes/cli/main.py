@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> Report | None:
     _check_outputs(options)
     if options.base_queries is not None and options.protocol != "generalized":
         raise ValueError("--base-queries needs --protocol generalized")
+    if options.validation is not None and options.protocol == "closed":
+        raise ValueError("--validation chooses thresholds, and --protocol closed has none: leave one of them out")
 
     import dataclasses
 
@@ -66,6 +68,10 @@ def run(options: argparse.Namespace) -> Report | None:
     settings = EvaluationSettings(**{**chosen, "device": as_device(options.device)})
     sources = _sources(options)
     banks, known, notes = sources.banks, sources.base_statistics, list(sources.notes)
+    unused = [] if sources.images else parser().marked("for images")
+    for name in unused:
+        if getattr(options, name) != parser().get_default(name):
+            raise ValueError(f"--{name.replace('_', '-')}: the features are given, so nothing uses it; leave it out")
     if processes()[0] > 0:
         return None
     named = with_scores(options.heads or DEFAULT_HEADS, options.score or [])
@@ -93,7 +99,9 @@ def run(options: argparse.Namespace) -> Report | None:
         progress=not options.quiet and sys.stderr.isatty(),
         callback=collected,
     )
-    given = {name: getattr(options, name) for name in parser().marked("in the report")}
+    if report.config["seed"] is None:
+        notes.append("the episodes are those that --episodes-file held: --episodes and --seed drew none")
+    given = {name: getattr(options, name) for name in parser().marked("in the report") if name not in unused}
     report = dataclasses.replace(report, config={**report.config, "options": given}, notes=notes + report.notes)
     try:  # files first: who reads the table may keep it waiting, or interrupt it
         page = _write(report, options, sources, collected)

@@ -25,9 +25,10 @@ from fewshot_nam.vision.libraries import names
 COMMAND = "fewshot-nam-eval"
 DEFAULT_HEADS = ["nam", "nam-sequential", "cosine", "cosine-centred", "plda-snorm"]
 
-Mark = Literal["changes no number", "in the report", "file to read", "file to write", "specification"]
+Mark = Literal["changes no number", "in the report", "for images", "file to read", "file to write", "specification"]
 """What the command knows of an option besides its value: it is left out of the command that gives the same numbers; its value is
-part of the JSON; it names a file to read or to write; or it is the specification of a data set (``folder:DIR``)."""
+part of the JSON; nothing uses it where all features are given; it names a file to read or to write; or it is the specification of a
+data set (``folder:DIR``)."""
 
 _DESCRIPTION = """\
 Measure few-shot heads on N-way K-shot episodes: their accuracy and their false alarms.
@@ -196,6 +197,7 @@ def parser() -> _Parser:
             "--skip-unreadable", action="store_true", help="leave out images that cannot be read, and list them"
         ),
         "in the report",
+        "for images",
     )
 
     model = made.add_argument_group("backbone")
@@ -207,6 +209,7 @@ def parser() -> _Parser:
             help=names.help_line() + " (default: %(default)s)",
         ),
         "in the report",
+        "for images",
     )
     made.mark(
         model.add_argument(
@@ -215,6 +218,7 @@ def parser() -> _Parser:
             help="a weights file, or 'random' (default: the backbone's own, which timm and torchvision download)",
         ),
         "file to read",
+        "for images",
     )
     for kind in ("model", "transform"):
         made.mark(
@@ -227,6 +231,7 @@ def parser() -> _Parser:
                 + ("pad_type=same" if kind == "model" else "input_size=160 mean=0.5 std=0.5"),
             ),
             "in the report",
+            "for images",
         )
 
     machine = made.add_argument_group("machine")
@@ -242,9 +247,13 @@ def parser() -> _Parser:
             "--precision", default="float32", help="float32 or bfloat16, of the backbone (default: %(default)s)"
         ),
         "in the report",
+        "for images",
     )
-    machine.add_argument(
-        "--channels-last", action="store_true", help="lay out images and weights channels last, often faster"
+    made.mark(
+        machine.add_argument(
+            "--channels-last", action="store_true", help="lay out images and weights channels last, often faster"
+        ),
+        "for images",
     )
     made.mark(
         machine.add_argument(

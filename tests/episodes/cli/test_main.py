@@ -86,6 +86,34 @@ def test_own_images_saved_features_and_episodes_give_the_same_answer(photos, tmp
     assert "note: nam has no base classes here" in capsys.readouterr().out
 
 
+def test_features_record_no_backbone_and_take_no_option_that_nothing_uses(tmp_path, capsys):
+    """JSON and page named a backbone that was not used, whatever it was."""
+    bank, out = tmp_path / "bank.safetensors", tmp_path / "out.json"
+    assert main([*FEW, "--heads", "cosine", "--save-features", str(bank)]) == 0
+    given = [*FEW, "--heads", "cosine", "--dataset", f"features:{bank}"]
+    assert main([*given, "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["config"]["options"] == {"split": None}
+    capsys.readouterr()
+    for words in (["--backbone", "nonsense"], ["--precision", "nonsense"], ["--channels-last"], ["--skip-unreadable"]):
+        assert main([*given, *words]) == 2
+        assert (
+            capsys.readouterr().err == f"error: {words[0]}: the features are given, so nothing uses it; leave it out\n"
+        )
+    assert main([*FEW, "--protocol", "closed", "--validation", "features:nowhere"]) == 2
+    assert "--validation chooses thresholds" in capsys.readouterr().err
+
+
+def test_episodes_of_a_file_are_said_to_be_so(tmp_path, capsys):
+    given = [*FEW, "--heads", "cosine", "--episodes-file", str(tmp_path / "episodes.safetensors")]
+    note = "note: the episodes are those that --episodes-file held: --episodes and --seed drew none"
+    assert main(given) == 0
+    assert note not in capsys.readouterr().out
+    assert main([*given, "--episodes", "400", "--seed", "7"]) == 0
+    out = capsys.readouterr().out
+    assert note in out
+    assert "20 episodes" in out
+
+
 def test_every_head_is_evaluated_with_each_open_set_score_too(photos, tmp_path):
     out = tmp_path / "out.json"
     assert main([*small(photos), "--heads", "nam", "cosine", "--score", "knn", "msp", "--json", str(out)]) == 0
