@@ -17,6 +17,7 @@ from fewshot_nam.cli.options import DEFAULT_BACKBONE, DEFAULT_HEAD, key_values, 
 from fewshot_nam.cli.outputs import check_output, naming_standard_output, refuse_input, writable
 from fewshot_nam.cli.predictions import line_of, one_line
 from fewshot_nam.heap import keep_freed_memory
+from fewshot_nam.service.class_names import known_classes, one_spelling
 from fewshot_nam.vision.libraries import names
 
 if TYPE_CHECKING:
@@ -72,8 +73,7 @@ def _learn(options: argparse.Namespace) -> Answer:
             model, notes = _open(options)
         else:
             model, notes = _new(options)
-        classes = model.classes
-        labels = [_known(label, classes) for _, label in found]
+        labels = _written(model.classes, [label for _, label in found])
         features, kept = _features(model, [image for image, _ in found], options)
         labels = [labels[i] for i in kept]
         repeated = _note_repeated(model.head, features, options)
@@ -125,7 +125,7 @@ def _forget(options: argparse.Namespace) -> Answer:
     path = writable(options.memory)
     with exclusive(path):
         about, head, probed = read_head(path)
-        labels = [_known(label, head.classes) for label in options.labels]
+        labels = _written(head.classes, options.labels)
         head.forget(labels)
         write_head(path, head, about, probed)
     lines = [
@@ -207,12 +207,12 @@ def _calibrate(options: argparse.Namespace) -> Answer:
         known_features, known_labels = None, None
         if known is not None:
             known_features, known_kept = _features(model, [image for image, _ in known], options)
-            known_labels = [_known(known[i][1], model.classes) for i in known_kept]
+            known_labels = _written(model.classes, [known[i][1] for i in known_kept])
         found = model.head.calibrate(
             features,
             known_features,
             target_fpr=options.target,
-            unknown_labels=None if labels is None else [_known(labels[i], model.classes) for i in kept],
+            unknown_labels=None if labels is None else _written(model.classes, [labels[i] for i in kept]),
             known_labels=known_labels,
             confidence=options.confidence,
         )
@@ -394,11 +394,13 @@ def _note_other_files(paths: list[str], options: argparse.Namespace) -> None:
         print(f"note: files are left out whose endings are no image's: {endings}", file=sys.stderr)
 
 
-def _known(label: str, classes: list[Label]) -> Label:
-    """Return the class that is written so on a command line; one that was learned in Python may be a number."""
-    return next(
-        (name for name in classes if name == label), next((name for name in classes if str(name) == label), label)
-    )
+def _written(classes: list[Label], labels: list[str]) -> list[Label]:
+    """Return the classes that are written so in a shell or on a disk; a new one in one spelling, the same on every system.
+
+    One that was learned in Python may be a number, or have a name that the page and the server would not take.
+    """
+    known = known_classes(classes, labels) | {name: name for name in classes if isinstance(name, str)}
+    return [one_spelling(label) if (name := known[label]) is None else name for label in labels]
 
 
 def _images_per_class(head: Head) -> list[int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from fewshot_nam.heads import Label
+if TYPE_CHECKING:
+    from fewshot_nam.heads import Label
 
 LONGEST_NAME = 100  # characters in the name of a class
 _LONGEST_SPELLED = 10 * LONGEST_NAME  # in what may become one: normalising takes time with the square of its length
@@ -25,10 +26,16 @@ _VIRAMA = 9  # the combining class of signs that take the vowel from a letter of
 
 def known_class(classes: Sequence[Label], label: str) -> Label | None:
     """Return the class that is shown so; where none is, the one whose name is written otherwise, see ``alike``."""
-    looks = alike(label)
-    shown = (name for name in classes if str(name) == label)
-    written_otherwise = (name for name in classes if alike(str(name)) == looks)
-    return next(itertools.chain(shown, written_otherwise), None)
+    return known_classes(classes, [label])[label]
+
+
+def known_classes(classes: Sequence[Label], labels: Iterable[str]) -> dict[str, Label | None]:
+    """Return the class of each label as ``known_class`` does, in time that grows with classes and labels, not their product."""
+    shown, looks = {}, {}
+    for name in reversed(classes):  # of several the first counts
+        text = str(name)
+        shown[text], looks[alike(text)] = name, name
+    return {label: shown[label] if label in shown else looks.get(alike(label)) for label in labels}
 
 
 def class_name(label: str) -> str:

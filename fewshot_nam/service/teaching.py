@@ -26,7 +26,7 @@ from fewshot_nam.heads.conformal import ROUNDING
 from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.heads.validation import HeadWarning
 from fewshot_nam.io.regular_files import file_version
-from fewshot_nam.service.class_names import alike, class_name, known_class, one_spelling
+from fewshot_nam.service.class_names import alike, class_name, known_class, known_classes, one_spelling
 from fewshot_nam.service.export_process import export_memory
 from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
 from fewshot_nam.service.given_images import GivenImage, Progress, features_of
@@ -433,7 +433,7 @@ class TeachingSession:
         if not head.classes:
             raise ValueError("nothing was learned yet: teach a class first")
         given: list[GivenImage] = [image for image, _ in known] + [*unknown, *base]
-        named = {label: known_class(head.classes, label) for label in {label for _, label in known}}
+        named = known_classes(head.classes, {label for _, label in known})
         truths = [None if named[label] is None else str(named[label]) for _, label in known]
         not_known = Counter(one_spelling(label) for _, label in known if named[label] is None)
         truths += [None] * (len(unknown) + len(base))
