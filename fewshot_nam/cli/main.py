@@ -151,7 +151,7 @@ def _inspect(options: argparse.Namespace) -> Answer:
         else {
             "target_fpr": head._target_fpr,
             "confidence": head._confidence,
-            "strangers": len(head.unknowns),
+            "strangers": head.num_unknowns,
             "stranger_classes": groups,
         }
     )
@@ -174,7 +174,7 @@ def _inspect(options: argparse.Namespace) -> Answer:
         often = "on average over" if head._confidence is None else f"in {100 * head._confidence:g}% of"
         of = "" if groups is None else f" of {_classes(groups)}"
         refusing += (
-            f" (at most {head._target_fpr:g} of unknowns {often} calibrations, from {len(head.unknowns)} samples{of})"
+            f" (at most {head._target_fpr:g} of unknowns {often} calibrations, from {head.num_unknowns} samples{of})"
         )
     lines = [
         f"{one_line(options.memory)}: {one_line(about['head'])} of {_classes(len(head.classes))}, {head.feature_dim} features, "

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewshot_nam._deprecation import renamed_attribute, warn_renamed
 from fewshot_nam.heads.conformal import ROUNDING, SMALLEST_TARGET, ConformalThreshold, conformal_threshold
-from fewshot_nam.heads.duplicates import distinct, first_equal
+from fewshot_nam.heads.duplicates import distinct, first_equal, first_of_equal_bits
 from fewshot_nam.heads.state import HeadState, Refusal, Snapshot, appended, changes
 from fewshot_nam.heads.temperature import fit_temperature
 from fewshot_nam.heads.validation import Label, as_labels, listed, warn_user
@@ -32,14 +32,14 @@ class Calibration(NamedTuple):
         threshold: a query is accepted when its largest score reaches it.
         target_fpr: the largest share of unknowns that may be accepted, as given.
         bound: the probability that an unknown is accepted is at most this, on average over calibrations; at most the target.
-        unknowns: how many samples of unknowns it rests on, identical ones counted once.
+        unknowns: how many different samples of unknowns it rests on.
         groups: how many groups these are of: classes with ``unknown_labels``, else those of ``groups``; ``None`` for neither.
         known_accepted: share of the known images that are accepted, where they were given: what the bound costs.
         temperature: of ``Head.probabilities``, where this call fitted it.
         bound_95: in 95 % of calibrations the share of unknowns that are accepted is at most this; ``None`` for groups without
             ``confidence``.
         confidence: as given.
-        duplicates: how many samples of unknowns were left out because they were given before.
+        duplicates: how many samples of unknowns are the same as an earlier one.
     """
 
     threshold: float
@@ -135,6 +135,11 @@ class CalibratedHead(HeadState):
         self._derived_threshold = (snapshot, threshold)
         return threshold
 
+    @property
+    def num_unknowns(self) -> int:
+        """How many different samples of unknowns the head holds from ``calibrate``."""
+        return int(first_of_equal_bits(self.unknowns).sum())
+
     def _end_calibration(self) -> None:
         self._target_fpr = self._confidence = self._max_rejected = None
         self._unknown_labels = self._unknown_groups = self._calibrated_classes = None
@@ -172,7 +177,8 @@ class CalibratedHead(HeadState):
 
         Args:
             unknown: ``(m, D)``, samples of unknowns: features of classes that the head does not know, none of which was
-                written. The same image given twice counts once.
+                written. The same image given twice may be one that comes up more often, or a copy by mistake: the bounds hold
+                either way, by the larger one of the thresholds with all samples and with different ones.
             known: ``(n, D)``, other images of known classes than were written: tells how many of them are accepted. The same
                 image given twice counts once; one that was written does not count, and a warning says so.
             target_fpr: between 0 and 1; it takes ``m >= 1 / target_fpr - 1``, or as many groups.
@@ -216,8 +222,7 @@ class CalibratedHead(HeadState):
                 f"calibrate: {int(learned.sum())} of {len(unknown)} samples of unknowns were written, the first at index "
                 f"{int(learned.int().argmax())}: calibrate on images that the head has not learned"
             )
-        once = distinct(unknown).tolist()
-        unknown, labels, members = unknown[once], _where(labels, once), _where(members, once)
+        unknown = unknown[first_equal(unknown, unknown).to(unknown.device)]  # of one image, the same bits
         snapshot = self._snapshot()
         refusal = snapshot.refusal._replace(
             target_fpr=target_fpr, unknowns=unknown, labels=labels, groups=members, confidence=confidence
@@ -254,13 +259,13 @@ class CalibratedHead(HeadState):
             found.threshold,
             target_fpr,
             found.bound,
-            len(unknown),
+            self.num_unknowns,
             None if labels is None and members is None else found.groups,
             accepted,
             temperature,
             found.bound_95,
             confidence,
-            len(once) - len(unknown),
+            len(unknown) - self.num_unknowns,
         )
 
     def _check_inductive(self, method: str) -> None:
@@ -375,8 +380,19 @@ class CalibratedHead(HeadState):
             number = {label: i for i, label in enumerate(dict.fromkeys(of))}
             groups = torch.tensor([number[label] for label in of], dtype=torch.long)
 
+        once = first_of_equal_bits(unknowns)
+
         def threshold_of(best: Tensor) -> ConformalThreshold:
-            return conformal_threshold(best, target, groups, refusal.confidence)
+            different = None if groups is None else groups[once]
+            found = conformal_threshold(best[once], target, different, refusal.confidence)
+            if bool(once.all()):
+                return found
+            every = conformal_threshold(best, target, groups, refusal.confidence)
+            return found._replace(
+                threshold=max(found.threshold, every.threshold),
+                bound=max(found.bound, every.bound),
+                bound_95=None if found.bound_95 is None else max(found.bound_95, every.bound_95 or 0.0),
+            )
 
         with torch.no_grad():
             scores = self._scores(snapshot, unknowns).cpu()

@@ -12,6 +12,7 @@ from torch import Tensor
 TOLERANCE = 1e-4
 _LOOKED_AT = 8  # numbers of a feature by which others are passed over
 _PAIRS = 1 << 18  # compared at once
+_CROWDED = 32  # pairs that may be the same, for a feature
 
 
 def first_equal(rows: Tensor, others: Tensor) -> Tensor:
@@ -36,6 +37,14 @@ def first_equal(rows: Tensor, others: Tensor) -> Tensor:
     start = torch.searchsorted(positions, along[:, 0] - slack)
     counts = torch.searchsorted(positions, along[:, 0] + slack, right=True) - start
     ends = counts.cumsum(0)
+    if int(ends[-1]) > _CROWDED * (
+        len(rows) + len(others)
+    ):  # one image many times, say, whose pairs are as many as its square
+        kinds, of = torch.unique(rows, dim=0, return_inverse=True)
+        different = first_of_equal_bits(others).nonzero().flatten()
+        if len(kinds) < len(rows) or len(different) < len(others):
+            places = first_equal(kinds, others[different])[of]
+            return torch.where(places < 0, places, different[places])
     for first in range(0, int(ends[-1]), _PAIRS):
         numbers = torch.arange(first, min(first + _PAIRS, int(ends[-1])))
         i = torch.searchsorted(ends, numbers, right=True)
@@ -47,6 +56,16 @@ def first_equal(rows: Tensor, others: Tensor) -> Tensor:
             same = torch.linalg.vector_norm(others[other].double() - rows[one], dim=-1) <= tolerance[one]
             found.scatter_reduce_(0, one[same], other[same], "amin")
     return found.masked_fill_(found == len(others), -1)
+
+
+def first_of_equal_bits(rows: Tensor) -> Tensor:
+    """Return ``(m,)`` bool on the CPU, False where an earlier one of ``rows`` ``(m, D)`` has the same numbers, bit for bit."""
+    found = torch.zeros(len(rows), dtype=torch.bool)
+    if len(rows):
+        kinds, of = torch.unique(rows.detach().cpu(), dim=0, return_inverse=True)
+        places = torch.arange(len(rows))
+        found[places.new_full((len(kinds),), len(rows)).scatter_reduce_(0, of, places, "amin")] = True
+    return found
 
 
 def distinct(rows: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fewshot_nam.heads import Head, Label
 from fewshot_nam.heads.conformal import ROUNDING
-from fewshot_nam.heads.duplicates import distinct, first_equal
+from fewshot_nam.heads.duplicates import distinct, first_equal, first_of_equal_bits
 from fewshot_nam.heads.validation import HeadWarning
 from fewshot_nam.io.regular_files import file_version
 from fewshot_nam.service.class_names import alike, class_name, known_class, known_classes, one_spelling
@@ -94,6 +94,7 @@ class TeachingSession:
         self._undo: deque[_Before] = deque(maxlen=_UNDO_STEPS)
         self._thumbnails: dict[Label, list[bytes]] = {}
         self._unknown = _unknowns_of(model.head, self.notes.pop(_NOTED, None), model.backbone.feature_dim, path)
+        self._counted = (self._unknown.new_empty(0), 0)  # the images of unknowns, and how many of them are different
         self._file = _version_of(path)
         self._written = self._file is not None  # whether it holds what the session knows
         self._noted_beside = path or Path("memory.safetensors")  # the file that the notes tell the weights' place by
@@ -183,13 +184,16 @@ class TeachingSession:
                     self._thumbnails[name] = [*kept, found.thumbnails[i]]
             taught = found.values[positions].cpu()
             known = first_equal(self._unknown, taught) >= 0 if len(self._unknown) else torch.zeros(0, dtype=torch.bool)
-            self._unknown = self._unknown[~known]  # of what is known, no rate can be promised
+            gone, self._unknown = (
+                self._unknown[known],
+                self._unknown[~known],
+            )  # of what is known, no rate can be promised
             doubt = self._set_again() if known.any() else None
             self._changed(before)
             _, said = _threshold_of(self.model.head)
             if known.any():
                 count = "they count as this class now" if doubt is None else f"the rate counts them so still ({doubt})"
-                said = [*said, f"{_images(int(known.sum()))} given as unknown before: {count}"]
+                said = [*said, f"{_images(int(first_of_equal_bits(gone).sum()))} given as unknown before: {count}"]
         return Learned(dict(counts), len(found.kept) - len(positions), found.skipped, said)
 
     def _set_again(self) -> str | None:
@@ -304,8 +308,11 @@ class TeachingSession:
 
     @property
     def unknown_images(self) -> int:
-        """How many images of unknowns ``calibrate`` rests on."""
-        return len(self._unknown)
+        """How many different images of unknowns ``calibrate`` rests on."""
+        unknown = self._unknown
+        if self._counted[0] is not unknown:
+            self._counted = unknown, int(first_of_equal_bits(unknown).sum())
+        return self._counted[1]
 
     @property
     def target(self) -> float | None:
@@ -316,10 +323,12 @@ class TeachingSession:
     @property
     def smallest_target(self) -> float | None:
         """The smallest share that ``calibrate`` takes with these images of unknowns; ``None`` without any."""
-        return None if not len(self._unknown) else max(_SMALLEST_SHARE, 1 / (len(self._unknown) + 1))
+        return None if not len(self._unknown) else max(_SMALLEST_SHARE, 1 / (self.unknown_images + 1))
 
     def add_unknown(self, images: Sequence[GivenImage], progress: Progress | None = None) -> tuple[int, list[str]]:
         """Add images of what is to be refused; return how many are new, and why others could not be read.
+
+        One that was given before counts again where the rate needs it, see ``Head.calibrate``: it may come up more often.
 
         Raises:
             ValueError: no image, too many, or one that was learned.
@@ -329,13 +338,12 @@ class TeachingSession:
             learned = int((first_equal(found.values, self.model.head.support) >= 0).sum())
             if learned:
                 raise ValueError(f"{_images(learned)} learned as known classes: unknown images must be others")
-            new = (first_equal(found.values, self._unknown) < 0) & distinct(found.values)
-            added = found.values[new.to(found.values.device)].cpu()
-            before = self._before(f"add {len(added)} unknown images")
-            if len(added):
-                self._unknown = torch.cat([self._unknown, added]) if len(self._unknown) else added
-                self._changed(before)
-        return len(added), found.skipped
+            given = found.values.cpu()
+            held = torch.cat([self._unknown, given]) if len(self._unknown) else given
+            before, had = self._before(f"add {len(given)} unknown images"), self.unknown_images
+            self._unknown = held[first_equal(held, held)]  # of one image, the same bits
+            self._changed(before)
+            return self.unknown_images - had, found.skipped
 
     def clear_unknown(self) -> None:
         """Forget the images of unknowns; then nothing is refused."""
@@ -364,7 +372,7 @@ class TeachingSession:
                 needed, shown = math.ceil((1 - ROUNDING) / target) - 1, math.ceil(smallest * 1e4 * (1 - ROUNDING)) / 1e4
                 raise ValueError(
                     f"a rate of {target:.2%} takes {needed} images of unknowns, and there are "
-                    f"{len(self._unknown)}: give more, or choose at least {shown:.2%}"
+                    f"{self.unknown_images}: give more, or choose at least {shown:.2%}"
                 )
             if head._unknown_labels is not None or head._unknown_groups is not None:
                 raise ValueError(
@@ -646,7 +654,7 @@ def _unknowns_of(head: Head, noted: object, feature_dim: int, path: Path | None)
             raise ValueError("a feature is NaN or infinite")
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: its images of unknowns cannot be read ({error})") from error
-    new = (first_equal(found, kept) < 0) & (first_equal(found, head.support) < 0) & distinct(found)
+    new = (first_equal(found, kept) < 0) & (first_equal(found, head.support) < 0)
     return torch.cat([kept, found[new]]) if len(kept) else found[new]
 
 

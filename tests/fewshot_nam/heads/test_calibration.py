@@ -222,6 +222,42 @@ def test_few_images_that_are_all_right_leave_some_doubt():
     assert head.probabilities(known).isfinite().all(), "the temperature fitted before still serves"
 
 
+@pytest.mark.parametrize("options", [{}, {"confidence": 0.95}, {"by_class": True}])
+def test_the_bound_holds_where_one_image_comes_up_again_and_again(options):
+    """Images of unknowns may hold a black frame or a placeholder many times, and so do those to come."""
+    generator = torch.Generator().manual_seed(5)
+    placeholder = features(7)
+
+    def drawn(count: int) -> Tensor:
+        rows = features(int(torch.randint(1 << 20, (1,), generator=generator)), count)
+        rows[torch.rand(count, generator=generator) < 0.3] = placeholder
+        return rows
+
+    given = dict(options)
+    labels = [f"u{i // 4}" for i in range(120)] if given.pop("by_class", False) else None
+    accepted = []
+    for seed in range(40):
+        shots = features(seed, 2)
+        shots[0] += 2 * placeholder  # one class looks like it
+        head = create("cosine").write(shots, ["a", "b"])
+        found = head.calibrate(drawn(120), target_fpr=0.1, unknown_labels=labels, **given)
+        assert found.unknowns + found.duplicates == 120
+        assert found.duplicates > 15
+        accepted.append((head(drawn(200)).amax(-1).double() >= head.threshold).double().mean())
+    assert torch.stack(accepted).mean() < 0.1
+
+
+def test_images_given_twice_by_mistake_do_not_lower_the_threshold():
+    few = unknowns(1, 20)
+    once, twice = (
+        written("nam").calibrate(few, target_fpr=0.1),
+        written("nam").calibrate(few.repeat(4, 1), target_fpr=0.1),
+    )
+    assert (twice.unknowns, twice.duplicates) == (20, 60)
+    assert twice.threshold >= once.threshold
+    assert twice.bound >= once.bound
+
+
 def test_identical_samples_count_once():
     head, once = written("nam"), unknowns(1, 99)
     found = head.calibrate(torch.cat([once, once[:30], once[3:4] * (1 + 1e-6)]), target_fpr=0.05)

@@ -3,7 +3,7 @@
 import torch
 
 from fewshot_nam.heads import create
-from fewshot_nam.heads.duplicates import TOLERANCE, distinct, first_equal
+from fewshot_nam.heads.duplicates import TOLERANCE, distinct, first_equal, first_of_equal_bits
 
 
 def test_the_first_that_is_the_same_is_found_and_near_ones_are_not():
@@ -42,3 +42,13 @@ def test_many_pairs_are_compared_in_parts(monkeypatch):
     assert first_equal(rows, rows).tolist() == [0, 1, 2] * 10
     assert first_equal(torch.zeros(2, 4), rows).tolist() == [-1, -1]
     assert first_equal(torch.zeros(2, 4), torch.zeros(2, 4)).tolist() == [0, 0]
+
+
+def test_one_image_many_times_does_not_take_time_with_its_square():
+    rows = torch.rand(3, 6, generator=torch.Generator().manual_seed(2))[torch.arange(60_000) % 3]  # 1.2e9 pairs
+    rows[7] += 1
+    found = first_equal(rows, rows)
+    assert found[:10].tolist() == [0, 1, 2, 0, 1, 2, 0, 7, 2, 0]
+    assert found[-3:].tolist() == [0, 1, 2]
+    assert first_equal(rows[5:], rows[2:])[:4].tolist() == [0, 1, 5, 0]
+    assert first_of_equal_bits(rows).nonzero().flatten().tolist() == [0, 1, 2, 7]
