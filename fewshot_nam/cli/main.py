@@ -138,7 +138,7 @@ def _inspect(options: argparse.Namespace) -> Answer:
     from fewshot_nam.vision.saving import read_head
 
     about, head, _ = read_head(options.memory)
-    counts = _images_per_class(head)
+    counts = head.shots_per_class()
     try:
         threshold, refusal = head.threshold, None
     except ValueError as error:  # calibrated, but no class is left, or too few unknown images
@@ -401,12 +401,6 @@ def _written(classes: list[Label], labels: list[str]) -> list[Label]:
     """
     known = known_classes(classes, labels) | {name: name for name in classes if isinstance(name, str)}
     return [one_spelling(label) if (name := known[label]) is None else name for label in labels]
-
-
-def _images_per_class(head: Head) -> list[int]:
-    """Return how many images each class was learned from; 0 for one that was known beforehand."""
-    counts = Counter(head.targets.tolist())
-    return [0] * len(head.base) + [counts[i] for i in range(len(head.classes) - len(head.base))]
 
 
 def _input_shape(model: NAMModel) -> tuple[int, ...]:

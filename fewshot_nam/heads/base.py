@@ -172,7 +172,8 @@ class Head(CalibratedHead):
         """Learn features of new classes, or more features of classes that were written before; return the head.
 
         Args:
-            features: ``(n, D)``, or ``(D,)`` for one.
+            features: ``(n, D)``, or ``(D,)`` for one. Those that ``calibrate`` was given as samples of unknowns are none any more:
+                it does without them, if enough are left for its target; otherwise a warning says so.
             labels: ``n`` ints or strings; a single one is the class of all features.
 
         Returns:
@@ -204,17 +205,27 @@ class Head(CalibratedHead):
         }
         places = [new[name] if name in new else column[name] for name in names]
         self._append_support(features)
+        self._drop_unknowns(features)
         self.targets = torch.cat([self.targets, torch.tensor(places, device=self.targets.device)])
         column.update(new)  # both in place: a class costs the same after thousands of others
         self._written_classes.extend(new)
         self._outdate(only_new_classes=only_new)
         return self
 
+    def shots_per_class(self) -> list[int]:
+        """Return how many features each class was learned from, in the order of ``classes``; 0 for one known by a prototype."""
+        with self._lock:
+            return [0] * len(self._base_classes) + self._shots_of_written()
+
+    def _shots_of_written(self) -> list[int]:
+        counts: list[int] = torch.bincount(self.targets, minlength=len(self._written_classes)).tolist()
+        return counts
+
     def learned_before(self, features: Tensor) -> list[Label | None]:
         """Return for each of ``features`` ``(n, D)`` the class as which the same image was learned before; ``None`` if it was not.
 
-        Features of one image are the same but for rounding (``fewshot_nam.heads.duplicates``). The time hardly grows with what was
-        learned.
+        A head that keeps no shots knows the first image of each class alone. Features of one image are the same but for rounding
+        (``fewshot_nam.heads.duplicates``). The time hardly grows with what was learned.
 
         Example:
             >>> from fewshot_nam.heads import create

@@ -349,6 +349,27 @@ class CalibratedHead(HeadState):
             raise ValueError("probabilities: needs a temperature: call calibrate with known and known_labels first")
         return torch.softmax(scores / snapshot.temperature, dim=-1)
 
+    def _drop_unknowns(self, features: Tensor) -> None:
+        """Go on without the samples of unknowns that are learned now, where enough are left."""
+        if self._target_fpr is None:
+            return
+        kept = (first_equal(self.unknowns, features) < 0).tolist()
+        if all(kept):
+            return
+        unknowns, labels = self.unknowns[kept], _where(self._unknown_labels, kept)
+        members = _where(self._unknown_groups, kept)
+        try:  # what conformal_threshold says of too few does not depend on the scores
+            _threshold_of_scores(
+                torch.zeros(len(unknowns)), self._target_fpr, unknowns, labels, members, self._confidence
+            )
+        except ValueError as error:
+            warn_user(
+                f"write: {len(kept) - sum(kept)} samples of unknowns are learned now, and are still among those that the threshold "
+                f"follows from, so that few images of these classes may be accepted: {error}"
+            )
+            return
+        self.unknowns, self._unknown_labels, self._unknown_groups = unknowns, labels, members
+
     def _forget_calibration(self, names: set[Label]) -> None:
         """Drop the samples of classes that are forgotten, and the temperature, which may rest on known images of them."""
         self._probability_temperature = None
@@ -375,24 +396,9 @@ class CalibratedHead(HeadState):
         if labels is not None and any(label in known for label in labels):
             kept = [label not in known for label in labels]
             unknowns, labels, members = unknowns[kept], _where(labels, kept), _where(members, kept)
-        groups = None
-        if (of := labels if members is None else members) is not None:
-            number = {label: i for i, label in enumerate(dict.fromkeys(of))}
-            groups = torch.tensor([number[label] for label in of], dtype=torch.long)
-
-        once = first_of_equal_bits(unknowns)
 
         def threshold_of(best: Tensor) -> ConformalThreshold:
-            different = None if groups is None else groups[once]
-            found = conformal_threshold(best[once], target, different, refusal.confidence)
-            if bool(once.all()):
-                return found
-            every = conformal_threshold(best, target, groups, refusal.confidence)
-            return found._replace(
-                threshold=max(found.threshold, every.threshold),
-                bound=max(found.bound, every.bound),
-                bound_95=None if found.bound_95 is None else max(found.bound_95, every.bound_95 or 0.0),
-            )
+            return _threshold_of_scores(best, target, unknowns, labels, members, refusal.confidence)
 
         with torch.no_grad():
             scores = self._scores(snapshot, unknowns).cpu()
@@ -438,6 +444,31 @@ def threshold_from_shots(scores: Tensor, classes: int, max_rejected: float) -> S
     threshold = float(scores.double().sort().values[rank - 1])
     error = _SCORING_ERROR * torch.finfo(scores.dtype).eps * max(1.0, float(scores.abs().max()))
     return ShotCalibration(threshold - error, max_rejected, rank / (len(scores) + 1), len(scores), classes)
+
+
+def _threshold_of_scores(
+    best: Tensor,
+    target: float,
+    unknowns: Tensor,
+    labels: list[Label] | None,
+    members: list[Label] | None,
+    confidence: float | None,
+) -> ConformalThreshold:
+    """Return the larger threshold of all samples of unknowns and of different ones, and the larger bounds."""
+    groups = None
+    if (of := labels if members is None else members) is not None:
+        number = {label: i for i, label in enumerate(dict.fromkeys(of))}
+        groups = torch.tensor([number[label] for label in of], dtype=torch.long)
+    once = first_of_equal_bits(unknowns)
+    found = conformal_threshold(best[once], target, None if groups is None else groups[once], confidence)
+    if bool(once.all()):
+        return found
+    every = conformal_threshold(best, target, groups, confidence)
+    return found._replace(
+        threshold=max(found.threshold, every.threshold),
+        bound=max(found.bound, every.bound),
+        bound_95=None if found.bound_95 is None or every.bound_95 is None else max(found.bound_95, every.bound_95),
+    )
 
 
 def _warn_of_learned_unknowns(

@@ -20,15 +20,15 @@ from fewshot_nam.memory.primitives import unit
 class LogisticHead(Head):
     """Scores are the logits of scikit-learn's multinomial ``LogisticRegression``; two classes share the logit as ``-l/2, l/2``.
 
-    Every episode is a separate fit on the CPU and takes a few milliseconds: this head loops over episodes. A base class
-    takes part with its prototype as one feature.
+    The logit of a single class is 0. Every episode is a separate fit on the CPU and takes a few milliseconds: this head loops over
+    episodes. A base class takes part with its prototype as one feature.
 
     Args:
         inverse_penalty: scikit-learn's ``C``: larger fits the support more closely.
         base: its mean is subtracted from every feature first; ``None`` subtracts nothing.
 
     Raises:
-        ValueError: ``inverse_penalty`` is not above 0; when scoring, fewer than two classes.
+        ValueError: ``inverse_penalty`` is not above 0.
 
     Example:
         >>> LogisticHead().write(torch.eye(2), ["cat", "dog"]).predict(torch.tensor([1.0, 3.0]))
@@ -46,9 +46,10 @@ class LogisticHead(Head):
         """Return weights ``(E, C, D)`` and intercepts ``(E, C)``."""
         from sklearn.linear_model import LogisticRegression
 
-        if support.columns < 2:
-            raise ValueError("LogisticHead needs at least two classes to tell apart")
         all_features = support.with_base(unit(support.base), unit(support.features))
+        if support.columns < 2:  # nothing to tell apart: the penalised loss is least at zeros; scikit-learn refuses
+            nothing = all_features.new_zeros(len(all_features), 1, all_features.shape[-1])
+            return nothing, nothing[..., 0]
         targets = (
             torch.cat([torch.arange(len(support.base), device=all_features.device), support.targets]).cpu().numpy()
         )

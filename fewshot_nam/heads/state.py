@@ -255,6 +255,12 @@ class HeadState(nn.Module):
         taken._derived = derived if not self._trainable() else None
         return taken
 
+    def copy(self: StateT) -> StateT:
+        """Return a head of its own in this state, which may be changed, also where this is a snapshot."""
+        made = copy.deepcopy(self)
+        made._is_snapshot = False
+        return made
+
     def __getstate__(self) -> dict[str, Any]:
         # A copy or pickle holds one state, without the lock and without what can be derived again. Writers replace tensors and
         # extend containers, so all containers are copied while the lock is held, and no tensor.

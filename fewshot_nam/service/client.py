@@ -85,7 +85,7 @@ class Client:
         body = json.dumps({"labels": list(labels)}).encode()
         return self._send("POST", "/forget", {}, ("application/json", body))
 
-    def calibrate(self, images: Sequence[Path | bytes], target: float = 0.01) -> dict[str, Any]:
+    def calibrate(self, images: Sequence[Path | bytes], target: float = 0.05) -> dict[str, Any]:
         """Set the threshold from images of unknowns; raises as ``predict``."""
         return self._send("POST", "/calibrate", {"target": target}, _form(images))
 

@@ -354,7 +354,7 @@ def build(
         return await run(changing, service.forget, what.labels)
 
     @app.post("/calibrate", openapi_extra=_IMAGES)
-    async def calibrate(request: Request, target: float = 0.01, confidence: float | None = None) -> dict[str, Any]:
+    async def calibrate(request: Request, target: float = 0.05, confidence: float | None = None) -> dict[str, Any]:
         """Set the threshold from images of unknowns; needs the token. The answer comes when it is saved."""
         check_token(request)
         return await run(changing, service.calibrate, await images_of(request), target, confidence)

@@ -9,7 +9,6 @@ Readers never wait for a writer: they use the head as it was, until the changed 
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,12 +19,12 @@ import torch
 from torch import Tensor
 
 from fewshot_nam.heads import Calibration, Head, Label
-from fewshot_nam.heads.duplicates import distinct, first_equal
+from fewshot_nam.heads.duplicates import distinct
 from fewshot_nam.io.decoding_processes import DecodingProcesses
 from fewshot_nam.io.image_io import UnreadableImage
 from fewshot_nam.io.regular_files import file_version, open_regular
 from fewshot_nam.service.class_names import class_name, known_class
-from fewshot_nam.service.teaching import NO_THRESHOLD
+from fewshot_nam.service.thresholds import head_warnings, threshold_of
 from fewshot_nam.vision.image_transform import transformed
 from fewshot_nam.vision.memory_files import exclusive, open_model
 from fewshot_nam.vision.saving import read_head, same_features, write_head
@@ -188,13 +187,9 @@ class MemoryService:
     def describe(self) -> dict[str, Any]:
         """Return the classes with their numbers of images, the threshold and the backbone."""
         state = self.current()
-        known = len(state.head.base)
-        counts = torch.bincount(state.head.targets, minlength=len(state.head.classes) - known).tolist()
+        counts = zip(state.head.classes, state.head.shots_per_class(), strict=True)
         return {
-            "classes": [
-                {"label": label, "images": counts[i - known] if i >= known else 0}
-                for i, label in enumerate(state.head.classes)
-            ],
+            "classes": [{"label": label, "images": count} for label, count in counts],
             "threshold": state.threshold,
             "writes": state.writes,
             "backbone": self._model.backbone.name,
@@ -214,14 +209,18 @@ class MemoryService:
         features = self._features(images)
 
         def act(head: Head) -> tuple[bool, dict[str, Any]]:
-            new = (first_equal(features, head.support) < 0) & distinct(features)
             found = known_class(head.classes, name)
             known: Label = name if found is None else found
+            learned = head.learned_before(features)
+            for i, other in enumerate(learned):
+                if other not in (None, known):
+                    raise ValueError(
+                        f"images[{i}] was learned as {str(other)!r}: leave it out, or forget that class first"
+                    )
+            new = torch.tensor([one is None for one in learned]) & distinct(features)
             if known not in head.classes and len(head.classes) >= self.limits.classes:
                 raise ValueError(f"the memory knows {len(head.classes):,} classes, the most it may: forget some")
             count = int(new.sum())
-            if not count and known not in head.classes:
-                raise ValueError(f"these images were learned before, as other classes than {name!r}")
             if count:
                 head.write(features[new.to(features.device)], [known] * count)
             return count > 0, {"label": known, "learned": count, "repeated": len(new) - count}
@@ -264,19 +263,22 @@ class MemoryService:
         """Change a copy of the head, save it, put it in place, and return what ``act`` says."""
         with self._change, exclusive(self.path):
             state = self.current()
-            head = copy.deepcopy(state.head)
-            head._is_snapshot = False
-            changed, answer = act(head)
+            head = state.head.copy()
+            with head_warnings() as said:
+                changed, answer = act(head)
             writes = state.writes
             if changed:
                 writes += 1
                 about = {**self._about, "notes": {**(self._about.get("notes") or {}), _WRITES: writes}}
-                ready = _ready(head)
+                ready, doubts = _ready(head)
+                said += doubts
                 write_head(self.path, head, about, self._probed)
                 with self._reload:
                     self._about, self.state = about, State(*ready, writes, _File(self.path))
-        said = {} if self.state.wrong is None else {"warning": self.state.wrong}
-        return answer | {"classes": len(self.state.head.classes), "writes": writes} | said
+        if not changed and self.state.wrong is not None:
+            said.append(self.state.wrong)
+        warning = {"warning": "; ".join(said)} if said else {}
+        return answer | {"classes": len(self.state.head.classes), "writes": writes} | warning
 
     def _read(self) -> State:
         """Return what is in the file. Called by one thread at a time."""
@@ -294,7 +296,7 @@ class MemoryService:
             raise Unusable(f"{self.path} was replaced by a memory of another transform: start the server again")
         self._about = about
         writes = (about.get("notes") or {}).get(_WRITES, 0)
-        ready = _ready(head.to(self._model.head.targets.device))
+        ready, _ = _ready(head.to(self._model.head.targets.device))
         return State(*ready, writes if isinstance(writes, int) else 0, file)
 
     def _features(self, images: Sequence[bytes]) -> Tensor:
@@ -342,13 +344,11 @@ class MemoryService:
         return transformed(image, self._model.backbone.transform, place)
 
 
-def _ready(head: Head) -> tuple[Head, float | None, str | None]:
-    """Return a snapshot with all that readers need derived, its threshold, and why that cannot be given."""
+def _ready(head: Head) -> tuple[tuple[Head, float | None, str | None], list[str]]:
+    """Return a snapshot with all that readers need derived, its threshold, and why that cannot be given; and what is said of it."""
     taken = head.snapshot()
-    try:
-        return taken, taken.threshold, None
-    except ValueError as error:  # calibrated, but no class is left, or too few unknown images
-        return taken, None, NO_THRESHOLD.format(" ".join(str(error).split())) if taken.classes else None
+    threshold, said = threshold_of(taken)
+    return (taken, threshold, said[0] if threshold is None and said else None), said
 
 
 class Metrics:

@@ -6,15 +6,13 @@ Nothing here knows the web library. Any number of threads may use one session: a
 from __future__ import annotations
 
 import base64
-import contextlib
 import copy
 import math
 import tempfile
 import threading
 import time
-import warnings
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +22,12 @@ from torch import Tensor
 from fewshot_nam.heads import Head, Label
 from fewshot_nam.heads.conformal import ROUNDING
 from fewshot_nam.heads.duplicates import distinct, first_equal, first_of_equal_bits
-from fewshot_nam.heads.validation import HeadWarning
 from fewshot_nam.io.regular_files import file_version
 from fewshot_nam.service.class_names import alike, class_name, known_class, known_classes, one_spelling
 from fewshot_nam.service.export_process import export_memory
 from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
 from fewshot_nam.service.given_images import GivenImage, Progress, features_of
+from fewshot_nam.service.thresholds import head_warnings, kept_threshold, threshold_of
 from fewshot_nam.vision.memory_files import NOT_FILES, exclusive, new_model, open_model, weights_file
 from fewshot_nam.vision.model import NAMModel
 from fewshot_nam.vision.saving import read_head, save_head
@@ -38,9 +36,6 @@ _UNDO_STEPS = 20
 _THUMBNAILS = 12  # kept for each class
 _RIVAL_SCORES = 20_000_000  # scores computed for the rivals of all classes; above this they are left out
 _SMALLEST_SHARE = 0.0001
-NO_THRESHOLD = (
-    "nothing is answered: the rate of this memory cannot be kept any more ({}); set it again, or forget the unknowns"
-)
 _READS = 10  # of a file that another program changes meanwhile
 _SECONDS_FOR_THE_FILE = 10.0  # that a save waits for another program
 _NOTED = "unknowns"  # in the notes of a file: images of unknowns that no rate was set with yet, float32 in base64
@@ -177,7 +172,8 @@ class TeachingSession:
             names = [self._known(labels[found.kept[i]]) for i in positions]
             counts = Counter(str(name) for name in names)
             before = self._before(f"learn {_listed(counts)}")
-            self.model.head.write(found.values[positions], names)
+            with head_warnings():  # of images of unknowns that are learned now, which is said below
+                self.model.head.write(found.values[positions], names)
             for name, i in zip(names, positions, strict=True):
                 kept = self._thumbnails.get(name, [])
                 if len(kept) < _THUMBNAILS:
@@ -190,7 +186,7 @@ class TeachingSession:
             )  # of what is known, no rate can be promised
             doubt = self._set_again() if known.any() else None
             self._changed(before)
-            _, said = _threshold_of(self.model.head)
+            _, said = threshold_of(self.model.head)
             if known.any():
                 count = "they count as this class now" if doubt is None else f"the rate counts them so still ({doubt})"
                 said = [*said, f"{_images(int(first_of_equal_bits(gone).sum()))} given as unknown before: {count}"]
@@ -207,7 +203,7 @@ class TeachingSession:
         try:
             if head._unknown_labels is not None or head._unknown_groups is not None:
                 raise ValueError("it holds for each new class of unknowns")
-            with _warnings():
+            with head_warnings():
                 unknown = self._unknown.to(head.targets.device)
                 head.calibrate(unknown, target_fpr=head._target_fpr, confidence=head._confidence)
         except ValueError as error:
@@ -237,7 +233,7 @@ class TeachingSession:
             if not self._undo:
                 raise ValueError("there is nothing to undo")
             before = self._undo.pop()
-            self.model.head.load_state_dict(before.head.state_dict())
+            self.model._set_head(before.head.copy())  # a file that was read may have held another kind of head
             self._thumbnails, self._unknown = dict(before.thumbnails), before.unknown
             self._changed(None)
             return before.what
@@ -255,13 +251,13 @@ class TeachingSession:
     @property
     def threshold(self) -> float | None:
         """An image is accepted from this score on; ``None`` where nothing is refused."""
-        return _threshold_of(self.model.head)[0]
+        return threshold_of(self.model.head)[0]
 
     @property
     def not_refusing(self) -> str | None:
         """Why nothing is answered: a rate was set, and cannot be kept with these classes; ``None`` where it can."""
         try:
-            _kept_threshold(self.model.head)
+            kept_threshold(self.model.head)
         except ValueError as error:
             return str(error)
         return None
@@ -280,7 +276,7 @@ class TeachingSession:
             with self._lock:
                 version, head = self.version, self.model.head.snapshot()
                 thumbnails = dict(self._thumbnails)
-            cached = (version, *_views(head, thumbnails, _threshold_of(head)[0]))
+            cached = (version, *_views(head, thumbnails, threshold_of(head)[0]))
             self._views = cached
         return cached[1:]
 
@@ -294,7 +290,7 @@ class TeachingSession:
         head = self.model.head.snapshot()
         if not head.classes:
             raise ValueError("nothing was learned yet: teach a class first")
-        threshold = _kept_threshold(head)
+        threshold = kept_threshold(head)
         found = features_of(self.model, [image])
         with torch.no_grad():
             scores = head(found.values)[0]
@@ -380,7 +376,7 @@ class TeachingSession:
                     "hold for images alone: go on with that command, or forget the images of unknowns first"
                 )
             before = self._before(f"set the false-alarm rate to {target:.2%}")
-            with _warnings() as said:
+            with head_warnings() as said:
                 # As sure as the memory's owner asked for, if they did.
                 found = head.calibrate(
                     self._unknown.to(head.targets.device), target_fpr=target, confidence=head._confidence
@@ -389,7 +385,10 @@ class TeachingSession:
             version, taken = self.version, head.snapshot()
         with torch.no_grad():
             alarms = (taken(self._unknown.to(taken.targets.device)).amax(dim=-1).double() >= found.threshold).double()
-            shots, _ = taken._held_out_scores(taken._snapshot())
+            try:
+                shots, _ = taken._held_out_scores(taken._snapshot())
+            except ValueError:  # it keeps none
+                shots = alarms[:0]
         accepted = float((shots.double() >= found.threshold).double().mean()) if len(shots) else None
         promise = Promise(
             target,
@@ -446,7 +445,7 @@ class TeachingSession:
         not_known = Counter(one_spelling(label) for _, label in known if named[label] is None)
         truths += [None] * (len(unknown) + len(base))
         kinds = [0] * len(known) + [1] * len(unknown) + [2] * len(base)
-        threshold = _kept_threshold(head)
+        threshold = kept_threshold(head)
         found = features_of(self.model, given, progress, self.most_pixels)
         with torch.no_grad():
             best, column = head(found.values).max(dim=-1)
@@ -587,37 +586,6 @@ class TeachingSession:
         return label if found is None else found
 
 
-_CATCHING = threading.Lock()  # what is done with warnings is the same for all threads
-
-
-@contextlib.contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """Collect what heads warn of in the block, in place of printing it."""
-    said: list[str] = []
-    with _CATCHING, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield said
-        # Meanwhile other threads may run other libraries, whose warnings come here too.
-        said += [str(one.message) for one in caught if issubclass(one.category, HeadWarning)]
-
-
-def _kept_threshold(head: Head) -> float | None:
-    """Return the threshold; ``ValueError`` where there is to be one and it cannot be given: to accept everything would be wrong."""
-    threshold, said = _threshold_of(head)
-    if threshold is None and said:
-        raise ValueError(said[0])
-    return threshold
-
-
-def _threshold_of(head: Head) -> tuple[float | None, list[str]]:
-    """Return the threshold, ``None`` where there is none, and what is said of it: with ``None``, why it cannot be given."""
-    try:
-        with _warnings() as said:
-            return head.threshold, said
-    except ValueError as error:  # calibrated, but no class is left, or too few unknown images
-        return None, [] if not head.classes else [NO_THRESHOLD.format(" ".join(str(error).split()))]
-
-
 def _read_whole(
     path: Path, weights: str | None, device: str
 ) -> tuple[tuple[int, int, int, int] | None, tuple[NAMModel, dict[str, Any]]]:
@@ -670,14 +638,14 @@ def _views(
     head: Head, thumbnails: dict[Label, list[bytes]], threshold: float | None
 ) -> tuple[list[ClassView], tuple[float, float]]:
     labels, known, ends = head.classes, len(head.base), (-1.0, 1.0)
-    counts = torch.bincount(head.targets, minlength=len(labels) - known).tolist()
+    counts = head.shots_per_class()
     rivals: dict[int, tuple[int, float]] = {}
     if len(labels) > 1 and 0 < len(head.support) * len(labels) <= _RIVAL_SCORES:
         with torch.no_grad():
             scores = head(head.support)
             ends = (float(scores.min()), float(scores.max()))
             sums = scores.new_zeros(len(labels) - known, len(labels)).index_add(0, head.targets, scores)
-            means = sums / torch.tensor(counts, device=sums.device).unsqueeze(-1)
+            means = sums / torch.bincount(head.targets, minlength=len(sums)).unsqueeze(-1)
             own = torch.arange(len(means), device=means.device)
             means[own, own + known] = -torch.inf
             best = means.max(dim=-1)
@@ -689,7 +657,7 @@ def _views(
         views.append(
             ClassView(
                 label,
-                counts[i - known] if i >= known else 0,
+                counts[i],
                 thumbnails.get(label, []),
                 None if rival < 0 else labels[rival],
                 score,

@@ -240,6 +240,12 @@ class NAMHead(ScoreNormHead, gather_free=True):
         support = super()._all_support(dtype)
         return support if self.keep_shots else support._replace(sums=self.shot_sums.taken(dtype))
 
+    def _shots_of_written(self) -> list[int]:
+        if self.keep_shots:
+            return super()._shots_of_written()
+        counts: list[int] = self.shot_sums.counts.tolist()
+        return counts
+
     def _held_out_scores(self, snapshot: Snapshot) -> tuple[Tensor, int]:
         if not self.keep_shots:
             raise ValueError(

@@ -406,6 +406,9 @@ class NAMRecursiveHead(ScoreNormHead):
             reads = reads - self.settings.query_cohort_weight * query[..., -1:]
         return self._normalised(learned.offsets, reads)
 
+    def _shots_of_written(self) -> list[int]:
+        return [int(count) for count in self.shot_sums.counts.tolist()]
+
     def _held_out_scores(self, snapshot: Snapshot) -> tuple[Tensor, int]:
         raise ValueError("calibrate_from_shots: this head keeps no shots, so none can be left out; use calibrate")
 
@@ -422,6 +425,11 @@ class NAMRecursiveHead(ScoreNormHead):
         if [len(sums.counts) for sums in self._sums()] != [len(self._base_classes), len(self._written_classes)]:
             raise ValueError(
                 f"{type(self).__name__}: this state is damaged: the sums of classes do not belong to its classes"
+            )
+        shots = self.shot_sums.counts
+        if not bool(((shots >= 1) & (shots < 2**53)).all()):
+            raise ValueError(
+                f"{type(self).__name__}: this state is damaged: the sums of classes are of no number of shots"
             )
         width = self.feature_dim
         if width is None:

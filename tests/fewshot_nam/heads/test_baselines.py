@@ -92,10 +92,13 @@ def test_logistic_equals_scikit_learn():
     np.testing.assert_allclose(two(query).softmax(-1).numpy(), model.predict_proba(unit(query).numpy()), rtol=1e-6)
 
 
-def test_logistic_needs_two_classes():
+def test_logistic_of_one_class_is_the_least_of_its_loss():
+    """One class alone could not be learned, nor forgotten down to: a page with such a memory was broken."""
     rows, query = rows_and_query()
-    with pytest.raises(ValueError, match="at least two classes"):
-        LogisticHead().write(rows, "a")(query)
+    head = LogisticHead().write(rows, "a")
+    assert head(query).tolist() == [[0.0]] * len(query)
+    assert head.snapshot().predict(query) == ["a"] * len(query)
+    assert head.calibrate(query, target_fpr=0.5).threshold > 0
 
 
 @pytest.mark.parametrize(("build", "name"), [(RidgeHead, "ridge"), (LogisticHead, "inverse_penalty")])

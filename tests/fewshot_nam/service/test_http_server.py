@@ -161,7 +161,7 @@ def test_what_is_wrong_is_said_in_one_line_with_its_status(server, digit_files):
         (server.post("/predict", content=b"x", headers={"content-type": "multipart/form-data"}), 400, "form cannot"),
         (server.post("/learn?label=%20", files=form(digit_files[0][:1]), headers=HEADERS), 400, "no name"),
         (server.post("/forget", json={"labels": ["none"]}, headers=HEADERS), 400, "never written"),
-        (server.post("/calibrate", files=form(digit_files[7][:1]), headers=HEADERS), 400, "99"),
+        (server.post("/calibrate", files=form(digit_files[7][:1]), headers=HEADERS), 400, "19 samples"),
         (server.get("/none"), 404, "Not Found"),
         (server.get("/predict"), 405, "Not Allowed"),
     ]

@@ -91,9 +91,36 @@ def test_what_is_learned_already_changes_nothing(service, memory, png):
         **{"label": "digit 0", "learned": 0, "repeated": 2},
         **{"classes": 2, "writes": 0},
     }
-    with pytest.raises(ValueError, match="learned before, as other classes than 'nought'"):
-        service.learn(png[0][:2], "nought")
+    for label in ("nought", "digit 1"):  # the answer was the one to an image that is repeated
+        with pytest.raises(ValueError, match=r"images\[1\] was learned as 'digit 0': leave it out, or forget"):
+            service.learn([png[9][0], png[0][0]], label)
     assert memory.stat() == before
+
+
+def test_images_of_unknowns_that_are_learned_are_unknown_no_more(service, png):
+    """They held the threshold at the scores of their own class: nearly all known images were refused, without a word."""
+    given = [image for label in (4, 5, 6) for image in png[label][:10]]
+    service.calibrate(given, 0.05)
+    learned = service.learn(png[4][:10], "four")
+    assert "learned now" not in learned.get("warning", "")
+    assert service.current().head.num_unknowns == 20
+    assert [one["label"] for one in service.predict(png[4][:10])["predictions"]] == ["four"] * 10
+    said = service.learn(png[5][:2], "five")["warning"]
+    assert "2 samples of unknowns are learned now, and are still among those that the threshold follows from" in said
+    assert "needs at least 19 samples of unknowns, got 18" in said
+    assert service.current().head.num_unknowns == 20
+
+
+@pytest.mark.parametrize("head", ["nam-recursive", "nam-expanded"])
+def test_heads_that_keep_no_images_know_how_many_they_learned(head, png, digits, tmp_path):
+    path = tmp_path / "memory.safetensors"
+    model, notes = new_model("conv4", path, head=head)
+    save_head(path, model.learn(digits[0][:3], "zero").learn(digits[1][0], "one").head, model.backbone, notes)
+    service = MemoryService(path)
+    service.learn(png[1][1:3], "one")
+    service.learn(png[2][:5], "two")
+    service.forget(["zero"])
+    assert service.describe()["classes"] == [{"label": "one", "images": 3}, {"label": "two", "images": 5}]
 
 
 def test_a_rate_that_cannot_be_kept_any_more_lets_nothing_through(memory, digits, digit_files):

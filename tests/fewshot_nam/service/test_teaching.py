@@ -24,7 +24,8 @@ from fewshot_nam.service.given_images import images_in_folder
 from fewshot_nam.service.page_html import check_html, refusal_html
 from fewshot_nam.service.serving import MemoryService
 from fewshot_nam.service.teaching import TeachingSession
-from fewshot_nam.vision.memory_files import exclusive
+from fewshot_nam.service.thresholds import head_warnings
+from fewshot_nam.vision.memory_files import exclusive, new_model
 from fewshot_nam.vision.saving import read_head, save_head, write_head
 
 
@@ -54,6 +55,43 @@ def test_it_learns_and_answers_as_the_model_does(taught, digits):
     scores = dict(zip(model.classes, model(digits[0][20])[0].tolist(), strict=True))
     assert dict(answer.ranking) == pytest.approx(scores, abs=1e-5)
     assert [score for _, score in answer.ranking] == sorted(scores.values(), reverse=True)
+
+
+def test_undo_brings_back_a_memory_of_another_kind(taught, digits, tmp_path):
+    """The head of a file that was read stayed, with the state of the other: other answers, or a traceback."""
+    taught.save()
+    taught.learn(digits[9][:5], "unsaved")
+    before = taught.answer(digits[9][20])
+    for head in ("cosine", "logistic", "nam-recursive"):
+        other = tmp_path / "other.safetensors"
+        model, notes = new_model("conv4", other, head=head)
+        save_head(other, model.learn(digits[0][:3], "a").learn(digits[1][:3], "b").head, model.backbone, notes)
+        other.replace(taught.path)
+        taught.reload()
+        assert [view.label for view in taught.classes()] == ["a", "b"]
+        assert taught.undo() == "reload the file"
+        after = taught.answer(digits[9][20])
+        assert (after.label, after.ranking) == (before.label, before.ranking)
+    taught.learn(digits[8][:2], "eight")
+    assert "eight" in TeachingSession.open(taught.copy_to(tmp_path)).model.classes
+
+
+@pytest.mark.parametrize("head", ["logistic", "nam-recursive"])
+def test_any_head_is_taught_from_one_class_on_and_down_to_it(head, digits, tmp_path):
+    path = tmp_path / "memory.safetensors"
+    model, notes = new_model("conv4", path, head=head)
+    save_head(path, model.learn(digits[0][:3], "zero").head, model.backbone, notes)
+    session = TeachingSession.open(path)
+    session.learn(digits[1][:4], "one")
+    assert [(view.label, view.images) for view in session.classes()] == [("zero", 3), ("one", 4)]
+    session.forget("zero")
+    assert [(view.label, view.images) for view in session.classes()] == [("one", 4)]
+    session.add_unknown(unknown(digits))
+    promise = session.calibrate(0.05)
+    assert (promise.unknowns, promise.threshold) == (120, session.threshold)
+    session.undo()
+    session.save()
+    assert session.answer(digits[1][9]).label == "one"
 
 
 def test_classes_have_counts_images_and_the_nearest_rival(taught):
@@ -516,7 +554,7 @@ def test_a_file_that_was_removed_is_not_said_to_be_saved(taught):
 
 
 def test_a_warning_of_another_library_is_no_note_of_the_memory():
-    with teaching._warnings() as said:
+    with head_warnings() as said:
         warnings.warn("of a test, in another thread meanwhile", stacklevel=1)
         warn_user("of a head")
     assert said == ["of a head"]
