@@ -78,6 +78,12 @@ def known_hosts(host: str, further: Iterable[str] = ()) -> frozenset[str] | None
     return frozenset({_plain(host), *names}) if names else None
 
 
+def own_names() -> frozenset[str]:
+    """Return the names by which a machine is known without a name server."""
+    name = _plain(socket.gethostname())
+    return frozenset({"localhost", name, f"{name}.local"})
+
+
 def check_address(host: str, port: int) -> None:
     """Raise ``OSError`` where an address cannot be listened on; port 0 for any."""
     try:
@@ -94,20 +100,28 @@ class KnownHosts:
 
     Args:
         app: what is served.
-        hosts: the names, as ``known_hosts`` gives them; ``None`` refuses nothing.
+        hosts: the names, as ``known_hosts`` gives them; ``None`` for any.
         proxies: those of them that a proxy passes on. Their pages are known with any port, which a proxy may change.
+        addresses: answer to every address too: no name that somebody else owns is one.
     """
 
-    def __init__(self, app: Application, hosts: frozenset[str] | None, proxies: Iterable[str] = ()) -> None:
-        self.app, self.hosts = app, hosts
+    def __init__(
+        self,
+        app: Application,
+        hosts: frozenset[str] | None,
+        proxies: Iterable[str] = (),
+        *,
+        addresses: bool = False,
+    ) -> None:
+        self.app, self.hosts, self.addresses = app, hosts, addresses
         self.proxies = frozenset(map(_plain, proxies))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 403."""
-        if scope["type"] not in ("http", "websocket") or self.hosts is None:
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        text = self._wrong(scope["headers"], self.hosts)
+        text = self._wrong(scope["headers"])
         if text is None:
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -118,18 +132,17 @@ class KnownHosts:
             await send({"type": "http.response.start", "status": 403, "headers": headers})
             await send({"type": "http.response.body", "body": body})
 
-    def _wrong(self, headers: Iterable[tuple[bytes, bytes]], hosts: frozenset[str]) -> str | None:
+    def _wrong(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """Return what is wrong with the headers; ``None`` for nothing."""
         headers = list(headers)
         asked = [value.decode("latin-1").lower() for key, value in headers if key == b"host"]
         # "null" for a page without an address, which is then no name that is known.
         pages = [value.decode("latin-1").lower() for key, value in headers if key == b"origin"]
         for name in [*(_host(f"//{one}") for one in asked), *map(_host, pages)]:
-            if name not in hosts:
+            if self.hosts is not None and name not in self.hosts and not (self.addresses and _is_address(name)):
                 shown = repr(name[:100] or "no name")
-                return (
-                    f"asked for by {shown}, and answers to {', '.join(sorted(hosts))}: start it with --allow-host NAME"
-                )
+                known = [*sorted(self.hosts), *(["addresses"] if self.addresses else [])]
+                return f"asked for by {shown}, and answers to {', '.join(known)}: start it with --allow-host NAME"
         for page in pages:
             if _host(page) not in self.proxies and page.partition("://")[2] not in asked:
                 return (
@@ -144,6 +157,14 @@ def _host(address: str) -> str:
         return urlsplit(address).hostname or ""
     except ValueError:
         return ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _plain(name: str) -> str:

@@ -39,7 +39,7 @@ import fewshot_nam
 from fewshot_nam.heads.validation import as_unicode
 from fewshot_nam.heap import few_heaps
 from fewshot_nam.io.image_io import UnreadableImage
-from fewshot_nam.service.hosts import KnownHosts, check_address, known_hosts, neighbourhood, url
+from fewshot_nam.service.hosts import KnownHosts, check_address, client_of, known_hosts, neighbourhood, url
 from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded, TooManyPixels, Unusable
 from fewshot_nam.vision.image_transform import TransformFailed
 
@@ -91,14 +91,14 @@ class Guard:
 
     def __init__(self, app: ASGIApp, most: int, metrics: Metrics) -> None:
         self.app, self.most, self.metrics = app, most, metrics
-        self._together = 0  # bytes of bodies of the requests that run
+        self._bodies: Counter[str] = Counter()  # bytes of the requests that run, by where they come from
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, read, status, whole = time.perf_counter(), 0, 0, False
+        started, read, status, whole, client = time.perf_counter(), 0, 0, False, client_of(scope)
 
         async def counted() -> Message:
             nonlocal read, whole
@@ -110,10 +110,11 @@ class Guard:
                 raise _Refused(408, f"the request did not come within {self.SECONDS:g} seconds") from None
             size = len(message.get("body", b""))
             read, whole = read + size, not message.get("more_body", False)
-            self._together += size
+            self._bodies[client] += size
             if read > self.most:
                 raise too_large
-            if self._together > self.BODIES * self.most:
+            together = self.BODIES * self.most  # of which one client may take half, and leaves the others the rest
+            if self._bodies.total() > together or self._bodies[client] > together // 2:
                 raise _Refused(503, "too many large requests at once: try again later")
             return message
 
@@ -143,7 +144,9 @@ class Guard:
         except ClientDisconnect:  # in the middle of its request: no one is left to answer
             status = 499
         finally:
-            self._together -= read
+            self._bodies[client] -= read
+            if not self._bodies[client]:
+                del self._bodies[client]
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.request(route, status or 500, time.perf_counter() - started)
 

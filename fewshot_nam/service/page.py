@@ -32,7 +32,7 @@ from fewshot_nam.service import page_html as html
 from fewshot_nam.service.class_names import class_name, known_class
 from fewshot_nam.service.findings import Check
 from fewshot_nam.service.given_images import GivenImage, image_files, images_in_folder
-from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, known_hosts, neighbourhood
+from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, known_hosts, neighbourhood, own_names
 from fewshot_nam.service.http_server import Impatient
 from fewshot_nam.service.page_requests import ASKED, CAMERAS, EXPORTS, IMAGES, MOST_CAMERAS, QUEUED, PageRequests
 from fewshot_nam.service.teaching import TeachingSession
@@ -91,6 +91,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
     downloads.mkdir(parents=True, exist_ok=True)
     frames = Frames()
     places: WeakKeyDictionary[TeachingSession, Path] = WeakKeyDictionary()
+    prepared: WeakKeyDictionary[TeachingSession, dict[str, int]] = WeakKeyDictionary()  # of which version a download is
 
     def place_of(session: TeachingSession) -> Path:
         """Return the directory of a session's downloads, which goes with the session."""
@@ -212,7 +213,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         for given in (camera, asked):
             given.preprocess = as_given  # a class of its own would make Gradio write a file of types beside this one
 
-        shared = [status, classes, undo, about_file, promise, seen]
+        shared = [status, classes, undo, about_file, promise, seen, download, download_onnx]
 
         def view(session: TeachingSession, said: str | None, wanted: str) -> list[Any]:
             """Return the values of ``shared``; the status stays where nothing is said."""
@@ -225,6 +226,10 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 _about_file(session),
                 html.refusal_html(session.threshold, session.promise, session.not_refusing),
                 shown,
+                *(
+                    gr.skip() if prepared.get(session, {}).get(how) == session.version else gr.update(visible=False)
+                    for how in ("copy_to", "export_to")
+                ),
             ]
 
         def change(session: TeachingSession, wanted: str, act: Callable[[], str]) -> list[Any]:
@@ -406,14 +411,19 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
 
         # A file goes with its session: that of a visitor who changed nothing is the first one, not one made for this request.
         def made(session: TeachingSession, wanted: str, how: str, said: str) -> list[Any]:
-            button = gr.skip()
+            path: str | None = None
 
             def act() -> str:
-                nonlocal button
-                button = gr.update(value=str(getattr(session, how)(place_of(session))), visible=True)
+                nonlocal path
+                version = session.version
+                path = str(getattr(session, how)(place_of(session)))
+                prepared.setdefault(session, {})[how] = version
                 return html.note(said, "good")
 
-            return [*change(session, wanted, act), button]
+            values = change(session, wanted, act)
+            if path is not None and prepared[session][how] == session.version:
+                values[-2 if how == "copy_to" else -1] = gr.update(value=path, visible=True)
+            return values
 
         page.load(on_load, None, [*shared, rate], show_progress="hidden", api_visibility="private")
         gr.Timer(2).tick(on_tick, [seen, find], shared, show_progress="hidden", api_visibility="private")
@@ -457,9 +467,9 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         show.click(on_show, [truth, known_files, known_path, others, bases], checked, show_progress_on=checked, **many)
         save.click(on_save, [find], shared, show_progress_on=status, **quiet)
         reload.click(on_reload, [find], shared, show_progress_on=status, **quiet)
-        make.click(on_make, [find], [*shared, download], show_progress_on=status, **quiet)
+        make.click(on_make, [find], shared, show_progress_on=status, **quiet)
         own = {**quiet, "concurrency_id": EXPORTS, "concurrency_limit": 1}
-        export.click(on_export, [find], [*shared, download_onnx], show_progress_on=status, **own)
+        export.click(on_export, [find], shared, show_progress_on=status, **own)
 
         def on_find(wanted: str, request: gr.Request) -> list[Any]:
             return view(session_of(request, "show"), None, wanted)
@@ -504,6 +514,17 @@ def serve(
     # Who asks by another name comes through a proxy, from elsewhere.
     local = is_loopback(host) and not separate and not hosts
     session.most_pixels = None if local else _MOST_PIXELS
+    names = known_hosts(host, hosts)
+    # Where each visitor has a memory of their own, a page from elsewhere finds nothing; and a Space's proxy changes the name.
+    checks = (
+        []
+        if separate and names is None
+        else [
+            Middleware(
+                KnownHosts, hosts=own_names() if names is None else names, proxies=hosts, addresses=names is None
+            )
+        ]
+    )
     page = build(Sessions(session, separate), local=local)
     page.queue(default_concurrency_limit=2, max_size=QUEUED)
     page.launch(
@@ -523,7 +544,7 @@ def serve(
         enable_monitoring=False,
         app_kwargs={
             "middleware": [
-                Middleware(KnownHosts, hosts=known_hosts(host, hosts), proxies=hosts),
+                *checks,
                 Middleware(
                     PageRequests,
                     blocks=page,

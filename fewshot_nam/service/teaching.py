@@ -50,6 +50,9 @@ class _Before(NamedTuple):
     head: Head
     thumbnails: dict[Label, list[bytes]]
     unknown: Tensor
+    file: tuple[int, int, int, int] | None = (
+        None  # where the change was to read the file again: the version known before
+    )
 
 
 class TeachingSession:
@@ -235,6 +238,8 @@ class TeachingSession:
             before = self._undo.pop()
             self.model._set_head(before.head.copy())  # a file that was read may have held another kind of head
             self._thumbnails, self._unknown = dict(before.thumbnails), before.unknown
+            if before.file is not None:  # what another program wrote is not known any more, and not to be written over
+                self._file = before.file
             self._changed(None)
             return before.what
 
@@ -494,7 +499,7 @@ class TeachingSession:
         return self.path
 
     def reload(self) -> None:
-        """Read the memory's file again. ``undo`` brings back what was not saved.
+        """Read the memory's file again. ``undo`` brings back what was not saved, for a download: ``save`` refuses then.
 
         Raises:
             ValueError: the session has no file, or it does not fit this backbone.
@@ -508,7 +513,7 @@ class TeachingSession:
             notes = dict(about.get("notes") or {})  # other programs count their changes there
             unknown = _unknowns_of(head, notes.pop(_NOTED, None), self.model.backbone.feature_dim, self.path)
             with self._lock:
-                before = self._before("reload the file")
+                before = self._before("reload the file")._replace(file=self._file)
                 self.model.load(self.path)
                 self.notes = notes | {name: self.notes[name] for name in ("weights",) if name in self.notes}
                 self._file, self._unknown = present, unknown

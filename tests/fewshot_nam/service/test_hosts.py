@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from fewshot_nam.service.hosts import KnownHosts, is_loopback, known_hosts
+from fewshot_nam.service.hosts import KnownHosts, is_loopback, known_hosts, own_names
 
 
-def asked(hosts, kind="http", proxies=(), **headers):
+def asked(hosts, kind="http", proxies=(), addresses=False, **headers):
     """Return the status of a request with these headers, and its error."""
     sent = []
 
@@ -19,7 +19,7 @@ def asked(hosts, kind="http", proxies=(), **headers):
         sent.append(message)
 
     scope = {"type": kind, "headers": [(key.encode(), value.encode("latin-1")) for key, value in headers.items()]}
-    asyncio.run(KnownHosts(app, hosts, proxies)(scope, None, send))
+    asyncio.run(KnownHosts(app, hosts, proxies, addresses=addresses)(scope, None, send))
     error = json.loads(sent[1]["body"])["error"] if len(sent) > 1 else None
     return sent[0].get("status", sent[0].get("code")), error
 
@@ -71,10 +71,25 @@ def test_a_proxys_name_is_known_when_it_is_given():
 
 def test_elsewhere_any_name_is_answered_but_where_names_are_given():
     assert known_hosts("0.0.0.0") is None
-    assert asked(None, host="anything", origin="http://anything.else")[0] == 200
+    assert asked(None, host="anything:8000", origin="http://anything:8000")[0] == asked(None, host="anything")[0] == 200
+    # A web site in the browser of a user who reaches the server.
+    assert asked(None, host="anything:8000", origin="http://anything.else")[0] == 403
+    assert asked(None, host="192.0.2.2:7860", origin="http://192.0.2.9:7860")[0] == 403
     hosts = known_hosts("10.0.0.5", ["teach.example"])
     assert asked(hosts, host="teach.example")[0] == asked(hosts, host="10.0.0.5:8000")[0] == 200
     assert asked(hosts, host="evil.example")[0] == 403
+
+
+def test_where_no_name_is_known_addresses_and_the_machines_own_names_are():
+    """A site whose name points to a page in the local network could read and change it through the browser of a user."""
+    own = own_names()
+    for host in ("192.0.2.2:7860", "[2001:db8::1]:7860", "localhost", *own):
+        assert asked(own, addresses=True, host=host, origin=f"http://{host}")[0] == 200
+    found, error = asked(own, addresses=True, host="evil.example:7860", origin="http://evil.example:7860")
+    assert found == 403
+    assert "localhost" in error
+    assert "addresses: start it with --allow-host" in error
+    assert asked(own, addresses=True, host="192.0.2.2:7860", origin="http://evil.example")[0] == 403
 
 
 def test_a_websocket_from_elsewhere_is_closed():

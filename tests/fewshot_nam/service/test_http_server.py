@@ -370,7 +370,7 @@ def test_answers_do_not_wait_for_changes_that_wait_for_the_file(memory, digit_fi
         assert {one.result().status_code for one in waiting} == {400}
 
 
-async def guarded(guard, *chunks):
+async def guarded(guard, *chunks, client="192.0.2.1"):
     """Send a body in chunks, the rest of which never comes; return the status."""
     messages, sent = list(chunks), []
 
@@ -382,7 +382,7 @@ async def guarded(guard, *chunks):
     async def send(message):
         sent.append(message)
 
-    await guard({"type": "http", "headers": []}, receive, send)
+    await guard({"type": "http", "headers": [], "client": (client, 1)}, receive, send)
     return sent[0]["status"]
 
 
@@ -395,7 +395,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(Guard, "SECONDS", 0.2)
     guard = Guard(reads_all, 100, Metrics())
     assert asyncio.run(guarded(guard, b"some")) == 408
-    assert guard._together == 0
+    assert not guard._bodies
 
 
 def test_large_bodies_at_once_are_bounded_together(monkeypatch):
@@ -403,12 +403,30 @@ def test_large_bodies_at_once_are_bounded_together(monkeypatch):
     guard = Guard(reads_all, 100, Metrics())
 
     async def many():
-        return await asyncio.gather(*(guarded(guard, b"x" * 50, b"x" * 50) for _ in range(12)))
+        clients = [f"192.0.2.{i % 4}" for i in range(12)]
+        return await asyncio.gather(*(guarded(guard, b"x" * 50, b"x" * 50, client=client) for client in clients))
 
     found = asyncio.run(many())
     assert found.count(503) >= 2
     assert set(found) == {503, 408}
-    assert guard._together == 0
+    assert not guard._bodies
+
+
+def test_bodies_of_one_client_that_do_not_come_shut_out_no_other(monkeypatch):
+    """Eight large ones from one address, and for two minutes no image of anyone was answered."""
+    monkeypatch.setattr(Guard, "SECONDS", 0.5)
+    guard = Guard(reads_all, 100, Metrics())
+
+    async def many():
+        stalled = [asyncio.create_task(guarded(guard, b"x" * 90)) for _ in range(20)]
+        await asyncio.sleep(0.1)
+        other = await guarded(guard, b"x" * 90, client="192.0.2.2")
+        return [await one for one in stalled], other
+
+    stalled, other = asyncio.run(many())
+    assert stalled.count(503) == 16
+    assert other == 408
+    assert not guard._bodies
 
 
 def test_a_client_that_goes_away_in_its_request_is_no_error():
@@ -429,7 +447,7 @@ def test_a_client_that_goes_away_in_its_request_is_no_error():
     guard = Guard(disconnects, 100, metrics)
     asyncio.run(gone())
     assert metrics._requests == {("other", 499): 1}
-    assert guard._together == 0
+    assert not guard._bodies
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\nX: "])

@@ -363,6 +363,30 @@ def test_nothing_that_a_visitor_does_changes_the_memory_of_others(digits, digit_
         blocks.close()
 
 
+def test_a_web_site_cannot_use_a_page_that_is_open_to_others(digits):
+    """Gradio allows the pages of every site: one read, downloaded and erased the memory through the browser of a user."""
+    session = TeachingSession.open(backbone="conv4")
+    session.learn(digits[0][:2], "zero")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    blocks = serve(session, "0.0.0.0", port, wait=False)
+    try:
+        kind = {"Content-Type": "application/json"}
+        for headers in (
+            {"Origin": "http://192.0.2.9:8000"},
+            {"Host": f"evil.example:{port}", "Origin": f"http://evil.example:{port}"},
+        ):
+            assert called(port, "on_forget", [""], **headers, **kind)[0] == 403
+            for path in ("/config", "/gradio_api/queue/data?session_hash=abc"):
+                assert asked(port, "GET", path, **headers)[0] == 403
+        own = {"Host": f"192.0.2.2:{port}", "Origin": f"http://192.0.2.2:{port}"}
+        assert called(port, "on_load", [], **own, **kind)[0] == 200
+        assert session.model.classes == ["zero"]
+    finally:
+        blocks.close()
+
+
 def test_a_visitor_who_changed_nothing_can_download_what_is_there(digits, tmp_path):
     """The file was offered, and gone with the session that had been made for it: the download was refused (403)."""
     session = TeachingSession.open(backbone="conv4")

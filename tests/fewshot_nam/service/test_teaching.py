@@ -57,6 +57,27 @@ def test_it_learns_and_answers_as_the_model_does(taught, digits):
     assert [score for _, score in answer.ranking] == sorted(scores.values(), reverse=True)
 
 
+def test_what_another_program_wrote_is_not_written_over_after_a_reload_was_undone(taught, digits):
+    """The undone reload counted as known: save replaced a change that a server had acknowledged."""
+    taught.save()
+    taught.learn(digits[4][:1], "cup")
+    content = io.BytesIO()
+    digits[5][0].save(content, "PNG")
+    MemoryService(taught.path).learn([content.getvalue()], "mug")
+    taught.reload()
+    taught.undo()
+    with pytest.raises(ValueError, match="changed by another program"):
+        taught.save()
+    assert not taught.saved
+    assert "mug" in TeachingSession.open(taught.path).model.classes
+    taught.reload()
+    taught.learn(digits[4][:1], "cup")
+    taught.save()
+    taught.undo()  # of what was learned: the file is known still
+    taught.save()
+    assert TeachingSession.open(taught.path).model.classes == ["digit 0", "digit 1", "digit 2", "mug"]
+
+
 def test_undo_brings_back_a_memory_of_another_kind(taught, digits, tmp_path):
     """The head of a file that was read stayed, with the state of the other: other answers, or a traceback."""
     taught.save()
