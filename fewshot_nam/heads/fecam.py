@@ -172,7 +172,10 @@ class FeCAMHead(Head):
 
     def extra_repr(self) -> str:
         """Return the constants."""
-        return f"calibrated={self.calibrated}, {super().extra_repr()}"
+        return (
+            f"diagonal={self.diagonal}, off_diagonal={self.off_diagonal}, calibrated={self.calibrated}, share={self.share}, "
+            f"temperature={self.temperature}, {super().extra_repr()}"
+        )
 
 
 def _covariance(features: Tensor) -> Tensor:

@@ -138,4 +138,4 @@ class KLDAHead(Head):
 
     def extra_repr(self) -> str:
         """Return the settings."""
-        return f"width={self.width}, gamma={self.gamma}, ridge={self.ridge}, {super().extra_repr()}"
+        return f"width={self.width}, gamma={self.gamma}, ridge={self.ridge}, seed={self.seed}, {super().extra_repr()}"

@@ -69,4 +69,4 @@ class LaplacianShotHead(BDCSPNHead):
 
     def extra_repr(self) -> str:
         """Return the settings."""
-        return f"laplacian_weight={self.laplacian_weight}, neighbours={self.neighbours}, {super().extra_repr()}"
+        return f"laplacian_weight={self.laplacian_weight}, neighbours={self.neighbours}, steps={self.steps}, {super().extra_repr()}"

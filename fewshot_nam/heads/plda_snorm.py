@@ -112,3 +112,11 @@ class PLDASNormHead(PLDAHead):
         scores = scores - self.query_cohort_weight * of_query[..., learned.cohort]
         scores = scores - self.class_cohort_weight * learned.cohort_scores.unsqueeze(-2)
         return with_log_partition_penalty(scores, self.log_partition_penalty, self.temperature)
+
+    def extra_repr(self) -> str:
+        """Return the settings."""
+        return (
+            f"cohort_size={self.cohort_size}, query_cohort_weight={self.query_cohort_weight}, "
+            f"class_cohort_weight={self.class_cohort_weight}, log_partition_penalty={self.log_partition_penalty}, "
+            f"temperature={self.temperature}, {super().extra_repr()}"
+        )

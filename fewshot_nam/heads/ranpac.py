@@ -272,7 +272,11 @@ class RanPACHead(Head):
 
     def extra_repr(self) -> str:
         """Return the settings."""
-        return f"width={self.width}, ridge={self.ridge}, calibrated={self.calibrated}, {super().extra_repr()}"
+        return (
+            f"width={self.width}, ridge={self.ridge}, balanced={self.balanced}, power_norm={self.power_norm}, "
+            f"calibrated={self.calibrated}, share={self.share}, temperature={self.temperature}, seed={self.seed}, "
+            f"{super().extra_repr()}"
+        )
 
 
 def _best_ridge(products: Tensor, answers: Tensor, other: Tensor, wanted: Tensor) -> float:

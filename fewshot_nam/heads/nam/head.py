@@ -240,6 +240,10 @@ class NAMHead(ScoreNormHead, gather_free=True):
         support = super()._all_support(dtype)
         return support if self.keep_shots else support._replace(sums=self.shot_sums.taken(dtype))
 
+    def extra_repr(self) -> str:
+        """Return the settings that differ from the default."""
+        return super().extra_repr() if self.keep_shots else f"keep_shots=False, {super().extra_repr()}"
+
     def _shots_of_written(self) -> list[int]:
         if self.keep_shots:
             return super()._shots_of_written()

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from fewshot_nam.heads import BaseStatistics, Head, NAMHead, available, create
 from fewshot_nam.heads.base import Support
 from fewshot_nam.heads.registry import transductive
+from fewshot_nam.vision.saving import settings
 
 HEADS = [*(name for name in available() if not transductive(name)), "nam with base classes"]
 ORDERED = {"nam-sequential"}  # the literal rule: the order of writing is part of it, and so of the scores
@@ -343,6 +345,18 @@ def test_a_fresh_head_says_that_it_knows_nothing(name):
         make(name)(features(1, 2))
     assert make(name).classes == []
     assert "classes=0" in repr(make(name))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_settings_are_part_of_what_a_head_is_called(name):
+    """Results describe heads by it: random features of two seeds had one description."""
+    head = make(name)
+    shown = set(re.findall(r"(\w+)=", repr(head)))
+    named = {setting for setting, value in settings(head).items() if not isinstance(value, dict)}
+    assert named - shown - {"keep_shots"} <= {f"{kind}_entropy_weight" for kind in ("cross", "conditional", "marginal")}
+    if hasattr(head, "keep_shots"):
+        head.keep_shots = False
+        assert "keep_shots=False" in repr(head)
 
 
 @pytest.mark.parametrize("name", HEADS)
