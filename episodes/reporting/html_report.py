@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def write_page(
     # Another evaluation may write there, and the page takes its images from files of fixed names.
     with exclusive(path):
         for old in page.directory.glob("false_alarm_*.png"):  # of an earlier report, which may have had more of them
-            old.unlink()
+            if re.fullmatch(r"false_alarm_\d+\.png", old.name):
+                old.unlink()
         _add_verdict(page, report)
         _add_tables(page, report)
         add_alarms(page, report, collected, banks, images)

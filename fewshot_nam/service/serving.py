@@ -23,7 +23,7 @@ from fewshot_nam.heads.duplicates import distinct
 from fewshot_nam.io.decoding_processes import DecodingProcesses
 from fewshot_nam.io.image_io import UnreadableImage
 from fewshot_nam.io.regular_files import file_version, open_regular
-from fewshot_nam.service.class_names import class_name, known_class
+from fewshot_nam.service.class_names import class_name, known_class, known_classes
 from fewshot_nam.service.thresholds import head_warnings, threshold_of
 from fewshot_nam.vision.image_transform import transformed
 from fewshot_nam.vision.memory_files import exclusive, open_model
@@ -236,7 +236,8 @@ class MemoryService:
         """
 
         def act(head: Head) -> tuple[bool, dict[str, Any]]:
-            names = [next((one for one in head.classes if str(one) == str(label)), label) for label in labels]
+            known = known_classes(head.classes, map(str, labels))
+            names = [label if (name := known[str(label)]) is None else name for label in labels]
             head.forget(names)
             return True, {"forgotten": names}
 

@@ -174,6 +174,10 @@ def _head(
         head = NAMHead(BaseStatistics.from_mean(mean))
     weight = next(backbone.network.parameters(), None)
     head = heads.create("nam", base=base) if head is None else head
+    if not isinstance(head, Head):
+        raise TypeError(
+            f"attach: head must be a head, such as fewshot_nam.heads.create('cosine'), got {type(head).__name__} {head!r}"
+        )
     return head if weight is None else head.to(weight.device)
 
 

@@ -34,12 +34,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewshot_nam.heads.base import Support
 from fewshot_nam.heads.base_statistics import BaseStatistics
 from fewshot_nam.heads.nam.expansion import Expansion
 from fewshot_nam.heads.nam.joint_write import joint_write
+from fewshot_nam.heads.nam.shot_sums import ExactSums
 from fewshot_nam.heads.score_norm import Learned, ScoreNormHead, ScoreNormSettings
 from fewshot_nam.heads.state import Snapshot, changes
 from fewshot_nam.heads.validation import Label, as_labels, check_random_features
@@ -80,7 +81,7 @@ class RecursiveSettings(ScoreNormSettings):
         check_random_features("RecursiveSettings: random_features", int(self.random_features), 0)
 
 
-class ClassSums(nn.Module):
+class ClassSums(ExactSums):
     """Sums over the images of each class as buffers: they move with the head and are saved with it.
 
     Attributes:

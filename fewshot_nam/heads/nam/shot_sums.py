@@ -6,13 +6,23 @@ that the metric ``R`` of the joint write is made of. The size does not depend on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class ShotSums(nn.Module):
+class ExactSums(nn.Module):
+    """A module whose buffers move to other devices, and keep their dtype: sums of many numbers need all of float64."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        for name, held in list(self.named_buffers(recurse=False)):
+            setattr(self, name, held.to(fn(held[:0]).device))
+        return self
+
+
+class ShotSums(ExactSums):
     """Sums over shots as buffers: they move with the head and are saved with it; empty where a head keeps its shots.
 
     Attributes:

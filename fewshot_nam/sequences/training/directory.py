@@ -54,7 +54,9 @@ def open_log(directory: Path, step: int) -> IO[str]:
     path = directory / "log.csv"
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if row and (row[0] == "step" or int(row[0]) <= step)]
+            rows = list(csv.reader(file))
+        # A row that was being written when the run was cut is short.
+        rows = [row for row in rows if len(row) == len(rows[0]) and (row[0] == "step" or int(row[0]) <= step)]
         with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
     return path.open("a", newline="", encoding="utf-8")

@@ -343,9 +343,12 @@ def test_features_without_images_have_figures_but_no_images(tmp_path):
         "--queries",
         "4",
     ]
+    (tmp_path / "page").mkdir(exist_ok=True)
+    for name in ("false_alarm_07.png", "false_alarm_of_my_house.png"):  # of an earlier report, and of the user
+        (tmp_path / "page" / name).write_bytes(b"image")
     text = run_digits(tmp_path / "page", *arguments)
     assert "Most confident false alarms of nam: the episodes come from a file of features" in text
-    assert not list((tmp_path / "page").glob("false_alarm_*.png"))
+    assert [path.name for path in (tmp_path / "page").glob("false_alarm_*.png")] == ["false_alarm_of_my_house.png"]
 
 
 @pytest.fixture

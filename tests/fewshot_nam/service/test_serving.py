@@ -262,6 +262,12 @@ def test_readers_do_not_wait_for_a_writer_and_see_whole_states(service, png, mon
     assert (found["writes"], found["predictions"][0]["best"]) == (1, "two")
 
 
+def test_a_class_is_forgotten_by_any_spelling_that_learns_it(service, png):
+    service.learn(png[2][:1], "caf\u00e9")
+    assert service.learn(png[2][1:2], "cafe\u0301")["label"] == "caf\u00e9"
+    assert service.forget(["cafe\u0301"])["forgotten"] == ["caf\u00e9"]
+
+
 def test_many_writers_lose_nothing(service, memory, png, monkeypatch):
     monkeypatch.setattr(memory_files, "_LOCK_SECONDS", 30)
     services = [service, MemoryService(memory)]

@@ -276,6 +276,8 @@ def test_names_and_backbones_take_what_is_theirs(painted):
     nam = attach("conv4", CosineHead(), keep_classes=True)
     assert nam.classes == backbones.create("conv4").base_classes
     assert isinstance(nam.learn(painted(0), "new").head, CosineHead)
+    with pytest.raises(TypeError, match=r"head must be a head, such as .*create\('cosine'\), got str 'nam'"):
+        attach("conv4", head="nam")
     with pytest.raises(ValueError, match="classifier cannot be given with a name"):
         attach("conv4", classifier="fc")
     with pytest.raises(ValueError, match="transform cannot be given with a Backbone"):

@@ -28,6 +28,22 @@ def head(**settings) -> NAMRecursiveHead:
     return made.write_base_images(BASE.flatten(0, 1), [f"b{i}" for i in range(9) for _ in range(20)])
 
 
+@pytest.mark.parametrize("name", ["nam-recursive", "nam-expanded"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_sums_stay_exact_when_a_head_takes_another_dtype(name, dtype):
+    """``.float()`` alone, which changes no other head, ended in an error of sums in two dtypes."""
+    made = create(name, STATISTICS).write(NOVEL[:3].flatten(0, 1).float(), NAMES[:18])
+    before = [sums.totals for sums in made._sums()]
+    answers = made.predict(QUERIES.float())
+    made.to(dtype)
+    assert all(torch.equal(sums.totals, held) for sums, held in zip(made._sums(), before, strict=True))
+    assert made.shot_sums.counts.tolist() == [6, 6, 6]
+    same = sum(a == b for a, b in zip(made.predict(QUERIES.float()), answers, strict=True))
+    assert same >= 0.9 * len(answers)
+    made.write(NOVEL[3].float(), "more")
+    assert made.shots_per_class()[-1] == 6
+
+
 def equation(made: NAMRecursiveHead, classes: list[Tensor], queries: Tensor) -> Tensor:
     """Return the scores of the equation at the top of the file, for the images of each class."""
     s, space = made.settings, made._space(QUERIES.double())

@@ -87,6 +87,7 @@ def test_steps_that_were_lost_leave_no_row_in_the_log(tmp_path):
     run(settings, tmp_path, stop=lambda step: step == 5)
     with (tmp_path / "log.csv").open("a", newline="") as file:
         csv.writer(file).writerow([8, 1, 2, 0, 0, 10, 0, 0])
+        file.write("4,0.1")  # the disk was full
     run(settings, tmp_path, resume=True)
     with (tmp_path / "log.csv").open(newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["4", "8", "12"]
