@@ -387,6 +387,26 @@ def test_a_web_site_cannot_use_a_page_that_is_open_to_others(digits):
         blocks.close()
 
 
+def test_what_a_visitor_is_refused_fills_no_log(digits, capfd, monkeypatch):
+    """Gradio wrote a traceback of thirty lines for each error that a visitor was shown."""
+
+    def full(*_):
+        raise ValueError("too many visitors of a test")
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    blocks = serve(TeachingSession.open(backbone="conv4"), port=port, wait=False, separate=True)
+    try:
+        monkeypatch.setattr("fewshot_nam.service.visitors.Sessions.of", full)
+        called(port, "on_undo", [""], **{"Content-Type": "application/json"})
+        _, events = asked(port, "GET", "/gradio_api/queue/data?session_hash=abc")
+        assert b"too many visitors of a test" in events
+    finally:
+        blocks.close()
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
 def test_a_visitor_who_changed_nothing_can_download_what_is_there(digits, tmp_path):
     """The file was offered, and gone with the session that had been made for it: the download was refused (403)."""
     session = TeachingSession.open(backbone="conv4")
