@@ -33,6 +33,8 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted", *,
         done
         0
     """
+    if sys.stderr is None:  # closed: notes and progress go nowhere
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # a character that it cannot encode is escaped, as on standard error
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

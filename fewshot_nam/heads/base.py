@@ -311,7 +311,8 @@ class Head(CalibratedHead):
         """Forget classes: the head is then the one that would never have seen them. Return the head.
 
         What ``calibrate`` kept of these classes is forgotten too: samples of unknowns with their labels, and the temperature of
-        ``probabilities``, since known images of these classes may have taken part in it.
+        ``probabilities``, since known images of these classes may have taken part in it. Samples of unknowns that were dropped
+        because they were learned do not come back: calibrate again.
 
         Raises:
             ValueError: a label was never written; nothing is forgotten then.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewshot_nam._deprecation import renamed_attribute, warn_renamed
 from fewshot_nam.heads.conformal import ROUNDING, SMALLEST_TARGET, ConformalThreshold, conformal_threshold
-from fewshot_nam.heads.duplicates import distinct, first_equal, first_of_equal_bits
+from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.heads.state import HeadState, Refusal, Snapshot, appended, changes
 from fewshot_nam.heads.temperature import fit_temperature
 from fewshot_nam.heads.validation import Label, as_labels, listed, warn_user
@@ -138,7 +138,17 @@ class CalibratedHead(HeadState):
     @property
     def num_unknowns(self) -> int:
         """How many different samples of unknowns the head holds from ``calibrate``."""
-        return int(first_of_equal_bits(self.unknowns).sum())
+        return int(self._different(self.unknowns).sum())
+
+    def _different(self, unknowns: Tensor) -> Tensor:
+        """Return ``(m,)`` bool, False for a sample that is the same as an earlier one; found once for the samples that are held."""
+        held = self._different_unknowns
+        if held is not None and held[0] is unknowns:
+            return held[1]
+        found = distinct(unknowns)
+        if unknowns is self.unknowns:
+            self._different_unknowns = unknowns, found
+        return found
 
     def _end_calibration(self) -> None:
         self._target_fpr = self._confidence = self._max_rejected = None
@@ -222,7 +232,6 @@ class CalibratedHead(HeadState):
                 f"calibrate: {int(learned.sum())} of {len(unknown)} samples of unknowns were written, the first at index "
                 f"{int(learned.int().argmax())}: calibrate on images that the head has not learned"
             )
-        unknown = unknown[first_equal(unknown, unknown).to(unknown.device)]  # of one image, the same bits
         snapshot = self._snapshot()
         refusal = snapshot.refusal._replace(
             target_fpr=target_fpr, unknowns=unknown, labels=labels, groups=members, confidence=confidence
@@ -359,9 +368,8 @@ class CalibratedHead(HeadState):
         unknowns, labels = self.unknowns[kept], _where(self._unknown_labels, kept)
         members = _where(self._unknown_groups, kept)
         try:  # what conformal_threshold says of too few does not depend on the scores
-            _threshold_of_scores(
-                torch.zeros(len(unknowns)), self._target_fpr, unknowns, labels, members, self._confidence
-            )
+            scores, once = torch.zeros(len(unknowns)), distinct(unknowns)
+            _threshold_of_scores(scores, self._target_fpr, once, labels, members, self._confidence)
         except ValueError as error:
             warn_user(
                 f"write: {len(kept) - sum(kept)} samples of unknowns are learned now, and are still among those that the threshold "
@@ -369,6 +377,10 @@ class CalibratedHead(HeadState):
             )
             return
         self.unknowns, self._unknown_labels, self._unknown_groups = unknowns, labels, members
+        warn_user(
+            f"write: {len(kept) - sum(kept)} samples of unknowns are learned now: the threshold does without them, also when their "
+            "classes are forgotten: calibrate again then"
+        )
 
     def _forget_calibration(self, names: set[Label]) -> None:
         """Drop the samples of classes that are forgotten, and the temperature, which may rest on known images of them."""
@@ -397,8 +409,10 @@ class CalibratedHead(HeadState):
             kept = [label not in known for label in labels]
             unknowns, labels, members = unknowns[kept], _where(labels, kept), _where(members, kept)
 
+        once = self._different(unknowns)
+
         def threshold_of(best: Tensor) -> ConformalThreshold:
-            return _threshold_of_scores(best, target, unknowns, labels, members, refusal.confidence)
+            return _threshold_of_scores(best, target, once, labels, members, refusal.confidence)
 
         with torch.no_grad():
             scores = self._scores(snapshot, unknowns).cpu()
@@ -449,7 +463,7 @@ def threshold_from_shots(scores: Tensor, classes: int, max_rejected: float) -> S
 def _threshold_of_scores(
     best: Tensor,
     target: float,
-    unknowns: Tensor,
+    once: Tensor,
     labels: list[Label] | None,
     members: list[Label] | None,
     confidence: float | None,
@@ -459,7 +473,6 @@ def _threshold_of_scores(
     if (of := labels if members is None else members) is not None:
         number = {label: i for i, label in enumerate(dict.fromkeys(of))}
         groups = torch.tensor([number[label] for label in of], dtype=torch.long)
-    once = first_of_equal_bits(unknowns)
     found = conformal_threshold(best[once], target, None if groups is None else groups[once], confidence)
     if bool(once.all()):
         return found

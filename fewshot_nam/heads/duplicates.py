@@ -13,6 +13,7 @@ TOLERANCE = 1e-4
 _LOOKED_AT = 8  # numbers of a feature by which others are passed over
 _PAIRS = 1 << 18  # compared at once
 _CROWDED = 32  # pairs that may be the same, for a feature
+_BLOCK = 1024
 
 
 def first_equal(rows: Tensor, others: Tensor) -> Tensor:
@@ -45,6 +46,7 @@ def first_equal(rows: Tensor, others: Tensor) -> Tensor:
         if len(kinds) < len(rows) or len(different) < len(others):
             places = first_equal(kinds, others[different])[of]
             return torch.where(places < 0, places, different[places])
+        return _first_near(rows, others, tolerance)
     for first in range(0, int(ends[-1]), _PAIRS):
         numbers = torch.arange(first, min(first + _PAIRS, int(ends[-1])))
         i = torch.searchsorted(ends, numbers, right=True)
@@ -55,6 +57,23 @@ def first_equal(rows: Tensor, others: Tensor) -> Tensor:
             one, other = i[whole : whole + _PAIRS // 64], j[whole : whole + _PAIRS // 64]
             same = torch.linalg.vector_norm(others[other].double() - rows[one], dim=-1) <= tolerance[one]
             found.scatter_reduce_(0, one[same], other[same], "amin")
+    return found.masked_fill_(found == len(others), -1)
+
+
+def _first_near(rows: Tensor, others: Tensor, tolerance: Tensor) -> Tensor:
+    """Do what ``first_equal`` does by products of all rows with all others: where many pairs are alike, these cost far less."""
+    found = torch.full((len(rows),), len(others))
+    squares = rows.square().sum(-1)
+    for first in range(0, len(others), _BLOCK):
+        block = others[first : first + _BLOCK].double()
+        lengths = block.square().sum(-1)
+        for start in range(0, len(rows), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            away = (
+                squares[part, None] + lengths - 2 * rows[part] @ block.mT
+            )  # 1e-15 of a square, for a tolerance of 1e-8
+            near, at = (away <= tolerance[part, None].square()).max(-1)
+            found[part] = torch.where(near, torch.minimum(found[part], first + at), found[part])
     return found.masked_fill_(found == len(others), -1)
 
 

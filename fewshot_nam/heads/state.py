@@ -158,6 +158,7 @@ class HeadState(nn.Module):
         self._place_of_written: tuple[list[Label], dict[Label, int]] | None = None
         self._unknown_labels: list[Label] | None = None
         self._unknown_groups: list[Label] | None = None
+        self._different_unknowns: tuple[Tensor, Tensor] | None = None
         self._target_fpr: float | None = None  # if set, the threshold follows from the unknowns
         self._confidence: float | None = None
         self._calibrated_classes: list[Label] | None = None  # the classes known at the time
@@ -274,6 +275,7 @@ class HeadState(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.__dict__.setdefault("_is_snapshot", False)
+        self._different_unknowns = None
         self._lock = threading.RLock()
         self._rows = GrowingRows()
         self._place_of_written = None

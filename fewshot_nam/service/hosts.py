@@ -78,10 +78,10 @@ def known_hosts(host: str, further: Iterable[str] = ()) -> frozenset[str] | None
     return frozenset({_plain(host), *names}) if names else None
 
 
-def own_names() -> frozenset[str]:
-    """Return the names by which a machine is known without a name server."""
+def own_names(host: str) -> frozenset[str]:
+    """Return the names by which a machine that listens on ``host`` is known without a name server."""
     name = _plain(socket.gethostname())
-    return frozenset({"localhost", name, f"{name}.local"})
+    return frozenset({"localhost", "127.0.0.1", name, f"{name}.local", _plain(host)})
 
 
 def check_address(host: str, port: int) -> None:

@@ -505,6 +505,8 @@ def serve(
     """
     few_heaps()
     host = host or "127.0.0.1"
+    if ":" in host:
+        raise ValueError(f"the page takes no IPv6 address, such as {host!r}: give an address of IPv4, or a name")
     check_address(host, port or 0)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Gradio summarises its last 10,000 events after every one: time and memory that nothing here looks at.
@@ -516,15 +518,11 @@ def serve(
     session.most_pixels = None if local else _MOST_PIXELS
     names = known_hosts(host, hosts)
     # Where each visitor has a memory of their own, a page from elsewhere finds nothing; and a Space's proxy changes the name.
-    checks = (
-        []
-        if separate and names is None
-        else [
-            Middleware(
-                KnownHosts, hosts=own_names() if names is None else names, proxies=hosts, addresses=names is None
-            )
-        ]
-    )
+    checks = []
+    if names is not None or not separate:
+        elsewhere = frozenset() if is_loopback(host) else own_names(host)
+        known = (names or frozenset()) | elsewhere
+        checks = [Middleware(KnownHosts, hosts=known, proxies=hosts, addresses=names is None)]
     page = build(Sessions(session, separate), local=local)
     page.queue(default_concurrency_limit=2, max_size=QUEUED)
     page.launch(

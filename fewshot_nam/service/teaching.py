@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fewshot_nam.heads import Head, Label
 from fewshot_nam.heads.conformal import ROUNDING
-from fewshot_nam.heads.duplicates import distinct, first_equal, first_of_equal_bits
+from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.io.regular_files import file_version
 from fewshot_nam.service.class_names import alike, class_name, known_class, known_classes, one_spelling
 from fewshot_nam.service.export_process import export_memory
@@ -35,6 +35,7 @@ from fewshot_nam.vision.saving import read_head, save_head
 _UNDO_STEPS = 20
 _THUMBNAILS = 12  # kept for each class
 _RIVAL_SCORES = 20_000_000  # scores computed for the rivals of all classes; above this they are left out
+_MOST_UNKNOWN = 10_000  # images of unknowns, also those given again; each step of undo holds them
 _SMALLEST_SHARE = 0.0001
 _READS = 10  # of a file that another program changes meanwhile
 _SECONDS_FOR_THE_FILE = 10.0  # that a save waits for another program
@@ -192,7 +193,7 @@ class TeachingSession:
             _, said = threshold_of(self.model.head)
             if known.any():
                 count = "they count as this class now" if doubt is None else f"the rate counts them so still ({doubt})"
-                said = [*said, f"{_images(int(first_of_equal_bits(gone).sum()))} given as unknown before: {count}"]
+                said = [*said, f"{_images(int(distinct(gone).sum()))} given as unknown before: {count}"]
         return Learned(dict(counts), len(found.kept) - len(positions), found.skipped, said)
 
     def _set_again(self) -> str | None:
@@ -312,7 +313,7 @@ class TeachingSession:
         """How many different images of unknowns ``calibrate`` rests on."""
         unknown = self._unknown
         if self._counted[0] is not unknown:
-            self._counted = unknown, int(first_of_equal_bits(unknown).sum())
+            self._counted = unknown, int(distinct(unknown).sum())
         return self._counted[1]
 
     @property
@@ -340,9 +341,12 @@ class TeachingSession:
             if learned:
                 raise ValueError(f"{_images(learned)} learned as known classes: unknown images must be others")
             given = found.values.cpu()
-            held = torch.cat([self._unknown, given]) if len(self._unknown) else given
+            if len(self._unknown) + len(given) > _MOST_UNKNOWN:
+                raise ValueError(
+                    f"{_MOST_UNKNOWN:,} images of unknowns are the most, and there are {len(self._unknown):,}"
+                )
             before, had = self._before(f"add {len(given)} unknown images"), self.unknown_images
-            self._unknown = held[first_equal(held, held)]  # of one image, the same bits
+            self._unknown = torch.cat([self._unknown, given]) if len(self._unknown) else given
             self._changed(before)
             return self.unknown_images - had, found.skipped
 
@@ -566,7 +570,11 @@ class TeachingSession:
         with self._lock:
             version, head, unknown, notes = self.version, self.model.head.snapshot(), self._unknown, dict(self.notes)
         # A head holds the images of unknowns that its threshold follows from, and no others.
-        waiting = unknown[first_equal(unknown, head.unknowns) < 0].float()
+        held = head.unknowns.cpu()
+        if torch.equal(unknown[: len(held)], held):
+            waiting = unknown[len(held) :].float()  # also images that were given again, which count as often
+        else:
+            waiting = unknown[first_equal(unknown, held) < 0].float()
         if len(waiting):
             if waiting.nbytes > _MOST_NOTED:
                 raise ValueError(
@@ -627,7 +635,7 @@ def _unknowns_of(head: Head, noted: object, feature_dim: int, path: Path | None)
             raise ValueError("a feature is NaN or infinite")
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: its images of unknowns cannot be read ({error})") from error
-    new = (first_equal(found, kept) < 0) & (first_equal(found, head.support) < 0)
+    new = first_equal(found, head.support.detach().cpu()) < 0
     return torch.cat([kept, found[new]]) if len(kept) else found[new]
 
 

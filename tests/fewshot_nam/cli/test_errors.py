@@ -44,6 +44,15 @@ def test_a_reader_that_has_gone_costs_no_file(tmp_path):
     assert ended(tmp_path, closed_pipe()) == (0, "")
 
 
+def test_a_closed_standard_error_costs_no_work(tmp_path):
+    """What asks it whether it is a terminal, as progress bars do, ended the work."""
+    code = "import sys; from fewshot_nam.cli.errors import exit_status; sys.exit(exit_status(lambda: print(sys.stderr.isatty())))"
+    done = subprocess.run(
+        ["sh", "-c", '"$0" -c "$1" 2>&-', sys.executable, code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "False\n")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_output_on_a_full_disk_costs_no_file_and_is_said(tmp_path):
     wrong = "error: standard output cannot be written (No space left on device)"

@@ -222,18 +222,23 @@ def test_few_images_that_are_all_right_leave_some_doubt():
     assert head.probabilities(known).isfinite().all(), "the temperature fitted before still serves"
 
 
-@pytest.mark.parametrize("options", [{}, {"confidence": 0.95}, {"by_class": True}])
+@pytest.mark.parametrize("options", [{}, {"jitter": 7e-5}, {"confidence": 0.95}, {"by_class": True}])
 def test_the_bound_holds_where_one_image_comes_up_again_and_again(options):
     """Images of unknowns may hold a black frame or a placeholder many times, and so do those to come."""
     generator = torch.Generator().manual_seed(5)
     placeholder = features(7)
 
+    given = dict(options)
+    jitter = given.pop("jitter", 0.0)
+
     def drawn(count: int) -> Tensor:
         rows = features(int(torch.randint(1 << 20, (1,), generator=generator)), count)
-        rows[torch.rand(count, generator=generator) < 0.3] = placeholder
+        repeated = torch.rand(count, generator=generator) < 0.3
+        towards = shots[0] / shots[0].norm() * placeholder.norm()  # each scores a little otherwise
+        share = jitter * torch.rand(count, 1, generator=generator)
+        rows[repeated] = (placeholder + share * towards)[repeated]
         return rows
 
-    given = dict(options)
     labels = [f"u{i // 4}" for i in range(120)] if given.pop("by_class", False) else None
     accepted = []
     for seed in range(40):

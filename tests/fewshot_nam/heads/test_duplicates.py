@@ -1,5 +1,6 @@
 """Features of the same image given twice, against a comparison of all pairs."""
 
+import pytest
 import torch
 
 from fewshot_nam.heads import create
@@ -42,6 +43,19 @@ def test_many_pairs_are_compared_in_parts(monkeypatch):
     assert first_equal(rows, rows).tolist() == [0, 1, 2] * 10
     assert first_equal(torch.zeros(2, 4), rows).tolist() == [-1, -1]
     assert first_equal(torch.zeros(2, 4), torch.zeros(2, 4)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("spread", [1e-5, 3e-5, 1e-4])
+def test_many_features_that_are_nearly_alike_are_compared_whole(spread):
+    """Two thousand that agree in what is looked at first took a minute: with the square of their number, a pair at a time."""
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(1, 40, generator=generator) + spread * torch.randn(300, 40, generator=generator)
+    rows = rows[torch.randint(300, (300,), generator=generator)]
+    exact = rows.double()
+    same = torch.linalg.vector_norm(exact[:, None] - exact, dim=-1) <= TOLERANCE * exact.norm(dim=-1, keepdim=True)
+    assert first_equal(rows, rows).tolist() == same.int().argmax(dim=1).tolist()
+    many = torch.randn(1, 640, generator=generator) + 1e-4 * torch.randn(3000, 640, generator=generator)
+    assert distinct(many).sum() > 1000
 
 
 def test_one_image_many_times_does_not_take_time_with_its_square():

@@ -82,7 +82,7 @@ def test_elsewhere_any_name_is_answered_but_where_names_are_given():
 
 def test_where_no_name_is_known_addresses_and_the_machines_own_names_are():
     """A site whose name points to a page in the local network could read and change it through the browser of a user."""
-    own = own_names()
+    own = own_names("shop")
     for host in ("192.0.2.2:7860", "[2001:db8::1]:7860", "localhost", *own):
         assert asked(own, addresses=True, host=host, origin=f"http://{host}")[0] == 200
     found, error = asked(own, addresses=True, host="evil.example:7860", origin="http://evil.example:7860")

@@ -370,6 +370,8 @@ def test_a_web_site_cannot_use_a_page_that_is_open_to_others(digits):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    blocks = serve(session, "0.0.0.0", port, wait=False, hosts=["teach.example"])  # which did not start
+    blocks.close()
     blocks = serve(session, "0.0.0.0", port, wait=False)
     try:
         kind = {"Content-Type": "application/json"}
@@ -385,6 +387,9 @@ def test_a_web_site_cannot_use_a_page_that_is_open_to_others(digits):
         assert session.model.classes == ["zero"]
     finally:
         blocks.close()
+    for address in ("::", "::1", "fd00::2"):
+        with pytest.raises(ValueError, match="the page takes no IPv6 address"):
+            serve(session, address, port)
 
 
 def test_what_a_visitor_is_refused_fills_no_log(digits, capfd, monkeypatch):

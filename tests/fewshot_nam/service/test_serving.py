@@ -102,7 +102,7 @@ def test_images_of_unknowns_that_are_learned_are_unknown_no_more(service, png):
     given = [image for label in (4, 5, 6) for image in png[label][:10]]
     service.calibrate(given, 0.05)
     learned = service.learn(png[4][:10], "four")
-    assert "learned now" not in learned.get("warning", "")
+    assert "10 samples of unknowns are learned now: the threshold does without them" in learned["warning"]
     assert service.current().head.num_unknowns == 20
     assert [one["label"] for one in service.predict(png[4][:10])["predictions"]] == ["four"] * 10
     said = service.learn(png[5][:2], "five")["warning"]

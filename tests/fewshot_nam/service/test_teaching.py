@@ -331,6 +331,31 @@ def test_what_changes_nothing_is_no_change(session, taught, digits):
     assert taught.version == before + 1
 
 
+def test_images_of_unknowns_given_again_are_saved_as_often(session, digits, tmp_path):
+    """A page that was restarted promised a rate that images like those given did not keep."""
+    given = unknown(digits)[:40]
+    session.learn(digits[0][:2], "zero")
+    session.add_unknown(given)
+    session.calibrate(0.1)
+    session.forget("zero")
+    session.add_unknown([given[3]] * 20)
+    session.save()
+    again = TeachingSession.open(session.path)
+    assert (len(again._unknown), again.unknown_images) == (60, 40)
+    for one in (session, again):
+        one.learn(digits[1][:2], "one")
+    assert again.calibrate(0.1).threshold == session.calibrate(0.1).threshold
+
+
+def test_images_of_unknowns_are_bounded(taught, digits, monkeypatch):
+    """One image, named again and again, took memory without end."""
+    monkeypatch.setattr(teaching, "_MOST_UNKNOWN", 50)
+    taught.add_unknown([digits[9][0]] * 45)
+    with pytest.raises(ValueError, match="50 images of unknowns are the most, and there are 45"):
+        taught.add_unknown([digits[9][0]] * 6)
+    assert taught.unknown_images == 1
+
+
 def test_an_image_of_unknowns_given_again_may_be_one_that_comes_up_more_often(taught, digits):
     given = unknown(digits)[:30]
     taught.add_unknown(given)
