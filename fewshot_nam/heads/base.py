@@ -191,7 +191,12 @@ class Head(CalibratedHead):
             ['cat', 'dog', 'cow']
         """
         features = self._checked_features(features, "features")
-        names = as_labels(labels, len(features))
+        self._write_rows(features, as_labels(labels, len(features)))
+        self._drop_unknowns(features)
+        return self
+
+    def _write_rows(self, features: Tensor, names: list[Label]) -> None:
+        """Keep checked features ``(n, D)`` of ``n`` classes, as ``write`` takes them."""
         base_classes = set(self._base_classes)
         for name in names:
             if name in base_classes:
@@ -205,12 +210,10 @@ class Head(CalibratedHead):
         }
         places = [new[name] if name in new else column[name] for name in names]
         self._append_support(features)
-        self._drop_unknowns(features)
         self.targets = torch.cat([self.targets, torch.tensor(places, device=self.targets.device)])
         column.update(new)  # both in place: a class costs the same after thousands of others
         self._written_classes.extend(new)
         self._outdate(only_new_classes=only_new)
-        return self
 
     def shots_per_class(self) -> list[int]:
         """Return how many features each class was learned from, in the order of ``classes``; 0 for one known by a prototype."""

@@ -359,7 +359,10 @@ class CalibratedHead(HeadState):
         return torch.softmax(scores / snapshot.temperature, dim=-1)
 
     def _drop_unknowns(self, features: Tensor) -> None:
-        """Go on without the samples of unknowns that are learned now, where enough are left."""
+        """Go on without the samples of unknowns that are learned now, where enough are left.
+
+        Called when these are written: with warnings as errors it ends in one, and the head is whole.
+        """
         if self._target_fpr is None:
             return
         kept = (first_equal(self.unknowns, features) < 0).tolist()
@@ -377,6 +380,7 @@ class CalibratedHead(HeadState):
             )
             return
         self.unknowns, self._unknown_labels, self._unknown_groups = unknowns, labels, members
+        self._outdate_refusal()
         warn_user(
             f"write: {len(kept) - sum(kept)} samples of unknowns are learned now: the threshold does without them, also when their "
             "classes are forgotten: calibrate again then"
@@ -408,7 +412,6 @@ class CalibratedHead(HeadState):
         if labels is not None and any(label in known for label in labels):
             kept = [label not in known for label in labels]
             unknowns, labels, members = unknowns[kept], _where(labels, kept), _where(members, kept)
-
         once = self._different(unknowns)
 
         def threshold_of(best: Tensor) -> ConformalThreshold:

@@ -38,9 +38,8 @@ def first_equal(rows: Tensor, others: Tensor) -> Tensor:
     start = torch.searchsorted(positions, along[:, 0] - slack)
     counts = torch.searchsorted(positions, along[:, 0] + slack, right=True) - start
     ends = counts.cumsum(0)
-    if int(ends[-1]) > _CROWDED * (
-        len(rows) + len(others)
-    ):  # one image many times, say, whose pairs are as many as its square
+    if int(ends[-1]) > _CROWDED * (len(rows) + len(others)):
+        # One image many times, say, whose pairs are as many as its square.
         kinds, of = torch.unique(rows, dim=0, return_inverse=True)
         different = first_of_equal_bits(others).nonzero().flatten()
         if len(kinds) < len(rows) or len(different) < len(others):
@@ -69,9 +68,8 @@ def _first_near(rows: Tensor, others: Tensor, tolerance: Tensor) -> Tensor:
         lengths = block.square().sum(-1)
         for start in range(0, len(rows), _BLOCK):
             part = slice(start, start + _BLOCK)
-            away = (
-                squares[part, None] + lengths - 2 * rows[part] @ block.mT
-            )  # 1e-15 of a square, for a tolerance of 1e-8
+            # Exact to some 1e-15 of a square, for a tolerance of 1e-8.
+            away = squares[part, None] + lengths - 2 * rows[part] @ block.mT
             near, at = (away <= tolerance[part, None].square()).max(-1)
             found[part] = torch.where(near, torch.minimum(found[part], first + at), found[part])
     return found.masked_fill_(found == len(others), -1)

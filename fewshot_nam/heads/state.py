@@ -268,7 +268,8 @@ class HeadState(nn.Module):
         with self._lock:
             state = _containers_copied(self.__dict__)
             state["_written_classes"] = list(self._written_classes)
-        for name in ("_lock", "_rows", "_previous", "_derived", "_derived_threshold", "_place_of_written"):
+        derived = ("_previous", "_derived", "_derived_threshold", "_different_unknowns", "_place_of_written")
+        for name in ("_lock", "_rows", *derived):
             del state[name]
         return state
 

@@ -206,14 +206,15 @@ class NAMHead(ScoreNormHead, gather_free=True):
             if name not in known:
                 first.setdefault(name, i)
         if first:  # one feature of each class is kept; it says how wide features are, and in which order classes came
-            super().write(checked[list(first.values())], list(first))
+            self._write_rows(checked[list(first.values())], list(first))
         elif wrong := next((name for name in names if name in self._base_classes), None):
-            super().write(checked[:1], wrong)  # raises what it raises for a base class
+            self._write_rows(checked[:1], [wrong])  # raises what it raises for a base class
         column = {name: i for i, name in enumerate(self._written_classes)}
         targets = torch.tensor([column[name] for name in names], device=self.targets.device)
         embedded = self._embed(checked.detach().to(self.targets.device, self._dtype()))
         self.shot_sums.add(embedded, self._directions(embedded), targets, len(column))
         self._outdate()
+        self._drop_unknowns(checked)
         return self
 
     def forget(self, labels: Label | Iterable[Label] | Tensor) -> NAMHead:

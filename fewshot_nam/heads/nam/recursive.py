@@ -251,7 +251,7 @@ class NAMRecursiveHead(ScoreNormHead):
             if name not in known:
                 first.setdefault(name, i)
         if first:  # one feature of each class is kept; it says how wide features are, and in which order classes came
-            super().write(checked[list(first.values())], list(first))
+            self._write_rows(checked[list(first.values())], list(first))
         column = {name: i for i, name in enumerate(self._written_classes)}
         targets = torch.tensor([column[name] for name in names], device=self.targets.device)
         changed = torch.unique(targets)
@@ -261,6 +261,7 @@ class NAMRecursiveHead(ScoreNormHead):
         stay = torch.arange(len(self._base_classes) + len(column), device=changed.device)
         stay[len(self._base_classes) + changed] = -1
         self._rekey(removed, self._keys_of(self.shot_sums.totals[changed]), stay)
+        self._drop_unknowns(checked)
         return self
 
     @changes

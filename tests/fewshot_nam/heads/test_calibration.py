@@ -1,6 +1,7 @@
 """Refusing unknowns: what ``calibrate`` promises for every head, what it rests on, and when it warns."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from fewshot_nam.heads import BaseStatistics, CosineHead, Head, available, create
 from fewshot_nam.heads.registry import transductive
+from fewshot_nam.heads.validation import HeadWarning
 
 KEEPS_NO_SHOTS = (
     "nam-recursive",
@@ -250,6 +252,26 @@ def test_the_bound_holds_where_one_image_comes_up_again_and_again(options):
         assert found.duplicates > 15
         accepted.append((head(drawn(200)).amax(-1).double() >= head.threshold).double().mean())
     assert torch.stack(accepted).mean() < 0.1
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_samples_of_unknowns_that_are_learned_are_dropped(name):
+    head, given = written(name), unknowns(3, 60)
+    head.calibrate(given, target_fpr=0.05)
+    with pytest.warns(HeadWarning, match="samples of unknowns are learned now: the threshold does without them"):
+        head.write(given[:4], ["late"] * 4)
+    assert head.num_unknowns == 56
+    again = written(name).write(given[:4], ["late"] * 4)
+    again.calibrate(given[4:], target_fpr=0.05)
+    assert head.threshold == pytest.approx(again.threshold, abs=1e-5)
+    # With warnings as errors the head has learned all the same, and is whole.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", HeadWarning)
+        with pytest.raises(HeadWarning):
+            head.write(given[4], "later")
+    assert head.shots_per_class()[-1] == 1
+    assert head(given[:2]).shape[-1] == len(head.classes)
+    assert head.num_unknowns == 55
 
 
 def test_images_given_twice_by_mistake_do_not_lower_the_threshold():
