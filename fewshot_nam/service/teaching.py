@@ -184,10 +184,8 @@ class TeachingSession:
                     self._thumbnails[name] = [*kept, found.thumbnails[i]]
             taught = found.values[positions].cpu()
             known = first_equal(self._unknown, taught) >= 0 if len(self._unknown) else torch.zeros(0, dtype=torch.bool)
-            gone, self._unknown = (
-                self._unknown[known],
-                self._unknown[~known],
-            )  # of what is known, no rate can be promised
+            # Of what is known, no rate can be promised.
+            gone, self._unknown = self._unknown[known], self._unknown[~known]
             doubt = self._set_again() if known.any() else None
             self._changed(before)
             _, said = threshold_of(self.model.head)
