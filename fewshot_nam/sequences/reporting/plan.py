@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -140,8 +141,18 @@ def is_measured(experiment: Experiment, label: str, seed: int, directory: Path) 
         )
     found = read_mapping(measured, meaning := "holds no accuracies")
     with naming(measured, meaning):
+        for values in found.values():
+            _check_measures(values)
         sizes = {sequences(values, experiment) for values in found.values()}
     return sizes <= {experiment.size} and found.keys() >= {str(length) for length in experiment.lengths}
+
+
+def _check_measures(values: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` unless shares are from 0 to 1, and bits and sequences no negative numbers."""
+    for name, value in values.items():
+        most = math.inf if name in ("bits", "sequences") else 1
+        if isinstance(value, bool) or not 0 <= value <= most or value == math.inf:
+            raise ValueError(f"{name} is {value!r}")
 
 
 def sequences(values: Mapping[str, float], experiment: Experiment) -> float:

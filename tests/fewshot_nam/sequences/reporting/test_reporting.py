@@ -283,6 +283,21 @@ def test_damaged_files_of_a_run_are_named(plan, tmp_path, capsys, name, text):
     assert name in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["7.5", "NaN", "-0.1", "Infinity", "true", '"1"', "null"])
+def test_a_share_that_is_none_is_not_published(plan, tmp_path, capsys, value):
+    """A damaged file's 7.5 became 750.0 percent."""
+    plan.write_text(PLAN.replace("{lstm: 2, deaf: 1}", "{lstm: 1}"), encoding="utf-8")
+    given = ["--plan", str(plan), "--runs", str(tmp_path / "runs"), "--device", "cpu", "--quiet"]
+    assert sequence_results.main(given) == 0
+    path = tmp_path / "runs" / "quick" / "lstm-0" / "lengths.json"
+    found = json.loads(path.read_text())
+    found[min(found)]["exact"] = "VALUE"
+    path.write_text(json.dumps(found).replace('"VALUE"', value))
+    capsys.readouterr()
+    assert sequence_results.main([*given, "--no-training"]) == 2
+    assert "lengths.json holds no accuracies" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["", "[]", "null", "5", "[1]", "[{}]"])
 def test_damaged_records_are_named(plan, tmp_path, capsys, text):
     (tmp_path / "quick.json").write_text(text)
