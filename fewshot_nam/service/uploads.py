@@ -105,6 +105,8 @@ class UploadLimit:
     def __init__(self, app: Application, directory: str | os.PathLike[str], most: int = MOST_BYTES) -> None:
         self.app, self.directory, self.most = app, Path(directory), most
         self._coming = 0  # bytes of the uploads that are being read
+        self._lying = 0  # bytes of what lies there, as last counted, and of what has ended since
+        self._next_count = 0.0  # when they are counted again
         self._given: Counter[str] = Counter()  # by address, bytes of the last hour, also those that are coming
         self._ended: deque[tuple[float, str, int]] = deque()  # when an upload ended, its address and bytes
 
@@ -118,8 +120,9 @@ class UploadLimit:
             await PlainTextResponse("an upload says how long it is", 411)(scope, receive, send)
             return
         length = int(said)
-        taken = await asyncio.to_thread(self._taken)
-        if taken + self._coming + length > self.most:
+        if time.monotonic() >= self._next_count:
+            await self._count()
+        if self._lying + self._coming + length > self.most:
             await PlainTextResponse(
                 f"no room for {length:,} more bytes: uploads may take {self.most:,} together, and are removed after an hour",
                 507,
@@ -142,7 +145,7 @@ class UploadLimit:
             came += size
             self._coming += size  # not what it says that will come: nothing may come
             self._given[address] += size
-            if taken + self._coming > self.most or self._given[address] > half:
+            if self._lying + self._coming > self.most or self._given[address] > half:
                 raise MultiPartException("there is no room for more: uploads are removed after an hour")
 
         def begun() -> None:
@@ -161,6 +164,7 @@ class UploadLimit:
             await self.app(scope, _FilesOnly(counted, boundary, begun) if boundary else counted, send)
         finally:
             self._coming -= came
+            self._lying += came
             self._ended.append((time.monotonic(), address, came))
 
     def _forget_old(self) -> None:
@@ -172,15 +176,27 @@ class UploadLimit:
             if not self._given[address]:
                 del self._given[address]
 
+    async def _count(self) -> None:
+        """Count what lies there, which takes longer the more there is: a tenth of the time at most."""
+        self._next_count = math.inf  # others go on with what is known
+        before, began = self._lying, time.monotonic()
+        try:
+            found = await asyncio.to_thread(self._taken)
+            self._lying += found - before  # what ended meanwhile counts, perhaps twice
+        finally:
+            ended = time.monotonic()
+            self._next_count = ended + 10 * (ended - began)
+
     def _taken(self) -> int:
         """Return the bytes of uploads that have ended or were broken off; the latter are removed after an hour."""
         sizes, now = 0, time.time()
         for root, _, files in os.walk(self.directory):
+            unfinished = root == os.fspath(self.directory)
             for file in files:
                 path = os.path.join(root, file)
                 with contextlib.suppress(OSError):  # removed meanwhile
                     found = os.lstat(path)
-                    idle = now - found.st_mtime if Path(root) == self.directory else None
+                    idle = now - found.st_mtime if unfinished else None
                     if idle is not None and idle > _UNFINISHED_SECONDS:
                         os.unlink(path)
                     elif idle is None or idle > _COMING_SECONDS:  # what is being read counts as it comes

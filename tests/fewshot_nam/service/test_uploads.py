@@ -90,6 +90,7 @@ def test_what_only_says_that_it_will_come_takes_no_room_and_ends(tmp_path, monke
     said.clear()
 
     async def at_once():
+        await limit._count()  # what lies there, which is nothing
         await asyncio.gather(upload(700, b"x" * 350, b"x" * 350), upload(700, b"x" * 350, b"x" * 350))
 
     asyncio.run(at_once())
@@ -222,3 +223,51 @@ def test_uploads_of_one_address_that_come_at_a_time_have_half_of_the_room(tmp_pa
     assert any("no room" in str(one) for one in said)
     asyncio.run(upload("192.0.2.2"))
     assert said[2] == 200
+
+
+def test_what_lies_there_is_not_counted_anew_for_each_upload(tmp_path, monkeypatch):
+    """After an hour of a camera each upload looked at thousands of files, and took as long as all before it."""
+    counts = []
+
+    def slow(limit):
+        counts.append(1)
+        time.sleep(0.05)
+        return taken(limit)
+
+    taken = UploadLimit._taken
+    monkeypatch.setattr(UploadLimit, "_taken", slow)
+    monkeypatch.setattr(uploads, "_BLOCK", 1)
+
+    async def behind(scope, receive, send):
+        body = (await receive())["body"]
+        number = len(list(tmp_path.iterdir()))
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "image").write_bytes(body)
+
+    said = []
+    limit = UploadLimit(behind, tmp_path, most=1000)
+
+    async def upload(length):
+        async def receive():
+            return {"type": "http.request", "body": b"x" * length, "more_body": False}
+
+        async def send(message):
+            said.append(message.get("status"))
+
+        headers = [(b"content-length", str(length).encode())]
+        await limit({"type": "http", "method": "POST", "path": "/upload", "headers": headers}, receive, send)
+
+    async def all_of_them():
+        for _ in range(100):
+            await upload(10)
+        await upload(1)
+        assert said[0] == 507  # what came since it was counted is known
+        for found in list(tmp_path.iterdir())[:50]:
+            (found / "image").unlink()
+        limit._next_count = 0.0
+        del said[:]
+        await upload(400)
+        assert not said
+
+    asyncio.run(all_of_them())
+    assert len(counts) < 10
