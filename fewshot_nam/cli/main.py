@@ -16,6 +16,7 @@ from fewshot_nam.cli.errors import exit_status
 from fewshot_nam.cli.options import DEFAULT_BACKBONE, DEFAULT_HEAD, key_values, parser
 from fewshot_nam.cli.outputs import check_output, naming_standard_output, refuse_input, writable
 from fewshot_nam.cli.predictions import line_of, one_line
+from fewshot_nam.cli.starting import end
 from fewshot_nam.heap import keep_freed_memory
 from fewshot_nam.service.class_names import known_classes, one_spelling
 from fewshot_nam.vision.libraries import names
@@ -426,4 +427,4 @@ def _images(count: int) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(end(main()))

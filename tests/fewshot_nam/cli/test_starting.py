@@ -44,3 +44,27 @@ def test_an_interrupt_while_a_command_starts_is_one_line(command, module):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_that_is_not_interrupted_runs(command):
     assert started(command, "no.module", "--version").stdout.startswith(f"{command} ")
+
+
+def test_threads_that_go_on_do_not_abort_the_process():
+    """A page that was stopped while it read images ended with SIGABRT: "terminate called without an active exception"."""
+    program = """
+import atexit, sys, threading, time
+import torch
+from fewshot_nam.cli.starting import end
+
+def work():
+    network, image = torch.nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 64, 64)
+    while True:
+        network(image)
+        begun.set()
+
+atexit.register(print, "removed")
+begun = threading.Event()
+threading.Thread(target=work, daemon=True).start()
+begun.wait(60)
+sys.stdout.write("said ")
+sys.exit(end(3))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "said removed\n", "")
