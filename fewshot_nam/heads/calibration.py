@@ -19,8 +19,8 @@ from fewshot_nam.heads.state import HeadState, Refusal, Snapshot, appended, chan
 from fewshot_nam.heads.temperature import fit_temperature
 from fewshot_nam.heads.validation import Label, as_labels, listed, warn_user
 
-# In units of the last place: scores of one image differ by some with the size of the batch it is in.
-_SCORING_ERROR = 32
+# In units of the last place: scores of one image differ by some with the size of the batch it is in (by 40 at most in heads here).
+_SCORING_ERROR = 64
 # A rise of the threshold by this share of its distance to the median score of unknowns, due to classes learned since, is warned of.
 _SUSPICIOUS_RISE = 0.5
 

@@ -29,6 +29,11 @@ class ProtoNetHead(Head, gather_free=True):
     def _learn_more(self, learned: Tensor, added: Support) -> Tensor:
         return torch.cat([learned, self._learn(added)], dim=1)
 
+    def _score(self, learned: Tensor, query: Tensor) -> Tensor:
+        # Distances are the same from any origin. From this one, squares of features with a large mean do not cancel.
+        origin = learned.mean(dim=-2, keepdim=True)
+        return super()._score(learned - origin, query - origin)
+
     def _class_weights(self, learned: Tensor) -> Tensor:
         return learned
 

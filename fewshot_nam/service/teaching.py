@@ -51,9 +51,10 @@ class _Before(NamedTuple):
     head: Head
     thumbnails: dict[Label, list[bytes]]
     unknown: Tensor
-    file: tuple[int, int, int, int] | None = (
-        None  # where the change was to read the file again: the version known before
-    )
+    reloaded: bool = False
+    """Whether the change was to read the file again."""
+    file: tuple[int, int, int, int] | None = None
+    """The version of the file that was known before that; ``None`` for no file."""
 
 
 class TeachingSession:
@@ -237,7 +238,7 @@ class TeachingSession:
             before = self._undo.pop()
             self.model._set_head(before.head.copy())  # a file that was read may have held another kind of head
             self._thumbnails, self._unknown = dict(before.thumbnails), before.unknown
-            if before.file is not None:  # what another program wrote is not known any more, and not to be written over
+            if before.reloaded:  # what another program wrote is not known any more, and not to be written over
                 self._file = before.file
             self._changed(None)
             return before.what
@@ -515,7 +516,7 @@ class TeachingSession:
             notes = dict(about.get("notes") or {})  # other programs count their changes there
             unknown = _unknowns_of(head, notes.pop(_NOTED, None), self.model.backbone.feature_dim, self.path)
             with self._lock:
-                before = self._before("reload the file")._replace(file=self._file)
+                before = self._before("reload the file")._replace(reloaded=True, file=self._file)
                 self.model.load(self.path)
                 self.notes = notes | {name: self.notes[name] for name in ("weights",) if name in self.notes}
                 self._file, self._unknown = present, unknown

@@ -80,6 +80,22 @@ def test_what_another_program_wrote_is_not_written_over_after_a_reload_was_undon
     assert TeachingSession.open(taught.path).model.classes == ["digit 0", "digit 1", "digit 2", "mug"]
 
 
+def test_a_file_that_another_program_made_is_not_written_over_after_a_reload_was_undone(session, digits):
+    """Of a reload from no file, the undo was taken for that of any other change."""
+    session.learn(digits[4][:1], "cup")
+    written = TeachingSession.open(session.path, backbone="conv4")
+    written.learn(digits[5][:1], "mug")
+    written.save()
+    session.reload()
+    assert session.undo() == "reload the file"
+    with pytest.raises(ValueError, match="changed by another program"):
+        session.save()
+    assert session.undo() == "learn 'cup'"
+    with pytest.raises(ValueError, match="changed by another program"):
+        session.save()
+    assert TeachingSession.open(session.path).model.classes == ["mug"]
+
+
 def test_undo_brings_back_a_memory_of_another_kind(taught, digits, tmp_path):
     """The head of a file that was read stayed, with the state of the other: other answers, or a traceback."""
     taught.save()
