@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ def main() -> None:
         help="of fewshot-nam-eval --json; those without results are passed over",
     )
     found: dict[str, dict[str, Any]] = {}
-    for path in parser.parse_args().files:
-        found[path.stem] = read_mapping(path, meaning := "holds no results of fewshot-nam-eval")
+    files = parser.parse_args().files
+    stems = Counter(path.stem for path in dict.fromkeys(files))
+    for path in files:
+        name = path.stem if stems[path.stem] == 1 else str(path)
+        found[name] = read_mapping(path, meaning := "holds no results of fewshot-nam-eval")
         with naming(path, meaning):
-            summary({path.stem: found[path.stem]})
+            summary({name: found[name]})
     print(summary(found))
 
 

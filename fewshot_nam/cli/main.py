@@ -80,6 +80,7 @@ def _learn(options: argparse.Namespace) -> Answer:
         repeated = _note_repeated(model.head, features, options)
         model.head.write(features, labels)
         save_head(path, model.head, model.backbone, notes)
+    _note_threshold(model.head, options)
     learned = {str(label): count for label, count in Counter(labels).items()}
     lines = [f"{one_line(str(path))}: learned {_counted(learned)}; knows {_classes(len(model.classes))}"]
     answer = {"memory": str(path), "learned": learned, "repeated": repeated, "classes": model.classes}
@@ -129,6 +130,7 @@ def _forget(options: argparse.Namespace) -> Answer:
         labels = _written(head.classes, options.labels)
         head.forget(labels)
         write_head(path, head, about, probed)
+    _note_threshold(head, options)
     lines = [
         f"{one_line(str(path))}: forgot {', '.join(one_line(str(label)) for label in labels)}; knows {_classes(len(head.classes))}"
     ]
@@ -145,14 +147,14 @@ def _inspect(options: argparse.Namespace) -> Answer:
     except ValueError as error:  # calibrated, but no class is left, or too few unknown images
         threshold, refusal = None, one_line(" ".join(str(error).split()))
     # The rate of calibrate --by-class holds for each new class of unknowns: it rests on their number.
-    groups = None if (named := head._unknown_groups or head._unknown_labels) is None else len(set(named))
+    samples, groups = head._resting_on()
     calibrated = (
         None
         if head._target_fpr is None
         else {
             "target_fpr": head._target_fpr,
             "confidence": head._confidence,
-            "strangers": head.num_unknowns,
+            "strangers": samples,
             "stranger_classes": groups,
         }
     )
@@ -171,12 +173,10 @@ def _inspect(options: argparse.Namespace) -> Answer:
     refusing = refusal or (
         "refuses nothing: not calibrated" if threshold is None else f"accepts scores from {threshold:.4f}"
     )
-    if calibrated is not None:
+    if calibrated is not None and threshold is not None:
         often = "on average over" if head._confidence is None else f"in {100 * head._confidence:g}% of"
         of = "" if groups is None else f" of {_classes(groups)}"
-        refusing += (
-            f" (at most {head._target_fpr:g} of unknowns {often} calibrations, from {head.num_unknowns} samples{of})"
-        )
+        refusing += f" (at most {head._target_fpr:g} of unknowns {often} calibrations, from {samples} samples{of})"
     lines = [
         f"{one_line(options.memory)}: {one_line(about['head'])} of {_classes(len(head.classes))}, {head.feature_dim} features, "
         + refusing,
@@ -370,6 +370,15 @@ def _note_repeated(head: Head, features: Tensor, options: argparse.Namespace) ->
             file=sys.stderr,
         )
     return repeated
+
+
+def _note_threshold(head: Head, options: argparse.Namespace) -> None:
+    """Say what the classes that are known now did to a threshold: that it cannot be kept, or rose."""
+    from fewshot_nam.service.thresholds import threshold_of
+
+    for said in threshold_of(head)[1]:
+        if not getattr(options, "quiet", False):
+            print(f"note: {one_line(' '.join(said.split()))}", file=sys.stderr)
 
 
 @contextlib.contextmanager

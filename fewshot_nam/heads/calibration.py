@@ -140,6 +140,19 @@ class CalibratedHead(HeadState):
         """How many different samples of unknowns the head holds from ``calibrate``."""
         return int(self._different(self.unknowns).sum())
 
+    def _resting_on(self) -> tuple[int, int | None]:
+        """Return how many different samples of unknowns the threshold rests on, and how many groups (``None`` without groups).
+
+        Samples of classes that were learned since ``calibrate`` do not count.
+        """
+        groups = self._unknown_groups or self._unknown_labels
+        if groups is None or self._unknown_labels is None:
+            return self.num_unknowns, None if groups is None else len(set(groups))
+        known = set(self.classes)
+        kept = [label not in known for label in self._unknown_labels]
+        of = {group for group, keep in zip(groups, kept, strict=True) if keep}
+        return int(self._different(self.unknowns[kept]).sum()), len(of)
+
     def _different(self, unknowns: Tensor) -> Tensor:
         """Return ``(m,)`` bool, False for a sample that is the same as an earlier one; found once for the samples that are held."""
         held = self._different_unknowns

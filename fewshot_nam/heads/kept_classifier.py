@@ -33,7 +33,7 @@ from torch import Tensor
 
 from fewshot_nam.heads.base import Head, Support
 from fewshot_nam.heads.base_statistics import BaseStatistics
-from fewshot_nam.heads.duplicates import distinct
+from fewshot_nam.heads.duplicates import first_equal
 from fewshot_nam.heads.validation import checked_vectors, warn_user
 from fewshot_nam.memory.primitives import unit
 
@@ -48,7 +48,8 @@ class BaseCost(NamedTuple):
     """What new classes take from the classes of the classifier.
 
     Attributes:
-        share: share of base images that are answered as a new class, each read by weights that it took no part in.
+        share: share of base images that are answered as a new class, each read by weights that it took no part in: the larger of
+            the shares where identical ones count as often as they were given, and where they count once.
         limit: the largest share that is allowed for as many new classes.
         images: how many base images, identical ones counted once.
     """
@@ -91,6 +92,7 @@ class Background(NamedTuple):
         held_out: of each fold ``(n / F, D)``, its images less the mean of the others, unit.
         best: ``(n,)``, the largest score of each image by a class of the classifier, fold by fold; empty where there is none.
         weights: ``(B, D)``, class weights of the classifier.
+        counts: ``(n,)``, how often each image was given, fold by fold.
     """
 
     whole: Whitening
@@ -98,6 +100,7 @@ class Background(NamedTuple):
     held_out: list[Tensor]
     best: Tensor
     weights: Tensor
+    counts: Tensor
 
 
 class Learned(NamedTuple):
@@ -126,8 +129,8 @@ class KeptClassifierHead(Head):
     the top of the module's file.
 
     Args:
-        base_images: ``(n, D)``, features of ``n`` unlabelled images of what the classifier sees, a hundred or more. Identical ones
-            count once. ``None`` only for a head whose state is loaded.
+        base_images: ``(n, D)``, features of ``n`` unlabelled images of what the classifier sees, a hundred or more. The bound holds
+            whether identical ones count once or as often as they are given. ``None`` only for a head whose state is loaded.
         ridge: added to the covariance of base images, above 0, in units of their mean variance.
         length_exponent: 0 to 1, how much longer class weights of the classifier score higher: 0 not at all, 1 as much as in the
             classifier.
@@ -149,6 +152,7 @@ class KeptClassifierHead(Head):
     """
 
     base_images: Tensor
+    base_counts: Tensor
 
     def __init__(
         self,
@@ -168,9 +172,10 @@ class KeptClassifierHead(Head):
         ):
             if not 0 <= share <= 1:
                 raise ValueError(f"KeptClassifierHead: {name} must be from 0 to 1, got {share}")
-        images = None if base_images is None else _checked(base_images)
+        images, counts = (None, None) if base_images is None else _checked(base_images)
         super().__init__(None if images is None else BaseStatistics.from_mean(images.mean(dim=0)))
         self.register_buffer("base_images", torch.empty(0, 0) if images is None else images)
+        self.register_buffer("base_counts", torch.empty(0, dtype=torch.long) if counts is None else counts)
         self.ridge, self.length_exponent = ridge, length_exponent
         self.share_for_one, self.largest_share = share_for_one, largest_share
 
@@ -184,7 +189,8 @@ class KeptClassifierHead(Head):
         new = learned.weights.shape[1] - len(background.weights)
         taken = 0.0
         if new:
-            taken = float((background.best - learned.best[0] < learned.offsets[0, 0, -1]).double().mean())
+            lost = (background.best - learned.best[0] < learned.offsets[0, 0, -1]).double()
+            taken = float(torch.maximum(lost.mean(), (lost * background.counts).sum() / background.counts.sum()))
         return BaseCost(taken, self._limit(new), len(background.best))
 
     def _limit(self, new: int) -> float:
@@ -214,9 +220,10 @@ class KeptClassifierHead(Head):
         offsets = weights.new_zeros(len(weights), 1, weights.shape[1])
         new = weights.shape[1] - kept
         if kept and new:
-            gaps = (background.best - best).sort(dim=-1).values  # below the offset, an image goes to a new class
-            taken = int(self._limit(new) * gaps.shape[1] + _ROUNDING)
-            offset = gaps[:, min(taken, gaps.shape[1] - 1)]
+            gaps, order = (background.best - best).sort(dim=-1)  # below the offset, an image goes to a new class
+            counts = background.counts[order]
+            limit = self._limit(new)
+            offset = torch.minimum(_offset(gaps, counts, limit), _offset(gaps, torch.ones_like(counts), limit))
             if shots.shape[1]:
                 last = math.ceil(_SHOTS_ACCEPTED * shots.shape[1] - _ROUNDING) - 1
                 # Down to the smallest gap: an offset up to there takes no base image.
@@ -236,7 +243,8 @@ class KeptClassifierHead(Head):
         lengths = torch.linalg.vector_norm(support.base, dim=-1, keepdim=True)
         weights = unit(support.base) * (lengths / lengths.mean()) ** self.length_exponent
         best = [(some @ weights.mT).amax(dim=-1) if len(weights) else some.new_empty(0) for some in held_out]
-        return Background(whitening(images, self.ridge), folds, held_out, torch.cat(best), weights)
+        counts = torch.cat([self.base_counts[fold == f] for f in range(_FOLDS)])
+        return Background(whitening(images, self.ridge), folds, held_out, torch.cat(best), weights, counts)
 
     def _new_classes(self, background: Background, support: Support) -> tuple[Tensor, Tensor, Tensor]:
         """Return weights ``(E, N, D)`` of new classes, and ``best`` and ``shots`` of ``Learned``."""
@@ -286,6 +294,10 @@ class KeptClassifierHead(Head):
         loaded = state_dict.get(prefix + "base_images")
         if loaded is not None:  # a new buffer, since a snapshot may use the old one
             self.base_images = self.base_images.new_empty(loaded.shape, dtype=loaded.dtype)
+            counts = state_dict.setdefault(
+                prefix + "base_counts", torch.ones(loaded.shape[:1], dtype=torch.long)
+            )  # of 0.1
+            self.base_counts = self.base_counts.new_empty(counts.shape)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _check_state(self) -> None:
@@ -295,6 +307,8 @@ class KeptClassifierHead(Head):
             raise ValueError(
                 "KeptClassifierHead: this state is damaged: its base images do not fit its mean, or are not finite"
             )
+        if self.base_counts.shape != images.shape[:1] or not bool((self.base_counts >= 1).all()):
+            raise ValueError("KeptClassifierHead: this state is damaged: its counts do not fit its base images")
 
     def _export_tensors(self, learned: Learned) -> dict[str, Tensor]:
         return {"memory": learned.weights[0], "offsets": learned.offsets[0, 0]}
@@ -322,12 +336,23 @@ def whitening(images: Tensor, ridge: float) -> Whitening:
     return Whitening(mean, centred, torch.linalg.cholesky(gram), added)
 
 
-def _checked(images: Tensor) -> Tensor:
-    """Return the different ones of ``images`` ``(n, D)``."""
+def _offset(gaps: Tensor, counts: Tensor, limit: float) -> Tensor:
+    """Return the largest of ``gaps`` ``(E, n)``, sorted, with at most ``limit`` of the images, ``counts`` of each, below it."""
+    before = counts.cumsum(dim=-1) - counts
+    allowed = before <= limit * counts.sum(dim=-1, keepdim=True) + _ROUNDING
+    return gaps.gather(-1, allowed.sum(dim=-1, keepdim=True) - 1).squeeze(-1)
+
+
+def _checked(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the different ones of ``images`` ``(n, D)``, and how often each was given."""
     if checked_vectors(images, "base_images").dim() != 2 or len(images) < _FEWEST:
         raise ValueError(f"base_images must be (n, D) with n at least {_FEWEST}, got shape {tuple(images.shape)}")
-    once = distinct(images)
-    different = images.detach()[once.to(images.device)].clone()
+    same = first_equal(images, images)
+    once, counts = (
+        (same == torch.arange(len(same))).to(images.device),
+        same.bincount(minlength=len(same)).to(images.device),
+    )
+    different = images.detach()[once].clone()
     if len(different) < _FEWEST:
         raise ValueError(
             f"base_images: {len(different)} of {len(images)} are different; at least {_FEWEST} are needed, better a hundred"
@@ -337,4 +362,4 @@ def _checked(images: Tensor) -> Tensor:
             f"base_images: what new classes take from the classifier is estimated from only {len(different)} images: "
             "give a hundred or more"
         )
-    return different
+    return different, counts[once]

@@ -36,7 +36,7 @@ from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, kn
 from fewshot_nam.service.http_server import Impatient
 from fewshot_nam.service.page_requests import ASKED, CAMERAS, EXPORTS, IMAGES, MOST_CAMERAS, QUEUED, PageRequests
 from fewshot_nam.service.teaching import TeachingSession
-from fewshot_nam.service.uploads import UploadLimit, temporary_directory
+from fewshot_nam.service.uploads import LOOKED_FOR_SECONDS, UploadLimit, remove_old, temporary_directory
 from fewshot_nam.service.visitors import Frames, Sessions
 
 TITLE = "fewshot-nam: teach a class from one image"
@@ -106,7 +106,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         except ValueError as error:
             raise _error(str(error)) from None
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.HTML(
             "<h1 style='margin:0;font-size:1.5em'>Teach it a class from one image</h1>"
             f"<div class='nam-small'>{_about(sessions.first)}</div>",
@@ -557,6 +557,7 @@ def serve(
     page.server.config.http_protocol_class = Impatient
     page.server.config.limit_concurrency = _CONNECTIONS
     page.server.config.ws_protocol_class = None
+    threading.Thread(target=_remove_old_files, args=(page,), name="removes old files", daemon=True).start()
     print(f"the page is at {page.local_url}" + ("" if not wait else " (Ctrl+C stops it)"), flush=True)
     if wait:
         page.server.force_exit = True  # Ctrl+C does not wait for tabs that are still open
@@ -572,6 +573,14 @@ def serve(
             page.app.stop_event.set()  # ends the streams of tabs
             page.server.thread.join(timeout=2)
     return page
+
+
+def _remove_old_files(page: gr.Blocks) -> None:
+    """Remove files that were uploaded or made for a download an hour ago, as long as the page runs."""
+    kept = set().union(*(getattr(block, "keep_in_cache", ()) for block in page.blocks.values()))
+    while page.is_running:
+        time.sleep(LOOKED_FOR_SECONDS)
+        remove_old(page.temp_file_sets, kept)
 
 
 def _address(request: gr.Request) -> str:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from fewshot_nam.io.atomic import machine_number, process_runs
 from fewshot_nam.service.hosts import Application, Receive, Scope, Send, client_of, is_loopback
 
 MOST_BYTES = 4 * 2**30  # of all uploads that lie there together: some thousand photographs
+REMOVED_SECONDS, LOOKED_FOR_SECONDS = 3600.0, 600.0  # how old files become, and how often it is looked for old ones
 _UNFINISHED_SECONDS = 3600  # an upload that nothing was written to for so long has been broken off
-_KEPT_SECONDS = 4200  # that an upload lies there: an hour, and ten minutes until it is looked for
+_KEPT_SECONDS = REMOVED_SECONDS + LOOKED_FOR_SECONDS  # that an upload lies there
 _COMING_SECONDS = 60  # in which something more of an upload comes
 _PREFIX = "fewshot-nam-"
 _LONGEST_HEADER = 8192  # bytes, as Gradio's
@@ -49,6 +50,28 @@ def _remove_abandoned() -> None:
             with contextlib.suppress(OSError):  # gone meanwhile
                 if not found.is_symlink() and found.stat().st_uid == os.getuid():
                     shutil.rmtree(found)
+
+
+def remove_old(noted: Iterable[set[str]], kept: Collection[str]) -> None:
+    """Remove the files that Gradio has noted, and the notes, of those older than an hour.
+
+    In place of its ``delete_cache``, which ends for good where a file is noted while it looks, and keeps some notes for ever.
+
+    Args:
+        noted: sets of paths, to which other threads add.
+        kept: paths that stay.
+    """
+    since = time.time() - REMOVED_SECONDS
+    for paths in noted:
+        for path in paths.copy():
+            if path in kept:
+                continue
+            with contextlib.suppress(OSError):  # gone already
+                if os.lstat(path).st_ctime > since:
+                    continue
+                os.unlink(path)
+                os.rmdir(os.path.dirname(path))  # which is of this file alone
+            paths.discard(path)
 
 
 class _FilesOnly:

@@ -29,13 +29,19 @@ def digit_images() -> dict[int, list[bytes]]:
     return found
 
 
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        found: int = free.getsockname()[1]
+        return found
+
+
 class Server:
     """``fewshot-nam serve`` in a process of its own."""
 
     def __init__(self, memory: Path, workers: int) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "fewshot_nam.cli.main", "serve", str(memory), "--port", str(port)]
         command += ["--workers", str(workers), "--threads", "1"]

@@ -43,3 +43,22 @@ def test_the_summary_passes_over_closed_runs(tmp_path):
     refused = subprocess.run([*command, str(tmp_path / "list.json")], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert refused.stderr.endswith("list.json holds no results of fewshot-nam-eval: it holds no mapping\n")
+
+
+def test_results_of_files_with_the_same_name_are_all_shown(tmp_path):
+    """The one file's took the place of the other's, and nothing was said."""
+    files = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        files.append(tmp_path / name / "run.json")
+        measures = {"open_fpr@95tpr": {"mean": 0.1, "ci95": 0.0}}
+        found = {"config": {"protocol": "open"}, "results": {"nam": measures, "cosine": measures}}
+        files[-1].write_text(json.dumps(found | {"paired": {"nam-cosine": measures}}))
+    command = [sys.executable, str(SCRIPTS / "summarize_results.py"), *map(str, files), str(files[0])]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert [sum(line.startswith(f"| {file} |") for line in shown.splitlines()) for file in files] == [1, 1]
+    (tmp_path / "b" / "other.json").write_text(files[1].read_text())
+    command = [*command[:3], str(tmp_path / "b" / "other.json")]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "| run |" in shown
+    assert "| other |" in shown

@@ -52,6 +52,8 @@ class Babi(SequenceTask):
         FileNotFoundError: the files are not there.
     """
 
+    given = True
+
     def __init__(
         self,
         questions: Sequence[int] = tuple(range(1, 21)),

@@ -33,6 +33,7 @@ class ReviewBytes(SequenceTask):
     """
 
     causal = True
+    given = True
 
     def __init__(self, length: int = 128, data_dir: str | os.PathLike[str] | None = None) -> None:
         if length < 1:

@@ -37,6 +37,8 @@ class _File(NamedTuple):
 class _FileTask(SequenceTask):
     """Classify files. Bytes or pixels are tokens 0 to 255, ``?`` is 256, and the classes follow."""
 
+    given = True
+
     def __init__(self, folder: str, data_dir: str | os.PathLike[str] | None, classes: dict[str, str]) -> None:
         given = data_dir or os.environ.get("FEWSHOT_DATA")
         if not given:

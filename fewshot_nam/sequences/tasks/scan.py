@@ -56,6 +56,8 @@ class Scan(SequenceTask):
         FileNotFoundError: the files are not there.
     """
 
+    given = True
+
     vocabulary = (*_WORDS, *_ACTIONS, "|", "?", ".", "pad")
 
     def __init__(self, split: str = "length", data_dir: str | os.PathLike[str] | None = None) -> None:

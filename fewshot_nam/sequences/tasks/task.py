@@ -59,6 +59,7 @@ class SequenceTask:
         input_size: ``F``, or None where inputs are tokens.
         target_size: ``A``, or None where there is one answer at a position.
         causal: whether the answer at a position is the input at the next one, so that only models that read forward may answer.
+        given: whether its sequences are those of files: ``sample`` draws those of training, and no others can be made.
     """
 
     name: str = ""
@@ -67,6 +68,7 @@ class SequenceTask:
     input_size: int | None = None
     target_size: int | None = None
     causal: bool = False
+    given: bool = False
 
     @property
     def pad(self) -> int:
@@ -140,7 +142,15 @@ class SequenceTask:
         return Batch(*(tensor[:size] for tensor in batch))
 
     def examples(self, length: int, size: int = 1000) -> Batch:
-        """Return ``size`` fixed sequences of one exact length."""
+        """Return ``size`` fixed sequences of one exact length.
+
+        Raises:
+            ValueError: the task cannot generate that length, or its sequences are given: then ``sample`` draws those of training.
+        """
+        if self.given:
+            raise ValueError(
+                f"{self.name}: its sequences are given, and tests of one length are not: take its test sets"
+            )
         return self.sample(size, self._generator(f"length {length}"), length)
 
     def stream(self, batch_size: int, seed: int = 0, lengths: Lengths | None = None) -> Iterator[Batch]:

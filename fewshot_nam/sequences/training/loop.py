@@ -88,6 +88,11 @@ class _Run:
         self.task, self.model = make_parts(settings)
         if settings.select is not None and settings.select not in self.task.splits:
             raise ValueError(f"training: select must be one of {', '.join(self.task.splits)}, got {settings.select!r}")
+        if settings.select is not None and self.task.given:
+            raise ValueError(
+                f"training: the sequences of {settings.task} are given, and none are held out to choose weights by: select must be "
+                "null"
+            )
         claim(self.directory, settings, resume)
         self.optimiser = _optimiser(settings, self.model)
         self.net, self.optimiser = self.fabric.setup(self.model, self.optimiser)

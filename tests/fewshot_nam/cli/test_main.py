@@ -66,6 +66,24 @@ def memory(run, images, tmp_path):
     return tmp_path / "shop.safetensors"
 
 
+def test_what_a_rate_by_class_rests_on_is_told_as_classes_are_learned(run, memory, images, capsys):
+    """`inspect` counted the unknowns that had been learned, and `learn` did not say that it ended all answers."""
+    run("calibrate", images / "unknowns", "--by-class", "--target", "0.2", "--memory", memory, "--quiet")
+    for digit, left in ((3, 6), (4, 5), (5, 4)):
+        run("learn", images / "unknowns" / f"digit {digit}" / "0.png", "--label", f"digit {digit}", "--memory", memory)
+        found = run("inspect", "--memory", memory, "--json")["calibrated"]
+        assert found["stranger_classes"] == left
+        assert found["strangers"] == 9 * left
+        assert f"from {9 * left} samples of {left} classes)" in run("inspect", "--memory", memory)
+    words = ["learn", images / "unknowns" / "digit 6" / "0.png", "--label", "digit 6", "--memory", memory]
+    assert main([str(word) for word in words]) == 0
+    noted = "note: nothing is answered: the rate of this memory cannot be kept any more"
+    assert noted in capsys.readouterr().err
+    assert "calibrations, from" not in run("inspect", "--memory", memory)
+    assert main([str(word) for word in [*words[:-3], "digit 6", "--memory", memory, "--quiet"]]) == 0
+    assert noted not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("backbone", [[], SMALL], ids=["conv4", "timm"])
 def test_learn_predict_calibrate_forget_inspect_and_export(run, images, tmp_path, backbone):
     pytest.importorskip("timm") if backbone else None

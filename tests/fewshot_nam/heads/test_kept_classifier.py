@@ -259,6 +259,9 @@ def test_a_damaged_state_is_refused():
     for broken in (state["base_images"][:, :5], state["base_images"] * math.nan):
         with pytest.raises(ValueError, match="its base images do not fit its mean, or are not finite"):
             head.load_state_dict(state | {"base_images": broken})
+    for counts in (state["base_counts"][:-1], state["base_counts"] - 1):
+        with pytest.raises(ValueError, match="its counts do not fit its base images"):
+            head.load_state_dict(state | {"base_counts": counts})
     torch.testing.assert_close(head(case.queries), before)
 
 
@@ -295,6 +298,37 @@ def test_few_base_images_are_warned_of_and_identical_ones_count_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(KeptClassifierHead(torch.cat([images, images[:30]])).base_images) == 60
+
+
+@pytest.mark.parametrize("near", [0.5, 0.7])
+def test_the_limit_holds_where_one_image_comes_up_again_and_again(near):
+    """It counted once: a limit of 2% was kept by a class that took 40% of the images, all of them one frame."""
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        centres = 2 * torch.randn(10, 64, generator=generator)
+        frame = (2 * torch.randn(64, generator=generator)).clamp_min(0)
+        images = centres[torch.randint(10, (400,), generator=generator)] + 1.5 * torch.randn(
+            400, 64, generator=generator
+        )
+        images = torch.where(torch.rand(400, 1, generator=generator) < 0.4, frame, images.clamp_min(0))
+        head = KeptClassifierHead(images).write_base(centres.clamp_min(0), range(10))
+        like = near * frame + (1 - near) * 2 * torch.randn(64, generator=generator)
+        head.write((like + torch.randn(5, 64, generator=generator)).clamp_min(0), "new")
+        taken = float((head(images).argmax(dim=-1) >= 10).double().mean())
+        assert taken <= head.base_cost.limit == 0.02
+        assert head.base_cost.share <= 0.02
+        assert head.base_cost.images < 300
+
+
+def test_a_state_of_an_older_version_counts_each_base_image_once():
+    case = Case()
+    expected = case.taught()
+    state = expected.state_dict()
+    del state["base_counts"]
+    loaded = KeptClassifierHead()
+    loaded.load_state_dict(state)
+    assert loaded.base_cost == expected.base_cost
+    torch.testing.assert_close(loaded(case.queries), expected(case.queries))
 
 
 def test_it_is_public():

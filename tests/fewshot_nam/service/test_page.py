@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -160,19 +161,22 @@ def as_url(content):
     return {"url": "data:image/png;base64," + base64.b64encode(content).decode(), "meta": {"_type": "gradio.FileData"}}
 
 
+def uploaded(port, content):
+    """Upload an image; return it as it is asked about."""
+    head = '--part\r\nContent-Disposition: form-data; name="files"; filename="image.png"\r\n\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=part"}
+    status, names = asked(port, "POST", "/gradio_api/upload", head.encode() + content + b"\r\n--part--\r\n", **kind)
+    assert status == 200
+    return {"path": json.loads(names)[0], "meta": {"_type": "gradio.FileData"}}
+
+
 def test_an_image_that_is_too_large_is_refused_before_it_is_decoded(page, digits, tmp_path):
     """Gradio decoded it, and every tab held what its camera showed last: 675 MB of a file of 21 KB, for good."""
     port, session = page
     taught(session, digits)
     Image.new("1", (9000, 8000)).save(tmp_path / "large.png")
     content = (tmp_path / "large.png").read_bytes()
-    head = '--part\r\nContent-Disposition: form-data; name="files"; filename="large.png"\r\n\r\n'
-    body = head.encode() + content + b"\r\n--part--\r\n"
-    kind = {"Content-Type": "multipart/form-data; boundary=part"}
-    status, names = asked(port, "POST", "/gradio_api/upload", body, **kind)
-    assert status == 200
-    uploaded = {"path": json.loads(names)[0], "meta": {"_type": "gradio.FileData"}}
-    assert b"9000 x 8000 pixels are too many" in answered(port, uploaded, "uploads")
+    assert b"9000 x 8000 pixels are too many" in answered(port, uploaded(port, content), "uploads")
     assert b"9000 x 8000 pixels are too many" in answered(port, as_url(content), "camera")
 
 
@@ -189,6 +193,24 @@ def test_what_the_camera_sends_is_read_as_it_is_and_leaves_no_file(page, digits,
         assert b"the image: not an image" in answered(port, as_url(wrong), f"wrong-{len(wrong)}")
     given = {"url": "data:image/png;base64,%%%", "meta": {"_type": "gradio.FileData"}}
     assert b'"success":false' in answered(port, given, "no-base64").replace(b" ", b"")
+
+
+def test_what_was_uploaded_is_removed_and_forgotten(page, blocks, digits, digit_files, monkeypatch):
+    port, session = page
+    taught(session, digits)
+    given = uploaded(port, digit_files[0][1].read_bytes())
+    path = given["path"]
+    assert b"zero" in answered(port, given, "removed")
+    assert path in set().union(*blocks.temp_file_sets)
+    monkeypatch.setattr("fewshot_nam.service.uploads.REMOVED_SECONDS", -1.0)
+    monkeypatch.setattr(page_module, "LOOKED_FOR_SECONDS", 0.0)
+    running = iter([True, False])
+    monkeypatch.setattr(type(blocks), "is_running", property(lambda _: next(running)), raising=False)
+    page_module._remove_old_files(blocks)
+    monkeypatch.undo()
+    assert not Path(path).exists()
+    assert not any(blocks.temp_file_sets)
+    assert any(thread.name == "removes old files" for thread in threading.enumerate())
 
 
 def test_no_record_is_kept_of_what_was_asked(page, blocks, digits, digit_files):

@@ -1,9 +1,11 @@
 """Uploads are bounded together, those that were broken off are removed, and so are directories of processes that were killed."""
 
 import asyncio
+import itertools
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -223,6 +225,44 @@ def test_uploads_of_one_address_that_come_at_a_time_have_half_of_the_room(tmp_pa
     assert any("no room" in str(one) for one in said)
     asyncio.run(upload("192.0.2.2"))
     assert said[2] == 200
+
+
+def test_old_files_are_removed_while_others_come(tmp_path, monkeypatch):
+    """Gradio's own task ended for good when a file came while it looked, so that no upload was removed any more."""
+
+    def uploaded(number):
+        place = tmp_path / str(number)
+        place.mkdir()
+        (place / "image.png").write_bytes(b"x")
+        return str(place / "image.png")
+
+    old, shown, gone = uploaded(0), uploaded(1), uploaded(2)
+    first, second = {old, shown, gone}, {old, gone, str(tmp_path / "never")}
+    os.unlink(gone)
+    uploads.remove_old([first, second], {shown})
+    assert first == {old, shown}  # too new
+    monkeypatch.setattr(uploads, "REMOVED_SECONDS", -1.0)
+    uploads.remove_old([first, second], {shown})
+    assert (first, second) == ({shown}, set())
+    assert [place.name for place in tmp_path.iterdir() if any(place.iterdir())] == ["1"]
+    assert not (tmp_path / "0").exists()
+
+    paths, ended = {str(tmp_path / f"none-{i}") for i in range(2000)}, threading.Event()
+
+    def add():
+        for i in itertools.count():
+            paths.add(f"/nowhere/{i % 5000}")
+            if ended.is_set():
+                break
+
+    adding = threading.Thread(target=add)
+    adding.start()
+    try:
+        for _ in range(20):
+            uploads.remove_old([paths], set())
+    finally:
+        ended.set()
+        adding.join()
 
 
 def test_what_lies_there_is_not_counted_anew_for_each_upload(tmp_path, monkeypatch):

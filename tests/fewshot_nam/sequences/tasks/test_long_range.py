@@ -50,6 +50,15 @@ def test_text_is_its_bytes_up_to_the_longest(folder):
     assert {bytes(shown) for shown, _ in read(task, short)} == {b"Good.", b"Bad"}
 
 
+@pytest.mark.parametrize("name", ["lra_text", "lra_image"])
+def test_sequences_of_training_are_no_examples(folder, name):
+    """What `--evaluate --lengths` measured were files of training: a model that had learned noise by heart was 100% right."""
+    task = tasks.create(name, data_dir=folder)
+    assert task.given
+    with pytest.raises(ValueError, match=f"{name}: its sequences are given, and tests of one length are not"):
+        task.examples(10, 5)
+
+
 def test_images_are_their_grey_pixels(folder):
     task = tasks.create("lra_image", data_dir=folder)
     assert task.splits["train"] == ((1024, 1024), 20)

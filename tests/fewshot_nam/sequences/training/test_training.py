@@ -406,6 +406,15 @@ def reviews(tmp_path):
     return str(tmp_path)
 
 
+def test_files_of_training_choose_no_weights(tmp_path, reviews):
+    """They were drawn as validation: noise that was learned by heart had 100%."""
+    options = {"data_dir": reviews, "length": 12}
+    settings = tiny(task="imdb_bytes", model="nam-attention-erase", select="id", task_options=options)
+    with pytest.raises(ValueError, match=r"imdb_bytes are given, and none are held out .* select must be null"):
+        run(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_language_model_is_measured_in_bits_and_writes(tmp_path, reviews, capsys):
     options = {"task_options": {"data_dir": reviews, "length": 12}, "learning_rate": 0.03, "validate_every": 60}
     settings = tiny(task="imdb_bytes", model="nam-attention-erase", select=None, steps=60, **options)
