@@ -154,13 +154,14 @@ class CalibratedHead(HeadState):
         return int(self._different(self.unknowns[kept]).sum()), len(of)
 
     def _different(self, unknowns: Tensor) -> Tensor:
-        """Return ``(m,)`` bool, False for a sample that is the same as an earlier one; found once for the samples that are held."""
+        """Return ``(m,)`` bool, False for a sample that is the same as an earlier one; found once for the same samples.
+
+        Of thousands that are nearly equal, finding it takes seconds.
+        """
         held = self._different_unknowns
-        if held is not None and held[0] is unknowns:
-            return held[1]
-        found = distinct(unknowns)
-        if unknowns is self.unknowns:
-            self._different_unknowns = unknowns, found
+        same = held is not None and (held[0] is unknowns or _same_bits(held[0], unknowns))
+        found = held[1] if held is not None and same else distinct(unknowns)
+        self._different_unknowns = unknowns, found
         return found
 
     def _end_calibration(self) -> None:
@@ -528,3 +529,7 @@ def _warn_of_learned_unknowns(
 def _where(names: list[Label] | None, kept: list[bool]) -> list[Label] | None:
     """Return the labels that are kept."""
     return None if names is None else [name for name, keep in zip(names, kept, strict=True) if keep]
+
+
+def _same_bits(rows: Tensor, others: Tensor) -> bool:
+    return rows.dtype == others.dtype and rows.device == others.device and torch.equal(rows, others)

@@ -250,6 +250,7 @@ class HeadState(nn.Module):
         with self._lock:
             derived = self._snapshot()
             taken = copy.copy(self)
+            taken._derived_threshold, taken._different_unknowns = self._derived_threshold, self._different_unknowns
         taken._modules = {name: copy.deepcopy(module) for name, module in taken._modules.items()}
         taken._parameters = {name: copy.deepcopy(parameter) for name, parameter in taken._parameters.items()}
         taken._is_snapshot = True
@@ -259,7 +260,7 @@ class HeadState(nn.Module):
     def copy(self: StateT) -> StateT:
         """Return a head of its own in this state, which may be changed, also where this is a snapshot."""
         made = copy.deepcopy(self)
-        made._is_snapshot = False
+        made._is_snapshot, made._different_unknowns = False, self._different_unknowns
         return made
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextvars import ContextVar
 from numbers import Integral
 from types import FrameType
 from typing import Any
@@ -139,8 +141,25 @@ class HeadWarning(UserWarning):
     """A warning of a head, by which a program that shows them tells them from those of other libraries."""
 
 
+_COLLECTED: ContextVar[list[str] | None] = ContextVar("collected", default=None)
+
+
+@contextlib.contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Collect what heads warn of in the block, in this thread, in place of giving warnings."""
+    said: list[str] = []
+    before = _COLLECTED.set(said)
+    try:
+        yield said
+    finally:
+        _COLLECTED.reset(before)
+
+
 def warn_user(message: str) -> None:
     """Give a ``HeadWarning`` that names the line which called this package."""
+    if (said := _COLLECTED.get()) is not None:
+        said.append(message)
+        return
     level = 1
     frame: FrameType | None = sys._getframe()
     while frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == "fewshot_nam":

@@ -45,6 +45,7 @@ _SPACES = "https://huggingface.co"  # which shows a Space within its own page
 _CONNECTIONS = 1000
 _WORKS = 16  # with many images, of which two are decoded at a time
 _THREADS = 100  # more than cameras, each of which holds one, so that all others go on
+_MOST_UNKNOWN = 2_500  # images of unknowns of someone from elsewhere: nearly equal ones take time with their square
 _MOST_PIXELS = 500_000_000  # forty photographs of a phone: of the images that someone from elsewhere gives at a time
 _SECONDS_BETWEEN_ANSWERS = 0.5
 _FORGET = """
@@ -515,14 +516,15 @@ def serve(
     atexit.register(shutil.rmtree, uploads, ignore_errors=True)
     # Who asks by another name comes through a proxy, from elsewhere.
     local = is_loopback(host) and not separate and not hosts
-    session.most_pixels = None if local else _MOST_PIXELS
+    if not local:
+        session.most_pixels, session.most_unknown = _MOST_PIXELS, _MOST_UNKNOWN
     names = known_hosts(host, hosts)
     # Where each visitor has a memory of their own, a page from elsewhere finds nothing; and a Space's proxy changes the name.
     checks = []
     if names is not None or not separate:
         elsewhere = frozenset() if is_loopback(host) else own_names(host)
         known = (names or frozenset()) | elsewhere
-        checks = [Middleware(KnownHosts, hosts=known, proxies=hosts, addresses=names is None)]
+        checks = [Middleware(KnownHosts, hosts=known, proxies=hosts, addresses=not is_loopback(host))]
     page = build(Sessions(session, separate), local=local)
     page.queue(default_concurrency_limit=2, max_size=QUEUED)
     page.launch(

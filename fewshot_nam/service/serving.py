@@ -20,11 +20,12 @@ from torch import Tensor
 
 from fewshot_nam.heads import Calibration, Head, Label
 from fewshot_nam.heads.duplicates import distinct
+from fewshot_nam.heads.validation import collected_warnings
 from fewshot_nam.io.decoding_processes import DecodingProcesses
 from fewshot_nam.io.image_io import UnreadableImage
 from fewshot_nam.io.regular_files import file_version, open_regular
 from fewshot_nam.service.class_names import class_name, known_class, known_classes
-from fewshot_nam.service.thresholds import head_warnings, threshold_of
+from fewshot_nam.service.thresholds import threshold_of
 from fewshot_nam.vision.image_transform import transformed
 from fewshot_nam.vision.memory_files import exclusive, open_model
 from fewshot_nam.vision.saving import read_head, same_features, write_head
@@ -265,7 +266,7 @@ class MemoryService:
         with self._change, exclusive(self.path):
             state = self.current()
             head = state.head.copy()
-            with head_warnings() as said:
+            with collected_warnings() as said:
                 changed, answer = act(head)
             writes = state.writes
             if changed:

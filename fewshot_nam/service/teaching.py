@@ -22,12 +22,13 @@ from torch import Tensor
 from fewshot_nam.heads import Head, Label
 from fewshot_nam.heads.conformal import ROUNDING
 from fewshot_nam.heads.duplicates import distinct, first_equal
+from fewshot_nam.heads.validation import collected_warnings
 from fewshot_nam.io.regular_files import file_version
 from fewshot_nam.service.class_names import alike, class_name, known_class, known_classes, one_spelling
 from fewshot_nam.service.export_process import export_memory
 from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
 from fewshot_nam.service.given_images import GivenImage, Progress, features_of
-from fewshot_nam.service.thresholds import head_warnings, kept_threshold, threshold_of
+from fewshot_nam.service.thresholds import kept_threshold, threshold_of
 from fewshot_nam.vision.memory_files import NOT_FILES, exclusive, new_model, open_model, weights_file
 from fewshot_nam.vision.model import NAMModel
 from fewshot_nam.vision.saving import read_head, save_head
@@ -70,6 +71,7 @@ class TeachingSession:
         path: as given.
         version: a number that grows with every change.
         most_pixels: of all images that are given at a time; ``None``, the default, for no bound.
+        most_unknown: images of unknowns that are held, also those given again.
 
     Example:
         >>> from PIL import Image
@@ -89,6 +91,7 @@ class TeachingSession:
         self.model, self.path, self.notes = model, path, dict(notes or {})
         self.version = 0
         self.most_pixels: int | None = None
+        self.most_unknown = _MOST_UNKNOWN
         self._lock = threading.RLock()
         self._file_lock = threading.Lock()  # of what reads or writes the file, which may wait for another program
         self._undo: deque[_Before] = deque(maxlen=_UNDO_STEPS)
@@ -145,7 +148,8 @@ class TeachingSession:
         model = NAMModel(self.model.backbone, copy.deepcopy(self.model.head))
         model.batch_size = self.model.batch_size
         session = TeachingSession(model, None, self.notes)
-        session.most_pixels, session._noted_beside = self.most_pixels, self._noted_beside
+        session.most_pixels, session.most_unknown = self.most_pixels, self.most_unknown
+        session._noted_beside = self._noted_beside
         session._unknown = self._unknown
         return session
 
@@ -177,7 +181,7 @@ class TeachingSession:
             names = [self._known(labels[found.kept[i]]) for i in positions]
             counts = Counter(str(name) for name in names)
             before = self._before(f"learn {_listed(counts)}")
-            with head_warnings():  # of images of unknowns that are learned now, which is said below
+            with collected_warnings():  # of images of unknowns that are learned now, which is said below
                 self.model.head.write(found.values[positions], names)
             for name, i in zip(names, positions, strict=True):
                 kept = self._thumbnails.get(name, [])
@@ -206,7 +210,7 @@ class TeachingSession:
         try:
             if head._unknown_labels is not None or head._unknown_groups is not None:
                 raise ValueError("it holds for each new class of unknowns")
-            with head_warnings():
+            with collected_warnings():
                 unknown = self._unknown.to(head.targets.device)
                 head.calibrate(unknown, target_fpr=head._target_fpr, confidence=head._confidence)
         except ValueError as error:
@@ -312,7 +316,7 @@ class TeachingSession:
         """How many different images of unknowns ``calibrate`` rests on."""
         unknown = self._unknown
         if self._counted[0] is not unknown:
-            self._counted = unknown, int(distinct(unknown).sum())
+            self._counted = unknown, int(self.model.head._different(unknown).sum())
         return self._counted[1]
 
     @property
@@ -340,9 +344,9 @@ class TeachingSession:
             if learned:
                 raise ValueError(f"{_images(learned)} learned as known classes: unknown images must be others")
             given = found.values.cpu()
-            if len(self._unknown) + len(given) > _MOST_UNKNOWN:
+            if len(self._unknown) + len(given) > self.most_unknown:
                 raise ValueError(
-                    f"{_MOST_UNKNOWN:,} images of unknowns are the most, and there are {len(self._unknown):,}"
+                    f"{self.most_unknown:,} images of unknowns are the most, and there are {len(self._unknown):,}"
                 )
             before, had = self._before(f"add {len(given)} unknown images"), self.unknown_images
             self._unknown = torch.cat([self._unknown, given]) if len(self._unknown) else given
@@ -384,7 +388,7 @@ class TeachingSession:
                     "hold for images alone: go on with that command, or forget the images of unknowns first"
                 )
             before = self._before(f"set the false-alarm rate to {target:.2%}")
-            with head_warnings() as said:
+            with collected_warnings() as said:
                 # As sure as the memory's owner asked for, if they did.
                 found = head.calibrate(
                     self._unknown.to(head.targets.device), target_fpr=target, confidence=head._confidence

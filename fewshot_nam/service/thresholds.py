@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import warnings
-from collections.abc import Iterator
-
 from fewshot_nam.heads import Head
-from fewshot_nam.heads.validation import HeadWarning
+from fewshot_nam.heads.validation import collected_warnings
 
 _NO_THRESHOLD = (
     "nothing is answered: the rate of this memory cannot be kept any more ({}); set it again, or forget the unknowns"
 )
-_CATCHING = threading.Lock()  # what is done with warnings is the same for all threads
-
-
-@contextlib.contextmanager
-def head_warnings() -> Iterator[list[str]]:
-    """Collect what heads warn of in the block, in place of printing it."""
-    said: list[str] = []
-    with _CATCHING, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield said
-        # Meanwhile other threads may run other libraries, whose warnings come here too.
-        said += [str(one.message) for one in caught if issubclass(one.category, HeadWarning)]
 
 
 def kept_threshold(head: Head) -> float | None:
@@ -38,7 +21,7 @@ def kept_threshold(head: Head) -> float | None:
 def threshold_of(head: Head) -> tuple[float | None, list[str]]:
     """Return the threshold, ``None`` where there is none, and what is said of it: with ``None``, why it cannot be given."""
     try:
-        with head_warnings() as said:
+        with collected_warnings() as said:
             return head.threshold, said
     except ValueError as error:  # calibrated, but no class is left, or too few unknown images
         return None, [] if not head.classes else [_NO_THRESHOLD.format(" ".join(str(error).split()))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
 import os
 import re
@@ -26,11 +27,11 @@ from fewshot_nam.service.hosts import Application, Receive, Scope, Send, client_
 
 MOST_BYTES = 4 * 2**30  # of all uploads that lie there together: some thousand photographs
 REMOVED_SECONDS, LOOKED_FOR_SECONDS = 3600.0, 600.0  # how old files become, and how often it is looked for old ones
-_UNFINISHED_SECONDS = 3600  # an upload that nothing was written to for so long has been broken off
 _KEPT_SECONDS = REMOVED_SECONDS + LOOKED_FOR_SECONDS  # that an upload lies there
 _COMING_SECONDS = 60  # in which something more of an upload comes
 _PREFIX = "fewshot-nam-"
 _LONGEST_HEADER = 8192  # bytes, as Gradio's
+_CLOCK_SECONDS = 1.0  # by which the times of files may be off
 _BLOCK = 4096  # bytes that the smallest file takes, and each directory
 
 
@@ -130,6 +131,7 @@ class UploadLimit:
         self._coming = 0  # bytes of the uploads that are being read
         self._lying = 0  # bytes of what lies there, as last counted, and of what has ended since
         self._next_count = 0.0  # when they are counted again
+        self._running: dict[object, float] = {}  # when each upload that is being read began
         self._given: Counter[str] = Counter()  # by address, bytes of the last hour, also those that are coming
         self._ended: deque[tuple[float, str, int]] = deque()  # when an upload ended, its address and bytes
 
@@ -138,6 +140,14 @@ class UploadLimit:
         if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith("/upload"):
             await self.app(scope, receive, send)
             return
+        this = object()
+        self._running[this] = time.time()
+        try:
+            await self._upload(scope, receive, send)
+        finally:
+            del self._running[this]
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         said = dict(scope["headers"]).get(b"content-length", b"")
         if not re.fullmatch(rb"[0-9]{1,18}", said):
             await PlainTextResponse("an upload says how long it is", 411)(scope, receive, send)
@@ -183,8 +193,20 @@ class UploadLimit:
             count(len(message.get("body", b"")))
             return message
 
+        answered = False
+
+        async def answer(message: Any) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
         try:
-            await self.app(scope, _FilesOnly(counted, boundary, begun) if boundary else counted, send)
+            await self.app(scope, _FilesOnly(counted, boundary, begun) if boundary else counted, answer)
+        except OSError as error:
+            if answered or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._next_count = 0.0  # what came of it is removed then
+            await PlainTextResponse("no room: the disk of temporary files is full", 507)(scope, receive, send)
         finally:
             self._coming -= came
             self._lying += came
@@ -211,19 +233,18 @@ class UploadLimit:
             self._next_count = ended + 10 * (ended - began)
 
     def _taken(self) -> int:
-        """Return the bytes of uploads that have ended or were broken off; the latter are removed after an hour."""
-        sizes, now = 0, time.time()
+        """Return the bytes of uploads that have ended; what is left of those that were broken off is removed."""
+        sizes, began = 0, min(self._running.copy().values(), default=time.time()) - _CLOCK_SECONDS
         for root, _, files in os.walk(self.directory):
             unfinished = root == os.fspath(self.directory)
             for file in files:
                 path = os.path.join(root, file)
                 with contextlib.suppress(OSError):  # removed meanwhile
                     found = os.lstat(path)
-                    idle = now - found.st_mtime if unfinished else None
-                    if idle is not None and idle > _UNFINISHED_SECONDS:
-                        os.unlink(path)
-                    elif idle is None or idle > _COMING_SECONDS:  # what is being read counts as it comes
+                    if not unfinished:
                         sizes += _on_disk(found.st_size)
+                    elif found.st_mtime < began:  # by none that is being read, which counts as it comes
+                        os.unlink(path)
         return sizes
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fewshot_nam.heads import BaseStatistics, CosineHead, Head, available, create
+from fewshot_nam.heads.duplicates import distinct
 from fewshot_nam.heads.registry import transductive
 from fewshot_nam.heads.validation import HeadWarning
 
@@ -226,6 +227,24 @@ def test_it_is_also_refused_alone_where_features_have_a_large_mean(name, mean, s
     for unknown in rows[12:]:
         head.calibrate(unknown.expand(2, -1), target_fpr=0.5)
         assert head.predict(unknown, unknown="?") == "?"
+
+
+def test_which_unknowns_are_the_same_is_found_once(monkeypatch):
+    """Of 10,000 that are nearly equal it takes seconds, and a page did so several times for each click."""
+    found = []
+    monkeypatch.setattr(
+        "fewshot_nam.heads.calibration.distinct", lambda rows: found.append(len(rows)) or distinct(rows)
+    )
+    given, head = unknowns(1, 40), written("nam")
+    head.calibrate(given, target_fpr=0.1)
+    head.calibrate(given.clone(), target_fpr=0.2)
+    threshold = head.threshold
+    for other in (head.snapshot(), head.copy(), head.write(features(7, 1), "new").snapshot()):
+        assert other.num_unknowns == 40
+        assert other.threshold == pytest.approx(threshold, abs=0.5)
+    assert found == [40]
+    head.calibrate(torch.cat([given, given[:5]]), target_fpr=0.1)
+    assert (head.num_unknowns, found) == (40, [40, 45])
 
 
 def test_few_images_that_are_all_right_leave_some_doubt():

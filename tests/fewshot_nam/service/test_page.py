@@ -393,7 +393,12 @@ def test_a_web_site_cannot_use_a_page_that_is_open_to_others(digits):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     blocks = serve(session, "0.0.0.0", port, wait=False, hosts=["teach.example"])  # which did not start
-    blocks.close()
+    try:
+        for host, status in (("teach.example", 200), ("192.0.2.2", 200), ("localhost", 200), ("evil.example", 403)):
+            assert asked(port, "GET", "/config", Host=f"{host}:{port}")[0] == status
+    finally:
+        blocks.close()
+    assert session.most_unknown == 2_500
     blocks = serve(session, "0.0.0.0", port, wait=False)
     try:
         kind = {"Content-Type": "application/json"}

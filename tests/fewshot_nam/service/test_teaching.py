@@ -19,14 +19,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fewshot_nam import attach
-from fewshot_nam.heads.validation import warn_user
+from fewshot_nam.heads.validation import collected_warnings, warn_user
 from fewshot_nam.service import given_images, teaching
 from fewshot_nam.service.class_names import class_name
 from fewshot_nam.service.given_images import images_in_folder
 from fewshot_nam.service.page_html import check_html, refusal_html
 from fewshot_nam.service.serving import MemoryService
 from fewshot_nam.service.teaching import TeachingSession
-from fewshot_nam.service.thresholds import head_warnings
 from fewshot_nam.vision.memory_files import exclusive, new_model
 from fewshot_nam.vision.saving import read_head, save_head, write_head
 
@@ -365,9 +364,10 @@ def test_images_of_unknowns_given_again_are_saved_as_often(session, digits, tmp_
     assert again.calibrate(0.1).threshold == session.calibrate(0.1).threshold
 
 
-def test_images_of_unknowns_are_bounded(taught, digits, monkeypatch):
+def test_images_of_unknowns_are_bounded(taught, digits):
     """One image, named again and again, took memory without end."""
-    monkeypatch.setattr(teaching, "_MOST_UNKNOWN", 50)
+    taught.most_unknown = 50
+    assert taught.copy().most_unknown == 50
     taught.add_unknown([digits[9][0]] * 45)
     with pytest.raises(ValueError, match="50 images of unknowns are the most, and there are 45"):
         taught.add_unknown([digits[9][0]] * 6)
@@ -618,7 +618,7 @@ def test_a_file_that_was_removed_is_not_said_to_be_saved(taught):
 
 
 def test_a_warning_of_another_library_is_no_note_of_the_memory():
-    with head_warnings() as said:
+    with collected_warnings() as said:
         warnings.warn("of a test, in another thread meanwhile", stacklevel=1)
         warn_user("of a head")
     assert said == ["of a head"]

@@ -1,6 +1,7 @@
 """Uploads are bounded together, those that were broken off are removed, and so are directories of processes that were killed."""
 
 import asyncio
+import errno
 import itertools
 import os
 import subprocess
@@ -102,13 +103,74 @@ def test_what_only_says_that_it_will_come_takes_no_room_and_ends(tmp_path, monke
 
 
 def test_what_was_broken_off_is_removed_by_a_later_upload(client, tmp_path):
-    for name, age in (("old", 4000), ("new", 100), ("coming", 10)):
+    for name, age in (("old", 4000), ("new", 3), ("coming", -3)):
         (tmp_path / name).write_bytes(b"x" * 500)
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    assert client.post("/gradio_api/upload", content=b"x" * 400).text == "kept"
-    assert not (tmp_path / "old").exists()
-    assert (tmp_path / "new").exists()
-    assert client.post("/gradio_api/upload", content=b"x" * 501).status_code == 507  # but for what is still coming
+    assert client.post("/gradio_api/upload", content=b"x" * 999).text == "kept"
+    assert [(tmp_path / name).exists() for name in ("old", "new", "coming")] == [False, False, True]
+
+
+def test_what_is_being_read_is_not_taken_for_broken_off(tmp_path, monkeypatch):
+    """The first of many files of an upload may be whole long before the last one."""
+    monkeypatch.setattr(uploads, "_CLOCK_SECONDS", 0.0)
+
+    async def behind(scope, receive, send):
+        await asyncio.sleep(0.02)  # the clock of files is a coarse one
+        (tmp_path / scope["name"]).write_bytes(b"x")
+        await asyncio.sleep(scope["seconds"])
+        assert (tmp_path / scope["name"]).exists()
+
+    limit = UploadLimit(behind, tmp_path, most=10**6)
+
+    async def upload(name, seconds):
+        limit._next_count = 0.0
+        headers = [(b"content-length", b"1")]
+        given = {
+            "type": "http",
+            "method": "POST",
+            "path": "/upload",
+            "headers": headers,
+            "name": name,
+            "seconds": seconds,
+        }
+        await limit(given, None, None)
+
+    async def together():
+        long = asyncio.create_task(upload("long", 0.5))
+        for i in range(4):
+            await asyncio.sleep(0.05)
+            await upload(f"short-{i}", 0.01)
+        await long
+        await asyncio.sleep(0.05)
+        await upload("last", 0.0)
+
+    asyncio.run(together())
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_a_full_disk_is_said_and_what_came_is_removed(tmp_path, monkeypatch):
+    """It was a traceback, and the part that had come filled the disk for an hour."""
+    monkeypatch.setattr(uploads, "_CLOCK_SECONDS", -0.001)
+
+    async def kept(request):
+        content = await request.body()
+        if len(content) > 100:
+            (tmp_path / "part").write_bytes(b"x" * 100)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if content == b"other":
+            raise OSError(errno.EIO, "Input/output error")
+        return PlainTextResponse("kept")
+
+    limit = Middleware(UploadLimit, directory=tmp_path)
+    routes = [Route("/gradio_api/upload", kept, methods=["POST"])]
+    client = TestClient(Starlette(routes=routes, middleware=[limit]), client=("127.0.0.1", 50000))
+    refused = client.post("/gradio_api/upload", content=b"x" * 200)
+    assert (refused.status_code, refused.text) == (507, "no room: the disk of temporary files is full")
+    time.sleep(0.05)
+    assert client.post("/gradio_api/upload", content=b"x" * 50).text == "kept"
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match="Input/output error"):
+        client.post("/gradio_api/upload", content=b"other")
 
 
 def test_the_directory_of_a_process_that_was_killed_is_removed_by_the_next(tmp_path, monkeypatch):
