@@ -17,7 +17,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary, finalize
@@ -27,6 +26,7 @@ from gradio.data_classes import ImageData
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
+from fewshot_nam.heads.validation import as_unicode
 from fewshot_nam.heap import few_heaps
 from fewshot_nam.service import page_html as html
 from fewshot_nam.service.class_names import class_name, known_class
@@ -78,7 +78,9 @@ def as_given(payload: ImageData | None) -> str | bytes | None:
 
 
 def _error(text: str) -> gr.Error:
-    return gr.Error(text, print_exception=False)  # for the visitor: the log would get thirty lines each time
+    return gr.Error(
+        as_unicode(text), print_exception=False
+    )  # for the visitor: the log would get thirty lines each time
 
 
 def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
@@ -615,7 +617,7 @@ def _check_local(local: bool) -> None:
 
 def _about(session: TeachingSession) -> str:
     backbone = session.model.backbone
-    return escape(
+    return html.escape(
         f"Backbone {backbone.name}, {backbone.feature_dim} features, frozen; {type(session.model.head).__name__}"
     )
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from html import escape
+from html import escape as escape_html
 
 from fewshot_nam.heads import Label
+from fewshot_nam.heads.validation import as_unicode
 from fewshot_nam.service.class_names import LONGEST_NAME, one_spelling
 from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
 
@@ -56,6 +57,16 @@ CSS = """
 .nam-scroll td.wrong { color: var(--nam-bad); font-weight: 600; }
 .nam-plot { width: 100%; min-width: 560px; max-width: 720px; height: auto; color: var(--body-text-color); }
 """
+
+
+def escape(text: str) -> str:
+    r"""Return HTML that shows a text as it is; names of files that are not UTF-8, which no answer can hold, are escaped.
+
+    Example:
+        >>> print(escape("<caf\udce9>"))
+        &lt;caf\udce9&gt;
+    """
+    return escape_html(as_unicode(text))
 
 
 def note(text: str, kind: str = "") -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 from fewshot_nam.heads import Head, Label
 from fewshot_nam.heads.conformal import ROUNDING
 from fewshot_nam.heads.duplicates import distinct, first_equal
-from fewshot_nam.heads.validation import collected_warnings
+from fewshot_nam.heads.validation import as_unicode, collected_warnings
 from fewshot_nam.io.regular_files import file_version
 from fewshot_nam.service.class_names import alike, class_name, known_class, known_classes, one_spelling
 from fewshot_nam.service.export_process import export_memory
@@ -531,7 +531,7 @@ class TeachingSession:
 
     def copy_to(self, directory: str | Path) -> Path:
         """Write the memory to a file in ``directory``, for a download; return its path."""
-        name = "memory.safetensors" if self.path is None else self.path.name
+        name = "memory.safetensors" if self.path is None else as_unicode(self.path.name)
         path = Path(directory) / name
         self._write(path)
         return path
@@ -549,7 +549,7 @@ class TeachingSession:
         """
         from fewshot_nam.vision.export import export_onnx, memory_of
 
-        path = Path(directory) / ("memory" if self.path is None else self.path.stem)
+        path = Path(directory) / ("memory" if self.path is None else as_unicode(self.path.stem))
         path = path.with_name(path.name + ".onnx")
         memory_of(self.model)  # raises what is wrong before a process is started
         with _EXPORTING:

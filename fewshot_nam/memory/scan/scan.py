@@ -17,9 +17,9 @@ Backends, which agree up to rounding (``tests/fewshot_nam/memory/test_scan.py`` 
 With ``decay`` all but the loop are one chunk form that torch differentiates (``decay.py``).
 
 Accuracy, tested to 4,096 tokens: in float32, reads, memory and gradients are within 5e-6 of float64 relative to the largest entry
-(reads mostly within 2e-6), also with repeated and near-parallel keys. Rounding grows slowly with the length, in the loop as well: 5e-6
-at 16,384 near-parallel keys. With erase gates up to 2, errors are those of the loop, up to 1e-5. With bfloat16 or float16 inputs
-the memory is within 5e-6. Reads and gradients, which are rounded to the dtype of the inputs, are within 1e-2.
+(reads mostly within 2e-6), also with repeated and near-parallel keys. Rounding grows slowly with the length, in the loop as well.
+With erase gates up to 2, errors are those of the loop, up to 1e-5. With bfloat16 or float16 inputs the memory is within 5e-6. Reads
+and gradients, which are rounded to the dtype of the inputs, are within 1e-2.
 
 Legend: ``B`` sequences, ``T`` tokens, ``H`` heads, ``D_k`` and ``D_v`` the sizes of a key and a value, ``N`` packed sequences.
 """

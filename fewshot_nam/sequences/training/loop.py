@@ -93,17 +93,20 @@ class _Run:
                 f"training: the sequences of {settings.task} are given, and none are held out to choose weights by: select must be "
                 "null"
             )
-        claim(self.directory, settings, resume)
-        self.optimiser = _optimiser(settings, self.model)
-        self.net, self.optimiser = self.fabric.setup(self.model, self.optimiser)
         train_lengths = self.task.splits["train"].lengths if settings.lengths is None else settings.lengths
         self.shortest, self.longest = (
             (train_lengths, train_lengths) if isinstance(train_lengths, int) else train_lengths
         )
+        first = min(self.shortest + 1, self.longest) if settings.first_longest is None else settings.first_longest
+        if not self.shortest <= first <= self.longest:
+            raise ValueError(f"training: first_longest must be from {self.shortest} to {self.longest}, got {first}")
+        self.now_longest = self.longest if settings.curriculum == "none" else first
+        claim(self.directory, settings, resume)
+        self.optimiser = _optimiser(settings, self.model)
+        self.net, self.optimiser = self.fabric.setup(self.model, self.optimiser)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.step, self.seconds, self.best_score = 0, 0.0, -1.0
         self.best: dict[str, Tensor] = {}
-        self.now_longest = self.longest if settings.curriculum == "none" else min(self.shortest + 1, self.longest)
         self.recent: deque[float] = deque(maxlen=_WATCHED)
         if resume and self.checkpoint.is_file():
             self._load()

@@ -41,6 +41,7 @@ class TrainingSettings:
         lengths: the shortest and the longest of training; ``None`` for the task's.
         curriculum: ``"none"``; ``"schedule"``: the longest length grows in the first half of the steps; ``"mastery"``: it grows
             by one whenever nine tenths of the sequences of the last 20 batches of that length were right.
+        first_longest: with ``"mastery"``, the longest length at first; ``None`` for one more than the shortest.
         optimiser: ``"adamw"``, or ``"rmsprop"`` with a momentum of 0.9, as in the STM paper.
         learning_rate: of the optimiser, its peak under ``one_cycle``.
         schedule: ``"one_cycle"`` (Smith and Topin, 2019), or ``"constant"``.
@@ -67,6 +68,7 @@ class TrainingSettings:
     one_length: bool = True
     lengths: tuple[int, int] | None = None
     curriculum: Curriculum = "none"
+    first_longest: int | None = None
     optimiser: Literal["adamw", "rmsprop"] = "adamw"
     learning_rate: float = 1e-3
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
@@ -103,6 +105,8 @@ class TrainingSettings:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"training: {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.first_longest is not None and self.curriculum != "mastery":
+            raise ValueError("training: first_longest is for the curriculum mastery")
         if self.curriculum != "none" and not self.one_length:
             raise ValueError("training: a curriculum needs one_length: true, the longest length grows batch by batch")
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -211,6 +212,38 @@ def test_what_was_uploaded_is_removed_and_forgotten(page, blocks, digits, digit_
     assert not Path(path).exists()
     assert not any(blocks.temp_file_sets)
     assert any(thread.name == "removes old files" for thread in threading.enumerate())
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names are UTF-8 there")
+def test_names_of_files_that_are_not_utf_8_leave_the_page_whole(digits, tmp_path):
+    """No answer could hold them: the page drew nothing, for anybody, and what was learned from a folder was never said."""
+    memory = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.safetensors"))
+    session = TeachingSession.open(memory, backbone="conv4")
+    session.learn(digits[0][:2], "zero")
+    session.save()
+    folder = tmp_path / "folder" / "one"
+    folder.mkdir(parents=True)
+    digits[1][0].save(folder / "one.png")
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")).write_bytes(b"no image")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    blocks = serve(session, port=port, wait=False)
+    try:
+        kind = {"Content-Type": "application/json"}
+        for name, given, said in (
+            ("on_load", [], b"zero"),
+            ("on_save", [""], b"Saved to"),
+            ("on_make", [""], b"The memory can be downloaded"),
+            ("on_learn_path", [str(folder.parent), ""], b"caf"),
+        ):
+            called(port, name, given, f"names-{name}", **kind)
+            events = asked(port, "GET", f"/gradio_api/queue/data?session_hash=names-{name}")[1]
+            assert said in events
+            assert b'"success":true' in events.replace(b" ", b"")
+    finally:
+        blocks.close()
+    assert session.model.classes == ["zero", "one"]
 
 
 def test_no_record_is_kept_of_what_was_asked(page, blocks, digits, digit_files):
