@@ -42,6 +42,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _host_name(text: str) -> str:
+    """Return the name of a host; an address of a page, or a name with a port, would never be asked for."""
+    if not text.strip() or "/" in text or (":" in text and text.count(":") < 2) or len(text.split()) != 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a host: give it without http:// and without a port")
+    return text
+
+
 def add_allowed_hosts(command: argparse.ArgumentParser) -> None:
     """Add the option that names what else a server or page answers to."""
     command.add_argument(
@@ -49,6 +56,7 @@ def add_allowed_hosts(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
+        type=_host_name,
         help="a name that a proxy before it passes on; may be repeated. On the loopback it answers to its own name and pages alone",
     )
 

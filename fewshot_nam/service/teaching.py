@@ -394,9 +394,9 @@ class TeachingSession:
                     self._unknown.to(head.targets.device), target_fpr=target, confidence=head._confidence
                 )
             self._changed(before)
-            version, taken = self.version, head.snapshot()
+            version, taken, unknown = self.version, head.snapshot(), self._unknown
         with torch.no_grad():
-            alarms = (taken(self._unknown.to(taken.targets.device)).amax(dim=-1).double() >= found.threshold).double()
+            alarms = (taken(unknown.to(taken.targets.device)).amax(dim=-1).double() >= found.threshold).double()
             try:
                 shots, _ = taken._held_out_scores(taken._snapshot())
             except ValueError:  # it keeps none

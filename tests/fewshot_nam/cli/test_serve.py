@@ -20,3 +20,14 @@ def test_ports_and_limits_within_bounds_are_taken():
     options = parser().parse_args(["serve", "m.st", "--port", "8080", "--workers", "2", "--max-images", "100000"])
     assert (options.port, options.workers, options.max_images, options.max_megabytes) == (8080, 2, 100_000, 64)
     assert parser().parse_args(["page"]).port is None
+
+
+@pytest.mark.parametrize("name", ["https://teach.example", "teach.example:8000", "a b", "", "teach.example/"])
+@pytest.mark.parametrize("command", [["serve", "m.st"], ["page"]])
+def test_an_address_is_no_name_of_a_host(command, name, capsys):
+    """It was taken, and never matched what a browser asks for."""
+    with pytest.raises(SystemExit):
+        parser().parse_args([*command, "--allow-host", name])
+    assert "is no name of a host: give it without http:// and without a port" in capsys.readouterr().err
+    for taken in ("teach.example", "::1", "[fd00::2]"):
+        assert parser().parse_args([*command, "--allow-host", taken]).allow_host == [taken]
