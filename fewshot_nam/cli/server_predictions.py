@@ -19,6 +19,7 @@ from fewshot_nam.service.client import Client, ServerRefusal
 _BATCH = 32  # images in one request
 _MOST_BYTES = 2**28  # of one image; servers take less
 _BATCH_BYTES = 16 * 2**20  # of the files in one request, unless one alone is larger
+_LARGEST = 1e38  # a score: JSON may hold NaN and integers without end
 _BUSY_SECONDS = 120.0  # in which a server that is busy is asked again
 _T = TypeVar("_T")
 
@@ -60,7 +61,8 @@ def predict_by_server(options: argparse.Namespace) -> tuple[dict[str, Any], list
 
 def _threshold(client: Client) -> float | None:
     found = _when_free(client.classes).get("threshold", "missing")
-    if not isinstance(found, (float, int, type(None))):
+    wrong = isinstance(found, bool) or not isinstance(found, (float, int, type(None)))
+    if wrong or not (found is None or -_LARGEST <= found <= _LARGEST):
         raise ValueError(f"{client.url}: does not say its threshold as a fewshot-nam serve does")
     return found
 

@@ -174,6 +174,8 @@ def _is_prediction(answer: Any) -> bool:
     """Return whether an answer has what is read of it."""
     return (
         isinstance(answer, dict)
+        and not isinstance(answer.get("best"), bool)
+        and not isinstance(answer.get("score"), bool)
         and isinstance(answer.get("best"), (str, int))
         and isinstance(answer.get("score"), (float, int))
         and -_LARGEST <= answer["score"] <= _LARGEST

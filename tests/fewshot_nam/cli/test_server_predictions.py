@@ -185,6 +185,8 @@ def test_an_error_that_is_no_images_ends_the_run(images, monkeypatch, capsys, st
         {"predictions": [{**ONE, "score": "0.5"}]},
         pytest.param({"predictions": [{**ONE, "score": 10**400}]}, id="a large score"),
         {"predictions": [{**ONE, "best": {"a": 1}}]},
+        {"predictions": [{**ONE, "best": True}]},
+        {"predictions": [{**ONE, "score": True}]},
         {"predictions": [{**ONE, "accepted": "no"}]},
         pytest.param(b"[" * 200_000, id="deep"),
         pytest.param(b'{"predictions":' + b"9" * 5000 + b"}", id="a long number"),
@@ -199,7 +201,7 @@ def test_a_server_of_another_kind_is_an_error_of_one_line(images, capsys, found)
     assert err == f"error: {url}: answers 200, but not as a fewshot-nam serve does\n"
 
 
-@pytest.mark.parametrize("threshold", ["high", {}])
+@pytest.mark.parametrize("threshold", ["high", {}, True, float("nan"), 10**400])
 def test_a_threshold_that_is_no_number_is_an_error_of_one_line(images, capsys, threshold):
     with server(answers, threshold) as (url, _):
         for options in ([], ["--unknown"]):
