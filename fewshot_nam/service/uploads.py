@@ -67,11 +67,14 @@ def remove_old(noted: Iterable[set[str]], kept: Collection[str]) -> None:
         for path in paths.copy():
             if path in kept:
                 continue
-            with contextlib.suppress(OSError):  # gone already
+            with contextlib.suppress(OSError, ValueError):  # gone already, or no path
                 if os.lstat(path).st_ctime > since:
                     continue
                 os.unlink(path)
-                os.rmdir(os.path.dirname(path))  # which is of this file alone
+                if re.fullmatch(
+                    "[0-9a-f]{64}", os.path.basename(os.path.dirname(path))
+                ):  # Gradio's, of this file alone
+                    os.rmdir(os.path.dirname(path))
             paths.discard(path)
 
 
@@ -233,8 +236,11 @@ class UploadLimit:
             self._next_count = ended + 10 * (ended - began)
 
     def _taken(self) -> int:
-        """Return the bytes of uploads that have ended; what is left of those that were broken off is removed."""
-        sizes, began = 0, min(self._running.copy().values(), default=time.time()) - _CLOCK_SECONDS
+        """Return the bytes of uploads that have ended or were broken off; the latter are removed.
+
+        What was broken off after an upload began that is still being read cannot be told from its files, but by how much there is.
+        """
+        sizes, read, began = 0, 0, min(self._running.copy().values(), default=time.time()) - _CLOCK_SECONDS
         for root, _, files in os.walk(self.directory):
             unfinished = root == os.fspath(self.directory)
             for file in files:
@@ -243,9 +249,11 @@ class UploadLimit:
                     found = os.lstat(path)
                     if not unfinished:
                         sizes += _on_disk(found.st_size)
-                    elif found.st_mtime < began:  # by none that is being read, which counts as it comes
+                    elif found.st_mtime < began:
                         os.unlink(path)
-        return sizes
+                    else:
+                        read += _on_disk(found.st_size)
+        return sizes + max(0, read - self._coming)  # what is being read counts as it comes
 
 
 def _on_disk(size: int) -> int:

@@ -106,7 +106,7 @@ def test_what_was_broken_off_is_removed_by_a_later_upload(client, tmp_path):
     for name, age in (("old", 4000), ("new", 3), ("coming", -3)):
         (tmp_path / name).write_bytes(b"x" * 500)
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    assert client.post("/gradio_api/upload", content=b"x" * 999).text == "kept"
+    assert client.post("/gradio_api/upload", content=b"x" * 400).text == "kept"
     assert [(tmp_path / name).exists() for name in ("old", "new", "coming")] == [False, False, True]
 
 
@@ -146,6 +146,23 @@ def test_what_is_being_read_is_not_taken_for_broken_off(tmp_path, monkeypatch):
 
     asyncio.run(together())
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_what_is_broken_off_beside_an_upload_that_drips_counts(tmp_path):
+    """As its files could be those of the other, they were neither counted nor removed, and filled the disk."""
+    limit = UploadLimit(None, tmp_path, most=100_000)
+    limit._running[object()] = time.time() - 60
+    (tmp_path / "drips").write_bytes(b"x" * 5_000)
+    limit._coming = 3 * 4096
+    assert limit._taken() == 0
+    for i in range(5):
+        (tmp_path / f"broken-{i}").write_bytes(b"x" * 8_000)
+    assert limit._taken() == 5 * 3 * 4096
+    limit._running.clear()
+    for path in tmp_path.iterdir():
+        os.utime(path, (time.time() - 5,) * 2)
+    assert limit._taken() == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_said_and_what_came_is_removed(tmp_path, monkeypatch):
@@ -293,21 +310,29 @@ def test_old_files_are_removed_while_others_come(tmp_path, monkeypatch):
     """Gradio's own task ended for good when a file came while it looked, so that no upload was removed any more."""
 
     def uploaded(number):
-        place = tmp_path / str(number)
+        place = tmp_path / f"{number:064x}"
         place.mkdir()
         (place / "image.png").write_bytes(b"x")
         return str(place / "image.png")
 
     old, shown, gone = uploaded(0), uploaded(1), uploaded(2)
-    first, second = {old, shown, gone}, {old, gone, str(tmp_path / "never")}
+    downloads = tmp_path / "downloads"  # which further files are written to
+    downloads.mkdir()
+    (downloads / "memory.safetensors").write_bytes(b"x")
+    first, second = (
+        {old, shown, gone},
+        {old, gone, str(tmp_path / "never"), "no\0path", str(downloads / "memory.safetensors")},
+    )
     os.unlink(gone)
     uploads.remove_old([first, second], {shown})
     assert first == {old, shown}  # too new
+    assert "no\0path" not in second
     monkeypatch.setattr(uploads, "REMOVED_SECONDS", -1.0)
     uploads.remove_old([first, second], {shown})
     assert (first, second) == ({shown}, set())
-    assert [place.name for place in tmp_path.iterdir() if any(place.iterdir())] == ["1"]
-    assert not (tmp_path / "0").exists()
+    assert [place.name for place in tmp_path.iterdir() if any(place.iterdir())] == [f"{1:064x}"]
+    assert not (tmp_path / f"{0:064x}").exists()
+    assert downloads.is_dir()
 
     paths, ended = {str(tmp_path / f"none-{i}") for i in range(2000)}, threading.Event()
 
