@@ -42,6 +42,7 @@ _FEWEST, _FEW = 10, 50  # base images: fewer are refused, and a warning is given
 _SHOTS_LEFT_OUT = 20  # of each class: more of them change the offset little
 _SHOTS_ACCEPTED = 0.95
 _ROUNDING = 1e-9
+_MOST_GIVEN = 1 << 31  # of one image: sums of counts must not overflow
 
 
 class BaseCost(NamedTuple):
@@ -307,7 +308,8 @@ class KeptClassifierHead(Head):
             raise ValueError(
                 "KeptClassifierHead: this state is damaged: its base images do not fit its mean, or are not finite"
             )
-        if self.base_counts.shape != images.shape[:1] or not bool((self.base_counts >= 1).all()):
+        counted = (self.base_counts >= 1) & (self.base_counts <= _MOST_GIVEN)
+        if self.base_counts.shape != images.shape[:1] or not bool(counted.all()):
             raise ValueError("KeptClassifierHead: this state is damaged: its counts do not fit its base images")
 
     def _export_tensors(self, learned: Learned) -> dict[str, Tensor]:
@@ -348,6 +350,8 @@ def _checked(images: Tensor) -> tuple[Tensor, Tensor]:
     if checked_vectors(images, "base_images").dim() != 2 or len(images) < _FEWEST:
         raise ValueError(f"base_images must be (n, D) with n at least {_FEWEST}, got shape {tuple(images.shape)}")
     same = first_equal(images, images)
+    while not torch.equal(further := same[same], same):  # the first may be the same as one before it
+        same = further
     once, counts = (
         (same == torch.arange(len(same))).to(images.device),
         same.bincount(minlength=len(same)).to(images.device),

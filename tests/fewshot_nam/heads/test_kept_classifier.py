@@ -259,7 +259,7 @@ def test_a_damaged_state_is_refused():
     for broken in (state["base_images"][:, :5], state["base_images"] * math.nan):
         with pytest.raises(ValueError, match="its base images do not fit its mean, or are not finite"):
             head.load_state_dict(state | {"base_images": broken})
-    for counts in (state["base_counts"][:-1], state["base_counts"] - 1):
+    for counts in (state["base_counts"][:-1], state["base_counts"] - 1, state["base_counts"] + (1 << 62)):
         with pytest.raises(ValueError, match="its counts do not fit its base images"):
             head.load_state_dict(state | {"base_counts": counts})
     torch.testing.assert_close(head(case.queries), before)
@@ -318,6 +318,15 @@ def test_the_limit_holds_where_one_image_comes_up_again_and_again(near):
         assert taken <= head.base_cost.limit == 0.02
         assert head.base_cost.share <= 0.02
         assert head.base_cost.images < 300
+
+
+def test_each_image_of_a_chain_counts():
+    """Each is nearly equal to the next: what is the same as one that is itself the same as another was not counted."""
+    images = torch.rand(60, 4, generator=torch.Generator().manual_seed(0)) + 0.5
+    chain = images[:1] + torch.arange(40).unsqueeze(1) * torch.tensor([6e-5, 0, 0, 0]) * images[0].norm()
+    head = KeptClassifierHead(torch.cat([images[1:], chain]))
+    assert int(head.base_counts.sum()) == 99
+    assert 60 <= len(head.base_counts) < 99
 
 
 def test_a_state_of_an_older_version_counts_each_base_image_once():
