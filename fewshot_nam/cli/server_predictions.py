@@ -14,12 +14,11 @@ from fewshot_nam.cli.image_arguments import images_in
 from fewshot_nam.cli.outputs import naming_standard_output
 from fewshot_nam.cli.predictions import error_answer, given_paths, line_of, one_line
 from fewshot_nam.io.regular_files import open_regular
-from fewshot_nam.service.client import Client, ServerRefusal
+from fewshot_nam.service.client import LARGEST_SCORE, Client, ServerRefusal
 
 _BATCH = 32  # images in one request
 _MOST_BYTES = 2**28  # of one image; servers take less
 _BATCH_BYTES = 16 * 2**20  # of the files in one request, unless one alone is larger
-_LARGEST = 1e38  # a score: JSON may hold NaN and integers without end
 _BUSY_SECONDS = 120.0  # in which a server that is busy is asked again
 _T = TypeVar("_T")
 
@@ -62,7 +61,7 @@ def predict_by_server(options: argparse.Namespace) -> tuple[dict[str, Any], list
 def _threshold(client: Client) -> float | None:
     found = _when_free(client.classes).get("threshold", "missing")
     wrong = isinstance(found, bool) or not isinstance(found, (float, int, type(None)))
-    if wrong or not (found is None or -_LARGEST <= found <= _LARGEST):
+    if wrong or not (found is None or -LARGEST_SCORE <= found <= LARGEST_SCORE):
         raise ValueError(f"{client.url}: does not say its threshold as a fewshot-nam serve does")
     return found
 

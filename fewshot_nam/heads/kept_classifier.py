@@ -295,9 +295,8 @@ class KeptClassifierHead(Head):
         loaded = state_dict.get(prefix + "base_images")
         if loaded is not None:  # a new buffer, since a snapshot may use the old one
             self.base_images = self.base_images.new_empty(loaded.shape, dtype=loaded.dtype)
-            counts = state_dict.setdefault(
-                prefix + "base_counts", torch.ones(loaded.shape[:1], dtype=torch.long)
-            )  # of 0.1
+            once = torch.ones(loaded.shape[:1], dtype=torch.long)  # in a state of an older version
+            counts = state_dict.setdefault(prefix + "base_counts", once)
             self.base_counts = self.base_counts.new_empty(counts.shape)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

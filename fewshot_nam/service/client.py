@@ -18,7 +18,7 @@ from fewshot_nam.io.regular_files import open_regular
 _SECONDS = 60.0
 _CHANGES = ("/learn", "/forget", "/calibrate")
 _MOST_BYTES = 2**28  # of an answer
-_LARGEST = 1e300  # of a score: what is larger is not a number of a fewshot-nam serve
+LARGEST_SCORE = 1e300  # of a score: what is larger is not a number of a fewshot-nam serve
 _ANOTHER = "answers {}, but not as a fewshot-nam serve does"
 _MOST_SHOWN = 500  # characters of an error of the server
 
@@ -178,7 +178,7 @@ def _is_prediction(answer: Any) -> bool:
         and not isinstance(answer.get("score"), bool)
         and isinstance(answer.get("best"), (str, int))
         and isinstance(answer.get("score"), (float, int))
-        and -_LARGEST <= answer["score"] <= _LARGEST
+        and -LARGEST_SCORE <= answer["score"] <= LARGEST_SCORE
         and isinstance(answer.get("accepted", ""), (bool, type(None)))
     )
 

@@ -78,9 +78,8 @@ def as_given(payload: ImageData | None) -> str | bytes | None:
 
 
 def _error(text: str) -> gr.Error:
-    return gr.Error(
-        as_unicode(text), print_exception=False
-    )  # for the visitor: the log would get thirty lines each time
+    # For the visitor alone: the log would get thirty lines each time.
+    return gr.Error(as_unicode(text), print_exception=False)
 
 
 def build(sessions: Sessions, local: bool = True) -> gr.Blocks:

@@ -71,10 +71,9 @@ def remove_old(noted: Iterable[set[str]], kept: Collection[str]) -> None:
                 if os.lstat(path).st_ctime > since:
                     continue
                 os.unlink(path)
-                if re.fullmatch(
-                    "[0-9a-f]{64}", os.path.basename(os.path.dirname(path))
-                ):  # Gradio's, of this file alone
-                    os.rmdir(os.path.dirname(path))
+                directory = os.path.dirname(path)
+                if re.fullmatch("[0-9a-f]{64}", os.path.basename(directory)):  # Gradio's, of this file alone
+                    os.rmdir(directory)
             paths.discard(path)
 
 

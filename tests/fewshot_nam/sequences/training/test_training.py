@@ -406,6 +406,20 @@ def reviews(tmp_path):
     return str(tmp_path)
 
 
+def test_a_curriculum_begins_at_the_length_that_is_given(tmp_path):
+    given = {"curriculum": "mastery", "lengths": (2, 5), "validate_every": 1, "steps": 2}
+    for first, begun in ((None, 3), (2, 2), (5, 5)):
+        run(tiny(first_longest=first, **given), tmp_path / f"run-{first}")
+        with (tmp_path / f"run-{first}" / "log.csv").open() as file:
+            assert {int(row["longest"]) for row in csv.DictReader(file)} == {begun}
+    for first in (1, 6):
+        with pytest.raises(ValueError, match=f"first_longest must be from 2 to 5, got {first}"):
+            run(tiny(first_longest=first, **given), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    with pytest.raises(ValueError, match="first_longest is for the curriculum mastery"):
+        tiny(first_longest=3)
+
+
 def test_files_of_training_choose_no_weights(tmp_path, reviews):
     """They were drawn as validation: noise that was learned by heart had 100%."""
     options = {"data_dir": reviews, "length": 12}
