@@ -4,7 +4,7 @@ Source: Tay et al., "Long Range Arena" (2021). Reviews are those of IMDb (Maas e
 code of the NAM paper; images are those of CIFAR-10 (Krizhevsky, 2009). Files are looked for in the folders ``aclImdb``
 (``train/pos/*.txt`` and so on) and ``cifar10`` (``train/airplane/*`` and so on, images of any format) of ``data_dir`` or of
 the directory that ``FEWSHOT_DATA`` names. Copies of CIFAR-10 as JPEG are lossy, so figures on them are not comparable with
-published ones. The test set is ``id``, the official one.
+published ones. The test set is ``id``, the official one. Files of training can be held out, to choose settings by.
 
 Departure: the class is predicted at ``?`` behind the sequence, not at a class token.
 """
@@ -39,7 +39,9 @@ class _FileTask(SequenceTask):
 
     given = True
 
-    def __init__(self, folder: str, data_dir: str | os.PathLike[str] | None, classes: dict[str, str]) -> None:
+    def __init__(
+        self, folder: str, data_dir: str | os.PathLike[str] | None, classes: dict[str, str], held_out: int
+    ) -> None:
         given = data_dir or os.environ.get("FEWSHOT_DATA")
         if not given:
             raise FileNotFoundError(
@@ -48,7 +50,7 @@ class _FileTask(SequenceTask):
         place = Path(given) / folder
         self.vocabulary = (*(f"{value:02x}" for value in range(256)), "?", *classes.values(), "pad")
         self._files: dict[str, list[_File]] = {}
-        for part in ("train", "test"):
+        for split, part in (("train", "train"), ("id", "test")):
             found = []
             for number, name in enumerate(classes):
                 inside = place / part / name
@@ -57,12 +59,18 @@ class _FileTask(SequenceTask):
                 found += [_File(path, _ASKS + 1 + number, self._length(path)) for path in sorted(inside.iterdir())]
             if not found:
                 raise FileNotFoundError(f"{folder}: there are no files in {place / part}")
-            self._files[part] = found
-        spans = {part: [file.length for file in files] for part, files in self._files.items()}
-        self.splits = {
-            name: Split((min(spans[part]), max(spans[part])), len(spans[part]))
-            for name, part in (("train", "train"), ("id", "test"))
-        }
+            self._files[split] = found
+        if held_out != 0:
+            files = self._shuffled("held_out", self._files["train"])
+            if not 0 < held_out < len(files):
+                raise ValueError(
+                    f"{self.name}: held_out must leave some of the {len(files)} files of training, got {held_out}"
+                )
+            self._files |= {"held_out": files[:held_out], "train": files[held_out:]}
+        # Files stand by class: a part of the test should have all classes.
+        self._files["id"] = self._shuffled("id", self._files["id"])
+        spans = {split: [file.length for file in files] for split, files in self._files.items()}
+        self.splits = {split: Split((min(span), max(span)), len(span)) for split, span in spans.items()}
 
     def _length(self, path: Path) -> int:
         """Return how many tokens a file gives."""
@@ -83,15 +91,17 @@ class _FileTask(SequenceTask):
         return self._batch([fitting[i] for i in torch.randint(len(fitting), (batch_size,), generator=generator)])
 
     def split(self, name: str, size: int | None = None) -> Batch:
-        """Return the official test, in a fixed random order, or the first ``size`` of it; see ``SequenceTask.split``."""
-        if name != "id":
-            raise ValueError(f"{self.name}: no test set {name!r}: there is id, the official test")
-        files = self._files["test"]
+        """Return a test in a fixed random order, or the first ``size`` of it; see ``SequenceTask.split``."""
+        tests = [split for split in self.splits if split != "train"]
+        if name not in tests:
+            raise ValueError(f"{self.name}: no test set {name!r}: there is {', '.join(tests)}")
+        files = self._files[name]
         if size is not None and not 1 <= size <= len(files):
             raise ValueError(f"{self.name}: the test set has {len(files)} files, {size} are asked for")
-        # Files stand by class: a part of them should have all classes.
-        order = torch.randperm(len(files), generator=self._generator(name))[:size]
-        return self._batch([files[i] for i in order], self.splits[name].lengths)
+        return self._batch(files[:size], self.splits[name].lengths)
+
+    def _shuffled(self, split: str, files: list[_File]) -> list[_File]:
+        return [files[i] for i in torch.randperm(len(files), generator=self._generator(split))]
 
     def _batch(self, files: list[_File], lengths: Lengths = 1) -> Batch:
         asks = torch.tensor([_ASKS])
@@ -111,17 +121,18 @@ class LongRangeText(_FileTask):
     Args:
         longest: where reviews are cut; 1,000 in the code of the NAM paper, 4,000 in the long-range arena.
         data_dir: the directory that holds the folder ``aclImdb``; ``None`` for the one that ``FEWSHOT_DATA`` names.
+        held_out: reviews of training that are not trained on and make the test ``held_out``, to choose settings by.
 
     Raises:
-        ValueError: a longest review below 1 byte.
+        ValueError: a longest review below 1 byte, or as many held out as there are.
         FileNotFoundError: the files are not there.
     """
 
-    def __init__(self, longest: int = 1000, data_dir: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, longest: int = 1000, data_dir: str | os.PathLike[str] | None = None, held_out: int = 0) -> None:
         if longest < 1:
             raise ValueError(f"lra_text: longest must be at least 1, got {longest}")
         self.longest = longest
-        super().__init__("aclImdb", data_dir, {"neg": "negative", "pos": "positive"})
+        super().__init__("aclImdb", data_dir, {"neg": "negative", "pos": "positive"}, held_out)
 
     def _length(self, path: Path) -> int:
         return min(self.longest, path.stat().st_size)
@@ -138,18 +149,19 @@ class LongRangeImage(_FileTask):
     Args:
         size: pixels of a side; 32 as published. Smaller images are shorter sequences.
         data_dir: the directory that holds the folder ``cifar10``; ``None`` for the one that ``FEWSHOT_DATA`` names.
+        held_out: images of training that are not trained on and make the test ``held_out``, to choose settings by.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size below 1, or as many held out as there are.
         FileNotFoundError: the files are not there.
     """
 
-    def __init__(self, size: int = 32, data_dir: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, size: int = 32, data_dir: str | os.PathLike[str] | None = None, held_out: int = 0) -> None:
         if size < 1:
             raise ValueError(f"lra_image: size must be at least 1, got {size}")
         self.size = size
         names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-        super().__init__("cifar10", data_dir, {name: name for name in names})
+        super().__init__("cifar10", data_dir, {name: name for name in names}, held_out)
 
     def _length(self, path: Path) -> int:
         return self.size**2

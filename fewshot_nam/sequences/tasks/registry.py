@@ -43,6 +43,7 @@ def register(name: str) -> Callable[[TaskT], TaskT]:
             raise ValueError(f"there is a task {name!r} already: {_TASKS[name][0].__qualname__}")
         if not task.__doc__:
             raise ValueError(f"{task.__qualname__} needs a docstring: its first line describes the task in lists")
+        task.name = name
         _TASKS[name] = (task, task.__doc__.strip().splitlines()[0].rstrip("."))
         return task
 
@@ -71,11 +72,9 @@ def create(name: str, **options: Any) -> SequenceTask:
         hint = f": did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"no sequence task {name!r}{hint} There are: {', '.join(sorted(_TASKS))}")
     try:
-        task = _TASKS[name][0](**options)
+        return _TASKS[name][0](**options)
     except TypeError as error:
         raise ValueError(f"the task {name!r} cannot take these options: {error}") from None
-    task.name = name
-    return task
 
 
 def _load() -> None:

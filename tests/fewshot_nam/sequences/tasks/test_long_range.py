@@ -92,6 +92,29 @@ def test_tests_are_fixed_mixed_and_begin_alike(name, options, folder):
     assert torch.equal(first.inputs, second.inputs)
 
 
+def test_what_is_held_out_is_not_trained_on(folder):
+    whole = tasks.create("lra_image", data_dir=folder, size=4)
+    task = tasks.create("lra_image", data_dir=folder, size=4, held_out=7)
+    assert task.splits == {"train": ((16, 16), 13), "id": ((16, 16), 20), "held_out": ((16, 16), 7)}
+
+    def images(batch):
+        return [tuple(shown) for shown, _ in read(task, batch)]
+
+    held_out, trained = images(task.split("held_out")), set(images(task.sample(300, torch.Generator().manual_seed(0))))
+    assert (len(set(held_out)), len(trained), len(trained & set(held_out))) == (7, 13, 0)
+    assert trained | set(held_out) == set(images(whole.sample(500, torch.Generator().manual_seed(0))))
+    assert images(task.split("held_out", 3)) == held_out[:3]
+    assert images(task.split("id")) == images(whole.split("id"))
+
+
+@pytest.mark.parametrize("held_out", [-1, 4, 5])
+def test_some_files_are_left_to_train_on(folder, held_out):
+    with pytest.raises(
+        ValueError, match=f"lra_text: held_out must leave some of the 4 files of training, got {held_out}"
+    ):
+        tasks.create("lra_text", data_dir=folder, held_out=held_out)
+
+
 def test_what_is_not_there_is_named(folder, monkeypatch):
     task = tasks.create("lra_text", data_dir=folder)
     with pytest.raises(ValueError, match="no file of training has 500 to 600 tokens"):
