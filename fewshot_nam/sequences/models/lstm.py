@@ -1,4 +1,4 @@
-"""LSTM with attention: the recurrent baseline of the NAM paper.
+"""LSTM with attention: the recurrent baseline of the NAM paper; and GRU with attention, of the I-BERT paper.
 
 Source: the authors' code of 2022: a bidirectional LSTM, attention of every step over all steps (Luong et al., 2015: score
 ``<W x_t, h_s>``, output ``tanh(W_o [context; x_t])``), and another bidirectional LSTM.
@@ -7,7 +7,7 @@ Source: the authors' code of 2022: a bidirectional LSTM, attention of every step
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,25 +23,43 @@ _SIZES: dict[str, dict[str, Any]] = {
     "paper": {"width": int(512 * math.sqrt(8))},
 }
 
+_CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
+
 
 @register("lstm", "two bidirectional LSTM layers", _SIZES, attention=False)
 @register("lstm-attention", "two bidirectional LSTM layers with attention between them", _SIZES, attention=True)
+@register(
+    "gru-attention", "two bidirectional GRU layers with attention between them", _SIZES, attention=True, cell="gru"
+)
 class LSTMModel(SequenceModel):
-    """Two bidirectional LSTM layers.
+    """Two bidirectional recurrent layers.
 
     Args:
         task: see ``SequenceModel``.
         width: ``d``, even: both directions together.
         attention: whether steps attend to each other between the layers.
         dropout: probability of dropping a feature.
+        cell: ``"lstm"`` or ``"gru"``.
+
+    Raises:
+        ValueError: an odd width, or another cell.
     """
 
-    def __init__(self, task: SequenceTask, width: int, attention: bool = True, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        task: SequenceTask,
+        width: int,
+        attention: bool = True,
+        dropout: float = 0.1,
+        cell: Literal["lstm", "gru"] = "lstm",
+    ) -> None:
         super().__init__(task, width, width)
         if width % 2:
             raise ValueError(f"lstm: width must be even, half of it for each direction, got {width}")
-        self.first = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True)
-        self.second = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True)
+        if cell not in _CELLS:
+            raise ValueError(f"lstm: cell must be {' or '.join(_CELLS)}, got {cell!r}")
+        self.first = _CELLS[cell](width, width // 2, batch_first=True, bidirectional=True)
+        self.second = _CELLS[cell](width, width // 2, batch_first=True, bidirectional=True)
         self.score = nn.Linear(width, width, bias=False) if attention else None
         self.join = nn.Linear(2 * width, width, bias=False) if attention else None
         self.dropout = nn.Dropout(dropout)

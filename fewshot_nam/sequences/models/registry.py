@@ -25,6 +25,7 @@ _FAMILIES = (
     "stack_rnn",
     "tape_rnn",
     "ibert",
+    "xlnet",
     "stm",
     "mann",
     "stm_sentences",

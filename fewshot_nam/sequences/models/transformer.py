@@ -112,6 +112,7 @@ class TransformerModel(SequenceModel):
 
 def sinusoids(places: Tensor, width: int) -> Tensor:
     """Return ``(..., width)`` for ``places`` ``(...)``: sines and cosines of wavelengths from ``2 pi`` to ``20000 pi``."""
-    rates = torch.exp(torch.arange(0, width, 2, device=places.device) * (-math.log(10000.0) / width))
+    dtype = places.dtype if places.is_floating_point() else torch.get_default_dtype()
+    rates = torch.exp(torch.arange(0, width, 2, device=places.device, dtype=dtype) * (-math.log(10000.0) / width))
     angles = places.unsqueeze(-1) * rates
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[..., :width]

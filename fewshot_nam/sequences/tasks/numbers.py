@@ -2,7 +2,7 @@
 
 Source: Nam and Seo, "Neural Attention Memory" (ICLR 2023 submission), section on algorithmic tasks. A digit is a token, and
 numbers begin with their last digit. Where the answer is asked for stands ``?``, so the input shows how long the answer is, as
-in the paper.
+in the paper. The next number of an arithmetic sequence is from the I-BERT paper.
 
 Departures. Since December 2020 the published generator of palindrome and copy puts the answer into the input and the blanks
 into the target; here the input asks and the target answers. Sequences are not shifted by a random number of pads. A reduced
@@ -67,21 +67,22 @@ class Copy(_DigitTask):
         return self._framed([digits], digits)
 
 
-@register("fibonacci")
-class Fibonacci(_DigitTask):
-    """Add the last two numbers of a Fibonacci-like sequence. Length: the digits of the larger number.
+class _NextNumber(_DigitTask):
+    """Add multiples of two numbers. The first has 1 to ``length`` digits, drawn uniformly; the second has exactly ``length``."""
 
-    The first number has 1 to ``length`` digits, drawn uniformly; the second has exactly ``length``. Numbers have no leading
-    zeros, and the sum has ``length`` or one more digit.
-    """
+    factors: tuple[int, int]
+    ordered: bool
 
     def _draw(self, count: int, length: int, generator: torch.Generator) -> Batch:
         first_length = torch.randint(1, length + 1, (count,), generator=generator)
         first = _digits(count, first_length, generator, length)
         second = _digits(count, torch.full((count,), length), generator, length)
+        if self.ordered:  # a first number that is larger has as many digits
+            swapped = _larger(first, second).unsqueeze(1)
+            first, second = second.where(swapped, first), first.where(swapped, second)
         total = torch.zeros(count, length + 1, dtype=torch.long)
+        total[:, :length] = self.factors[0] * first.clamp_min(0) + self.factors[1] * second
         for place in range(length):
-            total[:, place] += first[:, place].clamp_min(0) + second[:, place]
             total[:, place + 1] += total[:, place] // 10
             total[:, place] %= 10
         rows = []
@@ -94,6 +95,38 @@ class Fibonacci(_DigitTask):
             )
         width = max(row.inputs.shape[1] for row in rows)
         return Batch(*(torch.cat(column) for column in zip(*(self._padded(row, width) for row in rows), strict=True)))
+
+
+@register("fibonacci")
+class Fibonacci(_NextNumber):
+    """Add the last two numbers of a Fibonacci-like sequence. Length: the digits of the larger number.
+
+    The first number has 1 to ``length`` digits, drawn uniformly; the second has exactly ``length``. Numbers have no leading
+    zeros, and the sum has ``length`` or one more digit.
+    """
+
+    factors = (1, 1)
+    ordered = False
+
+
+@register("arithmetic_sequence")
+class ArithmeticSequence(_NextNumber):
+    """Continue an arithmetic sequence from ``a`` and ``b``, ``a <= b``, by ``2b - a``. Length: the digits of ``b``.
+
+    Numbers are drawn as for Fibonacci, and then put in order. Source: "arith" of Nam et al., "I-BERT: Inductive Generalization of
+    Transformer to Arbitrary Context Lengths" (2020).
+    """
+
+    factors = (-1, 2)
+    ordered = True
+
+
+def _larger(first: Tensor, second: Tensor) -> Tensor:
+    """Return ``(count,)`` bool, where the first of two numbers is larger; see ``_digits``."""
+    larger = torch.zeros(len(first), dtype=torch.bool)
+    for a, b in zip(first.T, second.T, strict=True):  # from the last digit to the first, which decides
+        larger = torch.where(a == b, larger, a > b)
+    return larger
 
 
 def _digits(count: int, lengths: Tensor, generator: torch.Generator, width: int) -> Tensor:

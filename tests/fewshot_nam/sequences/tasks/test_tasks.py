@@ -180,16 +180,22 @@ def test_reverse_and_copy(length):
             assert answer == digits[::step]
 
 
-@pytest.mark.parametrize("length", [1, 3, 16])
-def test_fibonacci_adds(length):
-    task = tasks.create("fibonacci")
-    for given, answer in read(task, task.sample(50, seeded(), length)):
+@pytest.mark.parametrize("length", [1, 3, 16, 30])
+@pytest.mark.parametrize(
+    ("name", "following"), [("fibonacci", lambda a, b: a + b), ("arithmetic_sequence", lambda a, b: 2 * b - a)]
+)
+def test_the_next_number(name, following, length):
+    task, first_lengths = tasks.create(name), set()
+    for given, answer in read(task, task.sample(200, seeded(), length)):
         first, second = (part.split() for part in " ".join(given[1:-2]).split("|"))
         assert len(second) == length
         assert 1 <= len(first) <= length
+        first_lengths.add(len(first))
         assert all(number[-1] != "0" for number in (first, second, answer))
         a, b, total = (int("".join(reversed(number))) for number in (first, second, answer))
-        assert a + b == total
+        assert following(a, b) == total
+        assert a <= b or name == "fibonacci"
+    assert len(first_lengths) == length
 
 
 @pytest.mark.parametrize("length", [1, 5, 16])
