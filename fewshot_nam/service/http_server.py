@@ -40,6 +40,7 @@ from fewshot_nam.heads.validation import as_unicode
 from fewshot_nam.heap import few_heaps
 from fewshot_nam.io.image_io import UnreadableImage
 from fewshot_nam.service.hosts import KnownHosts, check_address, client_of, known_hosts, neighbourhood, url
+from fewshot_nam.service.open_files import raise_open_files
 from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded, TooManyPixels, Unusable
 from fewshot_nam.vision.image_transform import TransformFailed
 
@@ -427,7 +428,7 @@ def serve(
         "port": port,
         "log_level": "warning",
         "timeout_graceful_shutdown": _LAST_SECONDS,
-        "limit_concurrency": 1000,
+        "limit_concurrency": min(1000, raise_open_files() // 2),  # workers inherit the limit
         "http": Impatient,
         "ws": "none",
         "timeout_worker_healthcheck": 60,  # a worker that loads PyTorch on a busy machine is silent for long

@@ -34,6 +34,7 @@ from fewshot_nam.service.findings import Check
 from fewshot_nam.service.given_images import GivenImage, image_files, images_in_folder
 from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, known_hosts, neighbourhood, own_names
 from fewshot_nam.service.http_server import Impatient
+from fewshot_nam.service.open_files import raise_open_files
 from fewshot_nam.service.page_requests import ASKED, CAMERAS, EXPORTS, IMAGES, MOST_CAMERAS, QUEUED, PageRequests
 from fewshot_nam.service.teaching import TeachingSession
 from fewshot_nam.service.uploads import LOOKED_FOR_SECONDS, UploadLimit, remove_old, temporary_directory
@@ -506,6 +507,7 @@ def serve(
         OSError: the port is taken.
     """
     few_heaps()
+    open_files = raise_open_files()
     host = host or "127.0.0.1"
     if ":" in host:
         raise ValueError(f"the page takes no IPv6 address, such as {host!r}: give an address of IPv4, or a name")
@@ -552,13 +554,13 @@ def serve(
                     framed_by=_SPACES if "SPACE_ID" in os.environ else None,
                     uploads=uploads,
                 ),
-                Middleware(UploadLimit, directory=uploads),
+                Middleware(UploadLimit, directory=uploads, most_open=open_files // 4),
             ]
         },
     )
     # Gradio starts its server without limits; uvicorn reads these at each connection.
     page.server.config.http_protocol_class = Impatient
-    page.server.config.limit_concurrency = _CONNECTIONS
+    page.server.config.limit_concurrency = min(_CONNECTIONS, open_files // 2)
     page.server.config.ws_protocol_class = None
     threading.Thread(target=_remove_old_files, args=(page,), name="removes old files", daemon=True).start()
     print(f"the page is at {page.local_url}" + ("" if not wait else " (Ctrl+C stops it)"), flush=True)

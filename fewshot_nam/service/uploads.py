@@ -29,6 +29,7 @@ MOST_BYTES = 4 * 2**30  # of all uploads that lie there together: some thousand 
 REMOVED_SECONDS, LOOKED_FOR_SECONDS = 3600.0, 600.0  # how old files become, and how often it is looked for old ones
 _KEPT_SECONDS = REMOVED_SECONDS + LOOKED_FOR_SECONDS  # that an upload lies there
 _COMING_SECONDS = 60  # in which something more of an upload comes
+_SLOWEST = 1024  # bytes a second, after these: an upload keeps each of its files open to its end
 _PREFIX = "fewshot-nam-"
 _LONGEST_HEADER = 8192  # bytes, as Gradio's
 _CLOCK_SECONDS = 1.0  # by which the times of files may be off
@@ -126,10 +127,14 @@ class UploadLimit:
         app: what is served.
         directory: where it puts uploads; what lies directly in it are those that have not ended.
         most: bytes that all files in the directory take, each in one of its own.
+        most_open: files of all uploads that are being read.
     """
 
-    def __init__(self, app: Application, directory: str | os.PathLike[str], most: int = MOST_BYTES) -> None:
-        self.app, self.directory, self.most = app, Path(directory), most
+    def __init__(
+        self, app: Application, directory: str | os.PathLike[str], most: int = MOST_BYTES, most_open: int = 4096
+    ) -> None:
+        self.app, self.directory, self.most, self.most_open = app, Path(directory), most, most_open
+        self._open: Counter[str] = Counter()  # by address, files of uploads that are being read
         self._coming = 0  # bytes of the uploads that are being read
         self._lying = 0  # bytes of what lies there, as last counted, and of what has ended since
         self._next_count = 0.0  # when they are counted again
@@ -166,14 +171,16 @@ class UploadLimit:
         address = client_of(scope)
         self._forget_old()
         # What is on this machine may fill its own disk.
-        half = math.inf if not address or is_loopback(address) else self.most // 2
+        shared = not address or is_loopback(address)
+        half = math.inf if shared else self.most // 2
+        half_open = self.most_open if shared else self.most_open // 2
         if length > half - self._given[address]:
             await PlainTextResponse(
                 f"no room for {length:,} more bytes: uploads from one address may take {half:,} in an hour", 507
             )(scope, receive, send)
             return
         boundary = parse_options_header(dict(scope["headers"]).get(b"content-type", b""))[1].get(b"boundary")
-        came = 0
+        came, received, opened, began = 0, 0, 0, time.monotonic()
 
         def count(size: int) -> None:
             nonlocal came
@@ -185,14 +192,23 @@ class UploadLimit:
 
         def begun() -> None:
             """Count what a file takes besides its bytes: many small ones took a thousand times as much as they have."""
+            nonlocal opened
             count(2 * _BLOCK)
+            if self._open.total() >= self.most_open or self._open[address] >= half_open:
+                raise MultiPartException(f"too many files at one time: give {half_open:,} at most, or later")
+            opened += 1
+            self._open[address] += 1
 
         async def counted() -> Any:
+            nonlocal received
             try:
                 message = await asyncio.wait_for(receive(), _COMING_SECONDS)
             except asyncio.TimeoutError:
                 raise MultiPartException(f"nothing came for {_COMING_SECONDS} seconds") from None
-            count(len(message.get("body", b"")))
+            received += (size := len(message.get("body", b"")))
+            count(size)
+            if received < _SLOWEST * (time.monotonic() - began - _COMING_SECONDS):
+                raise MultiPartException(f"an upload comes with at least {_SLOWEST:,} bytes a second")
             return message
 
         answered = False
@@ -212,6 +228,9 @@ class UploadLimit:
         finally:
             self._coming -= came
             self._lying += came
+            self._open[address] -= opened
+            if not self._open[address]:
+                del self._open[address]
             self._ended.append((time.monotonic(), address, came))
 
     def _forget_old(self) -> None:

@@ -102,6 +102,79 @@ def test_what_only_says_that_it_will_come_takes_no_room_and_ends(tmp_path, monke
     assert limit._coming == 0
 
 
+FORM = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n\r\n'
+
+
+def upload(limit, said, address, *chunks, wait=0.0):
+    """Return the upload of chunks, each after a wait; the last waits for ever."""
+    left = [*chunks]
+
+    async def receive():
+        await asyncio.sleep(wait if left else 60)
+        return {"type": "http.request", "body": left.pop(0), "more_body": True}
+
+    async def send(message):
+        said.append(message)
+
+    headers = [(b"content-length", b"9999"), (b"content-type", b"multipart/form-data; boundary=x")]
+    scope = {"type": "http", "method": "POST", "path": "/upload", "headers": headers, "client": (address, 1)}
+    return limit(scope, receive, send)
+
+
+async def reads_all(scope, receive, send):
+    """Read a request until an error, which is sent."""
+    try:
+        while True:
+            await receive()
+    except MultiPartException as error:
+        await send(error.message)
+
+
+def test_files_of_uploads_that_are_open_are_bounded(tmp_path):
+    """A thousand small files of uploads that went on took all that the page may open: nobody reached it any more."""
+    limit, said = UploadLimit(reads_all, tmp_path, most_open=8), []
+
+    async def together():
+        first = asyncio.create_task(upload(limit, said, "192.0.2.1", FORM * 3, FORM))
+        await asyncio.sleep(0.1)
+        assert limit._open.total() == 4
+        await asyncio.wait_for(upload(limit, said, "192.0.2.1", FORM), 5)  # an address has half of them
+        assert said == ["too many files at one time: give 4 at most, or later"]
+        others = [asyncio.create_task(upload(limit, said, a, FORM * 2)) for a in ("192.0.2.2", "192.0.2.3")]
+        await asyncio.sleep(0.1)
+        assert (limit._open.total(), len(said)) == (8, 1)
+        await asyncio.wait_for(upload(limit, said, "127.0.0.1", FORM), 5)  # all of them
+        assert len(said) == 2
+        for task in (first, *others):
+            task.cancel()
+        await asyncio.gather(first, *others, return_exceptions=True)
+        assert not limit._open
+        again = asyncio.create_task(upload(limit, said, "127.0.0.1", FORM * 8))
+        await asyncio.sleep(0.1)
+        assert (limit._open.total(), len(said)) == (8, 2)
+        again.cancel()
+
+    asyncio.run(together())
+
+
+def test_an_upload_that_only_drips_ends(tmp_path, monkeypatch):
+    """Of a form of many files, which were all open to its end, a byte every 20 seconds came, for hours."""
+    monkeypatch.setattr(uploads, "_COMING_SECONDS", 0.5)
+    monkeypatch.setattr(uploads, "_SLOWEST", 1000)
+    limit, said = UploadLimit(reads_all, tmp_path), []
+
+    async def together():
+        dripping = upload(limit, said, "192.0.2.1", FORM * 5, *[b"y"] * 1000, wait=0.2)
+        steady = asyncio.create_task(upload(limit, said, "192.0.2.2", *[FORM * 5] * 1000, wait=0.2))
+        await asyncio.wait_for(dripping, 10)
+        assert said == ["an upload comes with at least 1,000 bytes a second"]
+        await asyncio.sleep(0.5)
+        assert not steady.done()
+        steady.cancel()
+
+    asyncio.run(together())
+
+
 def test_what_was_broken_off_is_removed_by_a_later_upload(client, tmp_path):
     for name, age in (("old", 4000), ("new", 3), ("coming", -3)):
         (tmp_path / name).write_bytes(b"x" * 500)
