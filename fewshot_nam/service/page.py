@@ -13,13 +13,12 @@ import logging
 import os
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
-from weakref import WeakKeyDictionary, finalize
+from weakref import WeakKeyDictionary
 
 import gradio as gr
 from gradio.data_classes import ImageData
@@ -30,6 +29,7 @@ from fewshot_nam.heads.validation import as_unicode
 from fewshot_nam.heap import few_heaps
 from fewshot_nam.service import page_html as html
 from fewshot_nam.service.class_names import class_name, known_class
+from fewshot_nam.service.downloads import Downloads
 from fewshot_nam.service.findings import Check
 from fewshot_nam.service.given_images import GivenImage, image_files, images_in_folder
 from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, known_hosts, neighbourhood, own_names
@@ -90,18 +90,9 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         sessions: of its visitors.
         local: the visitors sit at this machine: they may name its folders, and save to the memory's file.
     """
-    downloads = Path(get_upload_folder())  # of what lies there Gradio makes no further copy at every download
-    downloads.mkdir(parents=True, exist_ok=True)
+    downloads = Downloads(get_upload_folder())
     frames = Frames()
-    places: WeakKeyDictionary[TeachingSession, Path] = WeakKeyDictionary()
     prepared: WeakKeyDictionary[TeachingSession, dict[str, int]] = WeakKeyDictionary()  # of which version a download is
-
-    def place_of(session: TeachingSession) -> Path:
-        """Return the directory of a session's downloads, which goes with the session."""
-        if session not in places:
-            places[session] = Path(tempfile.mkdtemp(dir=downloads))
-            finalize(session, shutil.rmtree, places[session], ignore_errors=True)
-        return places[session]
 
     def session_of(request: gr.Request, what: Literal["change", "ask", "show"] = "change") -> TeachingSession:
         try:
@@ -402,7 +393,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             return change(session, wanted, act)
 
         def on_make(wanted: str, request: gr.Request) -> list[Any]:
-            return made(session_of(request, "ask"), wanted, "copy_to", "The memory can be downloaded.")
+            return made(request, wanted, "copy_to", "The memory can be downloaded.")
 
         def on_export(
             wanted: str,
@@ -410,22 +401,23 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             progress: gr.Progress = gr.Progress(),  # noqa: B008
         ) -> list[Any]:
             progress(0.1, desc="exporting")
-            return made(session_of(request, "ask"), wanted, "export_to", "The ONNX file can be downloaded.")
+            return made(request, wanted, "export_to", "The ONNX file can be downloaded.")
 
         # A file goes with its session: that of a visitor who changed nothing is the first one, not one made for this request.
-        def made(session: TeachingSession, wanted: str, how: str, said: str) -> list[Any]:
-            path: str | None = None
+        def made(request: gr.Request, wanted: str, how: str, said: str) -> list[Any]:
+            session, path = session_of(request, "ask"), None
 
             def act() -> str:
                 nonlocal path
                 version = session.version
-                path = str(getattr(session, how)(place_of(session)))
+                path = getattr(session, how)(downloads.place_of(session))
+                downloads.keep(path, _address(request))
                 prepared.setdefault(session, {})[how] = version
                 return html.note(said, "good")
 
             values = change(session, wanted, act)
             if path is not None and prepared[session][how] == session.version:
-                values[-2 if how == "copy_to" else -1] = gr.update(value=path, visible=True)
+                values[-2 if how == "copy_to" else -1] = gr.update(value=str(path), visible=True)
             return values
 
         page.load(on_load, None, [*shared, rate], show_progress="hidden", api_visibility="private")

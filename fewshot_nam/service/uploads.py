@@ -23,6 +23,7 @@ from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 
 from fewshot_nam.io.atomic import machine_number, process_runs
+from fewshot_nam.service.downloads import FOLDER
 from fewshot_nam.service.hosts import Application, Receive, Scope, Send, client_of, is_loopback
 
 MOST_BYTES = 4 * 2**30  # of all uploads that lie there together: some thousand photographs
@@ -259,8 +260,10 @@ class UploadLimit:
         What was broken off after an upload began that is still being read cannot be told from its files, but by how much there is.
         """
         sizes, read, began = 0, 0, min(self._running.copy().values(), default=time.time()) - _CLOCK_SECONDS
-        for root, _, files in os.walk(self.directory):
+        for root, folders, files in os.walk(self.directory):
             unfinished = root == os.fspath(self.directory)
+            if unfinished and FOLDER in folders:
+                folders.remove(FOLDER)
             for file in files:
                 path = os.path.join(root, file)
                 with contextlib.suppress(OSError):  # removed meanwhile
