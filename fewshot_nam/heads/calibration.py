@@ -407,15 +407,13 @@ class CalibratedHead(HeadState):
             self._calibrated_classes = [name for name in self._calibrated_classes if name not in names]
         if self._unknown_labels is None or not names & set(self._unknown_labels):
             return
+        # Where none is left the rate cannot be kept, and the threshold says so: to end the calibration would accept everything.
         kept = [label not in names for label in self._unknown_labels]
-        if any(kept):
-            self.unknowns = self.unknowns[kept]
-            self._unknown_labels, self._unknown_groups = (
-                _where(self._unknown_labels, kept),
-                _where(self._unknown_groups, kept),
-            )
-        else:
-            self._end_calibration()
+        self.unknowns = self.unknowns[kept]
+        self._unknown_labels, self._unknown_groups = (
+            _where(self._unknown_labels, kept),
+            _where(self._unknown_groups, kept),
+        )
 
     def _conformal(self, snapshot: Snapshot, refusal: Refusal, warn: bool = False) -> ConformalThreshold:
         """Return the threshold that follows from samples of unknowns and one state of the head."""

@@ -402,7 +402,7 @@ class HeadState(nn.Module):
             and len(present) == len(self._written_classes)
             and bool((present > 0).all())
             and not bool((self.targets < 0).any())
-            and bool(len(self.unknowns)) == (self._target_fpr is not None)
+            and (not len(self.unknowns) or self._target_fpr is not None)
             and all(
                 names is None or len(names) == len(self.unknowns)
                 for names in (self._unknown_labels, self._unknown_groups)

@@ -191,7 +191,7 @@ class TeachingSession:
             known = first_equal(self._unknown, taught) >= 0 if len(self._unknown) else torch.zeros(0, dtype=torch.bool)
             # Of what is known, no rate can be promised.
             gone, self._unknown = self._unknown[known], self._unknown[~known]
-            doubt = self._set_again() if known.any() else None
+            doubt = self._set_again(gone) if known.any() else None
             self._changed(before)
             _, said = threshold_of(self.model.head)
             if known.any():
@@ -199,7 +199,7 @@ class TeachingSession:
                 said = [*said, f"{_images(int(distinct(gone).sum()))} given as unknown before: {count}"]
         return Learned(dict(counts), len(found.kept) - len(positions), found.skipped, said)
 
-    def _set_again(self) -> str | None:
+    def _set_again(self, learned: Tensor) -> str | None:
         """Set the rate again, if one is set, after images of unknowns were learned; return why it cannot be, or ``None``.
 
         Then the threshold stays one for all of them, which refuses more than it has to.
@@ -209,6 +209,8 @@ class TeachingSession:
             return None
         try:
             if head._unknown_labels is not None or head._unknown_groups is not None:
+                if bool((first_equal(learned.to(head.targets.device), head.unknowns) < 0).all()):
+                    return None  # the head does without them already
                 raise ValueError("it holds for each new class of unknowns")
             with collected_warnings():
                 unknown = self._unknown.to(head.targets.device)
@@ -356,7 +358,9 @@ class TeachingSession:
     def clear_unknown(self) -> None:
         """Forget the images of unknowns; then nothing is refused."""
         with self._lock:
-            if not len(self._unknown) and not len(self.model.head.unknowns) and self.threshold is None:
+            # A rate that cannot be kept has no threshold, and stands until it is taken back here.
+            nothing = self.threshold is None and self.not_refusing is None
+            if nothing and not len(self._unknown) and not len(self.model.head.unknowns):
                 return
             before = self._before("forget the unknown images")
             self._unknown = self._unknown.new_empty(0, 0)

@@ -400,9 +400,23 @@ def test_forgetting_a_class_forgets_the_temperature_and_its_samples():
         head.probabilities(features(3))
     gone = unknowns(1, 43)[[i for i, label in enumerate(labels) if label == "s3"]]
     assert not any(bool((row == head.unknowns).all(dim=-1).any()) for row in gone)
-    only = written("cosine")
-    only.calibrate(unknowns(1, 9), target_fpr=0.9, unknown_labels="x")
-    assert only.write(features(7), "x").forget("x").threshold is None
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_rate_whose_samples_are_all_forgotten_is_not_forgotten(name):
+    """The head went on without a threshold, and accepted everything, without a word."""
+    head = written(name)
+    head.calibrate(unknowns(1, 9), target_fpr=0.9, unknown_labels="x")
+    head.write(features(7), "x").forget("x")
+    saved = create("cosine")
+    if name == "cosine":
+        saved.load_state_dict(head.state_dict())
+        assert saved.state_dict()["unknowns"].shape == (0, D)
+    for one in (head, head.copy(), saved)[: 3 if name == "cosine" else 2]:
+        with pytest.raises(ValueError, match="needs at least 1 groups of unknowns, got 0"):
+            one.predict(features(3), unknown="?")
+    head.calibrate(unknowns(2, 9), target_fpr=0.9)
+    assert head.threshold is not None
 
 
 def _clusters(seed: int, centres: Tensor, each: int) -> Tensor:

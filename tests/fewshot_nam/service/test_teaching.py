@@ -283,6 +283,29 @@ def test_an_unknown_that_is_taught_later_is_unknown_no_more(taught, digits, tmp_
     again.calibrate(0.2)
 
 
+def test_what_becomes_of_unknowns_of_a_rate_by_class_is_said_as_it_is(taught, digits):
+    """The page said that the rate still counted images that the head had left out."""
+    given = [(image, str(label)) for label in range(4, 10) for image in digits[label][:5]]
+    taught.add_unknown([image for image, _ in given])
+    taught.model.head.calibrate(taught._unknown, target_fpr=0.2, unknown_labels=[label for _, label in given])
+    note = taught.learn([image for image, _ in given[:2]], "four").warnings[-1]
+    assert note == "2 images were given as unknown before: they count as this class now"
+    assert len(taught.model.head.unknowns) == 28
+
+
+def test_a_rate_of_known_images_that_cannot_be_kept_is_taken_back(taught):
+    """The page answered nothing and said to forget the unknowns, which did nothing: there were none."""
+    head = taught.model.head
+    found = head.calibrate_from_shots(max_rejected=1 / (1 + head.support.shape[0]) + 1e-6)
+    assert found.shots == len(head.support)
+    taught.forget(head.classes[0])
+    assert "nothing is answered" in taught.not_refusing
+    taught.clear_unknown()
+    assert (taught.not_refusing, taught.threshold) == (None, None)
+    taught.undo()
+    assert "nothing is answered" in taught.not_refusing
+
+
 def test_the_rate_rests_no_more_on_unknowns_that_are_taught(taught, digits):
     """They kept the threshold high, so that images of their class were refused, though the page said that they were known."""
     unknown = [image for label in range(4, 10) for image in digits[label][:5]]
