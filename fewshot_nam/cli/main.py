@@ -243,7 +243,7 @@ def _calibrate(options: argparse.Namespace) -> Answer:
 
 def _export(options: argparse.Namespace) -> Answer:
     from fewshot_nam.vision.export import export_onnx
-    from fewshot_nam.vision.memory_files import NOT_FILES, weights_file
+    from fewshot_nam.vision.noted_weights import NOT_FILES, weights_file
 
     path = writable(options.onnx)
     check_output(path)

@@ -29,8 +29,9 @@ from fewshot_nam.service.export_process import export_memory
 from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
 from fewshot_nam.service.given_images import GivenImage, Progress, features_of
 from fewshot_nam.service.thresholds import kept_threshold, threshold_of
-from fewshot_nam.vision.memory_files import NOT_FILES, exclusive, new_model, open_model, weights_file
+from fewshot_nam.vision.memory_files import exclusive, new_model, open_model
 from fewshot_nam.vision.model import NAMModel
+from fewshot_nam.vision.noted_weights import NOT_FILES, weights_file
 from fewshot_nam.vision.saving import read_head, save_head
 
 _UNDO_STEPS = 20

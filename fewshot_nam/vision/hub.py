@@ -19,7 +19,7 @@ from torch import nn
 from fewshot_nam.vision.finding import find_parts
 from fewshot_nam.vision.libraries.common import LibraryNotInstalled
 from fewshot_nam.vision.rebuilding import rebuild
-from fewshot_nam.vision.saving import read_head
+from fewshot_nam.vision.saving import read_head, save_head
 
 if TYPE_CHECKING:
     from fewshot_nam.vision.model import NAMModel
@@ -121,7 +121,8 @@ def _carrier() -> Any:
             self.model = model
 
         def _save_pretrained(self, save_directory: Path) -> None:
-            self.model.save(save_directory / FILE)
+            # Without notes: what is published tells nothing of this machine, nor what else the user has shown the page.
+            save_head(save_directory / FILE, self.model.head, self.model.backbone)
             about, head, _ = read_head(save_directory / FILE, self.model.head)
             config = {
                 key: about[key]

@@ -16,12 +16,11 @@ from fewshot_nam import heads
 from fewshot_nam.io.atomic import remove_abandoned
 from fewshot_nam.vision.catalogue import create
 from fewshot_nam.vision.model import NAMModel
+from fewshot_nam.vision.noted_weights import weights_file, weights_source
 from fewshot_nam.vision.rebuilding import rebuild
 from fewshot_nam.vision.saving import read_head
 
 _LOCK_SECONDS = 300
-NOT_FILES = ("published", "random")
-"""Sources of weights that are no files."""
 
 
 def new_model(
@@ -86,25 +85,6 @@ def open_model(
         )
     model = NAMModel(rebuild(about, found, device), head).load(memory)
     return model, notes | {"weights": source}
-
-
-def weights_source(weights: str | None, memory: str | os.PathLike[str]) -> str | None:
-    """Return where weights come from, as the memory notes it: the option, or a file relative to the memory's directory.
-
-    Relative, so that a memory tells nothing about the machine it was made on, and can be moved together with the weights.
-    """
-    if weights is None or weights == "random":
-        return weights
-    path, directory = Path(weights).expanduser().resolve(), Path(memory).resolve().parent
-    try:
-        return Path(os.path.relpath(path, directory)).as_posix()
-    except ValueError:  # on Windows, another drive
-        return path.name
-
-
-def weights_file(memory: str | os.PathLike[str], source: str) -> Path:
-    """Return the file of weights that a memory notes; memories of the first releases note an absolute path, which stays."""
-    return Path(memory).resolve().parent / source
 
 
 def _weights(source: str, memory: str | os.PathLike[str]) -> bool | Path:

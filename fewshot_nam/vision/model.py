@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.hub import HubMethods
 from fewshot_nam.vision.image_batches import Images, as_images, features_of
 from fewshot_nam.vision.layers import LayerFeatures
+from fewshot_nam.vision.noted_weights import notes_for
 from fewshot_nam.vision.saving import load_head, save_head
 
 ModelT = TypeVar("ModelT", bound="NAMModel")
@@ -58,6 +59,8 @@ class NAMModel(HubMethods, nn.Module):
         self.backbone = backbone
         self.batch_size = 32
         self._in_place = in_place
+        self._notes: dict[str, Any] = {}  # of the file that was loaded, which a file that is saved has too
+        self._loaded_from: str | os.PathLike[str] = ""
         weight = next(backbone.network.parameters(), None)
         self._set_head(head if weight is None else head.to(weight.device))
 
@@ -230,13 +233,14 @@ class NAMModel(HubMethods, nn.Module):
         """Write all that was learned to one safetensors file. A crash leaves the old file or the new one.
 
         It holds what the head learned (features of images, classes, threshold or calibration) and its settings, and which backbone
-        they belong to, but no weights of the backbone.
+        they belong to, but no weights of the backbone. What programs noted in a file that was loaded stays there: images of
+        unknowns that the page was given, and where the weights are.
 
         Raises:
             OSError: the directory is missing or cannot be written.
             ValueError: the head has settings that JSON cannot hold.
         """
-        save_head(path, self.head, self.backbone)
+        save_head(path, self.head, self.backbone, notes_for(path, self._notes, self._loaded_from))
 
     def load(self: ModelT, path: str | os.PathLike[str]) -> ModelT:
         """Replace all that was learned, settings included, by what ``save`` wrote; return the model.
@@ -246,7 +250,9 @@ class NAMModel(HubMethods, nn.Module):
             ValueError: it is no such file, damaged, of a later format, or belongs to another backbone or another transform.
                 Nothing changes then.
         """
-        self._set_head(load_head(path, self.head, self.backbone))
+        head, self._notes = load_head(path, self.head, self.backbone)
+        self._loaded_from = path
+        self._set_head(head)
         return self
 
     def _check_knows_classes(self) -> None:

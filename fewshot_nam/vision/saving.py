@@ -97,8 +97,8 @@ def holds_memory(path: str | os.PathLike[str]) -> bool:
     return metadata.get("format") == FORMAT
 
 
-def load_head(path: str | os.PathLike[str], present: Head, backbone: Backbone) -> Head:
-    """Return the head in a file, on the device of ``present``, which stays as it is.
+def load_head(path: str | os.PathLike[str], present: Head, backbone: Backbone) -> tuple[Head, dict[str, Any]]:
+    """Return the head in a file, on the device of ``present``, which stays as it is, and the notes of the file.
 
     Raises:
         OSError: the file is missing or cannot be read.
@@ -120,7 +120,7 @@ def load_head(path: str | os.PathLike[str], present: Head, backbone: Backbone) -
         raise ValueError(
             f"{path} is damaged: features have width {head.feature_dim}, the backbone's {backbone.feature_dim}"
         )
-    return head.to(present.targets.device)
+    return head.to(present.targets.device), dict(about.get("notes") or {})
 
 
 def read_head(path: str | os.PathLike[str], present: Head | None = None) -> tuple[dict[str, Any], Head, Tensor]:

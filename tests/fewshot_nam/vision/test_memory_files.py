@@ -10,8 +10,9 @@ import pytest
 from filelock import FileLock
 
 from fewshot_nam.vision import memory_files
-from fewshot_nam.vision.memory_files import exclusive, new_model, open_model, weights_source
-from fewshot_nam.vision.saving import save_head
+from fewshot_nam.vision.memory_files import exclusive, new_model, open_model
+from fewshot_nam.vision.noted_weights import weights_source
+from fewshot_nam.vision.saving import read_head, save_head
 
 BLACK = np.zeros((28, 28), np.uint8)
 
@@ -30,6 +31,25 @@ def test_a_model_is_opened_with_the_weights_that_its_file_notes(tmp_path):
 def test_weights_are_noted_relative_to_the_memory(tmp_path):
     assert weights_source(str(tmp_path / "w" / "net.pt"), tmp_path / "m" / "memory.safetensors") == "../w/net.pt"
     assert weights_source(None, "memory.safetensors") is None
+
+
+def test_what_is_loaded_and_saved_again_keeps_the_notes_of_its_file(tmp_path):
+    """Images of unknowns that the page was given were lost, and where the weights are: no command opened the memory any more."""
+    path, elsewhere = tmp_path / "memory.safetensors", tmp_path / "deep" / "er" / "copy.safetensors"
+    model, _ = new_model("conv4", path)
+    elsewhere.parent.mkdir(parents=True)
+    for weights, moved in (("published", "published"), ("w/net.pt", "../../w/net.pt")):
+        notes = {"weights": weights, "unknowns": "AAAA", "writes": 3}
+        save_head(path, model.learn(BLACK, "black").head, model.backbone, notes)
+        again, _ = new_model("conv4", path)
+        again.load(path).learn(BLACK + 255, "white").save(path)
+        about, head, _ = read_head(path)
+        assert (about["notes"], head.classes) == (notes, ["black", "white"])
+        again.save(elsewhere)
+        assert read_head(elsewhere)[0]["notes"] == notes | {"weights": moved}
+        model.forget("black")
+    again.load(elsewhere).save(path)
+    assert read_head(path)[0]["notes"]["weights"] == "w/net.pt"
 
 
 def test_weights_that_are_gone_are_named(tmp_path):
