@@ -27,19 +27,32 @@ from fewshot_nam.sequences.training.evaluation import predict
 
 RATES = (0.001, 0.002, 0.004, 0.008)
 TASKS = ("listops", "lra_text", "lra_image")
-MODELS = ("nam-attention", "nam-attention-erase", "linear-transformer", "transformer")
+POSITIONS = " with positions"  # behind the name of a model that has them by an option
+MODELS = (
+    *("nam-attention", "nam-attention-erase"),
+    *("nam-attention" + POSITIONS, "nam-attention-erase" + POSITIONS),
+    *("linear-transformer", "transformer"),
+)
 SEED = 100  # those of results are 0, 1 and so on
 SIZE = 5000  # a standard error of at most 0.7 points
 
 
 def score(task: str, model: str, rate: float, steps: int, directory: Path) -> float:
     """Train, and return the percent of right sequences of those that are held out."""
-    settings = preset(f"{task}/{model}")
+    settings = preset(f"{task}/{model.removesuffix(POSITIONS)}")
+    # Also without, where the preset has them.
+    placed = {"positions": model.endswith(POSITIONS)} if model.startswith("nam-") else {}
     options = dict(settings.task_options)
     if tasks.create(task, **options).given:
         options["held_out"] = SIZE
     settings = dataclasses.replace(
-        settings, learning_rate=rate, steps=steps, seed=SEED, task_options=options, test_size=1
+        settings,
+        learning_rate=rate,
+        steps=steps,
+        seed=SEED,
+        task_options=options,
+        model_options={**settings.model_options, **placed},
+        test_size=1,
     )
     train(settings, directory, resume=True, progress=False)
     trained, made = load_trained(directory)

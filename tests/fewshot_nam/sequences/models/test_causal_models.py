@@ -44,7 +44,8 @@ def test_a_task_that_shows_its_answers_takes_causal_models_alone(task, monkeypat
     ("name", "options"),
     [
         *((name, {}) for name in STREAMING),
-        ("nam-attention-erase", {"start": True, "conv_size": 3}),
+        ("nam-attention", {"positions": True}),
+        ("nam-attention-erase", {"start": True, "positions": True, "conv_size": 3}),
         ("transformer-causal", {"conv_size": 3}),
     ],
 )
@@ -59,6 +60,15 @@ def test_parts_and_single_tokens_give_what_the_whole_sequence_gives(name, option
         logits, state = model.step(tokens[:, place], state)
         parts.append(logits.unsqueeze(1))
     torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_positions_tell_an_order_that_nothing_else_tells(task):
+    """A memory without erase is a sum: what was written in another order reads alike at the end."""
+    tokens = torch.tensor([[1, 2, 3, 4, 5], [3, 1, 2, 4, 5]])
+    for positions in (False, True):
+        model = build("nam-attention", task, positions=positions)  # of one layer
+        first, second = model(tokens)[:, -1]
+        assert torch.allclose(first, second, atol=1e-6) != positions
 
 
 @pytest.mark.parametrize("name", STREAMING)
