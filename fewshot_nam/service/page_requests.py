@@ -31,6 +31,7 @@ LONGEST_BODY = 8 * 2**20  # bytes: a frame of a camera in base64
 MOST_BODIES = 16 * LONGEST_BODY  # of all that are read at a time
 _MOST_PARTS = 100_000  # commas and brackets of a body; 2,000 files of a folder have some 20,000
 _SECONDS = 60  # in which a body comes, and in which answers are collected
+_SECONDS_OF_PROGRESS = 10  # in which a browser that asks how far an upload is learns that it has ended
 _MOST_ANSWERS = 50  # messages of one visitor that wait to be collected: three for a request
 _MOST_OF_ALL = 500
 IMAGES = "images"
@@ -128,15 +129,28 @@ class PageRequests:
         elif scope["method"] in ("GET", "HEAD", "OPTIONS"):
             if _GET.fullmatch(scope["path"]) is None:
                 await PlainTextResponse("the page has no such address", 404)(scope, receive, send)
+            elif _PROGRESS.fullmatch(scope["path"]):
+                await self._upload(scope, receive, _finished(send))
             else:
-                progress = _PROGRESS.fullmatch(scope["path"]) is not None
-                await self._collect(scope, receive, _finished(send) if progress else send)
+                await self._collect(scope, receive, send)
         elif scope["method"] == "POST" and _UPLOAD.fullmatch(scope["path"]):
-            await self.app(scope, receive, send)  # UploadLimit looks at these
+            await self._upload(scope, receive, send)
         elif scope["method"] == "POST" and _POST.fullmatch(scope["path"]):
             await self._pass_on(scope, receive, send)
         else:
             await PlainTextResponse("the page has no such address", 404)(scope, receive, send)
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on an upload, which ``UploadLimit`` looks at, or who asks how far it is; what Gradio notes of it is forgotten."""
+        query = parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
+        names = [value for name, value in query if name == "upload_id"]
+        if not all(map(_VISITOR.fullmatch, names)):
+            await _said("an upload is named by up to 64 letters", 400)(scope, receive, send)
+            return
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            asyncio.get_running_loop().call_later(_SECONDS_OF_PROGRESS, _forget_uploads, names)
 
     async def _collect(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on a request for an address, and note whose answers it takes meanwhile."""
@@ -306,6 +320,15 @@ class PageRequests:
         messages = self.blocks._queue.pending_messages_per_session.get(visitor)
         while messages is not None and not messages.empty():
             messages.get_nowait()
+
+
+def _forget_uploads(names: Sequence[str]) -> None:
+    """Forget what Gradio notes of how far uploads are: it keeps this for ever where no browser asks for the end."""
+    from gradio.routes import file_upload_statuses
+
+    for name in names:
+        file_upload_statuses._statuses.pop(name, None)
+        file_upload_statuses._signals.pop(name, None)
 
 
 def _finished(send: Send) -> Send:

@@ -33,6 +33,7 @@ _COMING_SECONDS = 60  # in which something more of an upload comes
 _SLOWEST = 1024  # bytes a second, after these: an upload keeps each of its files open to its end
 _PREFIX = "fewshot-nam-"
 _LONGEST_HEADER = 8192  # bytes, as Gradio's
+_SWEPT_SECONDS = 5.0  # after the end of an upload, what was broken off is removed
 _CLOCK_SECONDS = 1.0  # by which the times of files may be off
 _BLOCK = 4096  # bytes that the smallest file takes, and each directory
 
@@ -141,6 +142,8 @@ class UploadLimit:
         self._next_count = 0.0  # when they are counted again
         self._running: dict[object, float] = {}  # when each upload that is being read began
         self._given: Counter[str] = Counter()  # by address, bytes of the last hour, also those that are coming
+        self._sweep: asyncio.Task[None] | None = None
+        self._unswept = False  # whether an upload has ended since
         self._ended: deque[tuple[float, str, int]] = deque()  # when an upload ended, its address and bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -154,6 +157,9 @@ class UploadLimit:
             await self._upload(scope, receive, send)
         finally:
             del self._running[this]
+            self._unswept = True
+            if self._sweep is None or self._sweep.done():
+                self._sweep = asyncio.get_running_loop().create_task(self._remove_broken_off())
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         said = dict(scope["headers"]).get(b"content-length", b"")
@@ -233,6 +239,15 @@ class UploadLimit:
             if not self._open[address]:
                 del self._open[address]
             self._ended.append((time.monotonic(), address, came))
+
+    async def _remove_broken_off(self) -> None:
+        """Remove what was broken off, also where no further upload comes."""
+        while self._unswept:
+            await asyncio.sleep(_SWEPT_SECONDS)
+            while (wait := self._next_count - time.monotonic()) > 0:
+                await asyncio.sleep(min(wait, _SWEPT_SECONDS))
+            self._unswept = False
+            await self._count()
 
     def _forget_old(self) -> None:
         """Forget the uploads that ended so long ago that they are removed."""

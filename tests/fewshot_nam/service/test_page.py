@@ -380,6 +380,26 @@ def test_the_progress_of_an_upload_that_is_not_known_is_its_end(page):
     assert (status, content) == (200, b'data: {"msg": "done"}\n\n')
 
 
+def test_names_of_uploads_are_bounded_and_forgotten(page, monkeypatch):
+    """Gradio kept every name that an upload was given, of any length, for ever: some 500 MB after half a minute."""
+    from gradio.routes import file_upload_statuses as noted
+
+    monkeypatch.setattr(page_requests, "_SECONDS_OF_PROGRESS", 0.5)
+    port, _ = page
+    given, form = {"Content-Type": "multipart/form-data; boundary=x"}, b"--x--\r\n"
+    for name in ("a" * 65, "", "a%20b", "a&upload_id=%C3%A4"):
+        assert asked(port, "POST", f"/gradio_api/upload?upload_id={name}", form, **given)[0] == 400
+    assert asked(port, "POST", "/gradio_api/upload?upload_id=of-some", form, **given)[0] == 200
+    assert asked(port, "GET", "/gradio_api/upload_progress?upload_id=of-some")[1] == b'data: {"msg": "done"}\n\n'
+    for name in ("seen", "unseen"):
+        asked(port, "POST", f"/gradio_api/upload?upload_id={name}", form, **given)
+    asked(port, "GET", "/gradio_api/upload_progress?upload_id=never")
+    deadline = time.monotonic() + 10
+    while {"of-some", "seen", "unseen", "never"} & {*noted._statuses, *noted._signals} and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not {"of-some", "seen", "unseen", "never"} & {*noted._statuses, *noted._signals}
+
+
 def test_an_upload_holds_files_alone(page):
     """Gradio keeps a field that is no file in memory, however long it is."""
     head = '--part\r\nContent-Disposition: form-data; name="{}"\r\n\r\n'

@@ -183,6 +183,30 @@ def test_what_was_broken_off_is_removed_by_a_later_upload(client, tmp_path):
     assert [(tmp_path / name).exists() for name in ("old", "new", "coming")] == [False, False, True]
 
 
+def test_what_was_broken_off_is_removed_without_a_later_upload(tmp_path, monkeypatch):
+    """It stayed for ever where nobody uploaded anything more, and a disk that it had filled stayed full."""
+    monkeypatch.setattr(uploads, "_SWEPT_SECONDS", 0.2)
+    monkeypatch.setattr(uploads, "_CLOCK_SECONDS", 0.0)
+
+    async def behind(scope, receive, send):
+        (tmp_path / "part").write_bytes(b"x" * 100)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    limit, said = UploadLimit(behind, tmp_path), []
+
+    async def together():
+        for _ in range(2):
+            await upload(limit, said, "192.0.2.1")
+            assert said.pop(0)["status"] == 507
+            said.clear()
+            assert (tmp_path / "part").exists()
+            await asyncio.sleep(0.6)
+            assert not list(tmp_path.iterdir())
+        assert limit._sweep.done()
+
+    asyncio.run(together())
+
+
 def test_what_is_being_read_is_not_taken_for_broken_off(tmp_path, monkeypatch):
     """The first of many files of an upload may be whole long before the last one."""
     monkeypatch.setattr(uploads, "_CLOCK_SECONDS", 0.0)
