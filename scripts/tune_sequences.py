@@ -3,8 +3,8 @@
     python scripts/tune_sequences.py --runs DIR [TASK ...] [--models NAME ...] [--rates RATE ...] [--steps N] [--json FILE]
 
 Every model is trained with its preset at every rate, with a seed of its own, and measured on 5,000 sequences that it was not
-trained on: files of training that are held out, or new sequences where a task makes its own. No test set is read. A rate that is
-in the file already is not trained again, and a run that was stopped goes on from its checkpoint.
+trained on: files of training that are held out, or new sequences where a task makes its own. No test set is looked at. A rate that
+is in the file already is not trained again, and a run that was stopped goes on from its checkpoint.
 """
 
 from __future__ import annotations
