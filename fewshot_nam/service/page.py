@@ -217,7 +217,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 gr.skip() if said is None else said,
                 html.classes_html(session.classes(), session.threshold, wanted),
                 gr.update(value="Undo" if what is None else f"Undo: {what}"[:60], interactive=what is not None),
-                _about_file(session),
+                _about_file(session, local),
                 html.refusal_html(session.threshold, session.promise, session.not_refusing),
                 shown,
                 *(
@@ -615,8 +615,9 @@ def _about(session: TeachingSession) -> str:
     )
 
 
-def _about_file(session: TeachingSession) -> str:
-    where = "no file" if session.path is None else str(session.path.absolute())
+def _about_file(session: TeachingSession, local: bool) -> str:
+    # Who is elsewhere is told nothing of this machine's folders.
+    where = "no file" if session.path is None else str(session.path.absolute() if local else session.path.name)
     state = "saved" if session.saved else "not saved"
     known = session.model.classes
     return html.note(f"{html.count_of_classes(len(known))}; {where}; {state}.")

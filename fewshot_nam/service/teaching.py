@@ -5,7 +5,6 @@ Nothing here knows the web library. Any number of threads may use one session: a
 
 from __future__ import annotations
 
-import base64
 import copy
 import math
 import tempfile
@@ -25,9 +24,11 @@ from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.heads.validation import as_unicode, collected_warnings
 from fewshot_nam.io.regular_files import file_version
 from fewshot_nam.service.class_names import alike, class_name, known_class, known_classes, one_spelling
+from fewshot_nam.service.class_views import views_of
 from fewshot_nam.service.export_process import export_memory
 from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
 from fewshot_nam.service.given_images import GivenImage, Progress, features_of
+from fewshot_nam.service.noted_unknowns import NOTED, noted_unknowns, unknowns_of
 from fewshot_nam.service.thresholds import kept_threshold, threshold_of
 from fewshot_nam.vision.memory_files import exclusive, new_model, open_model
 from fewshot_nam.vision.model import NAMModel
@@ -36,13 +37,10 @@ from fewshot_nam.vision.saving import read_head, save_head
 
 _UNDO_STEPS = 20
 _THUMBNAILS = 12  # kept for each class
-_RIVAL_SCORES = 20_000_000  # scores computed for the rivals of all classes; above this they are left out
 _MOST_UNKNOWN = 10_000  # images of unknowns, also those given again; each step of undo holds them
 _SMALLEST_SHARE = 0.0001
 _READS = 10  # of a file that another program changes meanwhile
 _SECONDS_FOR_THE_FILE = 10.0  # that a save waits for another program
-_NOTED = "unknowns"  # in the notes of a file: images of unknowns that no rate was set with yet, float32 in base64
-_MOST_NOTED = 48 * 2**20  # bytes of them: the description of a file, which the notes are in, may have 100 MB
 _EXPORTING = threading.Lock()  # each export takes a processor, and loads the backbone
 
 
@@ -97,7 +95,7 @@ class TeachingSession:
         self._file_lock = threading.Lock()  # of what reads or writes the file, which may wait for another program
         self._undo: deque[_Before] = deque(maxlen=_UNDO_STEPS)
         self._thumbnails: dict[Label, list[bytes]] = {}
-        self._unknown = _unknowns_of(model.head, self.notes.pop(_NOTED, None), model.backbone.feature_dim, path)
+        self._unknown = unknowns_of(model.head, self.notes.pop(NOTED, None), model.backbone.feature_dim, path)
         self._counted = (self._unknown.new_empty(0), 0)  # the images of unknowns, and how many of them are different
         self._file = _version_of(path)
         self._written = self._file is not None  # whether it holds what the session knows
@@ -288,7 +286,7 @@ class TeachingSession:
             with self._lock:
                 version, head = self.version, self.model.head.snapshot()
                 thumbnails = dict(self._thumbnails)
-            cached = (version, *_views(head, thumbnails, threshold_of(head)[0]))
+            cached = (version, *views_of(head, thumbnails, threshold_of(head)[0]))
             self._views = cached
         return cached[1:]
 
@@ -523,7 +521,7 @@ class TeachingSession:
             present = _version_of(self.path)
             about, head, _ = read_head(self.path)
             notes = dict(about.get("notes") or {})  # other programs count their changes there
-            unknown = _unknowns_of(head, notes.pop(_NOTED, None), self.model.backbone.feature_dim, self.path)
+            unknown = unknowns_of(head, notes.pop(NOTED, None), self.model.backbone.feature_dim, self.path)
             with self._lock:
                 before = self._before("reload the file")._replace(reloaded=True, file=self._file)
                 self.model.load(self.path)
@@ -577,18 +575,7 @@ class TeachingSession:
         """Write the memory as it is at the beginning; return which version that is."""
         with self._lock:
             version, head, unknown, notes = self.version, self.model.head.snapshot(), self._unknown, dict(self.notes)
-        # A head holds the images of unknowns that its threshold follows from, and no others.
-        held = head.unknowns.cpu()
-        if torch.equal(unknown[: len(held)], held):
-            waiting = unknown[len(held) :].float()  # also images that were given again, which count as often
-        else:
-            waiting = unknown[first_equal(unknown, held) < 0].float()
-        if len(waiting):
-            if waiting.nbytes > _MOST_NOTED:
-                raise ValueError(
-                    f"{len(waiting):,} images of unknowns without a rate are more than a file holds: set a rate, or forget them"
-                )
-            notes[_NOTED] = base64.b64encode(waiting.contiguous().numpy().tobytes()).decode()
+        notes |= noted_unknowns(unknown, head)
         save_head(path, head, self.model.backbone, notes)
         return version
 
@@ -623,69 +610,12 @@ def _in_order(made: tuple[NAMModel, dict[str, Any]], path: Path | None) -> tuple
     return made[0], path, made[1]
 
 
-def _unknowns_of(head: Head, noted: object, feature_dim: int, path: Path | None) -> Tensor:
-    """Return the images of unknowns in a file, those of its head and those in its notes, without what was learned since.
-
-    Raises:
-        ValueError: the notes hold something else.
-    """
-    kept = head.unknowns.detach().cpu()
-    if len(kept) and len(head.support):
-        kept = kept[first_equal(kept, head.support.detach().cpu()) < 0]
-    if noted is None:
-        return kept
-    try:
-        if not isinstance(noted, str):
-            raise TypeError("no text")
-        content = bytearray(base64.b64decode(noted, validate=True))
-        found = torch.frombuffer(content, dtype=torch.float32).reshape(-1, feature_dim)
-        if not bool(found.isfinite().all()):
-            raise ValueError("a feature is NaN or infinite")
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: its images of unknowns cannot be read ({error})") from error
-    new = first_equal(found, head.support.detach().cpu()) < 0
-    return torch.cat([kept, found[new]]) if len(kept) else found[new]
-
-
 def _version_of(path: Path | None) -> tuple[int, int, int, int] | None:
     """Return which version of a file is there; ``None`` for none."""
     try:
         return None if path is None else file_version(path)
     except OSError:
         return None
-
-
-def _views(
-    head: Head, thumbnails: dict[Label, list[bytes]], threshold: float | None
-) -> tuple[list[ClassView], tuple[float, float]]:
-    labels, known, ends = head.classes, len(head.base), (-1.0, 1.0)
-    counts = head.shots_per_class()
-    rivals: dict[int, tuple[int, float]] = {}
-    if len(labels) > 1 and 0 < len(head.support) * len(labels) <= _RIVAL_SCORES:
-        with torch.no_grad():
-            scores = head(head.support)
-            ends = (float(scores.min()), float(scores.max()))
-            sums = scores.new_zeros(len(labels) - known, len(labels)).index_add(0, head.targets, scores)
-            means = sums / torch.bincount(head.targets, minlength=len(sums)).unsqueeze(-1)
-            own = torch.arange(len(means), device=means.device)
-            means[own, own + known] = -torch.inf
-            best = means.max(dim=-1)
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        rivals = {known + i: pair for i, pair in enumerate(pairs)}
-    views = []
-    for i, label in enumerate(labels):
-        rival, score = rivals.get(i, (-1, 0.0))
-        views.append(
-            ClassView(
-                label,
-                counts[i],
-                thumbnails.get(label, []),
-                None if rival < 0 else labels[rival],
-                score,
-                rival >= 0 and threshold is not None and score >= threshold,
-            )
-        )
-    return views, ends
 
 
 def _listed(counts: Counter[str]) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 
 from fewshot_nam.io.atomic import machine_number, process_runs
@@ -227,6 +228,8 @@ class UploadLimit:
 
         try:
             await self.app(scope, _FilesOnly(counted, boundary, begun) if boundary else counted, answer)
+        except ClientDisconnect:  # what came is removed
+            return
         except OSError as error:
             if answered or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -380,6 +380,14 @@ def test_the_progress_of_an_upload_that_is_not_known_is_its_end(page):
     assert (status, content) == (200, b'data: {"msg": "done"}\n\n')
 
 
+@pytest.mark.parametrize("local", [True, False])
+def test_folders_of_this_machine_are_told_to_those_who_sit_at_it(local, tmp_path):
+    session = TeachingSession.open(tmp_path / "memory.safetensors", backbone="conv4")
+    shown = page_module._about_file(session, local)
+    assert "memory.safetensors" in shown
+    assert (str(tmp_path) in shown) == local
+
+
 def test_names_of_uploads_are_bounded_and_forgotten(page, monkeypatch):
     """Gradio kept every name that an upload was given, of any length, for ever: some 500 MB after half a minute."""
     from gradio.routes import file_upload_statuses as noted

@@ -20,7 +20,7 @@ from torch import nn
 
 from fewshot_nam import attach
 from fewshot_nam.heads.validation import collected_warnings, warn_user
-from fewshot_nam.service import given_images, teaching
+from fewshot_nam.service import given_images, noted_unknowns, teaching
 from fewshot_nam.service.class_names import class_name
 from fewshot_nam.service.given_images import images_in_folder
 from fewshot_nam.service.page_html import check_html, refusal_html
@@ -546,7 +546,7 @@ def test_images_of_unknowns_that_a_file_does_not_hold_whole_are_said(session, di
 
 
 def test_more_unknowns_than_a_file_holds_are_said_when_it_is_saved(session, digits, monkeypatch):
-    monkeypatch.setattr(teaching, "_MOST_NOTED", 5 * 4 * session.model.backbone.feature_dim)
+    monkeypatch.setattr(noted_unknowns, "_MOST_NOTED", 5 * 4 * session.model.backbone.feature_dim)
     session.add_unknown(digits[5][:5])
     session.save()
     session.add_unknown(digits[6][:1])
