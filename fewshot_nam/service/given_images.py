@@ -6,8 +6,9 @@ import contextlib
 import io
 import threading
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -28,39 +29,50 @@ _DECODER = DecodingProcesses()
 
 
 class Turns:
-    """Places that are taken in the order in which they are waited for, unlike those of a semaphore.
+    """Places that are taken in the order in which they are waited for, unlike those of a semaphore; one owner has half of them.
 
     Args:
         places: how many may be taken at a time.
     """
 
     def __init__(self, places: int) -> None:
-        self._lock, self._free = threading.Lock(), places
-        self._waiting: deque[threading.Event] = deque()
+        self._lock, self._free, self._half = threading.Lock(), places, max(1, places // 2)
+        self._held: Counter[str] = Counter()  # by owner
+        self._waiting: list[tuple[threading.Event, str]] = []
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait for a place, and give it to the next at the end."""
-        mine = None
+    def turn(self, owner: str = "") -> Iterator[None]:
+        """Wait for a place, and give it to the next at the end; without ``owner`` any number of them."""
+        begins = threading.Event()
         with self._lock:
-            if self._free:
-                self._free -= 1
-            else:
-                self._waiting.append(mine := threading.Event())
-        if mine is not None:
-            mine.wait()
+            self._waiting.append((begins, owner))
+            self._begin()
+        begins.wait()
         try:
             yield
         finally:
             with self._lock:
-                if self._waiting:
-                    self._waiting.popleft().set()
-                else:
-                    self._free += 1
+                self._free += 1
+                self._held[owner] -= 1
+                if not self._held[owner]:
+                    del self._held[owner]
+                self._begin()
+
+    def _begin(self) -> None:
+        """Give free places to those who have waited for the longest time and whose owner does not have half of them."""
+        for waiting in [*self._waiting] if self._free else ():
+            begins, owner = waiting
+            if self._free and (not owner or self._held[owner] < self._half):
+                self._free -= 1
+                self._held[owner] += 1
+                self._waiting.remove(waiting)
+                begins.set()
 
 
 _TURNS = Turns(2)
 _ALONE = Turns(4)  # of images that come one at a time; each may be 64 million pixels
+asked_by: ContextVar[str] = ContextVar("asked_by", default="")
+"""The address that images come from, which takes half of the turns at most; empty for this machine's, which may take all."""
 
 GivenImage: TypeAlias = "Image.Image | bytes | str | Path"
 Progress: TypeAlias = Callable[[int, int], None]
@@ -113,7 +125,7 @@ def features_of(
             try:
                 # One image is decoded at a time: a small file may hold a large one.
                 # Who gives many takes turns with others at each; one alone does not wait for these.
-                with (_ALONE if len(images) == 1 else _TURNS).turn():
+                with (_ALONE if len(images) == 1 else _TURNS).turn(asked_by.get()):
                     began = time.monotonic()
                     tensor, thumbnail, size = _prepared(images[i], model)
             except (UnreadableImage, TransformFailed, OSError, ValueError, MemoryError) as error:

@@ -31,7 +31,7 @@ from fewshot_nam.service import page_html as html
 from fewshot_nam.service.class_names import class_name, known_class
 from fewshot_nam.service.downloads import Downloads
 from fewshot_nam.service.findings import Check
-from fewshot_nam.service.given_images import GivenImage, image_files, images_in_folder
+from fewshot_nam.service.given_images import GivenImage, asked_by, image_files, images_in_folder
 from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, known_hosts, neighbourhood, own_names
 from fewshot_nam.service.http_server import Impatient
 from fewshot_nam.service.open_files import raise_open_files
@@ -95,8 +95,10 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
     prepared: WeakKeyDictionary[TeachingSession, dict[str, int]] = WeakKeyDictionary()  # of which version a download is
 
     def session_of(request: gr.Request, what: Literal["change", "ask", "show"] = "change") -> TeachingSession:
+        address = _address(request)
+        asked_by.set("" if is_loopback(address) else address)  # in the context of this event alone
         try:
-            return sessions.of(request.session_hash, what, _address(request))
+            return sessions.of(request.session_hash, what, address)
         except ValueError as error:
             raise _error(str(error)) from None
 

@@ -121,6 +121,34 @@ def test_who_gives_many_images_takes_turns_and_one_image_does_not_wait(digits, m
     assert turns._free == 1
 
 
+def test_one_owner_has_half_of_the_turns():
+    """24 cameras of one address, with frames of 64 million pixels, made everyone else wait for half a minute."""
+    turns, running, held = given_images.Turns(4), [], threading.Event()
+    lock = threading.Lock()
+
+    def take(owner):
+        with turns.turn(owner):
+            with lock:
+                running.append(owner)
+            held.wait()
+
+    threads = [threading.Thread(target=take, args=("a",)) for _ in range(9)]
+    threads += [threading.Thread(target=take, args=(owner,)) for owner in ("b", "c", "")]
+    for number, thread in enumerate(threads):
+        thread.start()
+        while len(running) + len(turns._waiting) <= number:
+            time.sleep(0.001)
+    assert sorted(running) == ["a", "a", "b", "c"]
+    held.set()
+    for thread in threads:
+        thread.join()
+    assert len(running) == 12
+    assert (turns._free, turns._waiting, dict(turns._held)) == (4, [], {})
+    single = given_images.Turns(1)
+    with single.turn("a"):
+        assert single._free == 0
+
+
 def test_few_images_that_come_alone_are_decoded_at_a_time(digits, monkeypatch):
     """39 frames of 64 million pixels took five gigabytes."""
     model, here, most = attach("conv4"), [0], [0]

@@ -20,7 +20,7 @@ from fewshot_nam.service.teaching import TeachingSession
 
 pytest.importorskip("gradio")
 
-from fewshot_nam.service import http_server, page_requests
+from fewshot_nam.service import given_images, http_server, page_requests
 from fewshot_nam.service import page as page_module
 from fewshot_nam.service.page import serve
 
@@ -129,9 +129,9 @@ def taught(session, digits):
         session.learn(digits[0][:2], "zero")
 
 
-def answered(port, given, session):
+def answered(port, given, session, **headers):
     """Ask about an image as the page's script does; return all that comes back."""
-    called(port, "on_asked", [given], session, **{"Content-Type": "application/json"})
+    called(port, "on_asked", [given], session, **{"Content-Type": "application/json"}, **headers)
     return asked(port, "GET", f"/gradio_api/queue/data?session_hash={session}")[1]
 
 
@@ -169,6 +169,24 @@ def uploaded(port, content):
     status, names = asked(port, "POST", "/gradio_api/upload", head.encode() + content + b"\r\n--part--\r\n", **kind)
     assert status == 200
     return {"path": json.loads(names)[0], "meta": {"_type": "gradio.FileData"}}
+
+
+def test_images_take_turns_by_the_address_that_they_come_from(page, digits, tmp_path, monkeypatch):
+    port, session = page
+    taught(session, digits)
+    digits[0][4].save(tmp_path / "zero.png")
+    owners, turn = [], given_images.Turns.turn
+
+    def noted(self, owner=""):
+        owners.append(owner)
+        return turn(self, owner)
+
+    monkeypatch.setattr(given_images.Turns, "turn", noted)
+    given = uploaded(port, (tmp_path / "zero.png").read_bytes())
+    for number, said in enumerate(("192.0.2.7", "2001:db8::5", None)):  # by a proxy on this machine
+        headers = {} if said is None else {"X-Forwarded-For": said}
+        assert b"zero" in answered(port, given, f"from-{number}", **headers)
+    assert owners == ["192.0.2.7", "2001:db8::", ""]
 
 
 def test_an_image_that_is_too_large_is_refused_before_it_is_decoded(page, digits, tmp_path):
