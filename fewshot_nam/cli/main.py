@@ -175,7 +175,13 @@ def _inspect(options: argparse.Namespace) -> Answer:
     )
     if calibrated is not None and threshold is not None:
         often = "on average over" if head._confidence is None else f"in {100 * head._confidence:g}% of"
-        of = "" if groups is None else f" of {_classes(groups)}"
+        of = (
+            ""
+            if groups is None
+            else f" of {_classes(groups)}"
+            if head._unknown_groups is None
+            else f" in {groups} groups"
+        )
         refusing += f" (at most {head._target_fpr:g} of unknowns {often} calibrations, from {samples} samples{of})"
     lines = [
         f"{one_line(options.memory)}: {one_line(about['head'])} of {_classes(len(head.classes))}, {head.feature_dim} features, "

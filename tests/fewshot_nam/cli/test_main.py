@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -82,6 +83,14 @@ def test_what_a_rate_by_class_rests_on_is_told_as_classes_are_learned(run, memor
     assert "calibrations, from" not in run("inspect", "--memory", memory)
     assert main([str(word) for word in [*words[:-3], "digit 6", "--memory", memory, "--quiet"]]) == 0
     assert noted not in capsys.readouterr().err
+
+
+def test_groups_of_unknowns_are_not_called_classes(run, memory):
+    about, head, probed = read_head(memory)
+    unknown = torch.rand(12, head.feature_dim, generator=torch.Generator().manual_seed(0))
+    head.calibrate(unknown, target_fpr=0.3, groups=[i // 3 for i in range(12)])
+    write_head(memory, head, about, probed)
+    assert "from 12 samples in 4 groups)" in run("inspect", "--memory", memory)
 
 
 @pytest.mark.parametrize("backbone", [[], SMALL], ids=["conv4", "timm"])
