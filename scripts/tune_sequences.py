@@ -1,6 +1,6 @@
 """Choose learning rates of sequence models on sequences that are held out: the same rates for all models.
 
-    python scripts/tune_sequences.py --runs DIR [TASK ...] [--models NAME ...] [--rates RATE ...] [--steps N] [--json FILE]
+    python scripts/tune_sequences.py --runs DIR --json FILE [TASK ...] [--models NAME ...] [--rates RATE ...] [--steps N]
 
 Every model is trained with its preset at every rate, with a seed of its own, and measured on 5,000 sequences that it was not
 trained on: files of training that are held out, or new sequences where a task makes its own. No test set is looked at. A rate that
@@ -14,15 +14,19 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.json_files import read_mapping
+from fewshot_nam.io.naming import naming
 from fewshot_nam.sequences import tasks
-from fewshot_nam.sequences.training import load_trained, preset, train
+from fewshot_nam.sequences.training import TrainingSettings, load_trained, preset, train
 from fewshot_nam.sequences.training.evaluation import predict
 
 RATES = (0.001, 0.002, 0.004, 0.008)
@@ -37,15 +41,20 @@ SEED = 100  # those of results are 0, 1 and so on
 SIZE = 5000  # a standard error of at most 0.7 points
 
 
-def score(task: str, model: str, rate: float, steps: int, directory: Path) -> float:
-    """Train, and return the percent of right sequences of those that are held out."""
+def settings_of(task: str, model: str, rate: float, steps: int) -> TrainingSettings:
+    """Return the settings of a run.
+
+    Raises:
+        ValueError: no such task or model, or a number out of range.
+        FileNotFoundError: the files of the task are not there.
+    """
     settings = preset(f"{task}/{model.removesuffix(POSITIONS)}")
     # Also without, where the preset has them.
     placed = {"positions": model.endswith(POSITIONS)} if model.startswith("nam-") else {}
     options = dict(settings.task_options)
     if tasks.create(task, **options).given:
         options["held_out"] = SIZE
-    settings = dataclasses.replace(
+    return dataclasses.replace(
         settings,
         learning_rate=rate,
         steps=steps,
@@ -54,11 +63,15 @@ def score(task: str, model: str, rate: float, steps: int, directory: Path) -> fl
         model_options={**settings.model_options, **placed},
         test_size=1,
     )
+
+
+def score(settings: TrainingSettings, directory: Path) -> float:
+    """Train, and return the percent of right sequences of those that are held out."""
     train(settings, directory, resume=True, progress=False)
-    trained, made = load_trained(directory)
+    trained, task = load_trained(directory)
     trained.eval()
     new = torch.Generator().manual_seed(SEED + 1)
-    batch = made.split("held_out") if "held_out" in made.splits else made.sample(SIZE, new)
+    batch = task.split("held_out") if "held_out" in task.splits else task.sample(SIZE, new)
     return 100 * tasks.accuracy(predict(trained, batch), batch).exact
 
 
@@ -80,41 +93,60 @@ def table(kept: Mapping[str, Any]) -> str:
             shown = [found.get(f"{rate:g}") for rate in rates]
             cells = ["" if s is None else f"**{s:.1f}**" if s == best else f"{s:.1f}" for s in shown]
             lines.append(f"| {task} | {model} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"Made by `python scripts/tune_sequences.py --runs DIR --steps {steps}`.", ""])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Made by `python scripts/tune_sequences.py --runs DIR --json results/sequences/learning_rates.json --steps {steps}`.",
+            "",
+        ]
+    )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train what is missing, and write the table beside the file."""
+def main() -> None:
+    """Train what is missing, write the scores, and print their table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", default=TASKS)
+    parser.add_argument("tasks", nargs="*", default=TASKS, metavar="TASK")
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--runs", metavar="DIR", type=Path, required=True, help="where runs and checkpoints are kept")
-    parser.add_argument("--json", type=Path, default=Path("results/sequences/learning_rates.json"))
-    options = parser.parse_args(arguments)
-    for task, rate, model in itertools.product(options.tasks, options.rates, options.models):
+    add_output(parser, "--json", "the scores so far, to which new ones are added", required=True)
+    options = parser.parse_args()
+    wanted = list(itertools.product(options.tasks, options.rates, options.models))
+    for task, rate, model in wanted:  # what is wrong is said before hours of training
+        settings_of(task, model, rate, options.steps)
+    for task, rate, model in wanted:
         kept = read(options.json, options.steps)
         if f"{rate:g}" in kept["scores"].get(task, {}).get(model, {}):
             continue
-        found = score(task, model, rate, options.steps, options.runs / f"{task}-{model}-{rate:g}")
+        found = score(settings_of(task, model, rate, options.steps), options.runs / f"{task}-{model}-{rate:g}")
         kept = read(options.json, options.steps)  # anew: another task may have been written meanwhile
         kept["scores"].setdefault(task, {}).setdefault(model, {})[f"{rate:g}"] = found
         with replacing(options.json) as unfinished:
-            unfinished.write_text(json.dumps(kept, indent=1) + "\n")
-        with replacing(options.json.with_suffix(".md")) as unfinished:
-            unfinished.write_text(table(kept))
-        print(f"{task} {model} {rate:g}: {found:.1f}", flush=True)
-    return 0
+            unfinished.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        print(f"{task} {model} {rate:g}: {found:.1f}", file=sys.stderr, flush=True)
+    print(table(read(options.json, options.steps)), end="")
 
 
 def read(file: Path, steps: int) -> dict[str, Any]:
-    """Return the scores so far."""
-    kept: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"steps": steps, "scores": {}}
-    if kept["steps"] != steps:
-        raise SystemExit(f"{file} is of {kept['steps']} steps, not of {steps}")
-    return kept
+    """Return the scores so far.
+
+    Raises:
+        ValueError: the file holds something else, or scores after other steps.
+    """
+    if not file.is_file():
+        return {"steps": steps, "scores": {}}
+    kept = read_mapping(file, meaning := "holds no scores of learning rates")
+    with naming(file, meaning):
+        for of_task in kept["scores"].values():
+            for found in of_task.values():
+                if not all(float(rate) > 0 and 0 <= value <= 100 for rate, value in found.items()):
+                    raise ValueError("scores are from 0 to 100")
+        if kept["steps"] != steps:
+            raise ValueError(f"it has those after {kept['steps']} steps, not {steps}")
+    return dict(kept)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(exit_status(main))

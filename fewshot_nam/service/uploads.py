@@ -20,7 +20,6 @@ from typing import Any
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.formparsers import MultiPartException
-from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 
 from fewshot_nam.io.atomic import machine_number, process_runs
@@ -213,6 +212,8 @@ class UploadLimit:
                 message = await asyncio.wait_for(receive(), _COMING_SECONDS)
             except asyncio.TimeoutError:
                 raise MultiPartException(f"nothing came for {_COMING_SECONDS} seconds") from None
+            if message["type"] == "http.disconnect":  # Gradio removes its files after this error alone
+                raise MultiPartException("the client broke the upload off")
             received += (size := len(message.get("body", b"")))
             count(size)
             if received < _SLOWEST * (time.monotonic() - began - _COMING_SECONDS):
@@ -228,8 +229,6 @@ class UploadLimit:
 
         try:
             await self.app(scope, _FilesOnly(counted, boundary, begun) if boundary else counted, answer)
-        except ClientDisconnect:  # what came is removed
-            return
         except OSError as error:
             if answered or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

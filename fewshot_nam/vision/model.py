@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -60,7 +61,7 @@ class NAMModel(HubMethods, nn.Module):
         self.batch_size = 32
         self._in_place = in_place
         self._notes: dict[str, Any] = {}  # of the file that was loaded, which a file that is saved has too
-        self._loaded_from: str | os.PathLike[str] = ""
+        self._loaded_from = Path()
         weight = next(backbone.network.parameters(), None)
         self._set_head(head if weight is None else head.to(weight.device))
 
@@ -112,7 +113,7 @@ class NAMModel(HubMethods, nn.Module):
         The backbone and the learned features are shared, not copied. A snapshot refuses to change: ``ValueError``.
         """
         taken = NAMModel(self.backbone, self.head.snapshot())
-        taken.batch_size = self.batch_size
+        taken.batch_size, taken._notes, taken._loaded_from = self.batch_size, self._notes, self._loaded_from
         return taken
 
     @property
@@ -251,7 +252,7 @@ class NAMModel(HubMethods, nn.Module):
                 Nothing changes then.
         """
         head, self._notes = load_head(path, self.head, self.backbone)
-        self._loaded_from = path
+        self._loaded_from = Path(path).absolute()
         self._set_head(head)
         return self
 

@@ -152,6 +152,10 @@ def read_head(path: str | os.PathLike[str], present: Head | None = None) -> tupl
     return about, head, probed
 
 
+def _is_path(noted: object) -> bool:
+    return isinstance(noted, str) and "\0" not in noted
+
+
 def probe(backbone: Backbone) -> Tensor:
     """Return the features ``(D,)`` of a fixed image with structure of all sizes, through transform and network."""
     x, y = np.meshgrid(np.arange(256), np.arange(256))
@@ -239,7 +243,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         fits = (
             isinstance(about["settings"], dict)
             and all(isinstance(about[key], str) for key in ("weights", "backbone", "head"))
-            and (notes is None or (isinstance(notes, dict) and isinstance(notes.get("weights", ""), str)))
+            and (notes is None or (isinstance(notes, dict) and _is_path(notes.get("weights", ""))))
             and _PROBE in tensors
         )
     except (KeyError, RecursionError, TypeError, ValueError) as error:

@@ -33,7 +33,7 @@ def test_weights_are_noted_relative_to_the_memory(tmp_path):
     assert weights_source(None, "memory.safetensors") is None
 
 
-def test_what_is_loaded_and_saved_again_keeps_the_notes_of_its_file(tmp_path):
+def test_what_is_loaded_and_saved_again_keeps_the_notes_of_its_file(tmp_path, monkeypatch):
     """Images of unknowns that the page was given were lost, and where the weights are: no command opened the memory any more."""
     path, elsewhere = tmp_path / "memory.safetensors", tmp_path / "deep" / "er" / "copy.safetensors"
     model, _ = new_model("conv4", path)
@@ -50,6 +50,20 @@ def test_what_is_loaded_and_saved_again_keeps_the_notes_of_its_file(tmp_path):
         model.forget("black")
     again.load(elsewhere).save(path)
     assert read_head(path)[0]["notes"]["weights"] == "w/net.pt"
+    monkeypatch.chdir(tmp_path)
+    again.load("memory.safetensors")
+    monkeypatch.chdir(elsewhere.parent)
+    for one in (again, again.snapshot()):
+        one.save(path)
+        assert read_head(path)[0]["notes"] == notes
+
+
+def test_weights_that_no_path_can_name_are_damage(tmp_path):
+    path = tmp_path / "memory.safetensors"
+    model, _ = new_model("conv4", path)
+    save_head(path, model.learn(BLACK, "black").head, model.backbone, {"weights": "a\0b"})
+    with pytest.raises(ValueError, match="is damaged"):
+        open_model(path)
 
 
 def test_weights_that_are_gone_are_named(tmp_path):
