@@ -76,6 +76,7 @@ def export_program(model: NAMModel) -> ExportedProgram:
         ValueError: no class is known yet, a head that cannot be exported, or a backbone that ``torch.export`` cannot trace for any
             number of images.
     """
+    model = model.snapshot()  # one state, whatever other threads learn meanwhile
     device, per_class = model.head.targets.device, model.head._per_class
     known = memory_of(model)
     # Traced with three classes: torch.export takes a size of 1 for a constant.
@@ -107,6 +108,7 @@ def export_onnx(model: NAMModel, path: str | os.PathLike[str]) -> None:
             with an operation that ONNX lacks.
         OSError: the directory is missing or cannot be written.
     """
+    model = model.snapshot()  # its memory, names and threshold are of one state, whatever other threads learn meanwhile
     onnx, memory = _library("onnx"), memory_of(model)
     _library("onnxscript")  # torch's converter needs it
     weights = [*model.backbone.network.parameters(), *model.backbone.network.buffers()]
@@ -152,6 +154,7 @@ def update_onnx(path: str | os.PathLike[str], model: NAMModel) -> None:
         ValueError: it is not an ONNX file that ``export_onnx`` wrote; or it was exported from another backbone or a head
             with other settings. The file is as it was then.
     """
+    model = model.snapshot()  # as in export_onnx
     onnx, memory, metadata = _library("onnx"), memory_of(model), _metadata(model)
     path = Path(path)
     try:
@@ -200,7 +203,7 @@ class _Graph(nn.Module):
         network = model.backbone.network
         self.network = _WholeRun(network) if isinstance(network, LayerFeatures) else network
         # The settings alone: a program keeps all buffers, and features of a user's images have no place in it.
-        self.head = copy.deepcopy(model.head)
+        self.head = model.head.copy()
         self.head.forget(self.head.classes)
         self.head.threshold = None
         if isinstance(self.head, KeptClassifierHead):

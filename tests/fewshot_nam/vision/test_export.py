@@ -24,6 +24,7 @@ from fewshot_nam.heads import (
     WriteRuleHead,
     registry,
 )
+from fewshot_nam.vision import export
 from fewshot_nam.vision.export import export_onnx, export_program, memory_of, update_onnx
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[export]'")
@@ -133,6 +134,32 @@ def exported(tmp_path_factory):
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
     export_onnx(make(), path)
     return make, image, path.read_bytes()
+
+
+@pytest.mark.parametrize("update", [False, True], ids=["export", "update"])
+def test_a_model_that_learns_meanwhile_is_written_as_it_was(exported, tmp_path, monkeypatch, update):
+    """The features of one state were written under the class names of another: answers were wrong, without a word."""
+    make, image, content = exported
+    model, path = make(), tmp_path / "model.onnx"
+    path.write_bytes(content)
+    model.learn(image[4:5], "new")
+    with torch.no_grad():
+        expected, known = model(image).numpy(), list(model.classes)
+
+    def learned_meanwhile(taken):
+        memory = memory_of(taken)
+        if model.classes == known:
+            model.forget([1, "b"]).learn(image[5:7], ["b", 1])
+        return memory
+
+    monkeypatch.setattr(export, "memory_of", learned_meanwhile)
+    if update:
+        update_onnx(path, model)
+    else:
+        export_onnx(model, path)
+    assert model.classes != known
+    assert json.loads(metadata(path)["classes"]) == known
+    np.testing.assert_allclose(scores(path, image), expected, atol=1e-4)
 
 
 def test_metadata_hold_what_a_runtime_needs(exported, tmp_path):
