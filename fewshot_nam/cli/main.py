@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _learn(options: argparse.Namespace) -> Answer:
     from fewshot_nam.cli.image_arguments import images_in, images_of_classes
     from fewshot_nam.heads.validation import as_labels
-    from fewshot_nam.vision.memory_files import exclusive
+    from fewshot_nam.vision.memory_lock import exclusive
     from fewshot_nam.vision.saving import save_head
 
     path = writable(options.memory)
@@ -121,7 +121,7 @@ def _predict(options: argparse.Namespace) -> Answer | None:
 
 
 def _forget(options: argparse.Namespace) -> Answer:
-    from fewshot_nam.vision.memory_files import exclusive
+    from fewshot_nam.vision.memory_lock import exclusive
     from fewshot_nam.vision.saving import read_head, write_head
 
     path = writable(options.memory)
@@ -196,7 +196,7 @@ def _inspect(options: argparse.Namespace) -> Answer:
 
 def _calibrate(options: argparse.Namespace) -> Answer:
     from fewshot_nam.cli.image_arguments import images_in, images_of_classes
-    from fewshot_nam.vision.memory_files import exclusive
+    from fewshot_nam.vision.memory_lock import exclusive
     from fewshot_nam.vision.saving import save_head
 
     path = writable(options.memory)

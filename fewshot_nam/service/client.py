@@ -8,6 +8,7 @@ import json
 import re
 import secrets
 import selectors
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class ServerRefusal(ValueError):
 
 
 class Client:
-    """A connection to a server, kept open between requests.
+    """A connection to a server, kept open between requests; threads that share one take turns.
 
     Args:
         url: of the server, such as "http://127.0.0.1:8000".
@@ -57,6 +58,7 @@ class Client:
             raise ValueError(f"{url!r} is no address of a server: expected one like http://127.0.0.1:8000")
         self.url, self._path, self._token = url, parts.path.rstrip("/"), token
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._lock = threading.Lock()
         try:
             self._connection = kind(parts.hostname, port, timeout=_SECONDS)
         except http.client.InvalidURL:
@@ -95,27 +97,32 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; a later request opens it again."""
-        self._connection.close()
+        with self._lock:
+            self._connection.close()
 
     def _send(self, method: str, path: str, query: dict[str, Any], body: tuple[str, bytes] | None) -> dict[str, Any]:
         headers = {} if body is None else {"Content-Type": body[0]}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         target = f"{self._path}{path}" + (f"?{urlencode(query)}" if query else "")
-        self._close_if_dropped()
-        try:
+        with self._lock:  # of two requests on one connection, one would read the other's answer
+            self._close_if_dropped()
             try:
-                answer, content = self._ask(method, target, body, headers)
-            except ConnectionError:  # the server hung up while we were asking
-                if path in _CHANGES:  # it may have been made
-                    raise
+                try:
+                    answer, content = self._ask(method, target, body, headers)
+                except ConnectionError:  # the server hung up while we were asking
+                    if path in _CHANGES:  # it may have been made
+                        raise
+                    self._connection.close()
+                    answer, content = self._ask(method, target, body, headers)
+            except (http.client.HTTPException, OSError) as error:
                 self._connection.close()
-                answer, content = self._ask(method, target, body, headers)
-        except (http.client.HTTPException, OSError) as error:
-            self._connection.close()
-            raise OSError(
-                f"{self.url}: no answer from a fewshot-nam serve ({error or type(error).__name__})"
-            ) from error
+                raise OSError(
+                    f"{self.url}: no answer from a fewshot-nam serve ({error or type(error).__name__})"
+                ) from error
+            except BaseException:  # an interrupt: what answers comes to nobody
+                self._connection.close()
+                raise
         try:
             found = json.loads(content)
         except (ValueError, RecursionError):

@@ -27,7 +27,8 @@ from fewshot_nam.io.regular_files import file_version, open_regular
 from fewshot_nam.service.class_names import class_name, known_class, known_classes
 from fewshot_nam.service.thresholds import threshold_of
 from fewshot_nam.vision.image_transform import transformed
-from fewshot_nam.vision.memory_files import exclusive, open_model
+from fewshot_nam.vision.memory_files import open_model
+from fewshot_nam.vision.memory_lock import exclusive
 from fewshot_nam.vision.saving import read_head, same_features, write_head
 
 MOST_SCORES = 100  # of an image that come back

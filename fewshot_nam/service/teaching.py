@@ -30,7 +30,8 @@ from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Prom
 from fewshot_nam.service.given_images import GivenImage, Progress, features_of
 from fewshot_nam.service.noted_unknowns import NOTED, noted_unknowns, unknowns_of
 from fewshot_nam.service.thresholds import kept_threshold, threshold_of
-from fewshot_nam.vision.memory_files import exclusive, new_model, open_model
+from fewshot_nam.vision.memory_files import new_model, open_model
+from fewshot_nam.vision.memory_lock import exclusive
 from fewshot_nam.vision.model import NAMModel
 from fewshot_nam.vision.noted_weights import NOT_FILES, weights_file
 from fewshot_nam.vision.saving import read_head, save_head

@@ -162,6 +162,10 @@ class UploadLimit:
                 self._sweep = asyncio.get_running_loop().create_task(self._remove_broken_off())
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        names = Counter(name.lower() for name, _ in scope["headers"])
+        if names[b"content-type"] > 1 or names[b"content-length"] > 1:  # of two, Gradio may read the other one
+            await PlainTextResponse("an upload has one type and one length", 400)(scope, receive, send)
+            return
         said = dict(scope["headers"]).get(b"content-length", b"")
         if not re.fullmatch(rb"[0-9]{1,18}", said):
             await PlainTextResponse("an upload says how long it is", 411)(scope, receive, send)

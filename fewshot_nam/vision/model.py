@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from fewshot_nam._deprecation import renamed_parameter
 from fewshot_nam.heads import BaseCost, Calibration, Head, KeptClassifierHead, Label
 from fewshot_nam.heads.validation import as_labels, warn_user
+from fewshot_nam.io.regular_files import file_version
 from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.hub import HubMethods
 from fewshot_nam.vision.image_batches import Images, as_images, features_of
 from fewshot_nam.vision.layers import LayerFeatures
+from fewshot_nam.vision.memory_lock import exclusive
 from fewshot_nam.vision.noted_weights import notes_for
 from fewshot_nam.vision.saving import load_head, save_head
 
@@ -62,6 +64,7 @@ class NAMModel(HubMethods, nn.Module):
         self._in_place = in_place
         self._notes: dict[str, Any] = {}  # of the file that was loaded, which a file that is saved has too
         self._loaded_from = Path()
+        self._versions: dict[str, tuple[int, int, int, int]] = {}  # of the files that were loaded or saved here
         weight = next(backbone.network.parameters(), None)
         self._set_head(head if weight is None else head.to(weight.device))
 
@@ -114,6 +117,7 @@ class NAMModel(HubMethods, nn.Module):
         """
         taken = NAMModel(self.backbone, self.head.snapshot())
         taken.batch_size, taken._notes, taken._loaded_from = self.batch_size, self._notes, self._loaded_from
+        taken._versions = self._versions  # a file that one of them saves is known to both
         return taken
 
     @property
@@ -235,13 +239,23 @@ class NAMModel(HubMethods, nn.Module):
 
         It holds what the head learned (features of images, classes, threshold or calibration) and its settings, and which backbone
         they belong to, but no weights of the backbone. What programs noted in a file that was loaded stays there: images of
-        unknowns that the page was given, and where the weights are.
+        unknowns that the page was given, and where the weights are. Programs that change one file wait for each other.
 
         Raises:
-            OSError: the directory is missing or cannot be written.
-            ValueError: the head has settings that JSON cannot hold.
+            OSError: the directory is missing or cannot be written, or another program has been changing the file for five minutes.
+            ValueError: the head has settings that JSON cannot hold, or this file was changed elsewhere since it was loaded or saved
+                here: what was learned there would be lost.
         """
-        save_head(path, self.head, self.backbone, notes_for(path, self._notes, self._loaded_from))
+        place = os.path.realpath(path)
+        with exclusive(Path(path)):
+            known = self._versions.get(place)
+            if known is not None and os.path.exists(place) and file_version(place) != known:
+                raise ValueError(
+                    f"{path} was changed elsewhere since it was loaded or saved here: load it and learn again, or save to another "
+                    "file"
+                )
+            save_head(path, self.head, self.backbone, notes_for(path, self._notes, self._loaded_from))
+            self._versions[place] = file_version(place)
 
     def load(self: ModelT, path: str | os.PathLike[str]) -> ModelT:
         """Replace all that was learned, settings included, by what ``save`` wrote; return the model.
@@ -251,8 +265,10 @@ class NAMModel(HubMethods, nn.Module):
             ValueError: it is no such file, damaged, of a later format, or belongs to another backbone or another transform.
                 Nothing changes then.
         """
+        place = os.path.realpath(path)
+        version = file_version(place)  # before it is read: what changes it meanwhile is noticed
         head, self._notes = load_head(path, self.head, self.backbone)
-        self._loaded_from = Path(path).absolute()
+        self._loaded_from, self._versions[place] = Path(path).absolute(), version
         self._set_head(head)
         return self
 

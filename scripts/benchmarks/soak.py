@@ -44,7 +44,8 @@ from fewshot_nam.heads import Head
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.io.image_io import decoded
 from fewshot_nam.service.client import Client
-from fewshot_nam.vision.memory_files import exclusive, new_model, open_model
+from fewshot_nam.vision.memory_files import new_model, open_model
+from fewshot_nam.vision.memory_lock import exclusive
 from fewshot_nam.vision.saving import read_head, save_head
 
 IMAGES = 60  # of each digit

@@ -33,7 +33,7 @@ from episodes.reporting.html_page import Page
 from episodes.reporting.plots import sections, shown_heads, styles
 from fewshot_nam.heads import CosineHead
 from fewshot_nam.intervals import errors_of
-from fewshot_nam.vision.memory_files import exclusive
+from fewshot_nam.vision.memory_lock import exclusive
 
 VOID = {"meta", "img", "br", "source"}
 WAYS, SHOTS, QUERIES, OPEN_WAYS, EPISODES = 3, 2, 4, 2, 40

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -60,6 +61,45 @@ def test_a_connection_that_the_server_has_closed_since_is_opened_again():
         assert client.forget(["a"]) == {"forgotten": ["a"]}
         client.close()
     assert seen == ["/classes", "/forget"]
+
+
+def test_threads_that_share_a_client_get_answers_of_their_own():
+    """One got the answer to another's image, without a word."""
+    count, wrong = 60, []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def echo():
+            while True:
+                try:
+                    opened, _ = listening.accept()
+                except OSError:  # closed
+                    return
+                with opened, opened.makefile("rb") as lines:
+                    while path := request(lines):
+                        time.sleep(0.001)
+                        opened.sendall(answer({"classes": path}))
+
+        threading.Thread(target=echo, daemon=True).start()
+        client = Client(f"http://127.0.0.1:{listening.getsockname()[1]}")
+
+        def ask(number):
+            for i in range(count):
+                path = f"/{number}-{i}"
+                try:
+                    if client._send("GET", path, {}, None) == {"classes": path}:
+                        continue
+                except (OSError, ValueError):  # of a connection in two hands
+                    pass
+                wrong.append(path)
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads)
+        client.close()
+    assert not wrong
 
 
 def test_a_question_is_asked_again_where_the_server_hangs_up_and_a_change_is_not():

@@ -11,7 +11,7 @@ import torch
 
 from fewshot_nam.io.image_io import UnreadableImage
 from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded, Unusable
-from fewshot_nam.vision import memory_files
+from fewshot_nam.vision import memory_lock
 from fewshot_nam.vision.memory_files import new_model, open_model
 from fewshot_nam.vision.saving import read_head, save_head, write_head
 
@@ -269,7 +269,7 @@ def test_a_class_is_forgotten_by_any_spelling_that_learns_it(service, png):
 
 
 def test_many_writers_lose_nothing(service, memory, png, monkeypatch):
-    monkeypatch.setattr(memory_files, "_LOCK_SECONDS", 30)
+    monkeypatch.setattr(memory_lock, "_LOCK_SECONDS", 30)
     services = [service, MemoryService(memory)]
     threads = [threading.Thread(target=services[i % 2].learn, args=(png[i][5:6], f"class {i}")) for i in range(2, 8)]
     for thread in threads:

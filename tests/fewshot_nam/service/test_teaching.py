@@ -26,7 +26,8 @@ from fewshot_nam.service.given_images import images_in_folder
 from fewshot_nam.service.page_html import check_html, refusal_html
 from fewshot_nam.service.serving import MemoryService
 from fewshot_nam.service.teaching import TeachingSession
-from fewshot_nam.vision.memory_files import exclusive, new_model
+from fewshot_nam.vision.memory_files import new_model
+from fewshot_nam.vision.memory_lock import exclusive
 from fewshot_nam.vision.saving import read_head, save_head, write_head
 
 

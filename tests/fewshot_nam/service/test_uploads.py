@@ -159,6 +159,23 @@ def test_files_of_uploads_that_are_open_are_bounded(tmp_path):
     asyncio.run(together())
 
 
+@pytest.mark.parametrize("name", ["Content-Type", "content-length"])
+def test_an_upload_has_one_type_and_one_length(tmp_path, name):
+    """Gradio read the first of two types, and the bound on open files the last: it counted nothing."""
+    headers = [(b"content-length", b"9"), (b"content-type", b"multipart/form-data; boundary=x"), (name.encode(), b"9")]
+    answers = []
+
+    async def send(message):
+        answers.append(message)
+
+    async def behind(scope, receive, send):
+        pytest.fail("it was passed on")
+
+    scope = {"type": "http", "method": "POST", "path": "/upload", "headers": headers, "client": ("192.0.2.1", 1)}
+    asyncio.run(UploadLimit(behind, tmp_path)(scope, None, send))
+    assert answers[0]["status"] == 400
+
+
 def test_an_upload_that_only_drips_ends(tmp_path, monkeypatch):
     """Of a form of many files, which were all open to its end, a byte every 20 seconds came, for hours."""
     monkeypatch.setattr(uploads, "_COMING_SECONDS", 0.5)

@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 from filelock import FileLock
 
-from fewshot_nam.vision import memory_files
-from fewshot_nam.vision.memory_files import exclusive, new_model, open_model
+from fewshot_nam.vision import memory_lock
+from fewshot_nam.vision.memory_files import new_model, open_model
+from fewshot_nam.vision.memory_lock import exclusive
 from fewshot_nam.vision.noted_weights import weights_source
 from fewshot_nam.vision.saving import read_head, save_head
 
@@ -58,6 +60,35 @@ def test_what_is_loaded_and_saved_again_keeps_the_notes_of_its_file(tmp_path, mo
         assert read_head(path)[0]["notes"] == notes
 
 
+def test_a_save_does_not_undo_what_another_program_has_learned_since(tmp_path):
+    """A program that loaded, learned and saved beside a server undid what the server had acknowledged meanwhile."""
+    path, link = tmp_path / "memory.safetensors", tmp_path / "link"
+    first, _ = new_model("conv4", path)
+    first.learn(BLACK, "black").save(path)
+    link.symlink_to(path)
+    second, _ = new_model("conv4", path)
+    second.load(link).learn(BLACK + 255, "white").save(path)
+    for one in (first, first.snapshot()):
+        with pytest.raises(ValueError, match="was changed elsewhere since it was loaded or saved here"):
+            one.save(path)
+    assert read_head(path)[1].classes == ["black", "white"]
+    first.save(tmp_path / "elsewhere")
+    first.load(path).learn(BLACK + 99, "grey").save(link)  # a link is followed to its file
+    first.save(path)
+    path.unlink()  # nothing of anybody is there any more
+    second.save(path)
+    other, _ = new_model("conv4", path)
+    other.learn(BLACK, "new").save(path)  # it has never looked at the file, which is replaced
+    assert read_head(path)[1].classes == ["new"]
+    with exclusive(path):
+        waiting = threading.Thread(target=other.learn(BLACK + 50, "later").save, args=(path,))
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+    waiting.join(30)
+    assert read_head(path)[1].classes == ["new", "later"]
+
+
 def test_weights_that_no_path_can_name_are_damage(tmp_path):
     path = tmp_path / "memory.safetensors"
     model, _ = new_model("conv4", path)
@@ -75,7 +106,7 @@ def test_weights_that_are_gone_are_named(tmp_path):
 
 
 def test_a_memory_that_stays_locked_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory_files, "_LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(memory_lock, "_LOCK_SECONDS", 0.05)
     path = tmp_path / "memory.safetensors"
     with (
         FileLock(tmp_path / ".memory.safetensors.lock"),
@@ -96,7 +127,7 @@ def test_one_process_at_a_time_holds_a_lock_that_comes_and_goes(tmp_path):
     number = tmp_path / "number"
     number.write_text("0")
     code = (
-        "import sys, pathlib; from fewshot_nam.vision.memory_files import exclusive\n"
+        "import sys, pathlib; from fewshot_nam.vision.memory_lock import exclusive\n"
         "path = pathlib.Path(sys.argv[1])\n"
         "for _ in range(60):\n"
         "    with exclusive(path):\n"
@@ -108,7 +139,7 @@ def test_one_process_at_a_time_holds_a_lock_that_comes_and_goes(tmp_path):
 
 
 def test_a_link_and_its_file_have_one_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory_files, "_LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(memory_lock, "_LOCK_SECONDS", 0.05)
     (tmp_path / "memory").touch()
     (tmp_path / "elsewhere").mkdir()
     link = tmp_path / "elsewhere" / "link"
@@ -126,7 +157,7 @@ def test_what_a_kill_in_the_middle_of_a_save_leaves_is_gone_when_the_memory_is_o
     save_head(path, model.learn(BLACK, "black").head, model.backbone, notes)
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from fewshot_nam.vision.memory_files import exclusive\n"
+        "from fewshot_nam.vision.memory_lock import exclusive\n"
         "from fewshot_nam.vision.saving import read_head, write_head\n"
         "about, head, probed = read_head(sys.argv[1])\n"
         "def killed(*_):\n"

@@ -1,0 +1,98 @@
+"""One change of a memory's file at a time, by any process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fewshot_nam.io.atomic import remove_abandoned
+
+_LOCK_SECONDS = 300
+
+
+def remove_leftovers(memory: str | os.PathLike[str]) -> None:
+    """Remove what killed processes left beside a memory's file: unfinished files and a lock. What cannot be removed stays."""
+    remove_abandoned(memory)
+    lock = _lock_of(Path(memory))
+    with contextlib.suppress(OSError):  # no right to
+        if lock.exists() and (held := _try_lock(lock)) is not None:
+            held()
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, seconds: float | None = None) -> Iterator[None]:
+    """Wait until no other process changes this memory: of two that read and then write, one would undo the other's change.
+
+    The lock is a file beside the memory, which is removed at the end.
+
+    Args:
+        path: the memory's file.
+        seconds: to wait, at most; ``None`` for five minutes.
+
+    Raises:
+        OSError: the directory is missing or cannot be written, or another process holds the lock for so long.
+    """
+    lock = _lock_of(path)
+    if not os.access(lock.parent, os.W_OK):
+        kind = PermissionError if lock.parent.is_dir() else FileNotFoundError
+        raise kind(f"{path}: the directory {lock.parent} is missing or cannot be written")
+    seconds = _LOCK_SECONDS if seconds is None else seconds
+    until = time.monotonic() + seconds
+    while (held := _try_lock(lock)) is None:
+        if time.monotonic() > until:
+            raise OSError(
+                f"{path}: locked for {seconds:g} seconds: another command is changing it, as {lock.name} beside it says"
+            )
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        held()
+
+
+def _lock_of(path: Path) -> Path:
+    path = Path(os.path.realpath(path))  # one lock, whatever links the file is named by
+    return path.with_name(f".{path.name}.lock")
+
+
+def _try_lock(lock: Path) -> Callable[[], None] | None:
+    """Lock a file and return what removes and unlocks it; ``None`` where another process holds it.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    if sys.platform == "win32":  # there the library removes the file itself
+        from filelock import FileLock, Timeout
+
+        held = FileLock(lock)
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            return None
+        return held.release
+    import fcntl
+
+    file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its last holder may have removed it since we opened it, and another process may hold a new one by now.
+        ours, there = os.fstat(file), os.stat(lock)
+        current = (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
+    except (BlockingIOError, FileNotFoundError):
+        current = False
+    except OSError:
+        os.close(file)
+        raise
+    if not current:
+        os.close(file)
+        return None
+
+    def release() -> None:
+        lock.unlink(missing_ok=True)  # while we hold it: afterwards it may be another's
+        os.close(file)
+
+    return release
