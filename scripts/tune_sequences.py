@@ -97,7 +97,7 @@ def table(kept: Mapping[str, Any]) -> str:
         [
             *lines,
             "",
-            f"Made by `python scripts/tune_sequences.py --runs DIR --json results/sequences/learning_rates.json --steps {steps}`.",
+            f"Made by `python scripts/tune_sequences.py --runs DIR --json results/learning_rates.json --steps {steps}`.",
             "",
         ]
     )

@@ -28,7 +28,7 @@ from episodes.reporting.html_tables import measures_table
 from episodes.reporting.plots import save, sections
 from episodes.reporting.report import Report
 from fewshot_nam.io.atomic import replacing
-from fewshot_nam.vision.memory_files import exclusive
+from fewshot_nam.vision.memory_lock import exclusive
 
 _KEY_FIGURES = 4
 _HASHES = {

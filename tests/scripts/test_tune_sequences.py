@@ -115,9 +115,9 @@ def test_a_file_of_something_else_is_refused_and_stays(content, run, data):
 
 
 def test_the_published_table_is_that_of_its_scores(script):
-    kept = script.read(ROOT / "results" / "sequences" / "learning_rates.json", 1000)
+    kept = script.read(ROOT / "results" / "learning_rates.json", 1000)
     script.SIZE = 5000
-    assert (ROOT / "results" / "sequences" / "learning_rates.md").read_text(encoding="utf-8") == script.table(kept)
+    assert (ROOT / "results" / "learning_rates.md").read_text(encoding="utf-8") == script.table(kept)
 
 
 def test_a_task_that_makes_its_sequences_is_measured_on_new_ones(script, data, monkeypatch):
