@@ -97,7 +97,8 @@ def table(kept: Mapping[str, Any]) -> str:
         [
             *lines,
             "",
-            f"Made by `python scripts/tune_sequences.py --runs DIR --json results/learning_rates.json --steps {steps}`.",
+            f"Made by `python scripts/tune_sequences.py --runs DIR --json results/learning_rates.json --steps {steps}`; "
+            "what is empty was not tried.",
             "",
         ]
     )

@@ -120,7 +120,7 @@ class Client:
                 raise OSError(
                     f"{self.url}: no answer from a fewshot-nam serve ({error or type(error).__name__})"
                 ) from error
-            except BaseException:  # an interrupt: what answers comes to nobody
+            except BaseException:  # an interrupt: the answer is still to come, and is not that of the next request
                 self._connection.close()
                 raise
         try:

@@ -1,4 +1,4 @@
-"""How many files and connections this process may have open: a server that has no more answers nobody."""
+"""How many files and connections this process may have open: a server that has reached the limit accepts no connection."""
 
 from __future__ import annotations
 

@@ -618,7 +618,7 @@ def _about(session: TeachingSession) -> str:
 
 
 def _about_file(session: TeachingSession, local: bool) -> str:
-    # Who is elsewhere is told nothing of this machine's folders.
+    # Visitors from elsewhere are not shown the folders of this machine.
     where = "no file" if session.path is None else str(session.path.absolute() if local else session.path.name)
     state = "saved" if session.saved else "not saved"
     known = session.model.classes

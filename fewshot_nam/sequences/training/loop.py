@@ -90,7 +90,7 @@ class _Run:
             raise ValueError(f"training: select must be one of {', '.join(self.task.splits)}, got {settings.select!r}")
         if settings.select is not None and self.task.given:
             raise ValueError(
-                f"training: the sequences of {settings.task} are given, and none are held out to choose weights by: select must be "
+                f"training: the sequences of {settings.task} are given, and weights are not chosen by them: select must be "
                 "null"
             )
         train_lengths = self.task.splits["train"].lengths if settings.lengths is None else settings.lengths
