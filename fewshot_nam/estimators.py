@@ -421,4 +421,8 @@ def _plain_labels(labels: Any) -> list[Label] | None:
 
 def _plain(label: Any) -> Any:
     """Return a label as heads take it: a plain int or string (scikit-learn also takes whole floats and bools for classes)."""
-    return label if isinstance(label, bytes) else str(label) if isinstance(label, str) else int(label)
+    if isinstance(label, (bytes, str)):
+        return label if isinstance(label, bytes) else str(label)
+    if int(label) != label:
+        raise ValueError(f"labels and groups are whole numbers or strings, got {label}")
+    return int(label)

@@ -11,6 +11,7 @@ from episodes.reporting.summary import summary
 from fewshot_nam.cli.errors import exit_status
 from fewshot_nam.io.json_files import read_mapping
 from fewshot_nam.io.naming import naming
+from fewshot_nam.io.one_line import one_line
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     files = parser.parse_args().files
     stems = Counter(path.stem for path in dict.fromkeys(files))
     for path in files:
-        name = path.stem if stems[path.stem] == 1 else str(path)
+        name = one_line(path.stem if stems[path.stem] == 1 else str(path))
         found[name] = read_mapping(path, meaning := "holds no results of fewshot-nam-eval")
         with naming(path, meaning):
             summary({name: found[name]})

@@ -17,9 +17,9 @@ from episodes.cli.options import DEFAULT_HEADS, command_line, parser, read_optio
 from fewshot_nam.cli.errors import exit_status
 from fewshot_nam.cli.options import key_values
 from fewshot_nam.cli.outputs import check_output
-from fewshot_nam.cli.predictions import one_line
 from fewshot_nam.distributed import joined, processes
 from fewshot_nam.io.image_folders import EXTENSIONS
+from fewshot_nam.io.one_line import one_line
 
 if TYPE_CHECKING:
     from episodes.features.sources import Sources

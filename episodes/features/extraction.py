@@ -31,9 +31,9 @@ from episodes.features.bank import FeatureBank
 from episodes.features.cache import cached_bank, default_cache_dir, locked, rows_to_keep, writable
 from episodes.features.distributed import broadcast_bank
 from episodes.features.loading import ImageBatch, ImageBatches, check_size, unchanged
-from fewshot_nam.cli.predictions import one_line
 from fewshot_nam.distributed import broadcast_number, gather_rows, processes
 from fewshot_nam.heap import keep_freed_memory
+from fewshot_nam.io.one_line import one_line
 
 EXTRACTION_FORMAT = 1  # increase it when the same backbone and images would give other features than before
 

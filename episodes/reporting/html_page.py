@@ -6,7 +6,7 @@ import base64
 import html
 from pathlib import Path
 
-from fewshot_nam.cli.predictions import one_line
+from fewshot_nam.io.one_line import one_line
 
 
 def escape(text: str) -> str:

@@ -24,8 +24,8 @@ from episodes.reporting.formatting import (
     text_table,
     verdict,
 )
-from fewshot_nam.cli.predictions import one_line
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.one_line import one_line
 
 
 @dataclass(frozen=True)

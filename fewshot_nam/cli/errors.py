@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
 from fewshot_nam.cli.outputs import naming_standard_output
-from fewshot_nam.cli.predictions import one_line
+from fewshot_nam.io.one_line import one_line
 
 NOT_ENOUGH = "there is not enough memory"
 

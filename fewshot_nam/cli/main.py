@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from fewshot_nam.cli.errors import exit_status
 from fewshot_nam.cli.options import DEFAULT_BACKBONE, DEFAULT_HEAD, key_values, parser
 from fewshot_nam.cli.outputs import check_output, naming_standard_output, refuse_input, writable
-from fewshot_nam.cli.predictions import line_of, one_line
+from fewshot_nam.cli.predictions import line_of
 from fewshot_nam.cli.starting import end
 from fewshot_nam.heap import keep_freed_memory
+from fewshot_nam.io.one_line import one_line
 from fewshot_nam.service.class_names import known_classes, one_spelling
 from fewshot_nam.vision.libraries import names
 
@@ -121,20 +122,28 @@ def _predict(options: argparse.Namespace) -> Answer | None:
 
 
 def _forget(options: argparse.Namespace) -> Answer:
+    from fewshot_nam.service.noted_unknowns import NOTED
     from fewshot_nam.vision.memory_lock import exclusive
     from fewshot_nam.vision.saving import read_head, write_head
 
+    if not options.labels and not options.unknowns:
+        raise ValueError("name what is to be forgotten: labels of classes, or --unknowns")
     path = writable(options.memory)
     with exclusive(path):
         about, head, probed = read_head(path)
-        labels = _written(head.classes, options.labels)
-        head.forget(labels)
+        labels, unknowns = _written(head.classes, options.labels), 0
+        if options.unknowns:
+            unknowns, head.threshold = head.num_unknowns, None
+            (about.get("notes") or {}).pop(NOTED, None)  # those that the page waits to set a rate with
+        if labels:
+            head.forget(labels)
         write_head(path, head, about, probed)
     _note_threshold(head, options)
-    lines = [
-        f"{one_line(str(path))}: forgot {', '.join(one_line(str(label)) for label in labels)}; knows {_classes(len(head.classes))}"
-    ]
-    return {"memory": str(path), "forgotten": labels, "classes": head.classes}, lines
+    forgotten = [one_line(str(label)) for label in labels]
+    if options.unknowns:
+        forgotten.append(f"{_images(unknowns)} of unknowns and the threshold")
+    lines = [f"{one_line(str(path))}: forgot {', '.join(forgotten)}; knows {_classes(len(head.classes))}"]
+    return {"memory": str(path), "forgotten": labels, "unknowns": unknowns, "classes": head.classes}, lines
 
 
 def _inspect(options: argparse.Namespace) -> Answer:

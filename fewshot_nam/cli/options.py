@@ -105,7 +105,12 @@ def parser() -> argparse.ArgumentParser:
     _machine(predict)
 
     forget = _command(commands, "forget", "forget classes: the memory is then the same as one that never learned them")
-    forget.add_argument("labels", nargs="+", metavar="LABEL")
+    forget.add_argument("labels", nargs="*", metavar="LABEL")
+    forget.add_argument(
+        "--unknowns",
+        action="store_true",
+        help="the images of unknowns: there is no threshold then, and nothing is refused",
+    )
     _memory(forget)
 
     inspect = _command(commands, "inspect", "show the classes of a memory, and its backbone")

@@ -7,11 +7,11 @@ import json
 import queue
 import sys
 import threading
-import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fewshot_nam.cli.outputs import naming_standard_output
+from fewshot_nam.io.one_line import one_line
 from fewshot_nam.io.regular_files import file_version
 
 if TYPE_CHECKING:
@@ -58,20 +58,6 @@ def line_of(answer: dict[str, Any]) -> str:
     if answer["label"] == "unknown":  # a class of this name
         label = "'unknown'"
     return f"{one_line(answer['picture'])}\t{label}\t{answer['score']:.4f}"
-
-
-def one_line(name: str) -> str:
-    r"""Return a name with all that moves a terminal or cannot be printed written out: line breaks, colours, right to left.
-
-    >>> print(one_line("a\nb"), one_line("\x1b[31mred"), one_line("müg"))
-    a\nb \x1b[31mred müg
-    """
-    return "".join(one if _is_shown(one) else one.encode("unicode_escape").decode("ascii") for one in name)
-
-
-def _is_shown(one: str) -> bool:
-    # Spaces of other widths stand in the names of screenshots, and joiners in Persian words: they move nothing.
-    return one.isprintable() or unicodedata.category(one) == "Zs" or one in "\u200c\u200d"
 
 
 def given_paths() -> Iterator[str]:

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from fewshot_nam.cli.image_arguments import images_in
 from fewshot_nam.cli.outputs import naming_standard_output
-from fewshot_nam.cli.predictions import error_answer, given_paths, line_of, one_line
+from fewshot_nam.cli.predictions import error_answer, given_paths, line_of
+from fewshot_nam.io.one_line import one_line
 from fewshot_nam.io.regular_files import open_regular
 from fewshot_nam.service.client import LARGEST_SCORE, Client, ServerRefusal
 

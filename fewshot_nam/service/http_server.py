@@ -249,6 +249,14 @@ class Impatient(H11Protocol):
             self.transport.close()
 
 
+def check_token(token: str | None) -> None:
+    """Raise ``ValueError`` for a token that clients could not send in a header: they differ in how they encode other letters."""
+    if token and not (token.isascii() and token.isprintable() and token == token.strip()):
+        raise ValueError(
+            f"{TOKEN} must be printable ASCII letters without spaces around them: clients could not send another"
+        )
+
+
 def build(
     service: MemoryService,
     token: str | None = None,
@@ -262,7 +270,11 @@ def build(
         token: what changes need; ``None`` or empty refuses all changes.
         hosts: the names that it answers to, as ``known_hosts`` gives them; ``None`` for all.
         proxies: those of them that a proxy before it passes on.
+
+    Raises:
+        ValueError: a token that no request could carry.
     """
+    check_token(token)
     app = FastAPI(title="fewshot-nam", version=fewshot_nam.__version__, docs_url=None, redoc_url=None)
     metrics, limits = Metrics(), service.limits
     # Those that wait for the backbone take no threads from those that only look: the server stays in good health under load.
@@ -274,7 +286,7 @@ def build(
     ) -> dict[str, Any]:
         return await anyio.to_thread.run_sync(act, *arguments, limiter=limiter)
 
-    def check_token(request: Request) -> None:
+    def may_change(request: Request) -> None:
         if not token:
             raise HTTPException(403, f"this server answers only: start it with {TOKEN} set to allow changes")
         given = request.headers.get("authorization", "")
@@ -337,14 +349,14 @@ def build(
     @app.post("/learn", openapi_extra=_IMAGES)
     async def learn(request: Request, label: str) -> dict[str, Any]:
         """Learn images of one class; needs the token. The answer comes when it is saved."""
-        check_token(request)
+        may_change(request)
         return await run(changing, service.learn, await images_of(request), label)
 
     @app.post("/forget", openapi_extra=_NAMES)
     async def forget(request: Request) -> dict[str, Any]:
         """Forget classes; needs the token. The answer comes when it is saved."""
         # As a parameter of this function, the body would be read and parsed before the token is.
-        check_token(request)
+        may_change(request)
         body = bytearray()
         async for part in request.stream():
             body += part
@@ -360,7 +372,7 @@ def build(
     @app.post("/calibrate", openapi_extra=_IMAGES)
     async def calibrate(request: Request, target: float = 0.05, confidence: float | None = None) -> dict[str, Any]:
         """Set the threshold from images of unknowns; needs the token. The answer comes when it is saved."""
-        check_token(request)
+        may_change(request)
         return await run(changing, service.calibrate, await images_of(request), target, confidence)
 
     @app.get("/classes")
@@ -412,6 +424,7 @@ def serve(
         ImportError, ValueError: it is no memory, or its backbone or weights are not there.
     """
     check_address(host, port)
+    check_token(os.environ.get(TOKEN))
     os.environ[_SETTINGS] = json.dumps(
         {
             "memory": memory,

@@ -30,6 +30,7 @@ import fewshot_nam
 from fewshot_nam.heads import ErasedWeightsHead, Head, KeptClassifierHead
 from fewshot_nam.heads.registry import exportable, specs
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.regular_files import open_regular
 from fewshot_nam.vision.digests import tensors_digest, weights_digest
 from fewshot_nam.vision.image_transform import without_addresses
 from fewshot_nam.vision.layers import LayerFeatures, find_layer
@@ -158,7 +159,8 @@ def update_onnx(path: str | os.PathLike[str], model: NAMModel) -> None:
     onnx, memory, metadata = _library("onnx"), memory_of(model), _metadata(model)
     path = Path(path)
     try:
-        file = onnx.load_model_from_string(path.read_bytes())
+        with open_regular(path) as opened:
+            file = onnx.load_model_from_string(opened.read())
     except OSError:
         raise
     except Exception as error:  # which one depends on the protobuf library

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
+from fewshot_nam.io.one_line import one_line
 from fewshot_nam.vision.finding import find_parts
 from fewshot_nam.vision.libraries.common import LibraryNotInstalled
 from fewshot_nam.vision.rebuilding import rebuild
@@ -198,4 +199,4 @@ It knows {len(model.classes)} classes:
 
 def _escaped(label: str) -> str:
     """Return a label as Markdown shows it letter by letter."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$-])", r"\\\1", " ".join(label.split()))
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$-])", r"\\\1", one_line(" ".join(label.split())))

@@ -289,6 +289,8 @@ def test_calibrate_is_that_of_the_head_and_predict_then_refuses(classifier):
     direct = classifier().fit(rows, labels).head_
     options = {"target_fpr": 0.3, "confidence": 0.6}
     names = np.char.add("u", names)
+    with pytest.raises(ValueError, match=r"whole numbers or strings, got 0\.5"):
+        classifier().fit(rows, labels).calibrate(unknowns, target_fpr=0.3, groups=np.arange(len(unknowns)) / 2)
     for more in ({}, {"unknown_labels": names}, {"groups": np.arange(len(unknowns)) // 2}):
         of_head = {key: each.tolist() for key, each in more.items()}
         expected = direct.calibrate(torch.tensor(unknowns), torch.tensor(known), **options, **of_head)

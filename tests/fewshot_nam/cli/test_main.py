@@ -20,9 +20,9 @@ from fewshot_nam import NAMModel, attach
 from fewshot_nam.cli import main as command
 from fewshot_nam.cli.main import main
 from fewshot_nam.cli.options import head_names
-from fewshot_nam.cli.predictions import one_line
 from fewshot_nam.heads import KeptClassifierHead
 from fewshot_nam.heads.registry import available, spec
+from fewshot_nam.io.one_line import one_line
 from fewshot_nam.vision.libraries.registry import LIBRARIES
 from fewshot_nam.vision.saving import read_head, save_head, write_head
 
@@ -91,6 +91,25 @@ def test_groups_of_unknowns_are_not_called_classes(run, memory):
     head.calibrate(unknown, target_fpr=0.3, groups=[i // 3 for i in range(12)])
     write_head(memory, head, about, probed)
     assert "from 12 samples in 4 groups)" in run("inspect", "--memory", memory)
+
+
+def test_a_threshold_is_forgotten_with_the_unknowns_that_it_rests_on(run, memory, images):
+    """Notes on a rate that cannot be kept advised to forget the unknowns, and no command did."""
+    before = run("inspect", "--memory", memory, "--json")
+    run("calibrate", images / "unknowns", "--target", "0.2", "--memory", memory, "--quiet")
+    about, head, probed = read_head(memory)
+    write_head(memory, head, about | {"notes": about["notes"] | {"unknowns": "waiting"}}, probed)
+    label = before["classes"][0]["label"]
+    said = run("forget", label, "--unknowns", "--memory", memory)
+    assert f"forgot {label}, 63 images of unknowns and the threshold; knows" in said
+    found = run("inspect", "--memory", memory, "--json")
+    assert found["threshold"] is None
+    assert len(found["classes"]) == len(before["classes"]) - 1
+    about, head, _ = read_head(memory)
+    assert not len(head.unknowns)
+    assert "unknowns" not in about["notes"]
+    assert run("forget", "--unknowns", "--memory", memory, "--json")["unknowns"] == 0
+    assert "name what is to be forgotten" in run("forget", "--memory", memory, fails=True)
 
 
 @pytest.mark.parametrize("backbone", [[], SMALL], ids=["conv4", "timm"])

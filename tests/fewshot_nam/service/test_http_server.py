@@ -495,6 +495,16 @@ def test_a_port_that_is_taken_is_an_error_of_one_line(memory, capsys):
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("token", ["schlüssel", "a\tb", " a", "a\n"])
+def test_a_token_that_no_client_could_send_is_refused_at_the_start(memory, capsys, monkeypatch, token):
+    """The server started, and answered 401 to every client for good."""
+    monkeypatch.setenv("FEWSHOT_NAM_TOKEN", token)
+    assert main(["serve", str(memory), "--port", "1"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: FEWSHOT_NAM_TOKEN must be printable ASCII")
+    assert said.count("\n") == 1
+
+
 def test_all_of_it_is_described_and_nothing_is_fetched_for_that(server):
     described = server.get("/openapi.json").json()
     assert set(described["paths"]) == {"/predict", "/learn", "/forget", "/calibrate", "/classes", "/health", "/metrics"}

@@ -5,6 +5,7 @@ import io
 import json
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +115,13 @@ def test_a_file_gives_the_scores_of_the_model_also_with_more_and_fewer_classes_t
     model.forget(model.classes[1:])
     update_onnx(path, model)
     assert_same(path, model, painted)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no such device")
+def test_a_device_that_never_ends_is_no_file_to_update(attached, painted):
+    model = attached(head=NAMHead()).learn([painted(0)], ["a"])
+    with pytest.raises(OSError, match="/dev/zero is no regular file"):
+        update_onnx("/dev/zero", model)
 
 
 @pytest.fixture(scope="session")

@@ -138,3 +138,5 @@ def test_without_the_library_the_error_says_what_to_install(nam, tmp_path, monke
 def test_labels_are_letters_in_the_card_and_no_markdown(nam, painted, tmp_path):
     nam.learn(painted(0), "[a](b) *c*\n# d").save_pretrained(tmp_path)
     assert "- \\[a\\]\\(b\\) \\*c\\* \\# d\n" in (tmp_path / "README.md").read_text()
+    nam.learn(painted(1), "gnp.\u202etxt").save_pretrained(tmp_path / "more")
+    assert "\\\\u202etxt" in (tmp_path / "more" / "README.md").read_text()
