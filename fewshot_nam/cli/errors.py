@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
-from fewshot_nam.cli.outputs import naming_standard_output
+from fewshot_nam.cli.outputs import discard_output, naming_standard_output
 from fewshot_nam.io.one_line import one_line
 
 NOT_ENOUGH = "there is not enough memory"
@@ -43,7 +43,7 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted", *,
     except BrokenPipeError as error:
         if not ends_with_reader:  # not of standard output, but of something that the work uses
             return _refused(str(error))
-        _discard_output()
+        discard_output()
     except RecursionError:
         return _refused("a file is nested too deeply")
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
@@ -98,13 +98,7 @@ class _LastingOutput:
                 act()
             except OSError as error:
                 self.failure = error
-                _discard_output()
-
-
-def _discard_output() -> None:
-    """Send what is still to be printed nowhere: without this, the interpreter tries again when it exits, and complains."""
-    with contextlib.suppress(io.UnsupportedOperation):  # no file: a program has put something else there
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                discard_output()
 
 
 def _refused(reason: str) -> int:

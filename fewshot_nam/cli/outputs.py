@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -94,9 +96,18 @@ def naming_standard_output(done: str = "") -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
+        discard_output()
         raise OSError(
             f"standard output cannot be written ({error.strerror or error})" + (f": {done}" if done else "")
         ) from error
+
+
+def discard_output() -> None:
+    """Send what is still to be printed nowhere: without this, the interpreter tries again when it exits, and complains."""
+    with contextlib.suppress(
+        AttributeError, io.UnsupportedOperation
+    ):  # no file: a program has put something else there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def add_output(

@@ -30,6 +30,10 @@ _START = 120.0  # seconds until a process is ready
 _WAIT = 10 if hasattr(signal, "setitimer") else 1  # times as long it may take while others work
 
 
+class _Killed(Exception):
+    """A process was ended from outside: by the system, which has no memory left, or by a user."""
+
+
 class DecodingProcesses:
     """Processes that decode images: as many as are asked at a time, but no more than processors, each kept for the next image.
 
@@ -71,7 +75,16 @@ class DecodingProcesses:
 
     def _ask(self, asked: dict[str, Any], content: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
         with self._running:
-            return self._answer(self._started(), asked, content, seconds)
+            try:
+                return self._answer(self._started(), asked, content, seconds)
+            except _Killed:  # which says nothing of the image
+                pass
+            try:
+                return self._answer(self._started(), asked, content, seconds)
+            except _Killed as error:
+                raise UnreadableImage(
+                    f"{asked['place']}: was not decoded, because the process that does was killed, perhaps for want of memory"
+                ) from error
 
     def _answer(
         self, process: subprocess.Popen[bytes], asked: dict[str, Any], content: bytes, seconds: float
@@ -101,6 +114,12 @@ class DecodingProcesses:
             _end(process)
             if late.is_set() or (hasattr(signal, "SIGPROF") and process.returncode == -signal.SIGPROF):
                 what = f"takes more than {seconds:.0f} seconds to decode"
+            elif hasattr(signal, "SIGKILL") and process.returncode in (
+                -signal.SIGKILL,
+                -signal.SIGTERM,
+                -signal.SIGHUP,
+            ):
+                raise _Killed from error
             else:
                 what = "not an image that can be decoded"
             raise UnreadableImage(f"{asked['place']}: {what}") from error

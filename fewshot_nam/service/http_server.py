@@ -23,6 +23,7 @@ from urllib.parse import unquote_to_bytes
 
 import anyio
 import anyio.to_thread
+import h11
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -39,6 +40,7 @@ import fewshot_nam
 from fewshot_nam.heads.validation import as_unicode
 from fewshot_nam.heap import few_heaps
 from fewshot_nam.io.image_io import UnreadableImage
+from fewshot_nam.service.forms import boundary_of
 from fewshot_nam.service.hosts import KnownHosts, check_address, client_of, known_hosts, neighbourhood, url
 from fewshot_nam.service.open_files import raise_open_files
 from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded, TooManyPixels, Unusable
@@ -166,10 +168,33 @@ class _Refused(Exception):
         self.status = status
 
 
-class Impatient(H11Protocol):
-    """HTTP/1.1 as uvicorn speaks it, but connections are closed on which nothing moves.
+class _LargeChunks(h11.Connection):
+    """A connection that refuses bodies in chunks of few bytes: each byte would cost as much as a kilobyte does otherwise."""
 
-    These are those that do not send the head of a request, or do not take anything of an answer, in some seconds.
+    SMALLEST = 512  # bytes on average, of many that come together
+    _chunks = _most = 0
+
+    def receive_data(self, data: bytes) -> None:
+        """Take what came."""
+        self._chunks, self._most = 0, 16 + len(data) // self.SMALLEST
+        super().receive_data(data)
+
+    def next_event(self) -> Any:
+        """Return what is next in what came."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = 0
+        elif isinstance(event, h11.Data):
+            self._chunks += 1
+            if self._chunks > self._most:
+                raise h11.RemoteProtocolError(f"chunks of a body have {self.SMALLEST} bytes or more")
+        return event
+
+
+class Impatient(H11Protocol):
+    """HTTP/1.1 as uvicorn speaks it, but connections are closed on which nothing moves, or bodies come in tiny chunks.
+
+    Nothing moves where a client does not send the head of a request, or does not take anything of an answer, in some seconds.
     """
 
     MOST_OF_AN_ADDRESS = 500  # connections, of the 1,000 that the server takes
@@ -179,6 +204,17 @@ class Impatient(H11Protocol):
     _address = ""
     _timer: asyncio.TimerHandle | None = None
     _untaken: asyncio.TimerHandle | None = None
+
+    def __init__(self, config: Any, *arguments: Any, **options: Any) -> None:
+        super().__init__(config, *arguments, **options)
+        self.conn = _LargeChunks(h11.SERVER)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no request, where no answer has begun, and close the connection."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait."""
@@ -298,10 +334,12 @@ def build(
 
     async def images_of(request: Request) -> list[bytes]:
         """Return the images of a request: the files of its form, or its body."""
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        content_type = request.headers.get("content-type", "")
+        if not content_type.startswith("multipart/form-data"):
             body = await request.body()
             return [body] if body else []
         try:
+            boundary_of(content_type)
             async with request.form(max_files=limits.images, max_fields=16) as form:
                 return [await one.read() for _, one in form.multi_items() if isinstance(one, UploadFile)]
         except (MultiPartException, StarletteHTTPException) as error:

@@ -35,7 +35,16 @@ from fewshot_nam.service.given_images import GivenImage, asked_by, image_files, 
 from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, known_hosts, neighbourhood, own_names
 from fewshot_nam.service.http_server import Impatient
 from fewshot_nam.service.open_files import raise_open_files
-from fewshot_nam.service.page_requests import ASKED, CAMERAS, EXPORTS, IMAGES, MOST_CAMERAS, QUEUED, PageRequests
+from fewshot_nam.service.page_requests import (
+    ASKED,
+    CAMERAS,
+    CHANGES,
+    EXPORTS,
+    IMAGES,
+    MOST_CAMERAS,
+    QUEUED,
+    PageRequests,
+)
 from fewshot_nam.service.teaching import TeachingSession
 from fewshot_nam.service.uploads import LOOKED_FOR_SECONDS, UploadLimit, remove_old, temporary_directory
 from fewshot_nam.service.visitors import Frames, Sessions
@@ -435,11 +444,9 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             show_progress="hidden",
             api_visibility="private",
         )
-        quiet: dict[str, Any] = {"api_visibility": "private"}
-        many: dict[str, Any] = quiet | {
-            "concurrency_id": IMAGES,
-            "concurrency_limit": _WORKS,
-        }  # what many images may be given to
+        # Of each kind, an address may have half of what runs, so that others never wait for all of its work.
+        quiet: dict[str, Any] = {"api_visibility": "private", "concurrency_id": CHANGES, "concurrency_limit": _WORKS}
+        many = quiet | {"concurrency_id": IMAGES}  # what many images may be given to
         asked.change(
             on_asked,
             [asked],
@@ -465,13 +472,13 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         save.click(on_save, [find], shared, show_progress_on=status, **quiet)
         reload.click(on_reload, [find], shared, show_progress_on=status, **quiet)
         make.click(on_make, [find], shared, show_progress_on=status, **quiet)
-        own = {**quiet, "concurrency_id": EXPORTS, "concurrency_limit": 1}
+        own = quiet | {"concurrency_id": EXPORTS, "concurrency_limit": 1}
         export.click(on_export, [find], shared, show_progress_on=status, **own)
 
         def on_find(wanted: str, request: gr.Request) -> list[Any]:
             return view(session_of(request, "show"), None, wanted)
 
-        find.change(on_find, [find], shared, show_progress="hidden", **quiet)
+        find.change(on_find, [find], shared, show_progress="hidden", api_visibility="private")
     return page
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -42,6 +43,9 @@ EXPORTS = "exports"
 ASKED = "asked"
 """What it calls the function that answers to one image, which may be large."""
 
+CHANGES = "changes"
+"""What it calls the functions that change a memory, with one image or none."""
+
 CAMERAS = "cameras"
 """What it calls the function that answers to a camera, as long as that is open."""
 MOST_CAMERAS = 50
@@ -52,7 +56,14 @@ QUEUED = 200
 _MOST_OF_AN_ADDRESS = QUEUED // 2
 _MOST_CONNECTIONS = 500
 _MOST_WORK = 2  # of these that a visitor has at a time: one that runs, and one that waits
-_MOST_WORK_OF_ALL = {IMAGES: 16, ASKED: 16, EXPORTS: 4, CAMERAS: MOST_CAMERAS}  # an export takes some 15 seconds
+_MOST_CHANGES = 8  # clicks that follow each other quickly
+_MOST_WORK_OF_ALL = {
+    IMAGES: 16,
+    ASKED: 16,
+    CHANGES: 16,
+    EXPORTS: 4,
+    CAMERAS: MOST_CAMERAS,
+}  # an export takes some 15 seconds
 _LONGEST_TEXT = 10_000  # characters
 _VISITOR = re.compile(r"[A-Za-z0-9_-]{1,64}")  # Gradio names one by some ten letters, its client by 36
 _PREFIX = r"(?:/gradio_api)?"
@@ -61,6 +72,7 @@ _FRAME = re.compile(_PREFIX + r"/stream/([\w-]+)")
 _UPLOAD = re.compile(_PREFIX + r"/upload")
 _ANSWERS = re.compile(_PREFIX + r"/queue/data")
 _PROGRESS = re.compile(_PREFIX + r"/upload_progress")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:")  # of more than one letter: not a drive
 _GET = re.compile(
     r"/|/(?:config/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon(?:/\d+)?)|/(?:assets|static|svelte)/.*"
@@ -68,6 +80,25 @@ _GET = re.compile(
     + r"|heartbeat/[A-Za-z0-9_-]{1,64}|file=(?:/|[A-Za-z]:[\\/]).*)",
     re.DOTALL,
 )
+
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, as file systems have them
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is too large")
+    return number
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+def _is_long(path: str) -> bool:
+    """Return whether no file could have such a path: the system would raise for it."""
+    names = path.encode(errors="replace")
+    return len(names) > _LONGEST_PATH or max(map(len, names.split(b"/"))) > _LONGEST_NAME
 
 
 class _Refused(Exception):
@@ -127,7 +158,7 @@ class PageRequests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
         elif scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            if _GET.fullmatch(scope["path"]) is None:
+            if _GET.fullmatch(scope["path"]) is None or _is_long(scope["path"]):
                 await PlainTextResponse("the page has no such address", 404)(scope, receive, send)
             elif _PROGRESS.fullmatch(scope["path"]):
                 await self._upload(scope, receive, _finished(send))
@@ -218,8 +249,10 @@ class PageRequests:
         if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_PARTS:
             raise _Refused(413, "a request may not have so many parts")
         try:
-            asked = json.loads(body or b"{}")
-        except (ValueError, RecursionError):
+            asked = json.loads(body.decode() or "{}", parse_constant=_no_number, parse_float=_number)
+            if _SURROGATE.search(body):
+                json.dumps(asked, ensure_ascii=False).encode()
+        except (ValueError, RecursionError):  # also what Gradio could not send back: NaN, halves of letters
             raise _Refused(400, "the body is not JSON") from None
         parts: list[Any] = [asked]
         files: list[str] = []
@@ -290,7 +323,8 @@ class PageRequests:
         most = _MOST_WORK_OF_ALL.get(kind)
         if most is None:
             return
-        if sum(event.session_hash == visitor and event.concurrency_id == kind for event in every) >= _MOST_WORK:
+        own = sum(event.session_hash == visitor and event.concurrency_id == kind for event in every)
+        if own >= (_MOST_CHANGES if kind == CHANGES else _MOST_WORK):
             raise _Refused(503, "what you asked for before is being done: ask for more when it is")
         if waiting >= most or sum(event.concurrency_id == kind for event in of_address) >= most // 2:
             raise _Refused(503, "too much work of others waits: try again later")

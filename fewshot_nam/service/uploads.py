@@ -24,6 +24,7 @@ from starlette.responses import PlainTextResponse
 
 from fewshot_nam.io.atomic import machine_number, process_runs
 from fewshot_nam.service.downloads import FOLDER
+from fewshot_nam.service.forms import boundary_of
 from fewshot_nam.service.hosts import Application, Receive, Scope, Send, client_of, is_loopback
 
 MOST_BYTES = 4 * 2**30  # of all uploads that lie there together: some thousand photographs
@@ -166,6 +167,11 @@ class UploadLimit:
         if names[b"content-type"] > 1 or names[b"content-length"] > 1:  # of two, Gradio may read the other one
             await PlainTextResponse("an upload has one type and one length", 400)(scope, receive, send)
             return
+        try:
+            boundary = boundary_of(dict(scope["headers"]).get(b"content-type", b""))
+        except MultiPartException as error:
+            await PlainTextResponse(error.message, 400)(scope, receive, send)
+            return
         said = dict(scope["headers"]).get(b"content-length", b"")
         if not re.fullmatch(rb"[0-9]{1,18}", said):
             await PlainTextResponse("an upload says how long it is", 411)(scope, receive, send)
@@ -190,7 +196,6 @@ class UploadLimit:
                 f"no room for {length:,} more bytes: uploads from one address may take {half:,} in an hour", 507
             )(scope, receive, send)
             return
-        boundary = parse_options_header(dict(scope["headers"]).get(b"content-type", b""))[1].get(b"boundary")
         came, received, opened, began = 0, 0, 0, time.monotonic()
 
         def count(size: int) -> None:

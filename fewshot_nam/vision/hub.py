@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +23,7 @@ from fewshot_nam.vision.rebuilding import rebuild
 from fewshot_nam.vision.saving import read_head, save_head
 
 if TYPE_CHECKING:
+    from fewshot_nam.heads import Label
     from fewshot_nam.vision.model import NAMModel
 
 FILE = "memory.safetensors"
@@ -44,9 +45,14 @@ class HubMethods:
 
         Raises:
             LibraryNotInstalled: huggingface_hub is not installed.
-            OSError: the directory cannot be written.
+            OSError: the directory cannot be written, or another program has been changing its memory for five minutes.
+            ValueError: its memory was changed elsewhere since it was loaded or saved here, as for ``save``.
         """
-        return _carrier()(self).save_pretrained(directory, **options)
+        carrier, place = _carrier()(self), Path(directory)
+        place.mkdir(parents=True, exist_ok=True)
+        with self._saving(place / FILE):
+            address: str | None = carrier.save_pretrained(place, **options)
+        return address
 
     def push_to_hub(self: Any, repo_id: str, **options: Any) -> str:
         """Upload what was learned to a repository of the Hub and return the address of the commit.
@@ -119,12 +125,13 @@ def _carrier() -> Any:
 
     class Carrier(huggingface_hub.ModelHubMixin, library_name="fewshot-nam", tags=["few-shot-learning"]):
         def __init__(self, model: NAMModel) -> None:
-            self.model = model
+            self.model, self.classes = model, model.classes
 
         def _save_pretrained(self, save_directory: Path) -> None:
             # Without notes: what is published tells nothing of this machine, nor what else the user has shown the page.
             save_head(save_directory / FILE, self.model.head, self.model.backbone)
             about, head, _ = read_head(save_directory / FILE, self.model.head)
+            self.classes = head.classes  # of the card: the model may learn meanwhile
             config = {
                 key: about[key]
                 for key in ("made_by", "backbone", "model_options", "transform", "weights", "head", "settings")
@@ -161,7 +168,9 @@ def _carrier() -> Any:
 
         def generate_model_card(self, *args: Any, **kwargs: Any) -> huggingface_hub.ModelCard:
             data = self._hub_mixin_info.model_card_data
-            return huggingface_hub.ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_card(self.model)}")
+            return huggingface_hub.ModelCard(
+                f"---\n{data.to_yaml()}\n---\n\n{_card(self.model.backbone.name, self.classes)}"
+            )
 
     return Carrier
 
@@ -178,11 +187,11 @@ def _loaded(
     return made(rebuild(about, weights, device), head).load(path)
 
 
-def _card(model: NAMModel) -> str:
-    classes = "\n".join(f"- {_escaped(str(label))}" for label in model.classes)
+def _card(backbone: str, known: Sequence[Label]) -> str:
+    classes = "\n".join(f"- {_escaped(str(label))}" for label in known)
     return f"""# Classes learned by a Neural Attention Memory
 
-For the backbone `{model.backbone.name}`, whose weights are not part of this repository.
+For the backbone `{backbone}`, whose weights are not part of this repository.
 
 ```python
 from fewshot_nam import NAMModel
@@ -191,7 +200,7 @@ model = NAMModel.from_pretrained("<this repository>")
 model.predict("image.jpg")
 ```
 
-It knows {len(model.classes)} classes:
+It knows {len(known)} classes:
 
 {classes}
 """

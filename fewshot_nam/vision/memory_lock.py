@@ -76,7 +76,9 @@ def _try_lock(lock: Path) -> Callable[[], None] | None:
         return held.release
     import fcntl
 
-    file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    file = _opened(lock)
+    if file is None:
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Its last holder may have removed it since we opened it, and another process may hold a new one by now.
@@ -96,3 +98,20 @@ def _try_lock(lock: Path) -> Callable[[], None] | None:
         os.close(file)
 
     return release
+
+
+def _opened(lock: Path) -> int | None:
+    """Return the lock's file, open, made where there is none; ``None`` where another process makes or removes it meanwhile.
+
+    It is opened for reading alone, which is enough to lock it: it may be another user's who changes the same memory.
+    """
+    how = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.suppress(FileNotFoundError):
+        return os.open(lock, how)
+    try:
+        file = os.open(lock, how | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return None
+    with contextlib.suppress(OSError):  # some file systems know no rights
+        os.fchmod(file, 0o644)  # whatever the umask is
+    return file

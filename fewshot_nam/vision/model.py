@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -246,6 +247,12 @@ class NAMModel(HubMethods, nn.Module):
             ValueError: the head has settings that JSON cannot hold, or this file was changed elsewhere since it was loaded or saved
                 here: what was learned there would be lost.
         """
+        with self._saving(path):
+            save_head(path, self.head, self.backbone, notes_for(path, self._notes, self._loaded_from))
+
+    @contextlib.contextmanager
+    def _saving(self, path: str | os.PathLike[str]) -> Iterator[None]:
+        """Let the block write a file: no other program changes it meanwhile, nor has since it was loaded or saved here."""
         place = os.path.realpath(path)
         with exclusive(Path(path)):
             known = self._versions.get(place)
@@ -254,7 +261,7 @@ class NAMModel(HubMethods, nn.Module):
                     f"{path} was changed elsewhere since it was loaded or saved here: load it and learn again, or save to another "
                     "file"
                 )
-            save_head(path, self.head, self.backbone, notes_for(path, self._notes, self._loaded_from))
+            yield
             self._versions[place] = file_version(place)
 
     def load(self: ModelT, path: str | os.PathLike[str]) -> ModelT:

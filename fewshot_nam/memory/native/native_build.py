@@ -211,6 +211,7 @@ def _fingerprint(sources: Sequence[Path], flags: Sequence[str]) -> str:
     headers = sorted({header for place in (Path(__file__), *sources) for header in place.parent.glob("*.h")})
     parts = [path.read_bytes() for path in (*sources, *headers)]
     parts += [text.encode() for text in (*_FLAGS, *flags, platform.system(), platform.machine(), _instructions())]
+    parts.append(os.fsencode(os.environ.get("CXX", "")))  # of a compiler by another name, built anew
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 

@@ -574,8 +574,11 @@ def test_output_that_cannot_be_written_says_what_was_done_all_the_same(memory, i
 
     def refused(*words, given=""):
         command = [sys.executable, "-m", "fewshot_nam.cli.main", *words, "--memory", str(memory)]
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         with open("/dev/full", "w") as full:
-            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, input=given, text=True, check=False)
+            done = subprocess.run(
+                command, env=buffered, stdout=full, stderr=subprocess.PIPE, input=given, text=True, check=False
+            )
         assert done.returncode == 2
         return done.stderr
 

@@ -174,6 +174,28 @@ def test_a_process_that_was_killed_is_replaced(decoder):
     assert decoder.decoded(content, "file", MOST).size == (9, 7)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="Windows cannot stop a process")
+def test_a_stop_of_the_whole_group_and_a_kill_say_nothing_of_the_image(decoder, monkeypatch):
+    """A server that was stopped answered that good images are none, and so did one whose system had no memory left."""
+    content = FILES["RGB"]()
+    decoder.decoded(content, "file", MOST)
+    (process,) = decoder._idle[-1:]
+    os.kill(process.pid, signal.SIGTERM)
+    assert decoder.decoded(content, "file", MOST).size == (9, 7)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGSTOP)
+    threading.Timer(1.0, os.kill, (process.pid, signal.SIGKILL)).start()
+    assert decoder.decoded(content, "file", MOST).size == (9, 7)
+    assert process.poll() == -signal.SIGKILL
+
+    def killed(*_):
+        raise decoding_processes._Killed
+
+    monkeypatch.setattr(decoder, "_answer", killed)
+    with pytest.raises(UnreadableImage, match="file: was not decoded, because the process that does was killed"):
+        decoder.decoded(content, "file", MOST)
+
+
 def test_nothing_in_the_directory_it_is_started_in_is_imported(tmp_path):
     for name in ("base64", "json", "warnings", "contextlib", "PIL", "fewshot_nam"):
         (tmp_path / f"{name}.py").write_text("open('ran', 'w').close()")

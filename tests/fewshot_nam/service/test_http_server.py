@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import io
 import json
 import os
@@ -218,6 +219,34 @@ def test_a_query_that_is_not_utf_8_is_refused(server, memory, digit_files, query
     assert server.get(f"/classes?{query}").status_code == 400
     assert memory.read_bytes() == before
     assert server.post("/learn?label=Caf%C3%A9+noir", content=image, headers=HEADERS).json()["label"] == "Café noir"
+
+
+@pytest.mark.parametrize("charset", ["punycode", "PunyCode", '"punycode"', "idna", "unicode_escape"])
+def test_a_form_is_not_decoded_with_any_codec(server, charset):
+    """A field of 1 MB in Punycode, which takes time with the square of the length, kept everyone waiting for minutes."""
+    form = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n' + b"a-" + b"9" * 200 + b"\r\n--x--\r\n"
+    headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+    answer = server.post("/predict", content=form, headers=headers)
+    assert answer.status_code == 400
+    assert "UTF-8" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["/predict", "/forget"])
+def test_a_body_in_tiny_chunks_is_refused_and_its_connection_closed(memory, path):
+    """56 MB of them, of one address, kept everyone waiting for two minutes: each byte was an event of the loop."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with serving(build(MemoryService(memory), "secret")) as address, socket.create_connection(address) as connection:
+        connection.settimeout(30)
+        found = b""
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(head.encode() + b"1\r\na\r\n" * 10_000)
+            while more := connection.recv(1000):
+                found += more
+        assert found.startswith(b"HTTP/1.1 400")
+        asking = http.client.HTTPConnection(*address, timeout=30)
+        asking.request("POST", "/predict", iter([b"a" * 1000] * 50), encode_chunked=True)
+        assert b"image" in asking.getresponse().read()  # it is read, and is none
+        asking.close()
 
 
 def test_a_request_with_two_lengths_is_refused_and_its_connection_closed(memory):

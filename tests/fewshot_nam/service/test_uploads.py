@@ -176,6 +176,14 @@ def test_an_upload_has_one_type_and_one_length(tmp_path, name):
     assert answers[0]["status"] == 400
 
 
+def test_an_upload_names_its_files_in_utf_8(client):
+    """Gradio decodes names with the codec that the client names: Punycode takes time with the square of the length."""
+    form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n\r\n--x--\r\n'
+    for charset, status in (("punycode", 400), ("unicode_escape", 400), ("UTF-8", 200)):
+        headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+        assert client.post("/gradio_api/upload", content=form, headers=headers).status_code == status
+
+
 def test_an_upload_that_only_drips_ends(tmp_path, monkeypatch):
     """Of a form of many files, which were all open to its end, a byte every 20 seconds came, for hours."""
     monkeypatch.setattr(uploads, "_COMING_SECONDS", 0.5)

@@ -87,6 +87,21 @@ def test_a_model_of_ones_own_is_given_attached_or_not(attached, tiny, transform,
         NAMModel.from_pretrained(tmp_path, tiny(shift=0.1), attach_options=options)
 
 
+def test_a_directory_that_was_changed_elsewhere_is_not_replaced(learned, inks, tmp_path):
+    """Of two programs that saved into one directory, the second undid the first's change; `save` refused its own file."""
+    learned.save_pretrained(tmp_path)
+    first, second = (type(learned).from_pretrained(tmp_path) for _ in range(2))
+    first.learn(inks[6], "from the first").save_pretrained(tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    with pytest.raises(ValueError, match="was changed elsewhere"):
+        second.learn(inks[7], "from the second").save_pretrained(tmp_path)
+    assert (tmp_path / "config.json").read_text() == config
+    assert "from the first" in type(learned).from_pretrained(tmp_path).classes
+    first.learn(inks[7], "more").save(tmp_path / "memory.safetensors")
+    first.save_pretrained(tmp_path)
+    assert "more" in json.loads((tmp_path / "config.json").read_text())["classes"]
+
+
 def test_pushing_uploads_the_same_files(learned, monkeypatch):
     sent = {}
 

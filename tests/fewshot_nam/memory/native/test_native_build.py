@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -100,7 +101,7 @@ def test_several_sources_make_one_library_and_changes_make_another(source, unbui
     other.write_text(SEVEN, encoding="utf-8")
     both = library(source, other)
     assert (both.add(1, 1), both.seven()) == (2, 7)
-    for change in ("source", "header", "flags", "processor"):
+    for change in ("source", "header", "flags", "processor", "compiler"):
         before = set(unbuilt.iterdir())
         forget(monkeypatch)
         if change == "source":
@@ -109,7 +110,9 @@ def test_several_sources_make_one_library_and_changes_make_another(source, unbui
             (tmp_path / "sums.h").write_text("// new\n", encoding="utf-8")
         if change == "processor":
             monkeypatch.setattr(native_build, "_instructions", lambda: "flags: none")
-        flags = ("-DNEW",) if change in ("flags", "processor") else ()
+        if change == "compiler":
+            monkeypatch.setenv("CXX", shlex.join([*native_build._compiler(), "-DANOTHER"]))
+        flags = ("-DNEW",) if change in ("flags", "processor", "compiler") else ()
         assert library(source, other, flags=flags).add(1, 1) == 3
         assert len(set(unbuilt.iterdir()) - before) == 1, change
 

@@ -1,0 +1,19 @@
+"""Forms of files, as the page and the server take them."""
+
+from __future__ import annotations
+
+from python_multipart.multipart import parse_options_header
+from starlette.formparsers import MultiPartException
+
+
+def boundary_of(content_type: bytes | str) -> bytes | None:
+    """Return what separates the parts of a form, ``None`` where nothing does.
+
+    Raises:
+        MultiPartException: names and values are not in UTF-8. Starlette and Gradio would decode them with whatever codec is named:
+            Punycode takes time with the square of the length, in which nobody else is answered.
+    """
+    options = parse_options_header(content_type)[1]
+    if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8", b"us-ascii"):
+        raise MultiPartException("the names in a form are in UTF-8")
+    return options.get(b"boundary")

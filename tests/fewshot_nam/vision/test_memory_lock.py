@@ -1,0 +1,32 @@
+"""The lock of a memory's file, which users of one group share."""
+
+import os
+import stat
+
+import pytest
+
+from fewshot_nam.vision import memory_lock
+from fewshot_nam.vision.memory_lock import exclusive
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="filelock has its own file on Windows")
+
+
+def test_the_lock_of_another_user_is_waited_for_and_outlives_nobody(tmp_path, monkeypatch):
+    """It was opened for writing: another user was refused at once, and for good where its holder had been killed."""
+    memory = tmp_path / "m.safetensors"
+    before = os.umask(0o077)
+    try:
+        with exclusive(memory):
+            (lock,) = tmp_path.iterdir()
+            assert stat.S_IMODE(lock.stat().st_mode) == 0o644
+            with pytest.raises(OSError, match="locked for 0"), exclusive(memory, seconds=0.2):
+                pass
+    finally:
+        os.umask(before)
+    assert not lock.exists()
+    lock.touch()  # of a process that was killed
+    opened, real = [], os.open
+    monkeypatch.setattr(memory_lock.os, "open", lambda path, how, *more: opened.append(how) or real(path, how, *more))
+    with exclusive(memory):
+        assert [how & (os.O_RDWR | os.O_WRONLY | os.O_CREAT) for how in opened] == [0]
+    assert not lock.exists()
