@@ -50,7 +50,10 @@ def settings_of(task: str, model: str, rate: float, steps: int) -> TrainingSetti
     """
     settings = preset(f"{task}/{model.removesuffix(POSITIONS)}")
     # Also without, where the preset has them.
-    placed = {"positions": model.endswith(POSITIONS)} if model.startswith("nam-") else {}
+    has_option = model.startswith("nam-")
+    if model.endswith(POSITIONS) and not has_option:
+        raise ValueError(f"{model.removesuffix(POSITIONS)} has no option for positions: name it without{POSITIONS}")
+    placed = {"positions": model.endswith(POSITIONS)} if has_option else {}
     options = dict(settings.task_options)
     if tasks.create(task, **options).given:
         options["held_out"] = SIZE

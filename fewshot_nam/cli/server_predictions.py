@@ -37,12 +37,13 @@ def predict_by_server(options: argparse.Namespace) -> tuple[dict[str, Any], list
     if wrong:
         raise ValueError(f"{', '.join(wrong)} cannot be set with --server: the server has its own")
     client = Client(options.server)
-    if options.unknown and _threshold(client) is None:
+    if options.unknown and _threshold(client, _when_free(client.classes)) is None:
         raise ValueError(f"{options.server} has no threshold to refuse below: calibrate it first")
     if options.images == ["-"]:
         for line in given_paths():
             if name := line.removesuffix("\n").removesuffix("\r"):
                 (answer,) = _answers(client, [name], options.unknown, keep_errors=True)
+                answer.pop("threshold", None)
                 with naming_standard_output():
                     print(json.dumps(answer) if options.json else line_of(answer), flush=True)
         return None
@@ -54,13 +55,18 @@ def predict_by_server(options: argparse.Namespace) -> tuple[dict[str, Any], list
     if left_out and not options.quiet:
         print(f"note: left out, because they cannot be read: {', '.join(map(one_line, left_out))}", file=sys.stderr)
     answers = [one for one in found if "error" not in one]
-    return {"server": options.server, "threshold": _threshold(client), "predictions": answers}, [
-        line_of(one) for one in answers
-    ]
+    threshold = answers[-1]["threshold"]
+    if all(one["threshold"] == threshold for one in answers):
+        for one in answers:
+            del one["threshold"]
+    elif not options.quiet:
+        print("note: the threshold was changed meanwhile: each prediction has its own", file=sys.stderr)
+    return {"server": options.server, "threshold": threshold, "predictions": answers}, [line_of(one) for one in answers]
 
 
-def _threshold(client: Client) -> float | None:
-    found = _when_free(client.classes).get("threshold", "missing")
+def _threshold(client: Client, answer: dict[str, Any]) -> float | None:
+    """Return the threshold in an answer of a server."""
+    found = answer.get("threshold", "missing")
     wrong = isinstance(found, bool) or not isinstance(found, (float, int, type(None)))
     if wrong or not (found is None or -LARGEST_SCORE <= found <= LARGEST_SCORE):
         raise ValueError(f"{client.url}: does not say its threshold as a fewshot-nam serve does")
@@ -101,7 +107,7 @@ def _batch_answers(
     if not batch:
         return
     try:
-        found = _when_free(lambda: client.predict([content for _, content in batch], top=1))["predictions"]
+        answer = _when_free(lambda: client.predict([content for _, content in batch], top=1))
     except ServerRefusal as refused:
         # Too many images are 400, too many bytes or pixels 413, and one that is no image 422.
         if len(batch) > 1 and (refused.status in (400, 413) or (refused.status == 422 and keep_errors)):
@@ -118,7 +124,8 @@ def _batch_answers(
             raise ValueError(text) from refused
         yield _error(batch[0][0], text)
         return
-    for (image, _), one in zip(batch, found, strict=True):
+    threshold = _threshold(client, answer)
+    for (image, _), one in zip(batch, answer["predictions"], strict=True):
         if refuse and one["accepted"] is None:  # another memory than before, perhaps
             text = f"{client.url} has no threshold to refuse below: calibrate it first"
             if not keep_errors:
@@ -126,7 +133,8 @@ def _batch_answers(
             yield _error(image, text)
             continue
         label = None if refuse and one["accepted"] is False else one["best"]
-        yield {"picture": image, "label": label, **{key: one[key] for key in ("best", "score", "accepted")}}
+        shown = {key: one[key] for key in ("best", "score", "accepted")}
+        yield {"picture": image, "label": label, **shown, "threshold": threshold}
 
 
 def _error(image: str, error: object) -> dict[str, Any]:

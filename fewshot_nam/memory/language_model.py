@@ -216,7 +216,7 @@ def generate(
         raise ValueError(
             f"{where}: needs a prompt of at least one token and at least 0 steps, got {prompt.shape[1]} and {steps}"
         )
-    if temperature < 0 or (top_k is not None and top_k < 1):
+    if not temperature >= 0 or (top_k is not None and top_k < 1):
         raise ValueError(f"{where}: temperature must be at least 0 and top_k at least 1, got {temperature} and {top_k}")
     scores, state = model.extend(prompt, model.init_state(prompt.shape[0]))
     scores, tokens = scores[:, -1], []
@@ -232,11 +232,15 @@ def generate(
     return torch.stack(tokens, dim=1) if tokens else prompt[:, :0]
 
 
+_LEAST_TEMPERATURE = 1e-30  # in float32 smaller ones are 0
+
+
 def _choose(scores: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
     """Return a token ``(B,)`` for scores ``(B, V)``."""
     if not temperature:
         return scores.argmax(dim=-1)
-    scores = scores.float() / temperature
+    # The largest becomes 0, so that a small temperature makes the others -inf and none of them infinite.
+    scores = (scores - scores.amax(dim=-1, keepdim=True)).float() / max(temperature, _LEAST_TEMPERATURE)
     if top_k is not None and top_k < scores.shape[-1]:
         least = scores.topk(top_k, dim=-1).values[:, -1:]
         scores = scores.masked_fill(scores < least, -torch.inf)

@@ -316,9 +316,9 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
 
             return change(session, wanted, act)
 
-        def on_undo(wanted: str, request: gr.Request) -> list[Any]:
-            session = session_of(request)
-            return change(session, wanted, lambda: html.note(f"Undone: {session.undo()}.", "good"))
+        def on_undo(shown: tuple[int, bool, bool], wanted: str, request: gr.Request) -> list[Any]:
+            session, (version, *_) = session_of(request), shown or (None,)
+            return change(session, wanted, lambda: html.note(f"Undone: {session.undo(version)}.", "good"))
 
         def on_unknown(
             given: list[str] | None,
@@ -462,7 +462,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         )
         learn_path.click(on_learn_path, [path, find], shared, show_progress_on=status, **many)
         classes.click(on_forget, [find], shared, show_progress_on=status, **quiet)
-        undo.click(on_undo, [find], shared, show_progress_on=status, **quiet)
+        undo.click(on_undo, [seen, find], shared, show_progress_on=status, **quiet)
         for given in (unknown_files, unknown_folder):
             given.upload(on_unknown, [given, rate, find], [*shared, given], show_progress_on=promise, **many)
         rate.release(on_calibrate, [rate, find], shared, show_progress_on=promise, **quiet)

@@ -85,6 +85,11 @@ _GET = re.compile(
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, as file systems have them
 
 
+def _is_used(name: bytes, value: bytes) -> bool:
+    """Return whether the page needs a header: to read cookies may take seconds, and Gradio fails at several ranges."""
+    return name.lower() != b"cookie" and not (name.lower() == b"range" and b"," in value)
+
+
 def _number(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text} is too large")
@@ -142,6 +147,8 @@ class PageRequests:
                 message = {**message, "headers": [*message.get("headers", []), *self._headers]}
             await send(message)
 
+        if scope["type"] == "http":
+            scope["headers"] = [(name, value) for name, value in scope["headers"] if _is_used(name, value)]
         address = client_of(scope)
         if self._connections[address] >= _MOST_CONNECTIONS:
             await _said("too many connections of one address", 503)(scope, receive, framed)

@@ -232,13 +232,18 @@ class TeachingSession:
             self._thumbnails.pop(name, None)
             self._changed(before)
 
-    def undo(self) -> str:
+    def undo(self, version: int | None = None) -> str:
         """Take back the last change; return what it was.
 
+        Args:
+            version: of the session, when it was shown what would be taken back; ``None`` for whatever it is now.
+
         Raises:
-            ValueError: there is nothing to take back.
+            ValueError: there is nothing to take back, or the session was changed since that version.
         """
         with self._lock:
+            if version is not None and version != self.version:
+                raise ValueError("nothing is undone: the memory was changed elsewhere meanwhile; look, and undo again")
             if not self._undo:
                 raise ValueError("there is nothing to undo")
             before = self._undo.pop()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,7 +112,7 @@ def export_onnx(model: NAMModel, path: str | os.PathLike[str]) -> None:
     model = model.snapshot()  # its memory, names and threshold are of one state, whatever other threads learn meanwhile
     onnx, memory = _library("onnx"), memory_of(model)
     _library("onnxscript")  # torch's converter needs it
-    weights = [*model.backbone.network.parameters(), *model.backbone.network.buffers()]
+    weights = [*_without_heads(model.backbone.network)]
     other = {weight.dtype for weight in weights if weight.is_floating_point()} - {torch.float32}
     if other:
         raise ValueError(f"export: the backbone's weights are {other.pop()}: call model.float() first")
@@ -240,6 +240,15 @@ class _WholeRun(nn.Module):
         finally:
             hook.remove()
         return self.tapped.pooled(taken[0])
+
+
+def _without_heads(network: nn.Module) -> Iterator[Tensor]:
+    """Yield weights and buffers of a network, but not of a head that stands in it: what that learned is the graph's input."""
+    if not isinstance(network, Head):
+        yield from network.parameters(recurse=False)
+        yield from network.buffers(recurse=False)
+        for child in network.children():
+            yield from _without_heads(child)
 
 
 def _metadata(model: NAMModel) -> dict[str, str]:

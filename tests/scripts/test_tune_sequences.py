@@ -94,6 +94,7 @@ def test_each_rate_is_measured_once_on_what_is_held_out(run, data, monkeypatch):
         (["chess"], "no preset 'chess/nam-attention'"),
         (["copy", "--models", "brain"], "no preset 'copy/brain'"),
         (["copy", "--steps", "0"], "steps must be from 1"),
+        (["copy", "--models", "lsam with positions"], "lsam has no option for positions"),
         (["copy", "--rates", "-1"], "learning_rate must be above 0"),
         (["lra_text"], "there is no folder train/neg"),
     ],

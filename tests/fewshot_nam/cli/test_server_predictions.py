@@ -203,12 +203,35 @@ def test_a_server_of_another_kind_is_an_error_of_one_line(images, capsys, found)
 
 @pytest.mark.parametrize("threshold", ["high", {}, True, float("nan"), 10**400])
 def test_a_threshold_that_is_no_number_is_an_error_of_one_line(images, capsys, threshold):
-    with server(answers, threshold) as (url, _):
+
+    def said(contents):
+        status, found = answers(contents)
+        return status, {**found, "threshold": threshold}
+
+    with server(said, threshold) as (url, _):
         for options in ([], ["--unknown"]):
             assert main(["predict", images[0], "--server", url, *options]) == 2
             out, err = capsys.readouterr()
             assert not out
             assert err == f"error: {url}: does not say its threshold as a fewshot-nam serve does\n"
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_the_threshold_is_the_one_that_the_answers_were_made_with(images, tmp_path, monkeypatch, capsys, changes):
+    """It was asked for at the end: a third of the answers contradicted it where a rate had been set meanwhile."""
+    monkeypatch.setattr(server_predictions, "_BATCH", 1)
+    asked = iter([0.1, 0.2 if changes else 0.1])
+
+    def said(contents):
+        return 200, {"predictions": [{**ONE, "best": "a", "accepted": True}], "threshold": next(asked)}
+
+    with server(said, threshold=0.9) as (url, _):
+        assert main(["predict", *images[:2], "--server", url, "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["threshold"] == (0.2 if changes else 0.1)
+    assert [one.get("threshold") for one in found["predictions"]] == ([0.1, 0.2] if changes else [None, None])
+    assert ("the threshold was changed meanwhile" in err) == changes
 
 
 @pytest.mark.parametrize("found", [{"error": "x" * 1_000_000}, {"error": {"a": "x" * 5000}}, {"error": "a\n\x1b[31mb"}])

@@ -1,5 +1,7 @@
 """The language model: causal, the same in parts and by steps, and generation that is its own most probable continuation."""
 
+import math
+
 import pytest
 import torch
 
@@ -60,6 +62,8 @@ def test_sampling_follows_the_scores_the_seed_and_top_k():
     error = (probabilities * (1 - probabilities) / 4000).sqrt()
     assert ((shares - probabilities).abs() < 5 * error).all()
     best = set(net(x[:1])[0, -1].topk(3).indices.tolist())
+    for small in (1e-30, 1e-60):  # a sum of infinite scores is no number
+        assert torch.equal(draw(temperature=small), draw(temperature=0.0))
     assert set(draw(temperature=5.0, top_k=3).tolist()) == best
     assert set(draw(temperature=5.0, top_k=1).tolist()) == {net(x[:1])[0, -1].argmax().item()}
 
@@ -90,6 +94,11 @@ def test_weights_are_tied_or_not_and_layers_start_differently():
         (lambda net: net.generate(tokens(0, 2, 0), 3), ValueError, "a prompt of at least one token"),
         (lambda net: net.generate(tokens(0, 2, 1), 3, top_k=0), ValueError, "top_k at least 1, got 0.0 and 0"),
         (lambda net: net.generate(tokens(0, 2, 1), 3, temperature=-1), ValueError, "temperature must be at least 0"),
+        (
+            lambda net: net.generate(tokens(0, 2, 1), 3, temperature=math.nan),
+            ValueError,
+            "temperature must be at least 0",
+        ),
         (lambda net: NAMLanguageModel(0, 12, 3, 2), ValueError, "vocabulary must be at least 1, got 0"),
         (lambda net: NAMLanguageModel(5, 12, 3, 0), ValueError, "num_layers must be at least 1, got 0"),
     ],

@@ -273,6 +273,25 @@ def test_addresses_of_the_page_are_passed_on(behind, path):
     assert len(behind.bodies) == 1
 
 
+def test_headers_that_the_page_does_not_need_are_not_read():
+    """Ten cookies of 60 kB kept everyone waiting for half a minute, and Gradio failed at several ranges of a download."""
+    passed = []
+
+    async def app(scope, receive, send):
+        passed.extend(scope["headers"])
+
+    given = [
+        (b"cookie", b"a"),
+        (b"range", b"bytes=0-1,3-4"),
+        (b"Cookie", b"b"),
+        (b"range", b"bytes=0-1"),
+        (b"accept", b"*/*"),
+    ]
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": given}
+    asyncio.run(PageRequests(app, BLOCKS)(scope, None, None))
+    assert passed == [(b"range", b"bytes=0-1"), (b"accept", b"*/*")]
+
+
 PART = SimpleNamespace(get_block_name=lambda: "textbox")
 KINDS = (page_requests.IMAGES, page_requests.ASKED, page_requests.CHANGES, page_requests.EXPORTS, page_requests.CAMERAS)
 

@@ -59,6 +59,16 @@ def test_it_learns_and_answers_as_the_model_does(taught, digits):
     assert [score for _, score in answer.ranking] == sorted(scores.values(), reverse=True)
 
 
+def test_a_change_that_another_tab_made_since_is_not_undone(taught, digits):
+    """The button named one change, and took back another one."""
+    before = taught.version
+    taught.learn(digits[4][:1], "cup")
+    with pytest.raises(ValueError, match="changed elsewhere meanwhile"):
+        taught.undo(before)
+    assert "cup" in taught.model.classes
+    assert taught.undo(taught.version) == "learn 'cup'"
+
+
 def test_what_another_program_wrote_is_not_written_over_after_a_reload_was_undone(taught, digits):
     """The undone reload counted as known: save replaced a change that a server had acknowledged."""
     taught.save()

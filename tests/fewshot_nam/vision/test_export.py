@@ -69,6 +69,7 @@ CASES = {
         lambda: WriteRuleHead("sequential", base=BaseStatistics.from_mean(BASE.mean)),
         {"in_place": True},
     ),
+    "nam, in place": (lambda: NAMHead(), {"in_place": True}),
     "cosine at a layer's output": (
         lambda: CosineHead(7.0, log_partition_penalty=0.5, power_norm=True, base=BASE),
         {"layer": "norm", "classifier": None},
