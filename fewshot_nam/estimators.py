@@ -258,6 +258,8 @@ class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         name = type(self).__name__
         if not 0 < self.probability_temperature < math.inf:
             raise ValueError(f"{name}: probability_temperature must be above 0, got {self.probability_temperature}")
+        if self.threshold is not None and math.isnan(self.threshold):
+            raise ValueError(f"{name}: threshold is no number, and would refuse every row")
         if self.threshold is not None and self.unknown is None:
             raise ValueError(f"{name}: threshold={self.threshold} needs unknown=, the label to answer below it")
 

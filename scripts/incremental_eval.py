@@ -27,6 +27,8 @@ from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.heads import open_scores
 from fewshot_nam.heads.registry import specs
 
+_NOT_PUBLISHED = ("base", "base_queries", "ways", "shots", "sessions", "orders", "queries")
+
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all options."""
@@ -41,10 +43,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--weights", metavar="FILE", help="a weights file, or 'random'")
     made.add_argument("--model-option", nargs="+", metavar="KEY=VALUE", help="options of the model")
     made.add_argument("--transform-option", nargs="+", metavar="KEY=VALUE", help="options of the transform")
-    made.add_argument("--ways", type=int, default=5, metavar="N", help="classes a session (default: %(default)s)")
-    made.add_argument("--shots", type=int, default=5, metavar="K", help="images a class (default: %(default)s)")
+    made.add_argument("--ways", type=int, metavar="N", help="classes a session (default: 5)")
+    made.add_argument("--shots", type=int, metavar="K", help="images a class (default: 5)")
     made.add_argument("--sessions", type=int, metavar="S", help="sessions after the first (default: as many as fit)")
-    made.add_argument("--orders", type=int, default=5, metavar="O", help="orders of the classes (default: %(default)s)")
+    made.add_argument("--orders", type=int, metavar="O", help="orders of the classes (default: 5)")
     made.add_argument("--queries", type=int, metavar="Q", help="query images of a novel class (default: all others)")
     made.add_argument(
         "--heads",
@@ -92,16 +94,20 @@ def evaluated(options: argparse.Namespace) -> IncrementalReport:
         banks = banks_by_role(
             sets, options.backbone, weights=options.weights, progress=not options.quiet, **model
         ).banks
+        asked = {name: getattr(options, name) for name in ("ways", "shots", "orders")}
+        numbers: dict[str, Any] = {name: 5 if value is None else value for name, value in asked.items()}
         return evaluate_incremental(
             banks["base"],
             banks["novel"],
             base_queries=banks.get("base_queries"),
-            ways=options.ways,
-            shots=options.shots,
+            **numbers,
             sessions=options.sessions,
-            orders=options.orders,
             queries=options.queries,
             **common,
+        )
+    if given := [f"--{name.replace('_', '-')}" for name in _NOT_PUBLISHED if getattr(options, name) is not None]:
+        raise ValueError(
+            f"{', '.join(given)}: the sessions of {options.dataset} are published as they are; leave it out"
         )
     pretrained = True if options.weights is None else False if options.weights == "random" else options.weights
     backbone = backbones.create(options.backbone, pretrained=pretrained, **model)

@@ -180,6 +180,9 @@ def _check_report(given: str) -> Path:
     if (path / "index.html").is_dir():
         raise ValueError(f"--report: {path / 'index.html'} is a directory where the page should go")
 
+    if (path / "index.html").exists() and b"fewshot-nam" not in (path / "index.html").read_bytes():
+        raise ValueError(f"--report: {path / 'index.html'} is no report, and is not replaced: name another directory")
+
     from episodes.reporting.plots import require_matplotlib
 
     require_matplotlib()

@@ -48,6 +48,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any] | None:
 
         torch.set_num_threads(options.threads)
     if options.evaluate:
+        unused = ["env", "model", "out", "resume", "seed", "steps", "set", "device"]
+        training_command.refuse_unused(options, "--evaluate", unused)
         agent, settings = reinforcement.load_agent(options.evaluate)
         episodes = settings.test_episodes if options.episodes is None else options.episodes
         found = reinforcement.evaluate_agent(agent, settings.environment, episodes, **settings.environment_options)

@@ -52,10 +52,13 @@ def _run(options: argparse.Namespace) -> dict[str, Any] | None:
         torch.set_num_threads(options.threads)
     from fewshot_nam.sequences.training import evaluate, load_trained, preset, train
 
+    trains = ["preset", "out", "resume", "steps", "set", "device"]
     if options.evaluate:
+        training_command.refuse_unused(options, "--evaluate", [*trains, "seed", "generate"])
         model, task = load_trained(options.evaluate)
         return {"accuracy": evaluate(model, task, options.lengths, options.size)}
     if options.generate:
+        training_command.refuse_unused(options, "--generate", trains)
         print(_generate(options))
         return None
     if not options.preset or not options.out:

@@ -35,6 +35,13 @@ def changes(options: argparse.Namespace) -> dict[str, Any]:
     return parse_changes(options.set) | given
 
 
+def refuse_unused(options: argparse.Namespace, flag: str, unused: Sequence[str]) -> None:
+    """Raise ``ValueError`` where options are given that train, and ``flag`` trains nothing."""
+    given = [f"--{name}" for name in unused if getattr(options, name) not in (None, False, [], "auto")]
+    if given:
+        raise ValueError(f"{flag} does not use {', '.join(given)}: leave it out")
+
+
 def _check_json(options: argparse.Namespace) -> None:
     """Raise ``ValueError``, before the work starts, where ``--json`` would replace a file of the run, a memory or an image."""
     from fewshot_nam.cli.outputs import check_output, refuse_input, writable

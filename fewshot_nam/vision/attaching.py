@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fewshot_nam.heads import Head, Label
@@ -117,6 +118,7 @@ def attach(
                 "attach: names in text= need a CLIP model of open_clip; for another model give embeddings: text={name: embedding}"
             )
         text = text_embeddings(clip, text, tokenizer=tokenizer, prompts=prompts)
+    text = {name: torch.as_tensor(row) for name, row in text.items()}  # NumPy's, and lists, too
     width = made.backbone.feature_dim
     wrong = next((name for name, row in text.items() if tuple(row.shape) != (width,)), None)
     if wrong is not None:

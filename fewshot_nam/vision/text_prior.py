@@ -136,8 +136,8 @@ def write_text(head: Head, embeddings: Mapping[str, Tensor], text_shots: int = 1
     Raises:
         ValueError: no embeddings, NaN, infinite or zero ones, those of another width, or fewer than 1 text shot.
     """
-    if text_shots < 1:
-        raise ValueError(f"text_shots must be at least 1, got {text_shots}")
+    if isinstance(text_shots, bool) or not isinstance(text_shots, int) or text_shots < 1:
+        raise ValueError(f"text_shots must be a whole number of at least 1, got {text_shots}")
     if not embeddings:
         raise ValueError("text: there are no class names")
     names = as_labels(list(embeddings), len(embeddings))

@@ -79,3 +79,11 @@ def test_numbers_that_cannot_be_used_are_refused_in_one_line(files, capsys, wron
     message = capsys.readouterr().err
     assert says in message
     assert message.count("\n") == 1
+
+
+def test_what_a_published_benchmark_does_not_use_is_refused(capsys):
+    """Figures of ten published sessions were printed as those of one session with one image."""
+    assert MAIN(["--shots", "1", "--orders", "3", "--base", "folder:none", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "--base, --shots, --orders: the sessions of omniglot-fscil are published as they are" in said
+    assert said.count("\n") == 1

@@ -444,9 +444,14 @@ def test_every_head_has_its_own_style_and_the_pair_to_show_is_nam_and_cosine(col
     [
         (lambda path: path.write_text("mine"), "page", "is a file: name a directory"),
         (lambda path: (path / "index.html").mkdir(parents=True), "page", "is a directory where the page should go"),
+        (
+            lambda path: (path.mkdir(), (path / "index.html").write_text("<h1>mine</h1>")),
+            "page",
+            "is no report, and is not replaced",
+        ),
         (lambda path: None, "missing/page", "does not exist"),
     ],
-    ids=["a file", "a directory called index.html", "no parent"],
+    ids=["a file", "a directory called index.html", "another page", "no parent"],
 )
 def test_a_directory_that_cannot_be_written_is_refused_before_the_work(prepare, given_as, message, tmp_path, capsys):
     prepare(tmp_path / "page")

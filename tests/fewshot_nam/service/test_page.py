@@ -87,7 +87,7 @@ def test_the_page_itself_is_answered_by_its_names(page):
     for host in (f"127.0.0.1:{port}", f"localhost:{port}", "teach.example"):
         assert asked(port, "GET", "/", Host=host)[0] == 200
     own = {"Origin": f"http://127.0.0.1:{port}", "Content-Type": "application/json"}
-    status, _ = called(port, "on_undo", [""], "by-name", **own)
+    status, _ = called(port, "on_undo", [None, ""], "by-name", **own)
     assert status == 200
     # To its end, or the change comes in the middle of another test.
     assert b'"success":true' in asked(port, "GET", "/gradio_api/queue/data?session_hash=by-name")[1].replace(b" ", b"")
@@ -510,7 +510,7 @@ def test_what_a_visitor_is_refused_fills_no_log(digits, capfd, monkeypatch):
     blocks = serve(TeachingSession.open(backbone="conv4"), port=port, wait=False, separate=True)
     try:
         monkeypatch.setattr("fewshot_nam.service.visitors.Sessions.of", full)
-        called(port, "on_undo", [""], **{"Content-Type": "application/json"})
+        called(port, "on_undo", [None, ""], **{"Content-Type": "application/json"})
         _, events = asked(port, "GET", "/gradio_api/queue/data?session_hash=abc")
         assert b"too many visitors of a test" in events
     finally:

@@ -1,5 +1,7 @@
 """Text embeddings of CLIP as a prior. The towers have random weights: what is tested is what is written, not how good it is."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -104,6 +106,9 @@ def test_a_tower_of_timm_takes_embeddings_after_its_projection():
         attach(tower, text=embeddings)
     with pytest.raises(ValueError, match="names in text= need a CLIP model of open_clip"):
         attach(tower, text=["cat"])
+    rows = {name: row.tolist() if name == "cat" else row.numpy() for name, row in embeddings.items()}
+    with pytest.raises(ValueError, match=r"has shape \(16,\)"):  # as those of torch
+        attach(tower, text=rows)
 
 
 def test_what_does_not_go_together_is_refused(clip, names_of):
@@ -111,8 +116,9 @@ def test_what_does_not_go_together_is_refused(clip, names_of):
         attach(clip, layer="visual")
     with pytest.raises(ValueError, match="needs class names, and prompts"):
         text_embeddings(clip, ["cat"], prompts=["a photo"])
-    with pytest.raises(ValueError, match="text_shots must be at least 1"):
-        write_text(create("cosine"), names_of, 0)
+    for wrong in (0, 1.5, math.nan, True):
+        with pytest.raises(ValueError, match="text_shots must be a whole number of at least 1"):
+            write_text(create("cosine"), names_of, wrong)
     with pytest.raises(ValueError, match="no class names"):
         write_text(create("cosine"), {})
     assert not is_clip(nn.Linear(2, 2))
