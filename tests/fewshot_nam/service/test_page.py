@@ -20,7 +20,7 @@ from fewshot_nam.service.teaching import TeachingSession
 
 pytest.importorskip("gradio")
 
-from fewshot_nam.service import given_images, http_server, page_requests
+from fewshot_nam.service import given_images, http_server, page_blocks, page_requests
 from fewshot_nam.service import page as page_module
 from fewshot_nam.service.page import serve
 
@@ -206,7 +206,7 @@ def test_what_the_camera_sends_is_read_as_it_is_and_leaves_no_file(page, digits,
     before = sorted(Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*"))
     content = digit_files[0][1].read_bytes()
     assert b"zero" in answered(port, as_url(content), "frames")
-    assert page_module.as_given(page_module.ImageData(**as_url(content))) == content
+    assert page_blocks.as_given(page_blocks.ImageData(**as_url(content))) == content
     assert sorted(Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*")) == before
     for wrong in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EndComments\n(x) run\n", b"no image"):
         assert b"the image: not an image" in answered(port, as_url(wrong), f"wrong-{len(wrong)}")
@@ -401,7 +401,7 @@ def test_the_progress_of_an_upload_that_is_not_known_is_its_end(page):
 @pytest.mark.parametrize("local", [True, False])
 def test_folders_of_this_machine_are_told_to_those_who_sit_at_it(local, tmp_path):
     session = TeachingSession.open(tmp_path / "memory.safetensors", backbone="conv4")
-    shown = page_module._about_file(session, local)
+    shown = page_blocks._about_file(session, local)
     assert "memory.safetensors" in shown
     assert (str(tmp_path) in shown) == local
 
@@ -607,4 +607,4 @@ def test_the_page_says_that_no_other_site_may_show_it_within_its_own(page):
 
 def test_importing_the_page_writes_no_file_beside_it():
     """Gradio writes types beside a module that has a component of its own."""
-    assert not Path(page_module.__file__).with_suffix(".pyi").exists()
+    assert not any(Path(one.__file__).with_suffix(".pyi").exists() for one in (page_module, page_blocks))
