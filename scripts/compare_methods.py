@@ -24,6 +24,7 @@ import torch
 
 import episodes.training.registry  # noqa: F401  registers the trained heads
 from episodes import EpisodeSampler, FeatureBank, evaluate, open_bank
+from episodes.reporting.formatting import differing_options
 from fewshot_nam.cli.errors import exit_status
 from fewshot_nam.cli.numbers import whole_number
 from fewshot_nam.cli.outputs import add_output
@@ -226,7 +227,10 @@ def markdown(found: Mapping[str, Any]) -> str:
             "| score | accuracy | auroc | open_fpr@95tpr | oscr | cost, µs | needs |",
             "|---|---|---|---|---|---|---|",
         ]
-        for name, row in {INNER: by_group["inductive"][INNER], **by_group["scores"]}.items():
+        inner = {
+            name: row for name, row in by_group["inductive"].items() if name == INNER
+        }  # with --only not yet, perhaps
+        for name, row in {**inner, **by_group["scores"]}.items():
             cells = (cell(row, "open", m) for m in MEASURES)
             shown = split_name(name)[1] or "none: the largest cosine"
             lines.append(f"| {shown} | {' | '.join(cells)} | {row['cost_us']:.0f} | {row['needs']} |")
@@ -235,7 +239,7 @@ def markdown(found: Mapping[str, Any]) -> str:
             "| head | accuracy | accuracy, no unknowns | accuracy, unequal classes | auroc | open_fpr@95tpr | cost, µs | needs |",
             "|---|---|---|---|---|---|---|---|",
         ]
-        others = {name: by_group["inductive"][name] for name in (INNER, "nam")}
+        others = {name: by_group["inductive"][name] for name in (INNER, "nam") if name in by_group["inductive"]}
         for name, row in {**by_group["transductive"], **others}.items():
             shown = f"`{name}` (transductive)" if transductive(name) else f"`{name}`"
             values = [cell(row, p, "accuracy") for p in ("open", "closed", "closed, unequal")]
@@ -276,14 +280,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="measure these alone, by their names in --json, and keep its other rows",
     )
     options = parser.parse_args(arguments)
+    methods = [*INDUCTIVE, *(f"{INNER}+{score}" for score in SCORES), *TRANSDUCTIVE]
+    if unknown := [name for name in options.only or [] if name not in methods]:
+        parser.error(f"--only: no method {unknown[0]!r}; there are {', '.join(methods)}")
     bench = Bench(options.banks, options.ways, options.queries, options.seed)
     name = Path(options.banks).name
-    differing = [
-        f"--{word} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-        for word in ("ways", "queries", "episodes", "tune", "seed")
-        if (value := getattr(options, word)) != parser.get_default(word)
-    ]
-    command = " ".join(["python scripts/compare_methods.py --banks", f"DIR/{name}", *differing])
+    differing = differing_options(parser, options, "ways", "queries", "episodes", "tune", "seed")
+    command = f"python scripts/compare_methods.py --banks DIR/{name}{differing}"
     words = {word: getattr(options, word) for word in ("ways", "queries", "episodes", "tune", "seed")}
     config = {**words, "banks": name, "command": command}
     results: dict[str, dict[str, Any]] = {}

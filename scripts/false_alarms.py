@@ -17,7 +17,7 @@ import backbones
 from backbones.examples import mobilenetv2
 from episodes.evaluation.calibration_study import CONFIDENCE, FRAMES, CalibrationStudy
 from episodes.features.sources import banks_by_role, sets_by_role
-from episodes.reporting.formatting import markdown_table, percent
+from episodes.reporting.formatting import differing_options, markdown_table, percent
 from fewshot_nam.cli.errors import exit_status
 from fewshot_nam.cli.numbers import whole_number
 from fewshot_nam.cli.outputs import add_output
@@ -29,7 +29,7 @@ STUDIES = ("digits", "omniglot", "tiny-imagenet")
 HEADS = ("nam", "cosine")
 LEGEND = """# What calibrated heads accept and reject, beside what was promised
 
-Made by `python scripts/false_alarms.py DATA --json results/false_alarms.json > results/false_alarms.md`:
+Made by `python scripts/false_alarms.py DATA{more} --json results/false_alarms.json > results/false_alarms.md`:
 {episodes} simulated deployments a cell, seed 0.
 
 A deployment draws 5 classes, written from 1 or 5 shots; classes of unknowns to calibrate on; and other classes of
@@ -184,6 +184,7 @@ def main() -> None:
     first = drawn[0][1]
     print(
         LEGEND.format(
+            more=differing_options(parser, options, "episodes", "studies"),
             episodes=options.episodes,
             base=first.base_unknowns,
             sizes=sizes,

@@ -22,7 +22,7 @@ from episodes import FeatureBank, evaluate
 from episodes.evaluation.growth import GrowthStudy
 from episodes.features.holdout import hold_out
 from episodes.features.sources import banks_by_role, sets_by_role
-from episodes.reporting.formatting import markdown_table, percent
+from episodes.reporting.formatting import differing_options, markdown_table, percent
 from fewshot_nam.cli.errors import exit_status
 from fewshot_nam.cli.numbers import whole_number
 from fewshot_nam.cli.outputs import add_output
@@ -98,11 +98,14 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="holds omniglot-py, tiny-imagenet and weights")
     parser.add_argument("--conv5", type=Path, help="conv5's weights, by scripts/pretrain_photos.py")
     parser.add_argument("--episodes", type=whole_number(1, 10_000_000), default=300)
-    parser.add_argument("--deployments", type=int, default=50)
+    parser.add_argument("--deployments", type=whole_number(2, 1_000_000), default=50)
     add_output(parser, "--json", "also write all numbers there")
     options = parser.parse_args()
     print("# What the joint write adds where there are many classes\n")
-    print("Made by `python scripts/joint_write_alone.py DATA --conv5 FILE --json results/joint_write_alone.json >")
+    more = differing_options(parser, options, "episodes", "deployments")
+    print(
+        f"Made by `python scripts/joint_write_alone.py DATA --conv5 FILE{more} --json results/joint_write_alone.json >"
+    )
     print(f"results/joint_write_alone.md`: {options.episodes} episodes, {options.deployments} deployments, seed 0.\n")
     print("Generalized, 5-way, `ausuc` in percent; the difference is paired.\n")
     head_row = ["", "shots", *HEADS, "difference, over episodes", "over classes"]

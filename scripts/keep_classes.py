@@ -29,9 +29,10 @@ from episodes.evaluation.kept_classes import (
     point,
 )
 from episodes.features.sources import banks_by_role, sets_by_role
-from episodes.reporting.formatting import markdown_table, percent
+from episodes.reporting.formatting import differing_options, markdown_table, percent
 from episodes.reporting.plots import kept_classes_figure, save
 from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.cli.numbers import whole_number
 from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.heads import Head, KeptClassifierHead
 from fewshot_nam.io.atomic import replacing
@@ -45,8 +46,9 @@ MEASURES = {
 }
 LEGEND = """# New classes beside a classifier that is kept
 
-Made by `python scripts/keep_classes.py DATA --json results/keep_classes.json --plot results/keep_classes.png >
-results/keep_classes.md`: {deployments} deployments, half as many in the two tables after the curves, seed 0. Percent, 95% intervals
+Made by `python scripts/keep_classes.py DATA{more} --json results/keep_classes.json --plot results/keep_classes.png >
+results/keep_classes.md`: {deployments} deployments, half as many in the two tables after the curves, seed \
+{seed}. Percent, 95% intervals
 over deployments, which differ in base images, new classes and shots; the classifier and the base queries stay the same.
 
 MobileNetV2 at 160x160 pixels on images of 64x64. Its classifier keeps {kept} of the 1,000 classes of ImageNet, and others of them
@@ -185,9 +187,11 @@ def choices(made: KeptClassesStudy) -> tuple[dict[str, Any], list[str]]:
     return {"validation": found}, [text, *table("validation", found)]
 
 
-def legend(made: KeptClassesStudy) -> str:
+def legend(made: KeptClassesStudy, seed: int, more: str) -> str:
     """Return what stands above the tables."""
     return LEGEND.format(
+        more=more,
+        seed=seed,
         deployments=made.deployments,
         kept=len(made.kept),
         images=made.base_images,
@@ -200,15 +204,15 @@ def main() -> None:
     """Run the study, print the tables and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="holds tiny-imagenet and weights")
-    parser.add_argument("--deployments", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--deployments", type=whole_number(2, 1_000_000), default=10)
+    parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0)
     add_output(parser, "--json", "also write all numbers there")
     add_output(parser, "--plot", "write the figure of the curves there, as PNG", replaces="an image")
     options = parser.parse_args()
     counts = {"deployments": options.deployments, "seed": options.seed}
     fewer = counts | {"deployments": max(1, options.deployments // 2)}
     made, bias = study(options.data, "novel", queries=True, **counts)
-    print(legend(made))
+    print(legend(made, options.seed, differing_options(parser, options, "deployments", "seed")))
     results: dict[str, Any] = {"config": {**counts, "base_images": made.base_images}}
     parts: list[Callable[[], tuple[dict[str, Any], list[str]]]] = [
         lambda: curves(made, bias),

@@ -18,9 +18,10 @@ from backbones.examples import mobilenetv2
 from episodes import FeatureBank
 from episodes.evaluation.growth import GROWTH_MEASURES, GrowthStudy
 from episodes.features.sources import banks_by_role, sets_by_role
-from episodes.reporting.formatting import markdown_table, percent
+from episodes.reporting.formatting import differing_options, markdown_table, percent
 from episodes.reporting.plots import growth_figure, save
 from fewshot_nam.cli.errors import exit_status
+from fewshot_nam.cli.numbers import whole_number
 from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.heads import BaseStatistics, create
 from fewshot_nam.io.atomic import replacing
@@ -28,8 +29,8 @@ from fewshot_nam.io.atomic import replacing
 HEADS = ("nam", "cosine", "cosine-root-centred", "plda")
 LEGEND = """# One threshold while classes come and go
 
-Made by `python scripts/threshold_growth.py DATA --json results/threshold_growth.json --plot results/threshold_growth.png >
-results/threshold_growth.md`: {deployments} deployments, seed 0. Percent, 95% intervals over deployments.
+Made by `python scripts/threshold_growth.py DATA{more} --json results/threshold_growth.json --plot results/threshold_growth.png >
+results/threshold_growth.md`: {deployments} deployments, seed {seed}. Percent, 95% intervals over deployments.
 
 A deployment learns classes in random order, {shots} images each, and sets its thresholds when it knows the first 5. The *raw*
 threshold accepts 95% of the known queries at that time, and stays as it is. The *calibrated* one is `Head.calibrate`'s, for at most
@@ -72,8 +73,8 @@ def main() -> None:
     """Run the studies, print the tables and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="holds omniglot-py, tiny-imagenet and weights")
-    parser.add_argument("--deployments", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--deployments", type=whole_number(2, 1_000_000), default=50)
+    parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0)
     parser.add_argument("--heads", nargs="+", default=HEADS)
     add_output(parser, "--json", "also write all numbers there")
     add_output(parser, "--plot", "write a figure of the first study there, as PNG", replaces="an image")
@@ -84,6 +85,8 @@ def main() -> None:
             meanings = "\n".join(f"- `{measure}`: {meaning}." for measure, meaning in GROWTH_MEASURES.items())
             print(
                 LEGEND.format(
+                    more=differing_options(parser, options, "deployments", "seed", "heads"),
+                    seed=options.seed,
                     deployments=study.deployments,
                     shots=study.shots,
                     queries=study.queries,

@@ -27,12 +27,13 @@ from episodes.features.sources import banks_by_role, sets_by_role
 from episodes.metrics.intervals import ci95_over_classes, class_groups, interval
 from episodes.metrics.registry import MEASURES
 from episodes.metrics.scores import Frozen, Scores
-from episodes.reporting.formatting import cell, heading, in_unit, markdown_table, verdict
+from episodes.reporting.formatting import cell, differing_options, heading, in_unit, markdown_table, verdict
 from episodes.sampling.sampler import Episodes
 from fewshot_nam.cli.errors import exit_status
 from fewshot_nam.cli.numbers import whole_number
 from fewshot_nam.cli.outputs import add_output
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.naming import naming
 
 HEADS = ("nam", "cosine", "cosine-root-centred", "plda")
 OPEN = ("accuracy", "auroc", "open_fpr@95tpr", "wrong_answers@95tpr", "class_fpr@95tpr:unknown")
@@ -49,7 +50,7 @@ Made by
     python scripts/training_through_memory.py DATA {named}{options} \\
       --json results/training_through_memory.json > results/training_through_memory.md
 
-Tiny ImageNet, 5-way, {episodes} episodes, seed 0, 5 unknown classes, 15 queries a class{common}. Heads know base
+Tiny ImageNet, {ways}-way, {episodes} episodes, seed 0, {ways} unknown classes, 15 queries a class{common}. Heads know base
 classes by the 50 images each of `base_unseen`, which no backbone was trained on. Percent. What the tables show, and how the
 backbones were made, is said in `README.md`, beside this file.
 
@@ -162,7 +163,12 @@ def tables(title: str, found: Mapping[str, Any], measures: Sequence[str]) -> lis
 def card(path: Path) -> dict[str, Any]:
     """Return the facts about its training that a weights file holds, without the names of its classes."""
     with safe_open(path, framework="pt") as file:
-        found: dict[str, Any] = json.loads(file.metadata()["card"])
+        written = (file.metadata() or {}).get("card")
+    if written is None:
+        raise ValueError(f"{path} has no card of how it was trained: give weights of scripts/pretrain_photos.py")
+    with naming(path, "has a card of other weights than those of scripts/pretrain_photos.py"):
+        found: dict[str, Any] = json.loads(written)
+        described("", found)
     return {key: value for key, value in found.items() if key != "base_classes"}
 
 
@@ -234,7 +240,10 @@ def main(arguments: list[str] | None = None) -> None:
         LEGEND.format(
             named=" ".join(f"{name}={path.as_posix()}" for name, path in named.items()),
             episodes=options.episodes,
-            options="" if common else " --generalized-episodes 0",
+            options=differing_options(
+                parser, options, "ways", "shots", "heads", "episodes", "generalized_episodes", "width"
+            ),
+            ways=options.ways,
             common=f"; with base classes {options.generalized_episodes} episodes" if common else "",
             backbones="\n".join(described(name, facts) for name, facts in cards.items()),
             compared=compared,

@@ -6,7 +6,9 @@ as it is, with "(number)" in the heading. ``Measure.unit`` says which of the two
 
 from __future__ import annotations
 
+import argparse
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -159,3 +161,20 @@ def bank_line(bank: dict[str, Any]) -> str:
     """Return one line on a bank from its description in ``Report.config``."""
     name = f"{bank['dataset']}: " if "dataset" in bank else ""
     return f"{name}{bank['pictures']:,} images of {bank['classes']} classes"
+
+
+def differing_options(parser: argparse.ArgumentParser, options: argparse.Namespace, *names: str) -> str:
+    """Return the options among ``names`` that differ from their defaults, as a command line has them, each after a space.
+
+    >>> parser = argparse.ArgumentParser()
+    >>> _ = parser.add_argument("--seed", type=int, default=0), parser.add_argument("--shots", nargs="+", type=int, default=(1, 5))
+    >>> differing_options(parser, parser.parse_args(["--shots", "3", "4"]), "seed", "shots")
+    ' --shots 3 4'
+    """
+    found = ""
+    for name in names:
+        value, default = getattr(options, name), parser.get_default(name)
+        if value != default and not (isinstance(value, list) and value == [*default]):
+            words = value if isinstance(value, list) else [value]
+            found += f" --{name.replace('_', '-')} {shlex.join(map(str, words))}"
+    return found

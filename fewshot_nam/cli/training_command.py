@@ -37,9 +37,13 @@ def changes(options: argparse.Namespace) -> dict[str, Any]:
 
 def refuse_unused(options: argparse.Namespace, flag: str, unused: Sequence[str]) -> None:
     """Raise ``ValueError`` where options are given that train, and ``flag`` trains nothing."""
-    given = [f"--{name}" for name in unused if getattr(options, name) not in (None, False, [], "auto")]
+    given = [f"--{name}" for name in unused if _is_given(getattr(options, name))]
     if given:
         raise ValueError(f"{flag} does not use {', '.join(given)}: leave it out")
+
+
+def _is_given(value: object) -> bool:
+    return not (value is None or value is False or value in ([], "auto"))  # 0 is
 
 
 def _check_json(options: argparse.Namespace) -> None:

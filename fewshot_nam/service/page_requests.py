@@ -73,6 +73,7 @@ _UPLOAD = re.compile(_PREFIX + r"/upload")
 _ANSWERS = re.compile(_PREFIX + r"/queue/data")
 _PROGRESS = re.compile(_PREFIX + r"/upload_progress")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_HOST = re.compile(rb"(?:[A-Za-z0-9_.-]{1,255}|\[[0-9A-Fa-f:.]{2,60}\])(?::([0-9]{1,5}))?")
 _URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:")  # of more than one letter: not a drive
 _GET = re.compile(
     r"/|/(?:config/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon(?:/\d+)?)|/(?:assets|static|svelte)/.*"
@@ -86,8 +87,16 @@ _LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, as file systems have them
 
 
 def _is_used(name: bytes, value: bytes) -> bool:
-    """Return whether the page needs a header: to read cookies may take seconds, and Gradio fails at several ranges."""
-    return name.lower() != b"cookie" and not (name.lower() == b"range" and b"," in value)
+    """Return whether the page needs a header: to read cookies may take seconds, and at several ranges or no host Gradio fails."""
+    name = name.lower()
+    if name == b"x-forwarded-host":
+        return all(_is_host(one.strip()) for one in value.split(b","))
+    return name != b"cookie" and not (name == b"range" and b"," in value)
+
+
+def _is_host(value: bytes) -> bool:
+    found = _HOST.fullmatch(value)
+    return found is not None and int(found[1] or 0) < 2**16
 
 
 def _number(text: str) -> float:
@@ -130,6 +139,8 @@ class PageRequests:
     ) -> None:
         self.app, self.blocks = app, blocks
         self.uploads = None if uploads is None else Path(uploads).resolve()
+        given = (os.path.abspath(uploads), str(self.uploads)) if uploads is not None else ()
+        self._deepest = 2 + max((len(Path(path).parts) for path in given), default=0)  # a directory for each file
         sites = "'self'" if framed_by is None else f"'self' {framed_by}"
         self._headers = [(b"content-security-policy", f"frame-ancestors {sites}".encode())]
         if framed_by is None:  # of browsers that do not know the other; it cannot name a site
@@ -148,6 +159,10 @@ class PageRequests:
             await send(message)
 
         if scope["type"] == "http":
+            hosts = [value for name, value in scope["headers"] if name.lower() == b"host" and value]
+            if not all(map(_is_host, hosts)):
+                await _said("the request names no host", 400)(scope, receive, framed)
+                return
             scope["headers"] = [(name, value) for name, value in scope["headers"] if _is_used(name, value)]
         address = client_of(scope)
         if self._connections[address] >= _MOST_CONNECTIONS:
@@ -167,6 +182,8 @@ class PageRequests:
         elif scope["method"] in ("GET", "HEAD", "OPTIONS"):
             if _GET.fullmatch(scope["path"]) is None or _is_long(scope["path"]):
                 await PlainTextResponse("the page has no such address", 404)(scope, receive, send)
+            elif scope["path"] in ("/", "/config", "/config/"):  # what stands behind them is for the page's script
+                await self.app({**scope, "query_string": b""}, receive, send)
             elif _PROGRESS.fullmatch(scope["path"]):
                 await self._upload(scope, receive, _finished(send))
             else:
@@ -310,6 +327,9 @@ class PageRequests:
         if self.uploads is None:
             return
         for file in set(files):
+            # To resolve a path takes time with the square of its length, and asks the system for each part.
+            if _is_long(file) or len(re.findall(r"[\\/]", file)) > self._deepest:
+                raise _Refused(400, "the image was not uploaded")
             try:
                 found = Path(file).resolve()
                 uploaded = found.is_relative_to(self.uploads) and found.is_file()

@@ -103,15 +103,20 @@ def _try_lock(lock: Path) -> Callable[[], None] | None:
 def _opened(lock: Path) -> int | None:
     """Return the lock's file, open, made where there is none; ``None`` where another process makes or removes it meanwhile.
 
-    It is opened for reading alone, which is enough to lock it: it may be another user's who changes the same memory.
+    That of another user who changes the same memory is opened for reading alone, which is enough to lock it on a local disk. NFS
+    takes a lock for one of bytes, which is given for writing.
     """
-    how = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with contextlib.suppress(FileNotFoundError):
-        return os.open(lock, how)
+    how = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        file = os.open(lock, how | os.O_CREAT | os.O_EXCL, 0o644)
+        return os.open(lock, how)
+    except FileNotFoundError:
+        pass
+    except PermissionError:
+        return os.open(lock, how & ~os.O_RDWR | os.O_RDONLY)
+    try:
+        file = os.open(lock, how | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return None
     with contextlib.suppress(OSError):  # some file systems know no rights
-        os.fchmod(file, 0o644)  # whatever the umask is
+        os.fchmod(file, os.fstat(file).st_mode & 0o777 | 0o444)  # whatever the umask is
     return file

@@ -50,6 +50,11 @@ def test_one_run_makes_the_tables(tmp_path, monkeypatch):
     assert list(both["2"]) == list(found)
     assert both["2"]["nam"] == found["nam"]
     assert both["2"]["tim"]["open"] == found["tim"]["open"]
+    alone = ["--json", str(tmp_path / "alone.json"), "--markdown", str(text), "--shots", "1", "--only", "tim"]
+    MODULE["main"]([*again, *alone])  # without the heads that stand beside others
+    assert "| `tim` (transductive) |" in text.read_text()
+    with pytest.raises(SystemExit):
+        MODULE["main"]([*again, *alone, "nosuch"])
     # Rows of other settings are not lost, and a run that ends early keeps those that were there.
     before = out.read_bytes()
     for other in (["--seed", "1"], ["--episodes", "6"]):

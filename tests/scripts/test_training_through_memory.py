@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from backbones.bundled import save_weights
 from backbones.conv5 import Conv5
@@ -99,6 +100,9 @@ def test_a_run_writes_every_head_on_every_backbone(script, tmp_path, capsys, mon
     ]
     script.main([str(tmp_path / "photos"), *weights, *given, "--json", str(out)])
     text, found = capsys.readouterr().out, json.loads(out.read_text(encoding="utf-8"))
+    assert "Tiny ImageNet, 2-way, 6 episodes, seed 0, 2 unknown classes" in text
+    options = "--ways 2 --shots 1 --heads cosine plda --episodes 6 --generalized-episodes 4 --width 2"
+    assert f"nam.safetensors {options} \\\n" in text
     assert "- `nam`: 1 epochs in episodes through `nam`, from the weights 0123456789ab on; " in text
     assert list(found["settings"]) == [f"{part}, 1-shot" for part in script.PARTS]
     for part in found["settings"].values():
@@ -128,3 +132,10 @@ def test_backbones_that_cannot_be_compared_are_refused(script, capsys, weights, 
     with pytest.raises(SystemExit):
         script.main(["data", *weights])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("metadata", [None, {"card": "{}"}, {"card": "[1]"}, {"card": "{"}])
+def test_weights_without_a_card_are_refused_before_the_work(script, tmp_path, metadata):
+    save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors", metadata)
+    with pytest.raises(ValueError, match=r"w.safetensors has (no card|a card of other weights)"):
+        script.card(tmp_path / "w.safetensors")

@@ -163,6 +163,17 @@ def test_images_are_taken_from_what_was_uploaded(behind, tmp_path):
     assert [status(str(tmp_path / one)) for one in others] == [400] * len(others)
 
 
+def test_a_long_path_is_refused_before_it_is_resolved(behind, tmp_path, monkeypatch):
+    """One of 3 MB kept everyone waiting for minutes: to resolve it takes time with the square of its length."""
+    app = PageRequests(behind, page_of({0: SimpleNamespace(inputs=[], concurrency_id="other")}), uploads=tmp_path)
+    monkeypatch.setattr(page_requests, "LONGEST_BODY", 10**6)
+    monkeypatch.setattr(page_requests, "MOST_BODIES", 10**7)
+    monkeypatch.setattr(page_requests.Path, "resolve", lambda _: pytest.fail("it was resolved"))
+    for path in (f"{tmp_path}/{'a' * 5000}", f"{tmp_path}{20 * '/a/..'}/a.png", 20 * "\\a"):
+        body = {"data": [], "fn_index": 0, "session_hash": "one", "more": [{"path": path}]}
+        assert asyncio.run(posted(app, [json.dumps(body).encode()])) == 400
+
+
 def test_what_is_clicked_has_a_short_name(behind, monkeypatch):
     """One click on "forget" with a name of 400 kB kept everyone waiting for a minute and a half."""
     monkeypatch.setattr(page_requests, "LONGEST_BODY", 10**6)
@@ -280,16 +291,32 @@ def test_headers_that_the_page_does_not_need_are_not_read():
     async def app(scope, receive, send):
         passed.extend(scope["headers"])
 
-    given = [
-        (b"cookie", b"a"),
-        (b"range", b"bytes=0-1,3-4"),
-        (b"Cookie", b"b"),
-        (b"range", b"bytes=0-1"),
-        (b"accept", b"*/*"),
-    ]
+    wanted = [(b"range", b"bytes=0-1"), (b"accept", b"*/*"), (b"x-forwarded-host", b"a.example:80, [::1]:8")]
+    given = [(b"cookie", b"a"), (b"range", b"bytes=0-1,3-4"), (b"Cookie", b"b"), *wanted]
+    given += [(b"x-forwarded-host", wrong) for wrong in (b"a:b:c", b"a:99999", b"a/b", b"", b"a, ")]
     scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": given}
     asyncio.run(PageRequests(app, BLOCKS)(scope, None, None))
-    assert passed == [(b"range", b"bytes=0-1"), (b"accept", b"*/*")]
+    assert passed == wanted
+
+
+def test_queries_of_the_page_are_for_its_script_and_no_host_is_refused(behind):
+    """Gradio raised for ``?page=``, and for what names no host."""
+    passed = []
+
+    async def app(scope, receive, send):
+        passed.append(scope["query_string"])
+        await behind(scope, receive, send)
+
+    assert asyncio.run(got(PageRequests(app, BLOCKS), "/", query=b"page=no&deep_link=no")) == 200
+    assert passed == [b""]
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": [(b"host", b"a:b:c")]}
+    asyncio.run(PageRequests(app, BLOCKS)(scope, None, send))
+    assert sent[0]["status"] == 400
 
 
 PART = SimpleNamespace(get_block_name=lambda: "textbox")

@@ -18,7 +18,7 @@ def test_the_lock_of_another_user_is_waited_for_and_outlives_nobody(tmp_path, mo
     try:
         with exclusive(memory):
             (lock,) = tmp_path.iterdir()
-            assert stat.S_IMODE(lock.stat().st_mode) == 0o644
+            assert stat.S_IMODE(lock.stat().st_mode) == 0o644  # readable for all
             with pytest.raises(OSError, match="locked for 0"), exclusive(memory, seconds=0.2):
                 pass
     finally:
@@ -26,7 +26,21 @@ def test_the_lock_of_another_user_is_waited_for_and_outlives_nobody(tmp_path, mo
     assert not lock.exists()
     lock.touch()  # of a process that was killed
     opened, real = [], os.open
-    monkeypatch.setattr(memory_lock.os, "open", lambda path, how, *more: opened.append(how) or real(path, how, *more))
+    kinds = os.O_RDWR | os.O_WRONLY | os.O_CREAT
+    others = [True]
+
+    def as_another_user(path, how, *more):
+        opened.append(how & kinds)
+        if others[0] and how & kinds:
+            raise PermissionError
+        return real(path, how, *more)
+
+    monkeypatch.setattr(memory_lock.os, "open", as_another_user)
     with exclusive(memory):
-        assert [how & (os.O_RDWR | os.O_WRONLY | os.O_CREAT) for how in opened] == [0]
+        assert opened == [os.O_RDWR, 0]
     assert not lock.exists()
+    # One's own is opened for writing: NFS locks nothing else.
+    others[0] = False
+    opened.clear()
+    with exclusive(memory):
+        assert opened == [os.O_RDWR, os.O_RDWR | os.O_CREAT]
