@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -256,16 +257,18 @@ class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _check_settings(self) -> None:
         name = type(self).__name__
-        if not 0 < self.probability_temperature < math.inf:
+        if not (isinstance(self.probability_temperature, Real) and 0 < self.probability_temperature < math.inf):
             raise ValueError(f"{name}: probability_temperature must be above 0, got {self.probability_temperature}")
-        if self.threshold is not None and math.isnan(self.threshold):
-            raise ValueError(f"{name}: threshold is no number, and would refuse every row")
+        if self.threshold is not None and (not isinstance(self.threshold, Real) or math.isnan(self.threshold)):
+            raise ValueError(f"{name}: threshold must be a number, or None, got {self.threshold}")
         if self.threshold is not None and self.unknown is None:
             raise ValueError(f"{name}: threshold={self.threshold} needs unknown=, the label to answer below it")
 
     def _scores(self, X: Any) -> tuple[Floats, npt.NDArray[np.intp]]:
         """Return scores ``(n, k)`` of the classes that have rows, and their positions ``(k,)`` in ``classes_``, ascending."""
         check_is_fitted(self, "head_")
+        self._check_settings()  # set_params may have changed them since
+        self._check_unknown(self.classes_)
         X = _validated(self, X, reset=False)
         column = {label: i for i, label in enumerate(self.head_.classes)}
         pairs = [(i, column[_plain(label)]) for i, label in enumerate(self.classes_) if _plain(label) in column]

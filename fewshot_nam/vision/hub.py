@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fewshot_nam.vision.model import NAMModel
 
 FILE = "memory.safetensors"
+_HUB_OPTIONS = {"revision": None, "cache_dir": None, "force_download": False, "local_files_only": False, "token": None}
 HubT = TypeVar("HubT", bound="HubMethods")
 
 
@@ -105,7 +106,10 @@ class HubMethods:
         from huggingface_hub.errors import HFValidationError
 
         try:
-            made: HubT = carrier.from_pretrained(where, **given, **options).model
+            # Without ModelHubMixin's own, which takes arguments from config.json: nothing in that is needed.
+            made: HubT = carrier._from_pretrained(
+                model_id=os.fspath(where), **{**_HUB_OPTIONS, **options}, **given
+            ).model
         except (OSError, HFValidationError) as error:  # the latter: no name of a repository either
             if Path(where).is_dir():
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -80,6 +81,8 @@ def _try_lock(lock: Path) -> Callable[[], None] | None:
     if file is None:
         return None
     try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(f"{lock} is no regular file: remove it")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Its last holder may have removed it since we opened it, and another process may hold a new one by now.
         ours, there = os.fstat(file), os.stat(lock)
@@ -106,7 +109,7 @@ def _opened(lock: Path) -> int | None:
     That of another user who changes the same memory is opened for reading alone, which is enough to lock it on a local disk. NFS
     takes a lock for one of bytes, which is given for writing.
     """
-    how = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    how = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # which ends the wait of a pipe, planted there
     try:
         return os.open(lock, how)
     except FileNotFoundError:

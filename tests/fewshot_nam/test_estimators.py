@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import math
 
 import joblib
 import numpy as np
@@ -290,7 +291,9 @@ def test_calibrate_is_that_of_the_head_and_predict_then_refuses(classifier):
     options = {"target_fpr": 0.3, "confidence": 0.6}
     names = np.char.add("u", names)
     with pytest.raises(ValueError, match=r"whole numbers or strings, got 0\.5"):
-        classifier().fit(rows, labels).calibrate(unknowns, target_fpr=0.3, groups=np.arange(len(unknowns)) / 2)
+        classifier(unknown="neither").fit(rows, labels).calibrate(
+            unknowns, target_fpr=0.3, groups=np.arange(len(unknowns)) / 2
+        )
     for more in ({}, {"unknown_labels": names}, {"groups": np.arange(len(unknowns)) // 2}):
         of_head = {key: each.tolist() for key, each in more.items()}
         expected = direct.calibrate(torch.tensor(unknowns), torch.tensor(known), **options, **of_head)
@@ -509,3 +512,24 @@ def test_old_names_of_parameters_still_work():
     with pytest.warns(DeprecationWarning, match="CosineClassifier: mean= is deprecated .* use base="):
         centred = CosineClassifier(mean=[0.1] * 7)
     assert centred.base.mean.tolist() == [0.1] * 7
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"unknown": "c0", "threshold": 2.0}, "is one of the classes"),
+        ({"unknown": 7, "threshold": 2.0}, "must be of the kind of the labels"),
+        ({"probability_temperature": -1}, "must be above 0"),
+        ({"probability_temperature": "1"}, "must be above 0"),
+        ({"unknown": "none", "threshold": math.nan}, "must be a number"),
+        ({"unknown": "none", "threshold": "0.5"}, "must be a number"),
+    ],
+)
+def test_what_fit_refuses_is_refused_where_it_is_set_later(classifier, changed, message):
+    """Refused rows were answered with a class, and the order of probabilities was turned round."""
+    rows, labels = blobs(classes=3)
+    fitted = classifier().fit(rows, labels).set_params(**changed)
+    for call in (fitted.predict, fitted.predict_proba):
+        with pytest.raises(ValueError, match=message):
+            call(rows)

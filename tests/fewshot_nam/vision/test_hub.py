@@ -87,6 +87,14 @@ def test_a_model_of_ones_own_is_given_attached_or_not(attached, tiny, transform,
         NAMModel.from_pretrained(tmp_path, tiny(shift=0.1), attach_options=options)
 
 
+@pytest.mark.parametrize("content", ["[1]", "null", '{"model": 1}', "[" * 5000, "{"])
+def test_what_stands_in_the_configuration_changes_nothing(learned, tmp_path, content):
+    """ModelHubMixin took arguments from it, and raised what it pleased."""
+    learned.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    assert type(learned).from_pretrained(tmp_path).classes == learned.classes
+
+
 def test_a_directory_that_was_changed_elsewhere_is_not_replaced(learned, inks, tmp_path):
     """Of two programs that saved into one directory, the second undid the first's change; `save` refused its own file."""
     learned.save_pretrained(tmp_path)

@@ -44,3 +44,10 @@ def test_the_lock_of_another_user_is_waited_for_and_outlives_nobody(tmp_path, mo
     opened.clear()
     with exclusive(memory):
         assert opened == [os.O_RDWR, os.O_RDWR | os.O_CREAT]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes among files")
+def test_a_pipe_in_the_place_of_the_lock_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".m.safetensors.lock")
+    with pytest.raises(OSError, match="is no regular file: remove it"), exclusive(tmp_path / "m.safetensors"):
+        pass
