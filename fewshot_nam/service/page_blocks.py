@@ -179,6 +179,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                         height=230,
                     )
                 show = gr.Button("Show scores and confusions", variant="primary", elem_id="show")
+                outdated = gr.HTML(elem_id="outdated")
                 checked = gr.HTML(elem_id="checked")
             with gr.Tab("Memory"):
                 about_file = gr.HTML(elem_id="about-file")
@@ -193,7 +194,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         for given in (camera, asked):
             given.preprocess = as_given  # a class of its own would make Gradio write a file of types beside this one
 
-        shared = [status, classes, undo, about_file, promise, seen, download, download_onnx]
+        shared = [status, classes, undo, about_file, promise, seen, outdated, download, download_onnx]
 
         def view(session: TeachingSession, said: str | None, wanted: str) -> list[Any]:
             """Return the values of ``shared``; the status stays where nothing is said."""
@@ -206,6 +207,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 _about_file(session, local),
                 html.refusal_html(session.threshold, session.promise, session.not_refusing),
                 shown,
+                _outdated(session),
                 *(
                     gr.skip() if prepared.get(session, {}).get(how) == session.version else gr.update(visible=False)
                     for how in ("copy_to", "export_to")
@@ -345,7 +347,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             base: list[str] | None,
             request: gr.Request,
             progress: gr.Progress = gr.Progress(),  # noqa: B008
-        ) -> str:
+        ) -> tuple[str, str]:
             session = session_of(request)
             try:
                 known: list[tuple[GivenImage, str]] = [(image, label) for image in images or []]
@@ -355,9 +357,9 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                     _check_local(local)
                     known += images_in_folder(folder_path)
                 found: Check = session.check(known, unknown or [], base or [], _shown(progress, "measuring"))
-                return html.check_html(found)
+                return _outdated(session), html.check_html(found)
             except (ValueError, OSError) as error:
-                return html.note(" ".join(str(error).split()), "bad")
+                return "", html.note(" ".join(str(error).split()), "bad")
 
         def on_save(wanted: str, request: gr.Request) -> list[Any]:
             session = session_of(request)
@@ -443,7 +445,13 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         rate.release(on_calibrate, [rate, find], shared, show_progress_on=promise, **quiet)
         calibrate.click(on_calibrate, [rate, find], shared, show_progress_on=promise, **quiet)
         clear.click(on_clear, [find], shared, show_progress_on=promise, **quiet)
-        show.click(on_show, [truth, known_files, known_path, others, bases], checked, show_progress_on=checked, **many)
+        show.click(
+            on_show,
+            [truth, known_files, known_path, others, bases],
+            [outdated, checked],
+            show_progress_on=checked,
+            **many,
+        )
         save.click(on_save, [find], shared, show_progress_on=status, **quiet)
         reload.click(on_reload, [find], shared, show_progress_on=status, **quiet)
         make.click(on_make, [find], shared, show_progress_on=status, **quiet)
@@ -483,6 +491,12 @@ def _check_local(local: bool) -> None:
         raise ValueError(
             "folders and files of this machine cannot be used here: upload images, and download the memory"
         )
+
+
+def _outdated(session: TeachingSession) -> str:
+    if session.measured in (None, session.version):
+        return ""
+    return html.note("Figures that were measured before the last change are of the memory as it was: measure again.", "bad")
 
 
 def _about(session: TeachingSession) -> str:

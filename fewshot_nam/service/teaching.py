@@ -94,6 +94,7 @@ class TeachingSession:
         self.most_unknown = _MOST_UNKNOWN
         self._lock = threading.RLock()
         self._file_lock = threading.Lock()  # of what reads or writes the file, which may wait for another program
+        self.measured: int | None = None  # the version that the last check was of
         self._undo: deque[_Before] = deque(maxlen=_UNDO_STEPS)
         self._thumbnails: dict[Label, list[bytes]] = {}
         self._unknown = unknowns_of(model.head, self.notes.pop(NOTED, None), model.backbone.feature_dim, path)
@@ -457,7 +458,8 @@ class TeachingSession:
         Raises:
             ValueError: no image, too many, none that can be read, nothing was learned yet, or the rate cannot be kept.
         """
-        head = self.model.head.snapshot()
+        with self._lock:
+            head, version = self.model.head.snapshot(), self.version
         if not head.classes:
             raise ValueError("nothing was learned yet: teach a class first")
         given: list[GivenImage] = [image for image, _ in known] + [*unknown, *base]
@@ -480,6 +482,7 @@ class TeachingSession:
         if not_known:
             count = _images(not_known.total())
             doubts.append(f"{count} of classes that were not learned, and count as unknown: {_listed(not_known)}.")
+        self.measured = version
         return Check(*scores, threshold, dict(confusions), found.skipped, doubts)
 
     # Files.

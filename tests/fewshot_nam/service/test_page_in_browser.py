@@ -280,6 +280,11 @@ def test_scores_and_confusions_of_images_given(taught, tab, digit_files):
     words = desk.page.locator("#checked").inner_text()
     assert "Of 13 images of other classes" in words
     assert "other classes" in desk.page.locator("#checked table").inner_text()
+    # Other tabs may change the memory meanwhile: the figures stay, and it is said whose they are.
+    taught.forget("digit 2")
+    desk.says("measured before the last change", "outdated")
+    desk.page.click("#show")
+    playwright.expect(desk.page.locator("#outdated")).not_to_contain_text("measured", timeout=MOST_MS)
 
 
 def test_taught_by_the_camera_and_answered_live(taught, tab):
