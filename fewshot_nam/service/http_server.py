@@ -174,6 +174,8 @@ class _LargeChunks(h11.Connection):
     """A connection that refuses bodies in chunks of few bytes: each byte would cost as much as a kilobyte does otherwise."""
 
     SMALLEST = 512  # bytes on average, of many that come together
+    refused = ""
+    """Why, once it has."""
     _chunks = _most = 0
 
     def receive_data(self, data: bytes) -> None:
@@ -189,7 +191,8 @@ class _LargeChunks(h11.Connection):
         elif isinstance(event, h11.Data):
             self._chunks += 1
             if self._chunks > self._most:
-                raise h11.RemoteProtocolError(f"chunks of a body have {self.SMALLEST} bytes or more")
+                self.refused = f"The chunks of a body have {self.SMALLEST} bytes or more on average."
+                raise h11.RemoteProtocolError(self.refused)
         return event
 
 
@@ -209,12 +212,12 @@ class Impatient(H11Protocol):
 
     def __init__(self, config: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(config, *arguments, **options)
-        self.conn = _LargeChunks(h11.SERVER)
+        self.conn: _LargeChunks = _LargeChunks(h11.SERVER)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request, where no answer has begun, and close the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            super().send_400_response(msg)
+            super().send_400_response(self.conn.refused or msg)
         else:
             self.transport.close()
 

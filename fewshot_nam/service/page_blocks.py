@@ -496,7 +496,9 @@ def _check_local(local: bool) -> None:
 def _outdated(session: TeachingSession) -> str:
     if session.measured in (None, session.version):
         return ""
-    return html.note("Figures that were measured before the last change are of the memory as it was: measure again.", "bad")
+    return html.note(
+        "Figures that were measured before the last change are of the memory as it was: measure again.", "bad"
+    )
 
 
 def _about(session: TeachingSession) -> str:

@@ -243,6 +243,7 @@ def test_a_body_in_tiny_chunks_is_refused_and_its_connection_closed(memory, path
             while more := connection.recv(1000):
                 found += more
         assert found.startswith(b"HTTP/1.1 400")
+        assert b"512 bytes or more" in found
         asking = http.client.HTTPConnection(*address, timeout=30)
         asking.request("POST", "/predict", iter([b"a" * 1000] * 50), encode_chunked=True)
         assert b"image" in asking.getresponse().read()  # it is read, and is none
