@@ -159,6 +159,10 @@ def _check_outputs(options: argparse.Namespace) -> None:
         if page in taken:
             raise ValueError(f"{taken[page]}: {page} is where the page of --report goes")
     _check_inputs_are_kept(options, taken)
+    if options.report is not None and not page.exists() and any(page.parent.glob("*.png")):
+        raise ValueError(
+            f"--report: {page.parent} holds PNG files and no report: name another directory, or remove them"
+        )
     for path, flag in taken.items():
         try:
             check_output(path, "a safetensors file" if flag in ("--save-features", "--episodes-file") else None)

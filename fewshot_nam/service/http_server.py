@@ -226,7 +226,8 @@ class Impatient(H11Protocol):
         super().connection_made(transport)
         self._address = neighbourhood((transport.get_extra_info("peername") or ("",))[0])
         self._connections[self._address] += 1
-        if self._connections[self._address] > self.MOST_OF_AN_ADDRESS:
+        most = self.MOST_OF_AN_ADDRESS if self.limit_concurrency is None else self.limit_concurrency // 2
+        if self._connections[self._address] > min(most, self.MOST_OF_AN_ADDRESS):
             transport.abort()
             return
         transport.set_write_buffer_limits(high=0)  # writing pauses as soon as the client does not take all at once

@@ -65,6 +65,7 @@ def serve(
     """
     few_heaps()
     open_files = raise_open_files()
+    connections = min(_CONNECTIONS, open_files // 2)
     host = host or "127.0.0.1"
     if ":" in host:
         raise ValueError(f"the page takes no IPv6 address, such as {host!r}: give an address of IPv4, or a name")
@@ -110,6 +111,7 @@ def serve(
                     blocks=page,
                     framed_by=_SPACES if "SPACE_ID" in os.environ else None,
                     uploads=uploads,
+                    most_connections=connections // 2,
                 ),
                 Middleware(UploadLimit, directory=uploads, most_open=open_files // 4),
             ]
@@ -117,7 +119,7 @@ def serve(
     )
     # Gradio starts its server without limits; uvicorn reads these at each connection.
     page.server.config.http_protocol_class = Impatient
-    page.server.config.limit_concurrency = min(_CONNECTIONS, open_files // 2)
+    page.server.config.limit_concurrency = connections
     page.server.config.ws_protocol_class = None
     threading.Thread(target=_remove_old_files, args=(page,), name="removes old files", daemon=True).start()
     print(f"the page is at {page.local_url}" + ("" if not wait else " (Ctrl+C stops it)"), flush=True)

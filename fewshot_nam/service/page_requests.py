@@ -128,6 +128,7 @@ class PageRequests:
         framed_by: a site that may show the page within its own, beside the page itself; ``None`` for none: what a user clicks on
             another site would be a click on the page.
         uploads: the directory of what was uploaded, from which files are taken; ``None`` for any.
+        most_connections: of an address.
     """
 
     def __init__(
@@ -136,8 +137,9 @@ class PageRequests:
         blocks: gr.Blocks,
         framed_by: str | None = None,
         uploads: str | os.PathLike[str] | None = None,
+        most_connections: int = _MOST_CONNECTIONS,
     ) -> None:
-        self.app, self.blocks = app, blocks
+        self.app, self.blocks, self.most_connections = app, blocks, most_connections
         self.uploads = None if uploads is None else Path(uploads).resolve()
         given = (os.path.abspath(uploads), str(self.uploads)) if uploads is not None else ()
         self._deepest = 2 + max((len(Path(path).parts) for path in given), default=0)  # a directory for each file
@@ -165,7 +167,7 @@ class PageRequests:
                 return
             scope["headers"] = [(name, value) for name, value in scope["headers"] if _is_used(name, value)]
         address = client_of(scope)
-        if self._connections[address] >= _MOST_CONNECTIONS:
+        if self._connections[address] >= self.most_connections:
             await _said("too many connections of one address", 503)(scope, receive, framed)
             return
         self._connections[address] += 1

@@ -542,10 +542,13 @@ class TeachingSession:
                 self._written = True
 
     def copy_to(self, directory: str | Path) -> Path:
-        """Write the memory to a file in ``directory``, for a download; return its path."""
+        """Write the memory to a file in ``directory``, for a download; return its path.
+
+        Weights that are a file are looked for beside it: where they lie here is nobody else's business.
+        """
         name = "memory.safetensors" if self.path is None else as_unicode(self.path.name)
         path = Path(directory) / name
-        self._write(path)
+        self._write(path, folders=False)
         return path
 
     def export_to(self, directory: str | Path) -> Path:
@@ -580,10 +583,12 @@ class TeachingSession:
 
     # Parts.
 
-    def _write(self, path: Path) -> int:
-        """Write the memory as it is at the beginning; return which version that is."""
+    def _write(self, path: Path, folders: bool = True) -> int:
+        """Write the memory as it is at the beginning, with the folder of its weights or without it; return its version."""
         with self._lock:
             version, head, unknown, notes = self.version, self.model.head.snapshot(), self._unknown, dict(self.notes)
+        if not folders and notes.get("weights", "published") not in NOT_FILES:
+            notes["weights"] = Path(notes["weights"]).name
         notes |= noted_unknowns(unknown, head)
         save_head(path, head, self.model.backbone, notes)
         return version

@@ -33,6 +33,7 @@ _KEPT_SECONDS = REMOVED_SECONDS + LOOKED_FOR_SECONDS  # that an upload lies ther
 _COMING_SECONDS = 60  # in which something more of an upload comes
 _SLOWEST = 1024  # bytes a second, after these: an upload keeps each of its files open to its end
 _PREFIX = "fewshot-nam-"
+_LONGEST_NAME = 255  # bytes, as file systems have them
 _LONGEST_HEADER = 8192  # bytes, as Gradio's
 _SWEPT_SECONDS = 5.0  # after the end of an upload, what was broken off is removed
 _CLOCK_SECONDS = 1.0  # by which the times of files may be off
@@ -119,8 +120,11 @@ class _FilesOnly:
         self._name = self._value = b""
 
     def _check(self) -> None:
-        if b"filename" not in parse_options_header(self._disposition)[1]:
+        name = parse_options_header(self._disposition)[1].get(b"filename")
+        if name is None:
             raise MultiPartException("an upload holds files and nothing else")
+        if len(name) > _LONGEST_NAME:  # Gradio shortens it letter by letter, in time with the square of its length
+            raise MultiPartException(f"the name of a file has up to {_LONGEST_NAME} bytes")
 
 
 class UploadLimit:

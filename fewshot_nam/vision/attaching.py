@@ -118,7 +118,10 @@ def attach(
                 "attach: names in text= need a CLIP model of open_clip; for another model give embeddings: text={name: embedding}"
             )
         text = text_embeddings(clip, text, tokenizer=tokenizer, prompts=prompts)
-    text = {name: torch.as_tensor(row) for name, row in text.items()}  # NumPy's, and lists, too
+    try:
+        text = {name: torch.as_tensor(row) for name, row in text.items()}  # NumPy's, and lists, too
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"attach: text= has an embedding that is no row of numbers: {error}") from error
     width = made.backbone.feature_dim
     wrong = next((name for name, row in text.items() if tuple(row.shape) != (width,)), None)
     if wrong is not None:

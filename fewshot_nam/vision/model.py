@@ -261,8 +261,12 @@ class NAMModel(HubMethods, nn.Module):
                     f"{path} was changed elsewhere since it was loaded or saved here: load it and learn again, or save to another "
                     "file"
                 )
-            yield
-            self._versions[place] = file_version(place)
+            before = file_version(place) if os.path.exists(place) else None
+            try:
+                yield
+            finally:  # what follows the save may fail, such as an upload
+                if os.path.exists(place) and (after := file_version(place)) != before:
+                    self._versions[place] = after
 
     def load(self: ModelT, path: str | os.PathLike[str]) -> ModelT:
         """Replace all that was learned, settings included, by what ``save`` wrote; return the model.

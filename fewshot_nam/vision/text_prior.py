@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from fewshot_nam.vision.backbone import Backbone
 from fewshot_nam.vision.image_transform import RGBTransform, without_addresses
 
 PROMPTS = ("a photo of a {}.",)
+_MOST_SHOTS = 10_000  # that a text counts as
 """What a class name is put into before it is embedded; the embeddings of several prompts are averaged."""
 
 Text = Iterable[str] | Mapping[str, Tensor]
@@ -131,13 +133,13 @@ def write_text(head: Head, embeddings: Mapping[str, Tensor], text_shots: int = 1
     Args:
         head: what it subtracts from features, or the base classes that it knows, tells where images lie.
         embeddings: ``(D,)`` by class name, of the width of image features.
-        text_shots: as how many images a name counts, at least 1.
+        text_shots: as how many images a name counts, 1 to 10,000.
 
     Raises:
         ValueError: no embeddings, NaN, infinite or zero ones, those of another width, or fewer than 1 text shot.
     """
-    if isinstance(text_shots, bool) or not isinstance(text_shots, int) or text_shots < 1:
-        raise ValueError(f"text_shots must be a whole number of at least 1, got {text_shots}")
+    if isinstance(text_shots, bool) or not isinstance(text_shots, Integral) or not 1 <= text_shots <= _MOST_SHOTS:
+        raise ValueError(f"text_shots must be a whole number from 1 to {_MOST_SHOTS:,}, got {text_shots!r}")
     if not embeddings:
         raise ValueError("text: there are no class names")
     names = as_labels(list(embeddings), len(embeddings))
@@ -148,7 +150,9 @@ def write_text(head: Head, embeddings: Mapping[str, Tensor], text_shots: int = 1
             f"text: the embeddings have width {rows.shape[-1]}, the image features {width}: give those of the same CLIP model"
         )
     rows = _moved(checked_vectors(rows, "text embeddings"), _image_mean(head))
-    return head.write(rows.repeat_interleave(text_shots, dim=0), [name for name in names for _ in range(text_shots)])
+    return head.write(
+        rows.repeat_interleave(int(text_shots), dim=0), [name for name in names for _ in range(text_shots)]
+    )
 
 
 def _image_mean(head: Head) -> Tensor | None:

@@ -346,6 +346,7 @@ def test_features_without_images_have_figures_but_no_images(tmp_path):
     (tmp_path / "page").mkdir(exist_ok=True)
     for name in ("false_alarm_07.png", "false_alarm_of_my_house.png"):  # of an earlier report, and of the user
         (tmp_path / "page" / name).write_bytes(b"image")
+    (tmp_path / "page" / "index.html").write_text("made by fewshot-nam")
     text = run_digits(tmp_path / "page", *arguments)
     assert "Most confident false alarms of nam: the episodes come from a file of features" in text
     assert [path.name for path in (tmp_path / "page").glob("false_alarm_*.png")] == ["false_alarm_of_my_house.png"]
@@ -449,9 +450,10 @@ def test_every_head_has_its_own_style_and_the_pair_to_show_is_nam_and_cosine(col
             "page",
             "is no report, and is not replaced",
         ),
+        (lambda path: (path.mkdir(), (path / "position.png").touch()), "page", "holds PNG files and no report"),
         (lambda path: None, "missing/page", "does not exist"),
     ],
-    ids=["a file", "a directory called index.html", "another page", "no parent"],
+    ids=["a file", "a directory called index.html", "another page", "images", "no parent"],
 )
 def test_a_directory_that_cannot_be_written_is_refused_before_the_work(prepare, given_as, message, tmp_path, capsys):
     prepare(tmp_path / "page")

@@ -370,16 +370,15 @@ def test_an_address_has_half_of_the_queue_and_of_an_ipv6_network_all_are_one():
     assert asking(waiting[1:])("new", "other", "2001:db8::1") == 200
 
 
-def test_an_address_has_half_of_the_connections(behind, monkeypatch):
+def test_an_address_has_half_of_the_connections(behind):
     """A thousand that only kept alive shut out every other visitor, for as long as they were held."""
-    monkeypatch.setattr(page_requests, "_MOST_CONNECTIONS", 2)
 
     async def app(scope, receive, send):
         await receive()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    page = PageRequests(app, BLOCKS)
+    page = PageRequests(app, BLOCKS, most_connections=2)
 
     async def held():
         over, found = asyncio.Event(), []

@@ -59,6 +59,14 @@ def test_it_learns_and_answers_as_the_model_does(taught, digits):
     assert [score for _, score in answer.ranking] == sorted(scores.values(), reverse=True)
 
 
+def test_a_download_tells_nothing_of_where_weights_lie(taught, tmp_path):
+    """It named folders of the page's machine, relative to the memory's, to whoever downloaded it."""
+    taught.notes["weights"] = "../../home/someone/private/weights.safetensors"
+    about, *_ = read_head(taught.copy_to(tmp_path))
+    assert about["notes"]["weights"] == "weights.safetensors"
+    assert b"someone" not in (tmp_path / taught.path.name).read_bytes()
+
+
 def test_a_change_that_another_tab_made_since_is_not_undone(taught, digits):
     """The button named one change, and took back another one."""
     before = taught.version

@@ -10,6 +10,7 @@ import backbones
 from fewshot_nam import NAMModel, attach
 from fewshot_nam.heads import CosineHead, NAMHead
 from fewshot_nam.vision import hub
+from fewshot_nam.vision.saving import read_head
 
 hub_library = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed: pip install '.[hub]'")
 
@@ -108,6 +109,15 @@ def test_a_directory_that_was_changed_elsewhere_is_not_replaced(learned, inks, t
     first.learn(inks[7], "more").save(tmp_path / "memory.safetensors")
     first.save_pretrained(tmp_path)
     assert "more" in json.loads((tmp_path / "config.json").read_text())["classes"]
+
+
+def test_a_save_that_fails_after_the_memory_was_written_is_ones_own(learned, inks, tmp_path):
+    """The model refused its own file for good: it was "changed elsewhere"."""
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(OSError, match="config"):
+        learned.save_pretrained(tmp_path)
+    learned.learn(inks[6], "more").save(tmp_path / "memory.safetensors")
+    assert "more" in read_head(tmp_path / "memory.safetensors")[1].classes
 
 
 def test_pushing_uploads_the_same_files(learned, monkeypatch):

@@ -109,6 +109,8 @@ def test_a_tower_of_timm_takes_embeddings_after_its_projection():
     rows = {name: row.tolist() if name == "cat" else row.numpy() for name, row in embeddings.items()}
     with pytest.raises(ValueError, match=r"has shape \(16,\)"):  # as those of torch
         attach(tower, text=rows)
+    with pytest.raises(ValueError, match="is no row of numbers"):
+        attach(tower, text={"cat": None})
 
 
 def test_what_does_not_go_together_is_refused(clip, names_of):
@@ -116,8 +118,8 @@ def test_what_does_not_go_together_is_refused(clip, names_of):
         attach(clip, layer="visual")
     with pytest.raises(ValueError, match="needs class names, and prompts"):
         text_embeddings(clip, ["cat"], prompts=["a photo"])
-    for wrong in (0, 1.5, math.nan, True):
-        with pytest.raises(ValueError, match="text_shots must be a whole number of at least 1"):
+    for wrong in (0, 1.5, math.nan, True, 10**9):
+        with pytest.raises(ValueError, match="text_shots must be a whole number from 1 to 10,000"):
             write_text(create("cosine"), names_of, wrong)
     with pytest.raises(ValueError, match="no class names"):
         write_text(create("cosine"), {})
