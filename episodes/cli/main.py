@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from fewshot_nam.cli.outputs import check_output
 from fewshot_nam.distributed import joined, processes
 from fewshot_nam.io.image_folders import EXTENSIONS
 from fewshot_nam.io.one_line import one_line
+from fewshot_nam.io.regular_files import open_regular
 
 if TYPE_CHECKING:
     from episodes.features.sources import Sources
@@ -184,13 +186,18 @@ def _check_report(given: str) -> Path:
     if (path / "index.html").is_dir():
         raise ValueError(f"--report: {path / 'index.html'} is a directory where the page should go")
 
-    if (path / "index.html").exists() and b"fewshot-nam" not in (path / "index.html").read_bytes():
+    if (path / "index.html").exists() and not _is_report(path / "index.html"):
         raise ValueError(f"--report: {path / 'index.html'} is no report, and is not replaced: name another directory")
 
     from episodes.reporting.plots import require_matplotlib
 
     require_matplotlib()
     return (path / "index.html").resolve()
+
+
+def _is_report(page: Path) -> bool:
+    with open_regular(page) as file:
+        return re.search(rb"fewshot-nam [0-9][\w.]*, PyTorch ", file.read()) is not None
 
 
 def _check_inputs_are_kept(options: argparse.Namespace, outputs: Mapping[Path, str]) -> None:

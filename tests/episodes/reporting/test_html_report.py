@@ -346,7 +346,7 @@ def test_features_without_images_have_figures_but_no_images(tmp_path):
     (tmp_path / "page").mkdir(exist_ok=True)
     for name in ("false_alarm_07.png", "false_alarm_of_my_house.png"):  # of an earlier report, and of the user
         (tmp_path / "page" / name).write_bytes(b"image")
-    (tmp_path / "page" / "index.html").write_text("made by fewshot-nam")
+    (tmp_path / "page" / "index.html").write_text("fewshot-nam 0.1.0, PyTorch 2.4.0")
     text = run_digits(tmp_path / "page", *arguments)
     assert "Most confident false alarms of nam: the episodes come from a file of features" in text
     assert [path.name for path in (tmp_path / "page").glob("false_alarm_*.png")] == ["false_alarm_of_my_house.png"]
