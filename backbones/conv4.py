@@ -25,8 +25,8 @@ class Conv4(nn.Module):
     image_size = 28
 
     def __init__(self, width: int = 64) -> None:
-        if not 1 <= width <= 4096:
-            raise ValueError(f"Conv4: width must be from 1 to 4096, got {width}")
+        if type(width) is not int or not 1 <= width <= 4096:
+            raise ValueError(f"Conv4: width must be a whole number from 1 to 4096, got {width!r}")
         super().__init__()
         self.feature_dim = width
         self.blocks = nn.Sequential(*(self._block(1 if i == 0 else width, width) for i in range(4)))

@@ -26,8 +26,8 @@ class Conv5(nn.Module):
     image_size = 64
 
     def __init__(self, width: int = 32) -> None:
-        if not 1 <= width <= 512:
-            raise ValueError(f"Conv5: width must be from 1 to 512, got {width}")
+        if type(width) is not int or not 1 <= width <= 512:
+            raise ValueError(f"Conv5: width must be a whole number from 1 to 512, got {width!r}")
         super().__init__()
         self.feature_dim = 16 * width
         stem = nn.Conv2d(3, width, kernel_size=4, stride=2, padding=1, bias=False)

@@ -45,24 +45,28 @@ class Client:
         token: what changes need; ``None`` for answers alone.
 
     Raises:
-        ValueError: ``url`` is no address of a server.
+        ValueError: ``url`` is no address of a server, or no request could carry ``token``.
     """
 
     def __init__(self, url: str, token: str | None = None) -> None:
         parts = urlsplit(url)
         try:
-            port = parts.port
+            port, host = parts.port, parts.hostname or ""
+            host.encode("idna")  # as the connection does
         except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+            port, host = -1, ""
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise ValueError("a token has printable ASCII letters alone")
+        sendable = parts.path.isascii() and parts.path.isprintable() and " " not in parts.path
+        if parts.scheme not in ("http", "https") or not host or port == -1 or not sendable:
             raise ValueError(f"{url!r} is no address of a server: expected one like http://127.0.0.1:8000")
         self.url, self._path, self._token = url, parts.path.rstrip("/"), token
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._lock = threading.Lock()
         try:
-            self._connection = kind(parts.hostname, port, timeout=_SECONDS)
+            self._connection = kind(host, port, timeout=_SECONDS)
         except http.client.InvalidURL:
-            raise ValueError(f"{url!r} is no address of a server: {parts.hostname!r} is no name of one") from None
+            raise ValueError(f"{url!r} is no address of a server: {host!r} is no name of one") from None
 
     def predict(self, images: Sequence[Path | bytes], top: int = 5) -> dict[str, Any]:
         """Return the answers to images, files or their bytes, as the server gives them.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from python_multipart.multipart import parse_options_header
 from starlette.formparsers import MultiPartException
 
+_LONGEST_BOUNDARY = 70  # bytes, as of RFC 2046
+
 
 def boundary_of(content_type: bytes | str) -> bytes | None:
     """Return what separates the parts of a form, ``None`` where nothing does.
@@ -16,4 +18,7 @@ def boundary_of(content_type: bytes | str) -> bytes | None:
     options = parse_options_header(content_type)[1]
     if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8", b"us-ascii"):
         raise MultiPartException("the names in a form are in UTF-8")
-    return options.get(b"boundary")
+    boundary = options.get(b"boundary")
+    if boundary is not None and not 1 <= len(boundary) <= _LONGEST_BOUNDARY:
+        raise MultiPartException(f"what separates the parts of a form has up to {_LONGEST_BOUNDARY} bytes")
+    return boundary

@@ -294,8 +294,14 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             return change(session, wanted, act)
 
         def on_undo(shown: tuple[int, bool, bool], wanted: str, request: gr.Request) -> list[Any]:
-            session, (version, *_) = session_of(request), shown or (None,)
-            return change(session, wanted, lambda: html.note(f"Undone: {session.undo(version)}.", "good"))
+            session = session_of(request)
+
+            def act() -> str:
+                if not shown:  # to this tab, or too long ago
+                    raise ValueError("nothing is undone: look at what would be, and undo again")
+                return html.note(f"Undone: {session.undo(shown[0])}.", "good")
+
+            return change(session, wanted, act)
 
         def on_unknown(
             given: list[str] | None,

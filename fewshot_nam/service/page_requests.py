@@ -437,15 +437,36 @@ def _is_short(value: object) -> bool:
     return len(json.dumps(value)) <= _LONGEST_TEXT
 
 
-def _is_file(value: object) -> bool:
-    if not isinstance(value, dict) or not all(isinstance(value.get(name), str | None) for name in ("path", "url")):
+def _is_uploaded(value: object) -> bool:
+    """Return whether a value names a file as the page does: Gradio raises for other types."""
+    if not isinstance(value, dict) or not value.get("path"):
+        return False
+    return _is_file_data(value) and isinstance(value.get("path"), str)
+
+
+def _is_image(value: object) -> bool:
+    if not isinstance(value, dict) or not _is_file_data(value):
         return False
     return bool(value.get("path")) or (value.get("url") or "").startswith("data:")
+
+
+def _is_file_data(value: dict[str, Any]) -> bool:
+    texts = all(isinstance(value.get(name), str | None) for name in ("path", "url", "orig_name", "mime_type"))
+    size = value.get("size")
+    return (
+        texts
+        and (size is None or type(size) is int)
+        and isinstance(value.get("is_stream", False), bool)
+        and value.get("meta", _META) == _META
+    )
+
+
+_META = {"_type": "gradio.FileData"}
 
 
 _CHECKS: dict[str, Callable[[Any, Any], bool]] = {
     "textbox": lambda value, _: isinstance(value, str) and len(value) <= _LONGEST_TEXT,
     "slider": _is_number,
-    "image": lambda value, _: value is None or _is_file(value),
-    "file": lambda value, _: value is None or (isinstance(value, list) and all(map(_is_file, value))),
+    "image": lambda value, _: value is None or _is_image(value),
+    "file": lambda value, _: value is None or (isinstance(value, list) and all(map(_is_uploaded, value))),
 }

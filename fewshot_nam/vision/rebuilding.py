@@ -43,6 +43,8 @@ def rebuild(
     if "." in name and not name.startswith(tuple(LIBRARIES)):  # the name of a class
         raise ValueError(own)
     model_options = about.get("model_options") or {}
+    if not isinstance(model_options, dict):
+        raise ValueError(f"this memory's backbone has no options but {shown(model_options)}: the file is damaged")
     if any(number > _LARGEST for number in _numbers(model_options)):
         raise ValueError(
             f"this memory's backbone is larger than any: {shown(model_options)}, and at most {_LARGEST:,} is built"

@@ -54,6 +54,7 @@ def save_head(
 
     Raises:
         OSError: the directory is missing or cannot be written.
+        ValueError: the head has settings that a file cannot hold.
     """
     about = {
         "backbone": backbone.name,
@@ -70,6 +71,7 @@ def write_head(path: str | os.PathLike[str], head: Head, about: Mapping[str, Any
 
     Raises:
         OSError: the directory is missing or cannot be written, or the disk is full.
+        ValueError: the head has settings that a file cannot hold.
     """
     tensors = {_HEAD + key: value for key, value in head.state_dict().items()} | {_PROBE: probed}
     # Copies, since safetensors refuses tensors that share memory, which parts of a model may do.
@@ -82,6 +84,11 @@ def write_head(path: str | os.PathLike[str], head: Head, about: Mapping[str, Any
         "contents": tensors_digest(tensors[key] for key in sorted(tensors)),
     }
     text = json.dumps(about, default=_named)
+    if _class_of(type(head).__name__) is type(head):
+        try:  # as they will be read
+            check_settings(type(head), current_settings(type(head), json.loads(text)["settings"]))
+        except ValueError as error:
+            raise ValueError(f"{path} is not written, since it could not be loaded again: {error}") from error
     metadata = {"format": FORMAT, "version": str(VERSION), "about": text, "about_sha256": text_digest(text)}
     write_tensors(path, tensors, metadata)
 

@@ -143,3 +143,11 @@ def test_saved_weights_give_the_same_backbone(tmp_path):
     assert backbone.base_classes == ["a", "b"]
     with pytest.raises(ValueError, match="2 prototypes need as many names"):
         save_weights(tmp_path / "other.safetensors", network, prototypes, {"base_classes": ["a"]})
+
+
+@pytest.mark.parametrize("width", ["a", None, True, [1], float("nan"), 1.5, 0, 10**9])
+@pytest.mark.parametrize("name", ["conv4", "conv5"])
+def test_a_width_is_a_whole_number(name, width):
+    """Words, as the command line takes them, ended in a traceback."""
+    with pytest.raises(ValueError, match="width must be a whole number from 1 to"):
+        backbones.create(name, pretrained=False, model_options={"width": width})

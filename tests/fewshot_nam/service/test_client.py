@@ -182,7 +182,25 @@ def test_an_answer_that_is_cut_short_or_without_end_is_none(monkeypatch):
                 client.classes()
 
 
-@pytest.mark.parametrize("url", ["http://a b", "ftp://a", "http://", "http://a:70000", "127.0.0.1:8000"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://a b",
+        "ftp://a",
+        "http://",
+        "http://a:70000",
+        "127.0.0.1:8000",
+        "http://a/\u00fc",
+        "http://a..b",
+        f"http://{'a' * 300}",
+    ],
+)
 def test_what_is_no_address_is_said_in_one_line(url):
     with pytest.raises(ValueError, match="is no address of a server"):
         Client(url)
+
+
+def test_a_token_that_no_request_could_carry_is_refused():
+    for token in ("\u20ac", "a\r\nX: y"):
+        with pytest.raises(ValueError, match="printable ASCII letters alone"):
+            Client("http://127.0.0.1:1", token)

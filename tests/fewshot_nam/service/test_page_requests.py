@@ -438,6 +438,21 @@ def test_a_visitor_is_named_by_few_letters_and_a_name_that_is_not_used_is_forgot
     assert [asyncio.run(looked(path)) for path in paths] == [404, 404, 200]
 
 
+# Gradio raised for each.
+ODD_FILES = [
+    {"path": "a", **odd}
+    for odd in (
+        {"size": "x"},
+        {"size": 1.5},
+        {"mime_type": 5},
+        {"orig_name": {}},
+        {"meta": 5},
+        {"meta": {}},
+        {"is_stream": "x"},
+    )
+]
+
+
 @pytest.mark.parametrize(
     ("kind", "right", "wrong"),
     [
@@ -446,9 +461,28 @@ def test_a_visitor_is_named_by_few_letters_and_a_name_that_is_not_used_is_forgot
         (
             "image",
             [None, {"path": "a"}, {"url": "data:", "path": None}],
-            ["x", [{}], {}, {"path": 5}, {"url": [5]}, {"path": ""}, {"url": "nowhere"}],
+            ["x", [{}], {}, {"path": 5}, {"url": [5]}, {"path": ""}, {"url": "nowhere"}, *ODD_FILES],
         ),
-        ("file", [None, [], [{"path": "a"}]], ["x", {"path": "a"}, ["a"], [None], [{}], [{"path": ""}], [{"path": 5}]]),
+        (
+            "file",
+            [
+                None,
+                [],
+                [{"path": "a"}],
+                [{"path": "a", "size": 5, "mime_type": None, "meta": {"_type": "gradio.FileData"}}],
+            ],
+            [
+                "x",
+                {"path": "a"},
+                ["a"],
+                [None],
+                [{}],
+                [{"path": ""}],
+                [{"path": 5}],
+                [{"url": "data:"}],
+                *([one] for one in ODD_FILES),
+            ],
+        ),
         ("state", [None, 5], []),
     ],
 )

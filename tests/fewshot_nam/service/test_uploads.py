@@ -182,6 +182,8 @@ def test_an_upload_names_its_files_in_utf_8(client):
     for charset, status in (("punycode", 400), ("unicode_escape", 400), ("UTF-8", 200)):
         headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
         assert client.post("/gradio_api/upload", content=form, headers=headers).status_code == status
+    headers = {"content-type": f"multipart/form-data; boundary={'x' * 257}"}  # for which the parser raises
+    assert client.post("/gradio_api/upload", content=form, headers=headers).status_code == 400
 
 
 @pytest.mark.parametrize(("length", "status"), [(255, 200), (256, 400)])

@@ -109,3 +109,9 @@ def test_a_network_that_cannot_be_built_without_memory_is_counted_with_it(monkey
     counted = rebuilding._built("x", {}, 1000, 1000)
     assert (counted.tensors, counted.bytes, counted.exceeded) == (2, 24, False)
     assert rebuilding._built("x", {}, 23, 1000).exceeded
+
+
+@pytest.mark.parametrize("options", [1, True, 1.5, "abc", ["width"]])
+def test_options_that_are_none_are_refused(options):
+    with pytest.raises(ValueError, match="the file is damaged"):
+        rebuild({"backbone": "conv4", "model_options": options}, False)

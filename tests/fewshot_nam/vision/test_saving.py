@@ -386,6 +386,25 @@ def test_a_head_of_a_file_that_fails_when_it_is_used_says_that_the_file_cannot_b
         whole(torch.ones(6, dtype=torch.long))
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("nam", {"keep_shots": 0}),
+        ("cosine", {"power_norm": 1}),
+        ("klda", {"seed": 2**63}),
+        ("klda", {"ridge": True}),
+        ("nam-sequential", {"p_erase": True}),
+    ],
+)
+def test_what_could_not_be_loaded_again_is_not_written(tmp_path, name, options):
+    """The file replaced a good one, and no load took it."""
+    (tmp_path / "a").write_bytes(b"good")
+    head = create(name, **options).write(torch.eye(6)[:4], ["a", "b", "a", "b"])
+    with pytest.raises(ValueError, match="is not written, since it could not be loaded again"):
+        saving.write_head(tmp_path / "a", head, {"backbone": "x", "weights": "y"}, torch.ones(6))
+    assert (tmp_path / "a").read_bytes() == b"good"
+
+
 def test_every_head_comes_back_from_a_file_with_settings_of_every_kind(tmp_path):
     made = [create("klda", seed=2**40, width=8, ridge=1), create("cosine", scale=2), create("nearest")]
     made += [create(name) for name in available() if not needs_base(name)]
