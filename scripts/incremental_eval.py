@@ -129,7 +129,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.plot:
             from episodes.reporting.plots import incremental_figure, save
 
-            save(lambda: incremental_figure(report, f"{options.dataset}, {options.backbone}"), options.plot)
+            # Features are of a backbone that only their file knows.
+            own = options.dataset.startswith("features:")
+            title = options.dataset if own else f"{options.dataset}, {options.backbone}"
+            save(lambda: incremental_figure(report, title), options.plot)
 
     return exit_status(evaluate_and_write)
 

@@ -9,6 +9,7 @@ keeps answers that are never collected.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import math
 import os
@@ -73,7 +74,7 @@ _UPLOAD = re.compile(_PREFIX + r"/upload")
 _ANSWERS = re.compile(_PREFIX + r"/queue/data")
 _PROGRESS = re.compile(_PREFIX + r"/upload_progress")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_HOST = re.compile(rb"(?:[A-Za-z0-9_.-]{1,255}|\[[0-9A-Fa-f:.]{2,60}\])(?::([0-9]{1,5}))?")
+_HOST = re.compile(rb"([A-Za-z0-9_.-]{1,255}|\[[0-9A-Fa-f:.]{2,60}\])(?::([0-9]{1,5}))?")
 _URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:")  # of more than one letter: not a drive
 _GET = re.compile(
     r"/|/(?:config/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon(?:/\d+)?)|/(?:assets|static|svelte)/.*"
@@ -87,16 +88,44 @@ _LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, as file systems have them
 
 
 def _is_used(name: bytes, value: bytes) -> bool:
-    """Return whether the page needs a header: to read cookies may take seconds, and at several ranges or no host Gradio fails."""
-    name = name.lower()
-    if name == b"x-forwarded-host":
-        return all(_is_host(one.strip()) for one in value.split(b","))
-    return name != b"cookie" and not (name == b"range" and b"," in value)
+    """Return whether a header is passed on: Gradio reads others too, and raises for values that it does not expect."""
+    check = _HEADERS.get(name.lower())
+    return check is not None and check(value)
 
 
 def _is_host(value: bytes) -> bool:
     found = _HOST.fullmatch(value)
-    return found is not None and int(found[1] or 0) < 2**16
+    if found is None or int(found[2] or 0) >= 2**16:
+        return False
+    name = found[1].decode()
+    if name.startswith("[") or re.fullmatch("[0-9.]+", name):
+        try:
+            ipaddress.ip_address(name.strip("[]"))
+        except ValueError:
+            return False
+    return True
+
+
+def _are_hosts(value: bytes) -> bool:
+    return all(_is_host(one.strip()) for one in value.split(b","))
+
+
+def _is_origin(value: bytes) -> bool:
+    scheme, _, host = value.partition(b"://")
+    return value == b"null" or (re.fullmatch(rb"[A-Za-z][A-Za-z0-9+.-]{0,30}", scheme) is not None and _is_host(host))
+
+
+_HEADERS: dict[bytes, Callable[[bytes], bool]] = {
+    **dict.fromkeys(
+        (b"accept", b"accept-encoding", b"connection", b"content-length", b"content-type", b"if-modified-since"),
+        lambda _: True,
+    ),
+    **dict.fromkeys((b"if-none-match", b"if-range", b"transfer-encoding", b"x-forwarded-proto"), lambda _: True),
+    b"host": _is_host,
+    b"x-forwarded-host": _are_hosts,
+    b"origin": _is_origin,
+    b"range": lambda value: re.fullmatch(rb"bytes=[0-9]{1,18}-[0-9]{0,18}", value) is not None,
+}
 
 
 def _number(text: str) -> float:
@@ -213,10 +242,11 @@ class PageRequests:
         """Pass on a request for an address, and note whose answers it takes meanwhile."""
         visitor = ""
         if _ANSWERS.fullmatch(scope["path"]):
-            visitor = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"))).get("session_hash", "")
-            if (
-                visitor not in self.blocks._queue.pending_messages_per_session
-            ):  # Gradio begins an answer before it looks
+            query = parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
+            visitors = [value for name, value in query if name == "session_hash"]
+            visitor = visitors[0] if len(visitors) == 1 else ""  # of two, Gradio takes the other one
+            # Gradio begins an answer before it looks.
+            if visitor not in self.blocks._queue.pending_messages_per_session:
                 await _said("there are no answers for this visitor", 404)(scope, receive, send)
                 return
         self._collecting[visitor] += 1

@@ -209,6 +209,8 @@ def test_answers_are_given_to_visitors_who_asked(behind):
     path = "/gradio_api/queue/data"
     found = [asyncio.run(got(app, path, query=query)) for query in (b"session_hash=one", b"session_hash=two", b"")]
     assert found == [200, 404, 404]
+    for query in (b"session_hash=one&session_hash=", b"session_hash=two&session_hash=one"):  # Gradio takes the last
+        assert asyncio.run(got(app, path, query=query)) == 404
 
 
 async def got(app, path, method="GET", query=b""):
@@ -285,7 +287,7 @@ def test_addresses_of_the_page_are_passed_on(behind, path):
 
 
 def test_headers_that_the_page_does_not_need_are_not_read():
-    """Ten cookies of 60 kB kept everyone waiting for half a minute, and Gradio failed at several ranges of a download."""
+    """Ten cookies of 60 kB kept everyone waiting for half a minute, and Gradio raised for odd ranges and hosts."""
     passed = []
 
     async def app(scope, receive, send):
@@ -293,7 +295,22 @@ def test_headers_that_the_page_does_not_need_are_not_read():
 
     wanted = [(b"range", b"bytes=0-1"), (b"accept", b"*/*"), (b"x-forwarded-host", b"a.example:80, [::1]:8")]
     given = [(b"cookie", b"a"), (b"range", b"bytes=0-1,3-4"), (b"Cookie", b"b"), *wanted]
-    given += [(b"x-forwarded-host", wrong) for wrong in (b"a:b:c", b"a:99999", b"a/b", b"", b"a, ")]
+    wanted += [
+        (b"origin", b"https://a.example"),
+        (b"origin", b"null"),
+        (b"host", b"[::1]:7860"),
+        (b"if-none-match", b"x"),
+    ]
+    given = [
+        *given,
+        *wanted[3:],
+        (b"x-gradio-server", b"http://a:b:c"),
+        (b"origin", b"http://["),
+        (b"range", b"bytes=1-2-3"),
+    ]
+    given += [(b"range", b"bytes=0-" + b"9" * 5000), (b"range", b"bytes=\xb2-\xb3")]
+    for wrong in (b"a:b:c", b"a:99999", b"a/b", b"", b"a, ", b"999.999.999.999", b"[::::]"):
+        given.append((b"x-forwarded-host", wrong))
     scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": given}
     asyncio.run(PageRequests(app, BLOCKS)(scope, None, None))
     assert passed == wanted
