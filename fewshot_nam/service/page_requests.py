@@ -3,7 +3,7 @@
 Gradio has more routes than the page needs: some write files that nothing removes, and some send requests elsewhere. Of a file that
 is a URL it passes on what another site answers, whose script would then be one of the page. It reads a body as JSON whatever
 its size, which takes fifty times its bytes where it holds nothing but empty lists. It fetches what a path that is a URL names, and
-keeps answers that are never collected.
+keeps answers that are never collected. What is cancelled goes on in its thread, while Gradio takes its place for free.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _MOST_WORK_OF_ALL = {
 _LONGEST_TEXT = 10_000  # characters
 _VISITOR = re.compile(r"[A-Za-z0-9_-]{1,64}")  # Gradio names one by some ten letters, its client by 36
 _PREFIX = r"(?:/gradio_api)?"
-_POST = re.compile(_PREFIX + r"/(?:queue/join|stream/[\w-]+(?:/close)?|cancel|reset)/?")
+_POST = re.compile(_PREFIX + r"/(?:queue/join|stream/[\w-]+(?:/close)?|reset)/?")
 _FRAME = re.compile(_PREFIX + r"/stream/([\w-]+)")
 _UPLOAD = re.compile(_PREFIX + r"/upload")
 _ANSWERS = re.compile(_PREFIX + r"/queue/data")

@@ -174,6 +174,15 @@ def test_a_long_path_is_refused_before_it_is_resolved(behind, tmp_path, monkeypa
         assert asyncio.run(posted(app, [json.dumps(body).encode()])) == 400
 
 
+def test_work_that_has_begun_is_not_cancelled(behind):
+    """Gradio forgot it, while its thread went on: an address had as many works as it cancelled, and threads without end."""
+    body = {"session_hash": "one", "fn_index": 0, "event_id": "a"}
+    app = PageRequests(behind, page_of({0: SimpleNamespace(inputs=[], concurrency_id="other")}))
+    for path in ("/cancel", "/gradio_api/cancel", "/gradio_api/cancel/"):
+        assert asyncio.run(posted(app, [json.dumps(body).encode()], path)) == 404
+    assert behind.bodies == []
+
+
 def test_what_is_clicked_has_a_short_name(behind, monkeypatch):
     """One click on "forget" with a name of 400 kB kept everyone waiting for a minute and a half."""
     monkeypatch.setattr(page_requests, "LONGEST_BODY", 10**6)
