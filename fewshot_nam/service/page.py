@@ -35,6 +35,8 @@ _SPACES = "https://huggingface.co"  # which shows a Space within its own page
 _CONNECTIONS = 1000
 _THREADS = 100  # more than cameras, each of which holds one, so that all others go on
 _MOST_UNKNOWN = 2_500  # images of unknowns of someone from elsewhere: nearly equal ones take time with their square
+_MOST_LEARNED = 10_000  # images that a memory of someone from elsewhere has, or twice as many as it had
+_MOST_UNDO = 24 * 2**20  # bytes of the steps of undo of each
 _MOST_PIXELS = 500_000_000  # forty photographs of a phone: of the images that someone from elsewhere gives at a time
 
 
@@ -79,6 +81,8 @@ def serve(
     local = is_loopback(host) and not separate and not hosts
     if not local:
         session.most_pixels, session.most_unknown = _MOST_PIXELS, _MOST_UNKNOWN
+        session.most_undo = _MOST_UNDO
+        session.most_learned = max(_MOST_LEARNED, 2 * sum(session.model.head.shots_per_class()))
     names = known_hosts(host, hosts)
     # Where each visitor has a memory of their own, a page from elsewhere finds nothing; and a Space's proxy changes the name.
     checks = []

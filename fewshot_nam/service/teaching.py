@@ -38,7 +38,8 @@ from fewshot_nam.vision.saving import read_head, save_head
 
 _UNDO_STEPS = 20
 _THUMBNAILS = 12  # kept for each class
-_MOST_UNKNOWN = 10_000  # images of unknowns, also those given again; each step of undo holds them
+_MOST_UNKNOWN = 10_000  # images of unknowns, also those given again
+_MOST_UNDO = 128 * 2**20  # bytes
 _SMALLEST_SHARE = 0.0001
 _READS = 10  # of a file that another program changes meanwhile
 _SECONDS_FOR_THE_FILE = 10.0  # that a save waits for another program
@@ -72,6 +73,8 @@ class TeachingSession:
         version: a number that grows with every change.
         most_pixels: of all images that are given at a time; ``None``, the default, for no bound.
         most_unknown: images of unknowns that are held, also those given again.
+        most_learned: images that are learned; ``None``, the default, for no bound.
+        most_undo: bytes that the steps of undo hold; the oldest are forgotten first, and the last one stays.
 
     Example:
         >>> from PIL import Image
@@ -92,6 +95,8 @@ class TeachingSession:
         self.version = 0
         self.most_pixels: int | None = None
         self.most_unknown = _MOST_UNKNOWN
+        self.most_learned: int | None = None
+        self.most_undo = _MOST_UNDO
         self._lock = threading.RLock()
         self._file_lock = threading.Lock()  # of what reads or writes the file, which may wait for another program
         self.measured: int | None = None  # the version that the last check was of
@@ -150,6 +155,7 @@ class TeachingSession:
         model.batch_size = self.model.batch_size
         session = TeachingSession(model, None, self.notes)
         session.most_pixels, session.most_unknown = self.most_pixels, self.most_unknown
+        session.most_learned, session.most_undo = self.most_learned, self.most_undo
         session._noted_beside = self._noted_beside
         session._unknown = self._unknown
         return session
@@ -179,6 +185,11 @@ class TeachingSession:
             positions = new.nonzero().flatten().tolist()
             if not positions:
                 raise ValueError(f"{_images(len(found.kept))} learned before: take others")
+            learned = sum(self.model.head.shots_per_class())
+            if self.most_learned is not None and learned + len(positions) > self.most_learned:
+                raise ValueError(
+                    f"{self.most_learned:,} images are the most that are learned here, and there are {learned:,}"
+                )
             names = [self._known(labels[found.kept[i]]) for i in positions]
             counts = Counter(str(name) for name in names)
             before = self._before(f"learn {_listed(counts)}")
@@ -190,9 +201,10 @@ class TeachingSession:
                     self._thumbnails[name] = [*kept, found.thumbnails[i]]
             taught = found.values[positions].cpu()
             known = first_equal(self._unknown, taught) >= 0 if len(self._unknown) else torch.zeros(0, dtype=torch.bool)
-            # Of what is known, no rate can be promised.
-            gone, self._unknown = self._unknown[known], self._unknown[~known]
-            doubt = self._set_again(gone) if known.any() else None
+            doubt = None
+            if known.any():  # of what is known, no rate can be promised
+                gone, self._unknown = self._unknown[known], self._unknown[~known]
+                doubt = self._set_again(gone)
             self._changed(before)
             _, said = threshold_of(self.model.head)
             if known.any():
@@ -599,8 +611,15 @@ class TeachingSession:
     def _changed(self, before: _Before | None) -> None:
         if before is not None:
             self._undo.append(before)
+            while len(self._undo) > 1 and self._bytes_of_undo() > self.most_undo:
+                self._undo.popleft()
         self.version += 1
         self._written = False
+
+    def _bytes_of_undo(self) -> int:
+        """Return how much the steps of undo hold together: most of their tensors are those of the steps before."""
+        tensors = [tensor for step in self._undo for tensor in (step.unknown, *step.head.buffers())]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
     def _known(self, label: str) -> Label:
         """Return the class that is shown so; one that was learned in Python may be a number."""

@@ -478,6 +478,7 @@ def test_a_web_site_cannot_use_a_page_that_is_open_to_others(digits):
     finally:
         blocks.close()
     assert session.most_unknown == 2_500
+    assert session.most_learned == session.copy().most_learned == 10_000
     blocks = serve(session, "0.0.0.0", port, wait=False)
     try:
         kind = {"Content-Type": "application/json"}
