@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> Report | None:
     fields = [field.name for field in dataclasses.fields(EvaluationSettings)]
     chosen = {name: getattr(options, name) for name in fields if hasattr(options, name)}
     settings = EvaluationSettings(**{**chosen, "device": as_device(options.device)})
+    _check_used(options)
     sources = _sources(options)
     banks, known, notes = sources.banks, sources.base_statistics, list(sources.notes)
     unused = [] if sources.images else parser().marked("for images")
@@ -228,6 +229,18 @@ def _inputs(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     for name in made.marked("file to read"):
         if getattr(options, name):
             yield f"--{name}", getattr(options, name)
+
+
+def _check_used(options: argparse.Namespace) -> None:
+    """Raise ``ValueError`` for an option that the protocol or the data set does not use."""
+    from episodes.data import registry
+
+    if options.protocol == "closed" and options.open_ways != parser().get_default("open_ways"):
+        raise ValueError("--open-ways: the closed protocol has no unknown classes; leave it out")
+    entry, _ = registry.find(options.dataset)
+    for name in ("data_dir", "download"):
+        if getattr(options, name) and name not in entry.options:
+            raise ValueError(f"--{name.replace('_', '-')}: {options.dataset} needs none; leave it out")
 
 
 def _sources(options: argparse.Namespace) -> Sources:

@@ -467,3 +467,16 @@ def test_alphabets_and_thresholds_frozen_on_another_alphabet(data_dir, capsys):
     out = capsys.readouterr().out
     assert "Gurmukhi: 900 images of 45 classes" in out
     assert "@95tpr:frozen ↓" in out  # headings are on two lines
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--protocol", "closed", "--open-ways", "3"], "--open-ways: the closed protocol has no unknown classes"),
+        (["--data-dir", "/nowhere"], "--data-dir: digits needs none"),
+        (["--download"], "--download: digits needs none"),
+    ],
+)
+def test_options_that_the_protocol_or_the_data_set_does_not_use_are_refused(words, said, capsys):
+    assert main(["--episodes", "2", "--quiet", *words]) == 2
+    assert said in capsys.readouterr().err
