@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 from python_multipart.multipart import parse_options_header
 from starlette.formparsers import MultiPartException
 
@@ -22,3 +25,21 @@ def boundary_of(content_type: bytes | str) -> bytes | None:
     if boundary is not None and not 1 <= len(boundary) <= _LONGEST_BOUNDARY:
         raise MultiPartException(f"what separates the parts of a form has up to {_LONGEST_BOUNDARY} bytes")
     return boundary
+
+
+def few_parts(receive: Callable[[], Awaitable[Any]], boundary: bytes, most: int) -> Callable[[], Awaitable[Any]]:
+    """Return ``receive`` of a form, with ``MultiPartException`` at what begins more than ``most`` parts, or looks as if it did.
+
+    A parser goes through data that hold the boundary byte by byte, while nobody else is answered.
+    """
+    mark, found = b"\r\n--" + boundary, 0
+
+    async def bounded() -> Any:
+        nonlocal found
+        message = await receive()
+        found += message.get("body", b"").count(mark)
+        if found > most:
+            raise MultiPartException(f"a form has up to {most:,} parts")
+        return message
+
+    return bounded

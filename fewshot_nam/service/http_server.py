@@ -40,7 +40,7 @@ import fewshot_nam
 from fewshot_nam.heads.validation import as_unicode
 from fewshot_nam.heap import few_heaps
 from fewshot_nam.io.image_io import UnreadableImage
-from fewshot_nam.service.forms import boundary_of
+from fewshot_nam.service.forms import boundary_of, few_parts
 from fewshot_nam.service.hosts import KnownHosts, check_address, client_of, known_hosts, neighbourhood, url
 from fewshot_nam.service.open_files import raise_open_files
 from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded, TooManyPixels, Unusable
@@ -50,6 +50,7 @@ TOKEN = "FEWSHOT_NAM_TOKEN"
 """The environment variable with the token that changes need."""
 
 _SETTINGS = "FEWSHOT_NAM_SERVE"  # what a worker is to serve
+_MOST_FIELDS = 16  # of a form, which nothing uses
 _LAST_SECONDS = 30  # that a server which is stopped has for the answers it works on
 _IMAGES: dict[str, Any] = {
     "requestBody": {
@@ -345,8 +346,9 @@ def build(
             body = await request.body()
             return [body] if body else []
         try:
-            boundary_of(content_type)
-            async with request.form(max_files=limits.images, max_fields=16) as form:
+            boundary = boundary_of(content_type) or b""
+            few = few_parts(request.receive, boundary, limits.images + _MOST_FIELDS + 1)
+            async with Request(request.scope, few).form(max_files=limits.images, max_fields=_MOST_FIELDS) as form:
                 return [await one.read() for _, one in form.multi_items() if isinstance(one, UploadFile)]
         except (MultiPartException, StarletteHTTPException) as error:
             raise HTTPException(400, f"the form cannot be read: {getattr(error, 'detail', None) or error}") from error

@@ -24,7 +24,7 @@ from starlette.responses import PlainTextResponse
 
 from fewshot_nam.io.atomic import machine_number, process_runs
 from fewshot_nam.service.downloads import FOLDER
-from fewshot_nam.service.forms import boundary_of
+from fewshot_nam.service.forms import boundary_of, few_parts
 from fewshot_nam.service.hosts import Application, Receive, Scope, Send, client_of, is_loopback
 
 MOST_BYTES = 4 * 2**30  # of all uploads that lie there together: some thousand photographs
@@ -33,6 +33,7 @@ _KEPT_SECONDS = REMOVED_SECONDS + LOOKED_FOR_SECONDS  # that an upload lies ther
 _COMING_SECONDS = 60  # in which something more of an upload comes
 _SLOWEST = 1024  # bytes a second, after these: an upload keeps each of its files open to its end
 _PREFIX = "fewshot-nam-"
+_MOST_PARTS = 2100  # a folder of 2,000 images, and the end
 _LONGEST_NAME = 255  # bytes, as file systems have them
 _LONGEST_HEADER = 8192  # bytes, as Gradio's
 _SWEPT_SECONDS = 5.0  # after the end of an upload, what was broken off is removed
@@ -241,7 +242,8 @@ class UploadLimit:
             await send(message)
 
         try:
-            await self.app(scope, _FilesOnly(counted, boundary, begun) if boundary else counted, answer)
+            files = _FilesOnly(few_parts(counted, boundary, _MOST_PARTS), boundary, begun) if boundary else counted
+            await self.app(scope, files, answer)
         except OSError as error:
             if answered or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -231,6 +231,17 @@ def test_a_form_is_not_decoded_with_any_codec(server, charset):
     assert "UTF-8" in answer.json()["error"]
 
 
+def test_data_that_look_like_the_end_of_a_part_are_refused(server):
+    """Python's parser goes through them byte by byte: 100 MB kept everyone waiting for five seconds."""
+    head = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    for count, said in ((200, "parts"), (10, "image")):
+        form = head + b"\r\n--x!" * count + b"\r\n--x--\r\n"
+        answer = server.post("/predict", content=form, headers=headers)
+        assert answer.status_code in (400, 422)
+        assert said in answer.json()["error"]
+
+
 @pytest.mark.parametrize("path", ["/predict", "/forget"])
 def test_a_body_in_tiny_chunks_is_refused_and_its_connection_closed(memory, path):
     """56 MB of them, of one address, kept everyone waiting for two minutes: each byte was an event of the loop."""

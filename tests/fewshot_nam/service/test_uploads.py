@@ -206,6 +206,16 @@ def test_names_of_files_are_as_long_as_a_disk_takes_them(tmp_path, length, statu
     assert found == status
 
 
+def test_data_that_look_like_the_end_of_a_part_are_refused(client, monkeypatch):
+    monkeypatch.setattr(uploads, "_MOST_PARTS", 5)
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    form = head + b"\r\n--x!" * 4 + b"\r\n--x--\r\n"
+    assert client.post("/gradio_api/upload", content=form, headers=headers).status_code == 200
+    with pytest.raises(MultiPartException, match="up to 5 parts"):  # of which Gradio makes 400
+        client.post("/gradio_api/upload", content=form.replace(b"!", b"!" + b"\r\n--x!"), headers=headers)
+
+
 def test_an_upload_that_only_drips_ends(tmp_path, monkeypatch):
     """Of a form of many files, which were all open to its end, a byte every 20 seconds came, for hours."""
     monkeypatch.setattr(uploads, "_COMING_SECONDS", 0.5)
