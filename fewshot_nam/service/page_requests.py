@@ -9,13 +9,10 @@ keeps answers that are never collected. What is cancelled goes on in its thread,
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import json
-import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic as _now
 from typing import TYPE_CHECKING, Any
@@ -25,6 +22,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 
 from fewshot_nam.service.given_images import MOST_IMAGES
 from fewshot_nam.service.hosts import Application, Receive, Scope, Send, client_of
+from fewshot_nam.service.page_values import LONGEST_TEXT, fits, is_click, is_host, is_long, is_short, is_used, read_json
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -65,7 +63,6 @@ _MOST_WORK_OF_ALL = {
     EXPORTS: 4,
     CAMERAS: MOST_CAMERAS,
 }  # an export takes some 15 seconds
-_LONGEST_TEXT = 10_000  # characters
 _VISITOR = re.compile(r"[A-Za-z0-9_-]{1,64}")  # Gradio names one by some ten letters, its client by 36
 _PREFIX = r"(?:/gradio_api)?"
 _POST = re.compile(_PREFIX + r"/(?:queue/join|stream/[\w-]+(?:/close)?|reset)/?")
@@ -73,8 +70,6 @@ _FRAME = re.compile(_PREFIX + r"/stream/([\w-]+)")
 _UPLOAD = re.compile(_PREFIX + r"/upload")
 _ANSWERS = re.compile(_PREFIX + r"/queue/data")
 _PROGRESS = re.compile(_PREFIX + r"/upload_progress")
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_HOST = re.compile(rb"([A-Za-z0-9_.-]{1,255}|\[[0-9A-Fa-f:.]{2,60}\])(?::([0-9]{1,5}))?")
 _URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:")  # of more than one letter: not a drive
 _GET = re.compile(
     r"/|/(?:config/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon(?:/\d+)?)|/(?:assets|static|svelte)/.*"
@@ -82,66 +77,6 @@ _GET = re.compile(
     + r"|heartbeat/[A-Za-z0-9_-]{1,64}|file=(?:/|[A-Za-z]:[\\/]).*)",
     re.DOTALL,
 )
-
-
-_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, as file systems have them
-
-
-def _is_used(name: bytes, value: bytes) -> bool:
-    """Return whether a header is passed on: Gradio reads others too, and raises for values that it does not expect."""
-    check = _HEADERS.get(name.lower())
-    return check is not None and check(value)
-
-
-def _is_host(value: bytes) -> bool:
-    found = _HOST.fullmatch(value)
-    if found is None or int(found[2] or 0) >= 2**16:
-        return False
-    name = found[1].decode()
-    if name.startswith("[") or re.fullmatch("[0-9.]+", name):
-        try:
-            ipaddress.ip_address(name.strip("[]"))
-        except ValueError:
-            return False
-    return True
-
-
-def _are_hosts(value: bytes) -> bool:
-    return all(_is_host(one.strip()) for one in value.split(b","))
-
-
-def _is_origin(value: bytes) -> bool:
-    scheme, _, host = value.partition(b"://")
-    return value == b"null" or (re.fullmatch(rb"[A-Za-z][A-Za-z0-9+.-]{0,30}", scheme) is not None and _is_host(host))
-
-
-_HEADERS: dict[bytes, Callable[[bytes], bool]] = {
-    **dict.fromkeys(
-        (b"accept", b"accept-encoding", b"connection", b"content-length", b"content-type", b"if-modified-since"),
-        lambda _: True,
-    ),
-    **dict.fromkeys((b"if-none-match", b"if-range", b"transfer-encoding", b"x-forwarded-proto"), lambda _: True),
-    b"host": _is_host,
-    b"x-forwarded-host": _are_hosts,
-    b"origin": _is_origin,
-    b"range": lambda value: re.fullmatch(rb"bytes=[0-9]{1,18}-[0-9]{0,18}", value) is not None,
-}
-
-
-def _number(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text} is too large")
-    return number
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number")
-
-
-def _is_long(path: str) -> bool:
-    """Return whether no file could have such a path: the system would raise for it."""
-    names = path.encode(errors="replace")
-    return len(names) > _LONGEST_PATH or max(map(len, names.split(b"/"))) > _LONGEST_NAME
 
 
 class _Refused(Exception):
@@ -191,10 +126,10 @@ class PageRequests:
 
         if scope["type"] == "http":
             hosts = [value for name, value in scope["headers"] if name.lower() == b"host" and value]
-            if not all(map(_is_host, hosts)):
+            if not all(map(is_host, hosts)):
                 await _said("the request names no host", 400)(scope, receive, framed)
                 return
-            scope["headers"] = [(name, value) for name, value in scope["headers"] if _is_used(name, value)]
+            scope["headers"] = [(name, value) for name, value in scope["headers"] if is_used(name, value)]
         address = client_of(scope)
         if self._connections[address] >= self.most_connections:
             await _said("too many connections of one address", 503)(scope, receive, framed)
@@ -211,7 +146,7 @@ class PageRequests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
         elif scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            if _GET.fullmatch(scope["path"]) is None or _is_long(scope["path"]):
+            if _GET.fullmatch(scope["path"]) is None or is_long(scope["path"]):
                 await PlainTextResponse("the page has no such address", 404)(scope, receive, send)
             elif scope["path"] in ("/", "/config", "/config/"):  # what stands behind them is for the page's script
                 await self.app({**scope, "query_string": b""}, receive, send)
@@ -305,10 +240,8 @@ class PageRequests:
         if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_PARTS:
             raise _Refused(413, "a request may not have so many parts")
         try:
-            asked = json.loads(body.decode() or "{}", parse_constant=_no_number, parse_float=_number)
-            if _SURROGATE.search(body):
-                json.dumps(asked, ensure_ascii=False).encode()
-        except (ValueError, RecursionError):  # also what Gradio could not send back: NaN, halves of letters
+            asked = read_json(body)
+        except ValueError:
             raise _Refused(400, "the body is not JSON") from None
         parts: list[Any] = [asked]
         files: list[str] = []
@@ -328,10 +261,10 @@ class PageRequests:
             raise _Refused(413, f"a request may have {MOST_IMAGES:,} files")
         frame = _FRAME.fullmatch(path)
         if frame is None and not path.endswith("/queue/join"):
-            if len(body) > _LONGEST_TEXT:
-                raise _Refused(413, f"such a request may have {_LONGEST_TEXT:,} bytes")
+            if len(body) > LONGEST_TEXT:
+                raise _Refused(413, f"such a request may have {LONGEST_TEXT:,} bytes")
             return
-        if not isinstance(asked, dict) or not _is_short(asked.get("event_id")):
+        if not isinstance(asked, dict) or not is_short(asked.get("event_id")):
             raise _Refused(400, "the body names no function of the page")
         # The types are exact: Gradio takes "5" and 5.0 for 5.
         visitor, number = asked.get("session_hash"), asked.get("fn_index")
@@ -339,7 +272,7 @@ class PageRequests:
             event = self.blocks._queue.event_ids_to_events.get(frame[1])
             if event is None:
                 raise _Refused(404, "there is no such camera")
-            if visitor != event.session_hash or not _fits(asked.get("data"), event.fn.inputs):
+            if visitor != event.session_hash or not fits(asked.get("data"), event.fn.inputs):
                 raise _Refused(400, "the values are not those of the page")
             self._check_uploaded(files)
             return
@@ -348,7 +281,7 @@ class PageRequests:
             raise _Refused(400, "the body names no function of the page, or no visitor")
         html = {number for number, one in self.blocks.blocks.items() if one.get_block_name() == "html"}
         clicked = any(number in html for number, _ in function.targets)
-        if not _fits(asked.get("data"), function.inputs) or (clicked and not _is_click(asked.get("event_data"))):
+        if not fits(asked.get("data"), function.inputs) or (clicked and not is_click(asked.get("event_data"))):
             raise _Refused(400, "the values are not those of the page")
         self._bound_work(visitor, address, function.concurrency_id)
         self._check_uploaded(files)
@@ -360,7 +293,7 @@ class PageRequests:
             return
         for file in set(files):
             # To resolve a path takes time with the square of its length, and asks the system for each part.
-            if _is_long(file) or len(re.findall(r"[\\/]", file)) > self._deepest:
+            if is_long(file) or len(re.findall(r"[\\/]", file)) > self._deepest:
                 raise _Refused(400, "the image was not uploaded")
             try:
                 found = Path(file).resolve()
@@ -442,61 +375,3 @@ def _finished(send: Send) -> Send:
 def _said(text: str, status: int) -> JSONResponse:
     """Return an answer that Gradio's script can show."""
     return JSONResponse({"detail": text, "error": text}, status)
-
-
-def _fits(values: object, components: Sequence[Any]) -> bool:
-    """Return whether values are such as the components have."""
-    if not isinstance(values, list) or len(values) != len(components):
-        return False
-    return all(
-        _CHECKS[kind](value, component)
-        for component, value in zip(components, values, strict=True)
-        if (kind := component.get_block_name()) in _CHECKS
-    )
-
-
-def _is_number(value: object, slider: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and slider.minimum <= value <= slider.maximum
-
-
-def _is_click(value: object) -> bool:
-    return isinstance(value, dict) and _is_short(value)
-
-
-def _is_short(value: object) -> bool:
-    return len(json.dumps(value)) <= _LONGEST_TEXT
-
-
-def _is_uploaded(value: object) -> bool:
-    """Return whether a value names a file as the page does: Gradio raises for other types."""
-    if not isinstance(value, dict) or not value.get("path"):
-        return False
-    return _is_file_data(value) and isinstance(value.get("path"), str)
-
-
-def _is_image(value: object) -> bool:
-    if not isinstance(value, dict) or not _is_file_data(value):
-        return False
-    return bool(value.get("path")) or (value.get("url") or "").startswith("data:")
-
-
-def _is_file_data(value: dict[str, Any]) -> bool:
-    texts = all(isinstance(value.get(name), str | None) for name in ("path", "url", "orig_name", "mime_type"))
-    size = value.get("size")
-    return (
-        texts
-        and (size is None or type(size) is int)
-        and isinstance(value.get("is_stream", False), bool)
-        and value.get("meta", _META) == _META
-    )
-
-
-_META = {"_type": "gradio.FileData"}
-
-
-_CHECKS: dict[str, Callable[[Any, Any], bool]] = {
-    "textbox": lambda value, _: isinstance(value, str) and len(value) <= _LONGEST_TEXT,
-    "slider": _is_number,
-    "image": lambda value, _: value is None or _is_image(value),
-    "file": lambda value, _: value is None or (isinstance(value, list) and all(map(_is_uploaded, value))),
-}
