@@ -11,6 +11,7 @@ novel classes are drawn by the seed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--data-dir", metavar="DIR", help="where the files of the data set are")
     made.add_argument("--base", metavar="SPEC", help="images or features of base classes, where --dataset has none")
     made.add_argument("--base-queries", metavar="SPEC", help="other images of base classes; default: a fifth of them")
-    made.add_argument("--backbone", default="conv4", metavar="NAME", help="default: %(default)s")
+    made.add_argument("--backbone", metavar="NAME", help="of images (default: conv4)")
     made.add_argument("--weights", metavar="FILE", help="a weights file, or 'random'")
     made.add_argument("--model-option", nargs="+", metavar="KEY=VALUE", help="options of the model")
     made.add_argument("--transform-option", nargs="+", metavar="KEY=VALUE", help="options of the transform")
@@ -70,8 +71,24 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+CONTAMINATED = (
+    "conv4's own weights were trained on other drawings of most base classes, base queries among them: these figures are not "
+    "comparable with published ones; --weights takes what scripts/pretrain_omniglot_fscil.py makes"
+)
+
+
 def evaluated(options: argparse.Namespace) -> IncrementalReport:
-    """Return the report of what the options name."""
+    """Return the report of what the options name, which says what that is."""
+    backbone = options.backbone or "conv4"
+    report = _evaluated(options, backbone)
+    own = options.dataset.startswith("features:")  # of a backbone that only their file knows
+    named = {"dataset": options.dataset} | ({} if own else {"backbone": backbone, "weights": options.weights})
+    contaminated = (options.dataset, backbone, options.weights) == ("omniglot-fscil", "conv4", None)
+    notes = (CONTAMINATED,) if contaminated else ()
+    return dataclasses.replace(report, config={**report.config, **named}, notes=notes)
+
+
+def _evaluated(options: argparse.Namespace, backbone_name: str) -> IncrementalReport:
     common: dict[str, Any] = {
         "heads": with_scores(options.heads, options.score),
         "seed": options.seed,
@@ -91,9 +108,9 @@ def evaluated(options: argparse.Namespace) -> IncrementalReport:
         )
         if "base" not in sets:
             raise ValueError(f"{options.dataset} has no base classes: give some with --base")
-        banks = banks_by_role(
-            sets, options.backbone, weights=options.weights, progress=not options.quiet, **model
-        ).banks
+        if options.backbone is not None and options.dataset.startswith("features:"):
+            raise ValueError("--backbone: the features are given, so nothing uses it; leave it out")
+        banks = banks_by_role(sets, backbone_name, weights=options.weights, progress=not options.quiet, **model).banks
         asked = {name: getattr(options, name) for name in ("ways", "shots", "orders")}
         numbers: dict[str, Any] = {name: 5 if value is None else value for name, value in asked.items()}
         return evaluate_incremental(
@@ -110,7 +127,7 @@ def evaluated(options: argparse.Namespace) -> IncrementalReport:
             f"{', '.join(given)}: the sessions of {options.dataset} are published as they are; leave it out"
         )
     pretrained = True if options.weights is None else False if options.weights == "random" else options.weights
-    backbone = backbones.create(options.backbone, pretrained=pretrained, **model)
+    backbone = backbones.create(backbone_name, pretrained=pretrained, **model)
     sessions = session_features(backbone, open_sessions(options.dataset, options.data_dir), progress=not options.quiet)
     return evaluate_incremental(sessions=sessions, **common)
 
@@ -129,9 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.plot:
             from episodes.reporting.plots import incremental_figure, save
 
-            # Features are of a backbone that only their file knows.
-            own = options.dataset.startswith("features:")
-            title = options.dataset if own else f"{options.dataset}, {options.backbone}"
+            title = ", ".join(str(report.config[name]) for name in ("dataset", "backbone") if name in report.config)
             save(lambda: incremental_figure(report, title), options.plot)
 
     return exit_status(evaluate_and_write)

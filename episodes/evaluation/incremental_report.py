@@ -65,6 +65,7 @@ class IncrementalReport:
         totals: by head and measure of ``TOTALS``, a mean over class orders with its 95% interval.
         paired: ``"a - b"`` for the first head and each other, as ``totals``: differences on the same class orders.
         seconds: that each head took, all orders together: to learn and to answer.
+        notes: what is to be known about the figures.
     """
 
     config: dict[str, Any]
@@ -73,14 +74,16 @@ class IncrementalReport:
     totals: dict[str, dict[str, Value]]
     paired: dict[str, dict[str, Value]]
     seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     def table(self) -> str:
         """Return the tables for a terminal."""
-        return "\n".join(line for title, rows in self._tables() for line in (title, *text_table(rows), ""))
+        tables = [line for title, rows in self._tables() for line in (title, *text_table(rows), "")]
+        return "\n".join([*tables, *(f"note: {note}\n" for note in self.notes)])
 
     def markdown(self) -> str:
         """Return the tables in Markdown, with what the measures mean."""
-        lines = [self._title(), ""]
+        lines = [self._title(), "", *(f"**Note:** {note}\n" for note in self.notes)]
         for title, rows in self._tables():
             lines += [f"**{title}**", "", *markdown_table(rows), ""]
         lines += [f"- `{name}`: {meaning}." for name, meaning in {**SESSION_MEASURES, **TOTALS}.items()]
@@ -90,7 +93,7 @@ class IncrementalReport:
         """Return everything but times as JSON can hold it, with ``null`` for NaN."""
         parts = {name: getattr(self, name) for name in ("config", "seen", "sessions", "totals", "paired")}
         found: dict[str, Any] = _without_nan(parts)
-        return found
+        return {**found, "notes": list(self.notes)} if self.notes else found
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write ``as_dict`` to a file, whole or not at all."""

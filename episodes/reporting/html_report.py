@@ -28,9 +28,11 @@ from episodes.reporting.html_tables import measures_table
 from episodes.reporting.plots import save, sections
 from episodes.reporting.report import Report
 from fewshot_nam.io.atomic import replacing
+from fewshot_nam.io.regular_files import file_version
 from fewshot_nam.vision.memory_lock import exclusive
 
 _KEY_FIGURES = 4
+_VERSIONS = f"fewshot-nam {fewshot_nam.__version__}, PyTorch {torch.__version__}"
 _HASHES = {
     "weights_hash": "weights of the backbone",
     "dataset_fingerprint": "data set",
@@ -69,9 +71,16 @@ def write_page(
     path = page.directory / "index.html"
     # Another evaluation may write there, and the page takes its images from files of fixed names.
     with exclusive(path):
-        for old in page.directory.glob("false_alarm_*.png"):  # of an earlier report, which may have had more of them
-            if re.fullmatch(r"false_alarm_\d+\.png", old.name):
-                old.unlink()
+        if not path.exists():  # what an interrupt leaves is known as ours, and the command can be run again
+            with replacing(path) as unfinished:
+                unfinished.write_text(
+                    f"<!DOCTYPE html>\n<p>Not finished: make it again. {_VERSIONS}</p>\n", encoding="utf-8"
+                )
+        # Of an earlier report, which may have had more of them.
+        names = [
+            old for old in page.directory.glob("false_alarm_*.png") if re.fullmatch(r"false_alarm_\d+\.png", old.name)
+        ]
+        before = {old: file_version(old) for old in names}
         _add_verdict(page, report)
         _add_tables(page, report)
         add_alarms(page, report, collected, banks, images)
@@ -82,6 +91,9 @@ def write_page(
         page.add("</main></body></html>", "")
         with replacing(path) as unfinished:
             unfinished.write_text("\n".join(page.parts), encoding="utf-8")
+        for old, version in before.items():
+            if file_version(old) == version:
+                old.unlink()
     return path
 
 
@@ -174,7 +186,7 @@ def _add_making(page: Page, report: Report, command: str) -> None:
     """Add how the page was made: command, versions, hashes, settings, date, and what it does not have."""
     config = report.to_dict()["config"]
     facts = [("command", f"<code>{escape(command)}</code>")]
-    facts.append(("versions", escape(f"fewshot-nam {fewshot_nam.__version__}, PyTorch {torch.__version__}")))
+    facts.append(("versions", escape(_VERSIONS)))
     for role in ("bank", "base", "validation"):
         bank = config.get(role) or {}
         known = [

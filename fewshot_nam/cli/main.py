@@ -131,7 +131,7 @@ def _forget(options: argparse.Namespace) -> Answer:
     path = writable(options.memory)
     with exclusive(path):
         about, head, probed = read_head(path)
-        labels, unknowns = _written(head.classes, options.labels), 0
+        labels, unknowns = _written(head.classes, list(dict.fromkeys(options.labels))), 0
         if options.unknowns:
             unknowns, head.threshold = head.num_unknowns, None
             (about.get("notes") or {}).pop(NOTED, None)  # those that the page waits to set a rate with

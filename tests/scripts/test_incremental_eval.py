@@ -87,3 +87,25 @@ def test_what_a_published_benchmark_does_not_use_is_refused(capsys):
     said = capsys.readouterr().err
     assert "--base, --shots, --orders: the sessions of omniglot-fscil are published as they are" in said
     assert said.count("\n") == 1
+
+
+def test_a_report_says_what_it_is_of(files, capsys, monkeypatch):
+    """Figures of a network that had seen base queries stood under "published sessions" without a word."""
+    given = ["--dataset", f"features:{files}/novel.safetensors", "--base", f"features:{files}/base.safetensors"]
+    few = ["--heads", "cosine", "--ways", "2", "--orders", "2", "--quiet"]
+    assert MAIN([*given, *few, "--backbone", "conv5"]) == 2
+    assert "--backbone: the features are given, so nothing uses it" in capsys.readouterr().err
+    out = files / "report.json"
+    assert MAIN([*given, *few, "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert "notes" not in found
+    assert found["config"]["dataset"] == given[1]
+    assert "note" not in capsys.readouterr().out
+    report = MAIN.__globals__["_evaluated"](MAIN.__globals__["parser"]().parse_args([*given, *few]), "conv4")
+    monkeypatch.setitem(MAIN.__globals__, "_evaluated", lambda *_: report)
+    for options, noted in (([], True), (["--weights", "random"], False), (["--backbone", "conv5"], False)):
+        assert MAIN(["--quiet", *options, "--json", str(out), "--markdown", str(files / "report.md")]) == 0
+        found = json.loads(out.read_text())
+        assert ("notes" in found) == noted == ("not comparable" in capsys.readouterr().out)
+        assert ("not comparable" in (files / "report.md").read_text()) == noted
+        assert found["config"]["backbone"] == (options[1] if "--backbone" in options else "conv4")

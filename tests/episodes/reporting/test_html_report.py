@@ -490,3 +490,26 @@ def test_the_command_on_the_page_gives_the_same_options():
     given_as = ["--ways", "3", "--heads", "nam", "cosine", "--dataset", "folder:my photos", "--skip-unreadable"]
     said = command_line(read_options([*given_as, "--report", "x", "--json", "y", "--quiet"]))
     assert said == "fewshot-nam-eval --ways 3 --heads nam cosine --dataset 'folder:my photos' --skip-unreadable"
+
+
+def test_a_report_that_was_interrupted_can_be_made_again(tmp_path, monkeypatch):
+    """It left PNG files without a page, and the same command was refused; of an older one, images were gone."""
+    page = tmp_path / "page"
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(html_report, "_add_figures", interrupted)
+        assert main(["--episodes", "5", "--report", str(page), "--quiet"]) == 130
+    assert "Not finished" in (page / "index.html").read_text()
+    assert main(["--episodes", "5", "--report", str(page), "--quiet"]) == 0
+    written = {path.name for path in page.iterdir()}
+    assert "Not finished" not in (page / "index.html").read_text()
+    (page / "false_alarm_99.png").write_bytes(b"of an earlier report")
+    with monkeypatch.context() as patched:
+        patched.setattr(html_report, "_add_figures", interrupted)
+        assert main(["--episodes", "5", "--report", str(page), "--quiet"]) == 130
+    assert (page / "false_alarm_99.png").exists()
+    assert main(["--episodes", "5", "--report", str(page), "--quiet"]) == 0
+    assert {path.name for path in page.iterdir()} == written
