@@ -348,7 +348,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         def on_show(
             label: str,
             images: list[str] | None,
-            folder_path: str,
+            folder_path: str | None,
             unknown: list[str] | None,
             base: list[str] | None,
             request: gr.Request,
@@ -359,7 +359,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 known: list[tuple[GivenImage, str]] = [(image, label) for image in images or []]
                 if known and known_class(session.model.classes, name := class_name(label)) is None:
                     raise ValueError(f"there is no class {name!r} here: give its name letter for letter")
-                if folder_path.strip():
+                if folder_path and folder_path.strip():  # of a box that is not shown, the page's script sends nothing
                     _check_local(local)
                     known += images_in_folder(folder_path)
                 found: Check = session.check(known, unknown or [], base or [], _shown(progress, "measuring"))

@@ -101,6 +101,10 @@ def fits(values: object, components: Sequence[Any]) -> bool:
     )
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST_TEXT
+
+
 def _is_number(value: object, slider: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and slider.minimum <= value <= slider.maximum
 
@@ -140,7 +144,7 @@ def _is_file_data(value: dict[str, Any]) -> bool:
 
 
 _CHECKS: dict[str, Callable[[Any, Any], bool]] = {
-    "textbox": lambda value, _: isinstance(value, str) and len(value) <= LONGEST_TEXT,
+    "textbox": lambda value, box: _is_text(value) or (value is None and not getattr(box, "visible", True)),
     "slider": _is_number,
     "image": lambda value, _: value is None or _is_image(value),
     "file": lambda value, _: value is None or (isinstance(value, list) and all(map(_is_uploaded, value))),

@@ -13,7 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from fewshot_nam.service.export_process import export_memory
 from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
 from fewshot_nam.service.given_images import GivenImage, Progress, features_of
 from fewshot_nam.service.noted_unknowns import NOTED, noted_unknowns, unknowns_of
-from fewshot_nam.service.thresholds import kept_threshold, threshold_of
+from fewshot_nam.service.thresholds import threshold_of
 from fewshot_nam.vision.memory_files import new_model, open_model
 from fewshot_nam.vision.memory_lock import exclusive
 from fewshot_nam.vision.model import NAMModel
@@ -57,6 +57,24 @@ class _Before(NamedTuple):
     """Whether the change was to read the file again."""
     file: tuple[int, int, int, int] | None = None
     """The version of the file that was known before that; ``None`` for no file."""
+
+
+class _Now(NamedTuple):
+    """The head of a session, as it is at some time, with what is derived from it.
+
+    Attributes:
+        state: by which it is known whether the head has changed since.
+        head: a snapshot.
+        threshold: an image is accepted from this score on; ``None`` where nothing is refused.
+        said: of the threshold.
+        wrong: why it cannot be given, where there is to be one.
+    """
+
+    state: Any
+    head: Head
+    threshold: float | None
+    said: list[str]
+    wrong: str | None
 
 
 class TeachingSession:
@@ -98,6 +116,7 @@ class TeachingSession:
         self.most_learned: int | None = None
         self.most_undo = _MOST_UNDO
         self._lock = threading.RLock()
+        self._deriving, self._derived = threading.Lock(), cast("_Now | None", None)
         self._file_lock = threading.Lock()  # of what reads or writes the file, which may wait for another program
         self.measured: int | None = None  # the version that the last check was of
         self._undo: deque[_Before] = deque(maxlen=_UNDO_STEPS)
@@ -206,7 +225,7 @@ class TeachingSession:
                 gone, self._unknown = self._unknown[known], self._unknown[~known]
                 doubt = self._set_again(gone)
             self._changed(before)
-            _, said = threshold_of(self.model.head)
+            said = self._now().said
             if known.any():
                 count = "they count as this class now" if doubt is None else f"the rate counts them so still ({doubt})"
                 said = [*said, f"{_images(int(distinct(gone).sum()))} given as unknown before: {count}"]
@@ -280,16 +299,12 @@ class TeachingSession:
     @property
     def threshold(self) -> float | None:
         """An image is accepted from this score on; ``None`` where nothing is refused."""
-        return threshold_of(self.model.head)[0]
+        return self._now().threshold
 
     @property
     def not_refusing(self) -> str | None:
         """Why nothing is answered: a rate was set, and cannot be kept with these classes; ``None`` where it can."""
-        try:
-            kept_threshold(self.model.head)
-        except ValueError as error:
-            return str(error)
-        return None
+        return self._now().wrong
 
     def classes(self) -> list[ClassView]:
         """Return all classes in the order they were learned, with the class that each is most easily taken for."""
@@ -303,9 +318,8 @@ class TeachingSession:
         cached = self._views
         if cached is None or cached[0] != self.version:
             with self._lock:
-                version, head = self.version, self.model.head.snapshot()
-                thumbnails = dict(self._thumbnails)
-            cached = (version, *views_of(head, thumbnails, threshold_of(head)[0]))
+                version, thumbnails, now = self.version, dict(self._thumbnails), self._now()
+            cached = (version, *views_of(now.head, thumbnails, now.threshold))
             self._views = cached
         return cached[1:]
 
@@ -316,10 +330,12 @@ class TeachingSession:
             ValueError: it is no image, nothing was learned yet, or the rate that was set cannot be kept (``not_refusing``).
         """
         started = time.perf_counter()
-        head = self.model.head.snapshot()
+        now = self._now()
+        head, threshold = now.head, now.threshold
         if not head.classes:
             raise ValueError("nothing was learned yet: teach a class first")
-        threshold = kept_threshold(head)
+        if now.wrong is not None:
+            raise ValueError(now.wrong)
         found = features_of(self.model, [image])
         with torch.no_grad():
             scores = head(found.values)[0]
@@ -471,7 +487,8 @@ class TeachingSession:
             ValueError: no image, too many, none that can be read, nothing was learned yet, or the rate cannot be kept.
         """
         with self._lock:
-            head, version = self.model.head.snapshot(), self.version
+            now, version = self._now(), self.version
+        head, threshold = now.head, now.threshold
         if not head.classes:
             raise ValueError("nothing was learned yet: teach a class first")
         given: list[GivenImage] = [image for image, _ in known] + [*unknown, *base]
@@ -480,7 +497,8 @@ class TeachingSession:
         not_known = Counter(one_spelling(label) for _, label in known if named[label] is None)
         truths += [None] * (len(unknown) + len(base))
         kinds = [0] * len(known) + [1] * len(unknown) + [2] * len(base)
-        threshold = kept_threshold(head)
+        if now.wrong is not None:
+            raise ValueError(now.wrong)
         found = features_of(self.model, given, progress, self.most_pixels)
         with torch.no_grad():
             best, column = head(found.values).max(dim=-1)
@@ -594,6 +612,19 @@ class TeachingSession:
         return path
 
     # Parts.
+
+    def _now(self) -> _Now:
+        """Return the head as it is, and its threshold: one thread derives it for all, which may take seconds."""
+        with self._lock:
+            head = self.model.head
+            state = head._snapshot()
+        with self._deriving:  # within which nothing waits for the other lock: who has that may wait for this one
+            if self._derived is None or self._derived.state is not state:
+                taken = head.snapshot()
+                threshold, said = threshold_of(taken)
+                wrong = said[0] if threshold is None and said else None
+                self._derived = _Now(taken._snapshot(), taken, threshold, said, wrong)
+            return self._derived
 
     def _write(self, path: Path, folders: bool = True) -> int:
         """Write the memory as it is at the beginning, with the folder of its weights or without it; return its version."""

@@ -10,14 +10,6 @@ _NO_THRESHOLD = (
 )
 
 
-def kept_threshold(head: Head) -> float | None:
-    """Return the threshold; ``ValueError`` where there is to be one and it cannot be given: to accept everything would be wrong."""
-    threshold, said = threshold_of(head)
-    if threshold is None and said:
-        raise ValueError(said[0])
-    return threshold
-
-
 def threshold_of(head: Head) -> tuple[float | None, list[str]]:
     """Return the threshold, ``None`` where there is none, and what is said of it: with ``None``, why it cannot be given."""
     try:

@@ -287,6 +287,47 @@ def test_scores_and_confusions_of_images_given(taught, tab, digit_files):
     playwright.expect(desk.page.locator("#outdated")).not_to_contain_text("measured", timeout=MOST_MS)
 
 
+@pytest.fixture(params=["address", "proxy", "space"])
+def elsewhere(request, monkeypatch):
+    """A page that others reach, where no folder of this machine can be named; its session."""
+    session, port = TeachingSession.open(backbone="conv4"), free_port()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    if request.param == "space":
+        monkeypatch.setenv("SPACE_ID", "a/b")
+    how = {"address": {"host": "0.0.0.0"}, "proxy": {"hosts": ["teach.example"]}, "space": {"separate": True}}
+    page = serve(session, port=port, wait=False, **how[request.param])
+    yield f"http://127.0.0.1:{port}"
+    page.close()
+
+
+def test_what_others_reach_is_taught_and_measured_too(elsewhere, browser, digit_files):
+    """Measuring was refused there: of a box that is not shown, the page's script sends nothing, and the page took texts alone."""
+    desk = Tab(browser, elsewhere)
+    for label in range(3):
+        desk.learn(f"digit {label}", digit_files[label][:5])
+        desk.says(f"Learned digit {label} (5 images)")
+    desk.give("asked", digit_files[1][9])
+    desk.says("digit 1", "answer")
+    desk.open("Refuse")
+    desk.give("unknown-files", digit_files[7][:30])
+    desk.says("An image is accepted from the score", "promise")
+    desk.open("Measure")
+    desk.fill("truth", "digit 0")
+    desk.give("known", digit_files[0][22:30])
+    desk.page.click("#show")
+    desk.says("Of 8 images of known classes", "checked")
+    desk.open("Teach")
+    desk.page.locator("[data-forget='digit 2']").click()
+    desk.says("Forgot digit 2.")
+    desk.page.click("#undo")
+    desk.says("Undone: forget 'digit 2'.")
+    desk.open("Memory")
+    desk.page.locator("#make").click()
+    desk.says("The memory can be downloaded.")
+    assert desk.wrong == []
+    desk.context.close()
+
+
 def test_taught_by_the_camera_and_answered_live(taught, tab):
     phone = tab(**PHONE, color_scheme="dark")
     phone.page.get_by_text("Click to Access Webcam").click()

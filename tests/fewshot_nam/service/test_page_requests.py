@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fewshot_nam.service import page_requests
+from fewshot_nam.service import page_requests, page_values
 from fewshot_nam.service.page_requests import PageRequests
 
 # A page without visitors.
@@ -516,6 +516,9 @@ def test_values_that_are_not_of_the_page_are_refused(monkeypatch, kind, right, w
     """Each was a bare "Error", with a traceback in the log; a text could be as long as a body."""
     monkeypatch.setattr(page_requests, "_SECONDS", 20)
     part = SimpleNamespace(get_block_name=lambda: kind, minimum=0.1, maximum=50)
+    hidden = SimpleNamespace(get_block_name=lambda: "textbox", visible=False)
+    assert page_values.fits([None], [hidden])
+    assert page_values.fits(["a"], [hidden])
     function = SimpleNamespace(inputs=[part], concurrency_id="other")
     app = PageRequests(Behind(), page_of({1: function}))
 

@@ -9,6 +9,7 @@ import threading
 import time
 import tracemalloc
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,28 @@ def test_a_download_tells_nothing_of_where_weights_lie(taught, tmp_path):
     about, *_ = read_head(taught.copy_to(tmp_path))
     assert about["notes"]["weights"] == "weights.safetensors"
     assert b"someone" not in (tmp_path / taught.path.name).read_bytes()
+
+
+def test_a_threshold_is_derived_once_for_all_who_ask(taught, digits, monkeypatch):
+    """Each thread derived the same one after a change: with thousands of classes, 4 s and 270 MB each."""
+    taught.add_unknown([image for label in range(4, 10) for image in digits[label][:20]])
+    taught.calibrate(0.1)
+    taught.learn(digits[4][:1], "cup")
+    derived, real = [], teaching.threshold_of
+
+    def slow(head):
+        derived.append(threading.get_ident())
+        time.sleep(0.05)
+        return real(head)
+
+    monkeypatch.setattr(teaching, "threshold_of", slow)
+    taught.forget("cup")
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: taught.answer(digits[0][5]).threshold, range(16)))
+    assert len(derived) == 1
+    assert set(found) == {taught.threshold} == {taught.model.head.threshold}
+    taught.model.head.threshold = 0.25  # also what was changed beside the session is seen
+    assert taught.threshold == 0.25
 
 
 def test_images_learned_are_bounded_where_they_are(taught, digits):
