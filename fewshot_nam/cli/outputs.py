@@ -104,9 +104,8 @@ def naming_standard_output(done: str = "") -> Iterator[None]:
 
 def discard_output() -> None:
     """Send what is still to be printed nowhere: without this, the interpreter tries again when it exits, and complains."""
-    with contextlib.suppress(
-        AttributeError, io.UnsupportedOperation
-    ):  # no file: a program has put something else there
+    # It may be no file, where a program has put something else there.
+    with contextlib.suppress(AttributeError, io.UnsupportedOperation):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

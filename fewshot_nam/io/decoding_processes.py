@@ -75,16 +75,12 @@ class DecodingProcesses:
 
     def _ask(self, asked: dict[str, Any], content: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
         with self._running:
-            try:
-                return self._answer(self._started(), asked, content, seconds)
-            except _Killed:  # which says nothing of the image
-                pass
-            try:
-                return self._answer(self._started(), asked, content, seconds)
-            except _Killed as error:
-                raise UnreadableImage(
-                    f"{asked['place']}: was not decoded, because the process that does was killed, perhaps for want of memory"
-                ) from error
+            for _ in range(2):
+                with contextlib.suppress(_Killed):  # which says nothing of the image
+                    return self._answer(self._started(), asked, content, seconds)
+        raise UnreadableImage(
+            f"{asked['place']}: was not decoded, because the process that does was killed, perhaps for want of memory"
+        )
 
     def _answer(
         self, process: subprocess.Popen[bytes], asked: dict[str, Any], content: bytes, seconds: float

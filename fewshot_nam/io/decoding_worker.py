@@ -23,10 +23,8 @@ def main(most_memory: int) -> None:
     """Answer requests until there are none; ``most_memory`` is the most bytes that decoding may take."""
     _limit_memory(most_memory)
     warnings.simplefilter("ignore")  # they would go to the server's log
-    for stop in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # of the whole group: the server ends, and this when it needs it no more
+    # Of the whole group: the server ends, and this when it needs it no more.
+    for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.SIG_IGN)
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a decoder prints is no reply

@@ -574,7 +574,7 @@ class TeachingSession:
     def copy_to(self, directory: str | Path) -> Path:
         """Write the memory to a file in ``directory``, for a download; return its path.
 
-        Weights that are a file are looked for beside it: where they lie here is nobody else's business.
+        Weights that are a file are looked for beside it: it does not tell where they lie on this machine.
         """
         name = "memory.safetensors" if self.path is None else as_unicode(self.path.name)
         path = Path(directory) / name
@@ -615,11 +615,9 @@ class TeachingSession:
 
     def _now(self) -> _Now:
         """Return the head as it is, and its threshold: one thread derives it for all, which may take seconds."""
-        with self._lock:
-            head = self.model.head
-            state = head._snapshot()
         with self._deriving:  # within which nothing waits for the other lock: who has that may wait for this one
-            if self._derived is None or self._derived.state is not state:
+            head = self.model.head
+            if self._derived is None or self._derived.state is not head._snapshot():
                 taken = head.snapshot()
                 threshold, said = threshold_of(taken)
                 wrong = said[0] if threshold is None and said else None

@@ -61,7 +61,7 @@ def test_it_learns_and_answers_as_the_model_does(taught, digits):
 
 
 def test_a_download_tells_nothing_of_where_weights_lie(taught, tmp_path):
-    """It named folders of the page's machine, relative to the memory's, to whoever downloaded it."""
+    """It named folders of the page's machine, relative to the memory's, to those who downloaded it."""
     taught.notes["weights"] = "../../home/someone/private/weights.safetensors"
     about, *_ = read_head(taught.copy_to(tmp_path))
     assert about["notes"]["weights"] == "weights.safetensors"
@@ -86,6 +86,15 @@ def test_a_threshold_is_derived_once_for_all_who_ask(taught, digits, monkeypatch
         found = list(threads.map(lambda _: taught.answer(digits[0][5]).threshold, range(16)))
     assert len(derived) == 1
     assert set(found) == {taught.threshold} == {taught.model.head.threshold}
+    # Those who have waited since before a change derive it no second time.
+    derived.clear()
+    with ThreadPoolExecutor(4) as threads:
+        with taught._deriving:
+            waiting = [threads.submit(lambda: taught.threshold) for _ in range(4)]
+            time.sleep(0.2)
+            taught.forget(str(taught.model.classes[-1]))
+        assert len({one.result() for one in waiting}) == 1
+    assert len(derived) == 1
     taught.model.head.threshold = 0.25  # also what was changed beside the session is seen
     assert taught.threshold == 0.25
 
