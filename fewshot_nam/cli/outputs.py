@@ -117,7 +117,7 @@ def add_output(
     replaces: Kind | None = None,
     required: bool = False,
 ) -> None:
-    """Add an option for a file to write, a ``Path``.
+    """Add an option for a file to write, a ``Path``; where it replaces an image, it is a PNG file.
 
     The parser refuses one that must not be replaced (``check_output``), or that is named twice.
     """
@@ -126,6 +126,8 @@ def add_output(
         try:
             path = writable(given)
             check_output(path, replaces)
+            if replaces == "an image" and path.suffix.lower() != ".png":
+                raise ValueError(f"{path} would be a PNG file: give it the ending .png")
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
         return path

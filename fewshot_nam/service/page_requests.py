@@ -22,7 +22,17 @@ from starlette.responses import JSONResponse, PlainTextResponse
 
 from fewshot_nam.service.given_images import MOST_IMAGES
 from fewshot_nam.service.hosts import Application, Receive, Scope, Send, client_of
-from fewshot_nam.service.page_values import LONGEST_TEXT, fits, is_click, is_host, is_long, is_short, is_used, read_json
+from fewshot_nam.service.page_values import (
+    LONGEST_TEXT,
+    STRANGE,
+    is_click,
+    is_host,
+    is_long,
+    is_short,
+    is_used,
+    read_json,
+    wrong_value,
+)
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -272,8 +282,10 @@ class PageRequests:
             event = self.blocks._queue.event_ids_to_events.get(frame[1])
             if event is None:
                 raise _Refused(404, "there is no such camera")
-            if visitor != event.session_hash or not fits(asked.get("data"), event.fn.inputs):
-                raise _Refused(400, "the values are not those of the page")
+            if visitor != event.session_hash:
+                raise _Refused(400, STRANGE)
+            if wrong := wrong_value(asked.get("data"), event.fn.inputs):
+                raise _Refused(400, wrong)
             self._check_uploaded(files)
             return
         function = self.blocks.fns.get(number) if type(number) is int else None
@@ -281,8 +293,10 @@ class PageRequests:
             raise _Refused(400, "the body names no function of the page, or no visitor")
         html = {number for number, one in self.blocks.blocks.items() if one.get_block_name() == "html"}
         clicked = any(number in html for number, _ in function.targets)
-        if not fits(asked.get("data"), function.inputs) or (clicked and not is_click(asked.get("event_data"))):
-            raise _Refused(400, "the values are not those of the page")
+        if clicked and not is_click(asked.get("event_data")):
+            raise _Refused(400, STRANGE)
+        if wrong := wrong_value(asked.get("data"), function.inputs):
+            raise _Refused(400, wrong)
         self._bound_work(visitor, address, function.concurrency_id)
         self._check_uploaded(files)
         self._bound_answers(visitor)

@@ -15,6 +15,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _HOST = re.compile(rb"([A-Za-z0-9_.-]{1,255}|\[[0-9A-Fa-f:.]{2,60}\])(?::([0-9]{1,5}))?")
 _RANGE = re.compile(rb"bytes=[0-9]{1,18}-[0-9]{0,18}")
 _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]{0,30}")
+STRANGE = "the values are not those of the page"
 _META = {"_type": "gradio.FileData"}
 
 
@@ -90,15 +91,17 @@ def is_long(path: str) -> bool:
     return len(names) > _LONGEST_PATH or max(map(len, names.split(b"/"))) > _LONGEST_NAME
 
 
-def fits(values: object, components: Sequence[Any]) -> bool:
-    """Return whether values are such as the components have."""
+def wrong_value(values: object, components: Sequence[Any]) -> str | None:
+    """Return why values are not such as the components have; ``None`` where they are."""
     if not isinstance(values, list) or len(values) != len(components):
-        return False
-    return all(
-        _CHECKS[kind](value, component)
-        for component, value in zip(components, values, strict=True)
-        if (kind := component.get_block_name()) in _CHECKS
-    )
+        return STRANGE
+    for component, value in zip(components, values, strict=True):
+        kind = component.get_block_name()
+        if kind in _CHECKS and not _CHECKS[kind](value, component):
+            if kind == "slider":  # one can type there
+                return f"{component.label}: give {component.minimum:g} to {component.maximum:g}"
+            return STRANGE
+    return None
 
 
 def _is_text(value: object) -> bool:

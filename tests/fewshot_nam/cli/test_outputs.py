@@ -85,3 +85,14 @@ def test_a_parser_refuses_before_any_work(files, capsys):
         with pytest.raises(SystemExit, match="2"):
             parser.parse_args(["--json", str(files / name) if name else ""])
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["figure.pdf", "figure", "photo.jpg"])
+def test_a_figure_is_a_png_file_by_its_name(files, name, capsys):
+    """A PNG was written under any name."""
+    parser = argparse.ArgumentParser()
+    add_output(parser, "--plot", "a figure", replaces="an image")
+    assert parser.parse_args(["--plot", str(files / "image.PNG")]).plot == files / "image.PNG"
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--plot", str(files / name)])
+    assert f"{name} would be a PNG file: give it the ending .png" in capsys.readouterr().err

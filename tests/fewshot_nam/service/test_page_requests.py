@@ -515,10 +515,10 @@ ODD_FILES = [
 def test_values_that_are_not_of_the_page_are_refused(monkeypatch, kind, right, wrong):
     """Each was a bare "Error", with a traceback in the log; a text could be as long as a body."""
     monkeypatch.setattr(page_requests, "_SECONDS", 20)
-    part = SimpleNamespace(get_block_name=lambda: kind, minimum=0.1, maximum=50)
+    part = SimpleNamespace(get_block_name=lambda: kind, minimum=0.1, maximum=50, label="Rate")
     hidden = SimpleNamespace(get_block_name=lambda: "textbox", visible=False)
-    assert page_values.fits([None], [hidden])
-    assert page_values.fits(["a"], [hidden])
+    assert page_values.wrong_value([None], [hidden]) is None
+    assert page_values.wrong_value(["a"], [hidden]) is None
     function = SimpleNamespace(inputs=[part], concurrency_id="other")
     app = PageRequests(Behind(), page_of({1: function}))
 
@@ -555,6 +555,14 @@ def test_values_that_are_not_of_the_page_are_refused(monkeypatch, kind, right, w
     # A button within HTML says which it is.
     function.targets = [(1, "click")]
     assert [status([right[0]], event_data=event) for event in (None, 0.1, "a", {"label": "a"})] == [400] * 3 + [200]
+
+
+@pytest.mark.parametrize("typed", [0, 0.05, 60, None])
+def test_a_rate_that_was_typed_is_refused_with_the_rates_that_are_taken(typed):
+    slider = SimpleNamespace(
+        get_block_name=lambda: "slider", minimum=0.1, maximum=50, label="False-alarm rate, percent"
+    )
+    assert page_values.wrong_value([typed], [slider]) == "False-alarm rate, percent: give 0.1 to 50"
 
 
 @pytest.mark.parametrize(
