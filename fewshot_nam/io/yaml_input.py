@@ -3,7 +3,7 @@
 PyYAML builds whatever a file describes: nine lines of aliases can stand for 10^9 values, and deep nesting ends in a
 ``RecursionError``. Neither is needed for options, so both are refused before anything is built. Numbers in base 60
 (``1:30`` for 90), whose reading takes quadratic time, are text here, and integers have at most 64 bits: a dictionary of
-larger ones with equal hashes takes quadratic time too.
+larger ones with equal hashes takes quadratic time too. ``010`` is refused: YAML 1.1 reads 8, and people read 10.
 """
 
 from __future__ import annotations
@@ -56,6 +56,10 @@ def safe_loader() -> Any:
             raise yaml.constructor.ConstructorError(
                 None, None, "a number in base 60 or of very many digits: for text write it in quotes", node.start_mark
             )
+        if re.match("[-+]?0[0-9_]", text) and node.tag == f"{_TAG}int":
+            raise yaml.constructor.ConstructorError(
+                None, None, "a number that begins with 0, which YAML reads in base 8: leave the 0 out", node.start_mark
+            )
         if node.tag == f"{_TAG}float":
             return float(loader.construct_yaml_float(node))
         value = int(loader.construct_yaml_int(node))
@@ -90,8 +94,8 @@ def load_yaml(text: str, source: object, loader: Any = None) -> Any:
         loader: a PyYAML loader class, best a subclass of ``safe_loader()``; ``None`` for ``safe_loader()``.
 
     Raises:
-        ValueError: not YAML, an alias, a merge key, an integer of more than 64 bits, nesting deeper than ``MAX_DEPTH`` or more
-            than ``MAX_VALUES`` values. The message is one line.
+        ValueError: not YAML, an alias, a merge key, an integer of more than 64 bits or with leading zeros, nesting deeper than
+            ``MAX_DEPTH`` or more than ``MAX_VALUES`` values. The message is one line.
 
     Example:
         >>> load_yaml("ways: 3", "run.yaml")

@@ -43,6 +43,8 @@ def test_yaml_is_read(tmp_path):
         ("a: !!int 1:1", "is not YAML at line 1: a number in base 60"),
         ("a: !!int 1" + ":1" * 30_000, "is not YAML at line 1: a number in base 60"),
         ("a: !!float 1" + ":1" * 300 + ":1.5", "is not YAML at line 1: a number in base 60"),
+        ("a: 010", "is not YAML at line 1: a number that begins with 0, which YAML reads in base 8: leave the 0 out"),
+        ("a: -0_7", "is not YAML at line 1: a number that begins with 0"),
         ("a: " + "1" * 100_000, "is not YAML at line 1: a number in base 60 or of very many digits"),
         ("{" + ", ".join(f"{i * (2**61 - 1)}: " for i in range(2_000)), "is not YAML"),
         ("<<: {a: 1}", "is not YAML at line 1: merge keys"),
@@ -71,7 +73,7 @@ def test_numbers_in_base_60_are_text():
 
 
 def test_other_values_are_read_as_pyyaml_reads_them():
-    text = "[1, -2, +3, 0, 0o7, 017, 0x1f, 0b11, 1_000, 1.5, -.5, 1., 1e3, 1.5e+3, .inf, -.Inf, yes, no, ~, 2001-01-01, x y, '1:2']"
+    text = "[1, -2, +3, 0, 0o7, 0x1f, 0b11, 1_000, 1.5, -.5, 1., 1e3, 1.5e+3, .inf, -.Inf, yes, no, ~, 2001-01-01, x y, '1:2']"
     assert load_yaml(text, "run.yaml") == yaml.load(text, Loader=yaml.SafeLoader)
     assert load_yaml("[!!float 1, !!int 7, !!str 5, !!set {a}, =]", "run.yaml") == [1.0, 7, "5", {"a"}, "="]
     assert load_yaml(f"[{2**64 - 1}, {1 - 2**64}]", "run.yaml") == [2**64 - 1, 1 - 2**64]
