@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from fewshot_nam.heads import Label
@@ -109,3 +109,15 @@ class Check(NamedTuple):
     confusions: dict[tuple[str | None, str | None], int]
     skipped: list[str]
     doubts: Sequence[str] = ()
+
+
+def images_were(count: int) -> str:
+    """Return the beginning of a sentence on some images."""
+    return "1 image was" if count == 1 else f"{count} images were"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the first three names, and how many there are more."""
+    all_names = list(names)
+    more = f" and {len(all_names) - 3} more" if len(all_names) > 3 else ""
+    return ", ".join(map(repr, all_names[:3])) + more

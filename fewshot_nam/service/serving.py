@@ -25,7 +25,7 @@ from fewshot_nam.io.decoding_processes import DecodingProcesses
 from fewshot_nam.io.image_io import UnreadableImage
 from fewshot_nam.io.regular_files import file_version, open_regular
 from fewshot_nam.service.class_names import class_name, known_class, known_classes
-from fewshot_nam.service.thresholds import threshold_of
+from fewshot_nam.service.thresholds import ready
 from fewshot_nam.vision.image_transform import transformed
 from fewshot_nam.vision.memory_files import open_model
 from fewshot_nam.vision.memory_lock import exclusive
@@ -273,11 +273,11 @@ class MemoryService:
             if changed:
                 writes += 1
                 about = {**self._about, "notes": {**(self._about.get("notes") or {}), _WRITES: writes}}
-                ready, doubts = _ready(head)
-                said += doubts
+                made = ready(head)
+                said += made.said
                 write_head(self.path, head, about, self._probed)
                 with self._reload:
-                    self._about, self.state = about, State(*ready, writes, _File(self.path))
+                    self._about, self.state = about, State(*made[:3], writes, _File(self.path))
         if not changed and self.state.wrong is not None:
             said.append(self.state.wrong)
         warning = {"warning": "; ".join(said)} if said else {}
@@ -299,8 +299,8 @@ class MemoryService:
             raise Unusable(f"{self.path} was replaced by a memory of another transform: start the server again")
         self._about = about
         writes = (about.get("notes") or {}).get(_WRITES, 0)
-        ready, _ = _ready(head.to(self._model.head.targets.device))
-        return State(*ready, writes if isinstance(writes, int) else 0, file)
+        made = ready(head.to(self._model.head.targets.device))
+        return State(*made[:3], writes if isinstance(writes, int) else 0, file)
 
     def _features(self, images: Sequence[bytes]) -> Tensor:
         if not images:
@@ -345,13 +345,6 @@ class MemoryService:
         place = f"images[{position}]"
         image = self._decoder.decoded(content, place, self.limits.pixels)
         return transformed(image, self._model.backbone.transform, place)
-
-
-def _ready(head: Head) -> tuple[tuple[Head, float | None, str | None], list[str]]:
-    """Return a snapshot with all that readers need derived, its threshold, and why that cannot be given; and what is said of it."""
-    taken = head.snapshot()
-    threshold, said = threshold_of(taken)
-    return (taken, threshold, said[0] if threshold is None and said else None), said
 
 
 class Metrics:

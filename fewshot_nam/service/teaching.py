@@ -10,33 +10,34 @@ import math
 import tempfile
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewshot_nam.heads import Head, Label
+from fewshot_nam.heads import Label
 from fewshot_nam.heads.conformal import ROUNDING
 from fewshot_nam.heads.duplicates import distinct, first_equal
 from fewshot_nam.heads.validation import as_unicode, collected_warnings
 from fewshot_nam.io.regular_files import file_version
-from fewshot_nam.service.class_names import alike, class_name, known_class, known_classes, one_spelling
+from fewshot_nam.service.checks import check_of
+from fewshot_nam.service.class_names import alike, class_name, known_class
 from fewshot_nam.service.class_views import views_of
 from fewshot_nam.service.export_process import export_memory
-from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
+from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise, images_were, listed
 from fewshot_nam.service.given_images import GivenImage, Progress, features_of
 from fewshot_nam.service.noted_unknowns import NOTED, noted_unknowns, unknowns_of
-from fewshot_nam.service.thresholds import threshold_of
+from fewshot_nam.service.thresholds import ReadyOnce, promise_of
+from fewshot_nam.service.undo_steps import Before, UndoSteps
 from fewshot_nam.vision.memory_files import new_model, open_model
 from fewshot_nam.vision.memory_lock import exclusive
 from fewshot_nam.vision.model import NAMModel
 from fewshot_nam.vision.noted_weights import NOT_FILES, weights_file
 from fewshot_nam.vision.saving import read_head, save_head
 
-_UNDO_STEPS = 20
 _THUMBNAILS = 12  # kept for each class
 _MOST_UNKNOWN = 10_000  # images of unknowns, also those given again
 _MOST_UNDO = 128 * 2**20  # bytes
@@ -44,37 +45,6 @@ _SMALLEST_SHARE = 0.0001
 _READS = 10  # of a file that another program changes meanwhile
 _SECONDS_FOR_THE_FILE = 10.0  # that a save waits for another program
 _EXPORTING = threading.Lock()  # each export takes a processor, and loads the backbone
-
-
-class _Before(NamedTuple):
-    """The session before a change, for undo."""
-
-    what: str
-    head: Head
-    thumbnails: dict[Label, list[bytes]]
-    unknown: Tensor
-    reloaded: bool = False
-    """Whether the change was to read the file again."""
-    file: tuple[int, int, int, int] | None = None
-    """The version of the file that was known before that; ``None`` for no file."""
-
-
-class _Now(NamedTuple):
-    """The head of a session, as it is at some time, with what is derived from it.
-
-    Attributes:
-        state: by which it is known whether the head has changed since.
-        head: a snapshot.
-        threshold: an image is accepted from this score on; ``None`` where nothing is refused.
-        said: of the threshold.
-        wrong: why it cannot be given, where there is to be one.
-    """
-
-    state: Any
-    head: Head
-    threshold: float | None
-    said: list[str]
-    wrong: str | None
 
 
 class TeachingSession:
@@ -116,10 +86,10 @@ class TeachingSession:
         self.most_learned: int | None = None
         self.most_undo = _MOST_UNDO
         self._lock = threading.RLock()
-        self._deriving, self._derived = threading.Lock(), cast("_Now | None", None)
+        self._now = ReadyOnce(lambda: self.model.head)
         self._file_lock = threading.Lock()  # of what reads or writes the file, which may wait for another program
         self.measured: int | None = None  # the version that the last check was of
-        self._undo: deque[_Before] = deque(maxlen=_UNDO_STEPS)
+        self._undo = UndoSteps()
         self._thumbnails: dict[Label, list[bytes]] = {}
         self._unknown = unknowns_of(model.head, self.notes.pop(NOTED, None), model.backbone.feature_dim, path)
         self._counted = (self._unknown.new_empty(0), 0)  # the images of unknowns, and how many of them are different
@@ -203,7 +173,7 @@ class TeachingSession:
             new = (first_equal(found.values, self.model.head.support) < 0) & distinct(found.values)
             positions = new.nonzero().flatten().tolist()
             if not positions:
-                raise ValueError(f"{_images(len(found.kept))} learned before: take others")
+                raise ValueError(f"{images_were(len(found.kept))} learned before: take others")
             learned = sum(self.model.head.shots_per_class())
             if self.most_learned is not None and learned + len(positions) > self.most_learned:
                 raise ValueError(
@@ -211,7 +181,7 @@ class TeachingSession:
                 )
             names = [self._known(labels[found.kept[i]]) for i in positions]
             counts = Counter(str(name) for name in names)
-            before = self._before(f"learn {_listed(counts)}")
+            before = self._before(f"learn {listed(counts)}")
             with collected_warnings():  # of images of unknowns that are learned now, which is said below
                 self.model.head.write(found.values[positions], names)
             for name, i in zip(names, positions, strict=True):
@@ -228,7 +198,7 @@ class TeachingSession:
             said = self._now().said
             if known.any():
                 count = "they count as this class now" if doubt is None else f"the rate counts them so still ({doubt})"
-                said = [*said, f"{_images(int(distinct(gone).sum()))} given as unknown before: {count}"]
+                said = [*said, f"{images_were(int(distinct(gone).sum()))} given as unknown before: {count}"]
         return Learned(dict(counts), len(found.kept) - len(positions), found.skipped, said)
 
     def _set_again(self, learned: Tensor) -> str | None:
@@ -278,7 +248,7 @@ class TeachingSession:
                 raise ValueError("nothing is undone: the memory was changed elsewhere meanwhile; look, and undo again")
             if not self._undo:
                 raise ValueError("there is nothing to undo")
-            before = self._undo.pop()
+            before = self._undo.take()
             self.model._set_head(before.head.copy())  # a file that was read may have held another kind of head
             self._thumbnails, self._unknown = dict(before.thumbnails), before.unknown
             if before.reloaded:  # what another program wrote is not known any more, and not to be written over
@@ -289,10 +259,8 @@ class TeachingSession:
     @property
     def undoable(self) -> str | None:
         """What ``undo`` would take back; ``None`` for nothing."""
-        try:
-            return self._undo[-1].what
-        except IndexError:
-            return None
+        last = self._undo.last
+        return None if last is None else last.what
 
     # Looking.
 
@@ -378,7 +346,7 @@ class TeachingSession:
         with self._lock:
             learned = int((first_equal(found.values, self.model.head.support) >= 0).sum())
             if learned:
-                raise ValueError(f"{_images(learned)} learned as known classes: unknown images must be others")
+                raise ValueError(f"{images_were(learned)} learned as known classes: unknown images must be others")
             given = found.values.cpu()
             if len(self._unknown) + len(given) > self.most_unknown:
                 raise ValueError(
@@ -433,24 +401,7 @@ class TeachingSession:
                 )
             self._changed(before)
             version, taken, unknown = self.version, head.snapshot(), self._unknown
-        with torch.no_grad():
-            alarms = (taken(unknown.to(taken.targets.device)).amax(dim=-1).double() >= found.threshold).double()
-            try:
-                shots, _ = taken._held_out_scores(taken._snapshot())
-            except ValueError:  # it keeps none
-                shots = alarms[:0]
-        accepted = float((shots.double() >= found.threshold).double().mean()) if len(shots) else None
-        promise = Promise(
-            target,
-            found.threshold,
-            found.bound,
-            found.bound_95,
-            found.unknowns,
-            float(alarms.mean()),
-            accepted,
-            len(shots),
-            said,
-        )
+        promise = promise_of(taken, found, unknown, target, said)
         with self._lock:
             # Another thread may have been faster with a newer one.
             if self._promise is None or self._promise[0] < version:
@@ -488,32 +439,13 @@ class TeachingSession:
         """
         with self._lock:
             now, version = self._now(), self.version
-        head, threshold = now.head, now.threshold
-        if not head.classes:
+        if not now.head.classes:
             raise ValueError("nothing was learned yet: teach a class first")
-        given: list[GivenImage] = [image for image, _ in known] + [*unknown, *base]
-        named = known_classes(head.classes, {label for _, label in known})
-        truths = [None if named[label] is None else str(named[label]) for _, label in known]
-        not_known = Counter(one_spelling(label) for _, label in known if named[label] is None)
-        truths += [None] * (len(unknown) + len(base))
-        kinds = [0] * len(known) + [1] * len(unknown) + [2] * len(base)
         if now.wrong is not None:
             raise ValueError(now.wrong)
-        found = features_of(self.model, given, progress, self.most_pixels)
-        with torch.no_grad():
-            best, column = head(found.values).max(dim=-1)
-        scores: tuple[list[float], list[float], list[float]] = ([], [], [])
-        confusions: Counter[tuple[str | None, str | None]] = Counter()
-        for i, score, place in zip(found.kept, best.tolist(), column.tolist(), strict=True):
-            scores[kinds[i] if kinds[i] or truths[i] is not None else 1].append(score)
-            answered = None if threshold is not None and score < threshold else str(head.classes[place])
-            confusions[truths[i], answered] += 1
-        doubts = _not_new(found.values, head, self._unknown)
-        if not_known:
-            count = _images(not_known.total())
-            doubts.append(f"{count} of classes that were not learned, and count as unknown: {_listed(not_known)}.")
+        found = check_of(self.model, now, self._unknown, known, unknown, base, progress, self.most_pixels)
         self.measured = version
-        return Check(*scores, threshold, dict(confusions), found.skipped, doubts)
+        return found
 
     # Files.
 
@@ -613,17 +545,6 @@ class TeachingSession:
 
     # Parts.
 
-    def _now(self) -> _Now:
-        """Return the head as it is, and its threshold: one thread derives it for all, which may take seconds."""
-        with self._deriving:  # within which nothing waits for the other lock: who has that may wait for this one
-            head = self.model.head
-            if self._derived is None or self._derived.state is not head._snapshot():
-                taken = head.snapshot()
-                threshold, said = threshold_of(taken)
-                wrong = said[0] if threshold is None and said else None
-                self._derived = _Now(taken._snapshot(), taken, threshold, said, wrong)
-            return self._derived
-
     def _write(self, path: Path, folders: bool = True) -> int:
         """Write the memory as it is at the beginning, with the folder of its weights or without it; return its version."""
         with self._lock:
@@ -634,21 +555,14 @@ class TeachingSession:
         save_head(path, head, self.model.backbone, notes)
         return version
 
-    def _before(self, what: str) -> _Before:
-        return _Before(what, self.model.head.snapshot(), dict(self._thumbnails), self._unknown)
+    def _before(self, what: str) -> Before:
+        return Before(what, self.model.head.snapshot(), dict(self._thumbnails), self._unknown)
 
-    def _changed(self, before: _Before | None) -> None:
+    def _changed(self, before: Before | None) -> None:
         if before is not None:
-            self._undo.append(before)
-            while len(self._undo) > 1 and self._bytes_of_undo() > self.most_undo:
-                self._undo.popleft()
+            self._undo.add(before, self.most_undo)
         self.version += 1
         self._written = False
-
-    def _bytes_of_undo(self) -> int:
-        """Return how much the steps of undo hold together: most of their tensors are those of the steps before."""
-        tensors = [tensor for step in self._undo for tensor in (step.unknown, *step.head.buffers())]
-        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
     def _known(self, label: str) -> Label:
         """Return the class that is shown so; one that was learned in Python may be a number."""
@@ -678,27 +592,3 @@ def _version_of(path: Path | None) -> tuple[int, int, int, int] | None:
         return None if path is None else file_version(path)
     except OSError:
         return None
-
-
-def _listed(counts: Counter[str]) -> str:
-    names = list(counts)
-    return ", ".join(repr(name) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _not_new(given: Tensor, head: Head, unknown: Tensor) -> list[str]:
-    """Return why figures of some images say little about new ones."""
-    learned = int((first_equal(given, head.support) >= 0).sum())
-    refused = int((first_equal(given, unknown) >= 0).sum()) if len(unknown) else 0
-    repeated = len(given) - int(distinct(given).sum())
-    said = []
-    if learned:
-        said.append(f"{_images(learned)} learned: their scores are higher than those of new ones.")
-    if refused:
-        said.append(f"{_images(refused)} given as unknowns: the rate was or will be set with these.")
-    if repeated:
-        said.append(f"{_images(repeated)} given more than once, and counted as often.")
-    return said
-
-
-def _images(count: int) -> str:
-    return "1 image was" if count == 1 else f"{count} images were"

@@ -98,7 +98,7 @@ def states(served, digits):
 
 def restore(session: TeachingSession, state) -> None:
     session._undo.clear()
-    session._undo.append(state)
+    session._undo.add(state, session.most_undo)
     session.undo()
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from fewshot_nam import attach
 from fewshot_nam.heads.validation import collected_warnings, warn_user
-from fewshot_nam.service import given_images, noted_unknowns, teaching
+from fewshot_nam.service import given_images, noted_unknowns, teaching, thresholds
 from fewshot_nam.service.class_names import class_name
 from fewshot_nam.service.given_images import images_in_folder
 from fewshot_nam.service.page_html import check_html, refusal_html
@@ -73,14 +73,14 @@ def test_a_threshold_is_derived_once_for_all_who_ask(taught, digits, monkeypatch
     taught.add_unknown([image for label in range(4, 10) for image in digits[label][:20]])
     taught.calibrate(0.1)
     taught.learn(digits[4][:1], "cup")
-    derived, real = [], teaching.threshold_of
+    derived, real = [], thresholds.threshold_of
 
     def slow(head):
         derived.append(threading.get_ident())
         time.sleep(0.05)
         return real(head)
 
-    monkeypatch.setattr(teaching, "threshold_of", slow)
+    monkeypatch.setattr(thresholds, "threshold_of", slow)
     taught.forget("cup")
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda _: taught.answer(digits[0][5]).threshold, range(16)))
@@ -89,7 +89,7 @@ def test_a_threshold_is_derived_once_for_all_who_ask(taught, digits, monkeypatch
     # Those who have waited since before a change derive it no second time.
     derived.clear()
     with ThreadPoolExecutor(4) as threads:
-        with taught._deriving:
+        with taught._now._lock:
             waiting = [threads.submit(lambda: taught.threshold) for _ in range(4)]
             time.sleep(0.2)
             taught.forget(str(taught.model.classes[-1]))
@@ -115,10 +115,10 @@ def test_steps_of_undo_share_what_they_hold_and_are_bounded(taught, digits):
     """Each step held images of unknowns of its own: with 2,400 of them, a visitor took 400 MB."""
     taught.add_unknown(digits[9][:8])
     taught.learn(digits[4][:1], "cup")
-    before = taught._undo[-1].unknown
+    before = taught._undo.last.unknown
     taught.learn(digits[4][1:2], "cup")
-    assert taught._undo[-1].unknown.data_ptr() == before.data_ptr()
-    taught.most_undo = taught._bytes_of_undo() - 1
+    assert taught._undo.last.unknown.data_ptr() == before.data_ptr()
+    taught.most_undo = taught._undo.bytes() - 1
     steps = len(taught._undo)
     taught.learn(digits[4][2:3], "cup")
     assert 1 <= len(taught._undo) <= steps
