@@ -40,7 +40,7 @@ class Regression(NamedTuple):
 
     Attributes:
         weights: ``(E, M, C)``, of features after ``phi``.
-        products: ``(M, M)``, ``G + lambda I``, where classes are learned from drawn features; ``None`` elsewhere.
+        products: ``(M, M)``, ``G + lambda I``, in float64, where classes are learned from drawn features; ``None`` elsewhere.
         answers: ``(M, C)``, ``Q``; likewise.
     """
 
@@ -149,7 +149,9 @@ class RanPACHead(Head):
         products, answers = parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
         products.diagonal().add_(ridge)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(products))
-        self.inverse, self.base_weights = inverse.to(features), (inverse @ answers).to(features)
+        # What is inverted again for drawn features takes float64: with a small ridge float32 keeps nothing of the largest values.
+        self.inverse = inverse if self.calibrated else inverse.to(features)
+        self.base_weights = (inverse @ answers).to(self.inverse)
         self.chosen_ridge = torch.tensor([ridge])
         if self.calibrated:
             some = [features[targets == label] for label in range(len(counts))]
@@ -194,9 +196,9 @@ class RanPACHead(Head):
         return self._solved(keys, targets, support.columns, known)
 
     def _learn_drawn(self, support: Support, known: int) -> Regression:
-        products = torch.linalg.inv(self.inverse.to(support.features))
-        answers = products @ self.base_weights.to(products)
-        phi = self._expanded(support.base[known:])
+        products = torch.linalg.inv(self.inverse.double())
+        answers = products @ self.base_weights.double()
+        phi = self._expanded(support.base[known:]).double()
         regression = Regression(phi, products + phi.mT @ phi, torch.cat([answers, phi.mT], dim=1))
         return self._with_drawn(regression, support)
 
@@ -217,12 +219,17 @@ class RanPACHead(Head):
             covariance = torch.einsum("b,bij->ij", weights, self.base_covariances.to(base)) + _covariance(shots)
             values, axes = torch.linalg.eigh(covariance / 2)
             drawn = (noise * values.clamp_min(0).sqrt()) @ axes.mT
-            phi = self._expanded(calibrated_means(mean, base, self.share, self.temperature) + drawn)
+            phi = self._expanded(calibrated_means(mean, base, self.share, self.temperature) + drawn).double()
             each = 1 / _DRAWN if self.balanced else 1.0
             products = products + each * phi.mT @ phi
             answers = torch.cat([answers, each * phi.sum(dim=0).unsqueeze(-1)], dim=1)
-        factor = torch.linalg.cholesky(products.double())
-        weights = torch.cholesky_solve(answers.double(), factor).to(products)
+        factor, failed = torch.linalg.cholesky_ex(products)
+        if int(failed):
+            raise ValueError(
+                "the sums of base images are kept in too few digits (float32, by an older version or by .to): learn the base "
+                "images again"
+            )
+        weights = torch.cholesky_solve(answers, factor).to(support.features)
         return Regression(weights.unsqueeze(0), products, answers)
 
     def _solved(self, keys: Tensor, targets: Tensor, columns: int, known: int) -> Regression:

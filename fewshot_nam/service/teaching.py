@@ -1,6 +1,8 @@
 """One memory while it is taught: learn, ask, forget, undo, calibrate, measure, save and export; the logic of the teaching page.
 
-Nothing here knows the web library. Any number of threads may use one session: a change takes a lock, an answer does not wait.
+Nothing here knows the web library. Any number of threads may use one session. Changes are made one after the other, and what is
+answered and shown is the state after the last change that has ended: with thousands of classes a change takes seconds, since it
+derives the threshold anew.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +32,7 @@ from fewshot_nam.service.export_process import export_memory
 from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise, images_were, listed
 from fewshot_nam.service.given_images import GivenImage, Progress, features_of
 from fewshot_nam.service.noted_unknowns import NOTED, noted_unknowns, unknowns_of
-from fewshot_nam.service.thresholds import ReadyOnce, promise_of
+from fewshot_nam.service.thresholds import Ready, promise_of, ready
 from fewshot_nam.service.undo_steps import Before, UndoSteps
 from fewshot_nam.vision.memory_files import new_model, open_model
 from fewshot_nam.vision.memory_lock import exclusive
@@ -47,6 +49,14 @@ _SECONDS_FOR_THE_FILE = 10.0  # that a save waits for another program
 _EXPORTING = threading.Lock()  # each export takes a processor, and loads the backbone
 
 
+class _Published(NamedTuple):
+    """What is answered from and shown, until the next change has ended."""
+
+    version: int
+    ready: Ready
+    thumbnails: dict[Label, list[bytes]]
+
+
 class TeachingSession:
     """A model, its file, and what happened to them since they were opened.
 
@@ -58,7 +68,6 @@ class TeachingSession:
     Attributes:
         model: as given.
         path: as given.
-        version: a number that grows with every change.
         most_pixels: of all images that are given at a time; ``None``, the default, for no bound.
         most_unknown: images of unknowns that are held, also those given again.
         most_learned: images that are learned; ``None``, the default, for no bound.
@@ -80,13 +89,13 @@ class TeachingSession:
 
     def __init__(self, model: NAMModel, path: Path | None = None, notes: dict[str, Any] | None = None) -> None:
         self.model, self.path, self.notes = model, path, dict(notes or {})
-        self.version = 0
         self.most_pixels: int | None = None
         self.most_unknown = _MOST_UNKNOWN
         self.most_learned: int | None = None
         self.most_undo = _MOST_UNDO
-        self._lock = threading.RLock()
-        self._now = ReadyOnce(lambda: self.model.head)
+        self._lock = threading.RLock()  # of a change
+        self._viewing = threading.Lock()
+        self._published: _Published | None = None
         self._file_lock = threading.Lock()  # of what reads or writes the file, which may wait for another program
         self.measured: int | None = None  # the version that the last check was of
         self._undo = UndoSteps()
@@ -96,7 +105,7 @@ class TeachingSession:
         self._file = _version_of(path)
         self._written = self._file is not None  # whether it holds what the session knows
         self._noted_beside = path or Path("memory.safetensors")  # the file that the notes tell the weights' place by
-        self._views: tuple[int, list[ClassView], tuple[float, float]] | None = None
+        self._views: tuple[_Published, list[ClassView], tuple[float, float]] | None = None
         self._promise: tuple[int, Promise] | None = None
 
     @classmethod
@@ -195,7 +204,7 @@ class TeachingSession:
                 gone, self._unknown = self._unknown[known], self._unknown[~known]
                 doubt = self._set_again(gone)
             self._changed(before)
-            said = self._now().said
+            said = self._now().ready.said
             if known.any():
                 count = "they count as this class now" if doubt is None else f"the rate counts them so still ({doubt})"
                 said = [*said, f"{images_were(int(distinct(gone).sum()))} given as unknown before: {count}"]
@@ -265,14 +274,19 @@ class TeachingSession:
     # Looking.
 
     @property
+    def version(self) -> int:
+        """A number that grows with every change."""
+        return 0 if self._published is None else self._published.version
+
+    @property
     def threshold(self) -> float | None:
         """An image is accepted from this score on; ``None`` where nothing is refused."""
-        return self._now().threshold
+        return self._now().ready.threshold
 
     @property
     def not_refusing(self) -> str | None:
         """Why nothing is answered: a rate was set, and cannot be kept with these classes; ``None`` where it can."""
-        return self._now().wrong
+        return self._now().ready.wrong
 
     def classes(self) -> list[ClassView]:
         """Return all classes in the order they were learned, with the class that each is most easily taken for."""
@@ -283,13 +297,11 @@ class TeachingSession:
         return self._viewed()[1]
 
     def _viewed(self) -> tuple[list[ClassView], tuple[float, float]]:
-        cached = self._views
-        if cached is None or cached[0] != self.version:
-            with self._lock:
-                version, thumbnails, now = self.version, dict(self._thumbnails), self._now()
-            cached = (version, *views_of(now.head, thumbnails, now.threshold))
-            self._views = cached
-        return cached[1:]
+        with self._viewing:  # one thread makes them for all
+            now = self._now()
+            if self._views is None or self._views[0] is not now:
+                self._views = (now, *views_of(now.ready.head, now.thumbnails, now.ready.threshold))
+            return self._views[1:]
 
     def answer(self, image: GivenImage) -> Answer:
         """Return the answer to one image.
@@ -298,12 +310,11 @@ class TeachingSession:
             ValueError: it is no image, nothing was learned yet, or the rate that was set cannot be kept (``not_refusing``).
         """
         started = time.perf_counter()
-        now = self._now()
-        head, threshold = now.head, now.threshold
+        head, threshold, wrong, _ = self._now().ready
         if not head.classes:
             raise ValueError("nothing was learned yet: teach a class first")
-        if now.wrong is not None:
-            raise ValueError(now.wrong)
+        if wrong is not None:
+            raise ValueError(wrong)
         found = features_of(self.model, [image])
         with torch.no_grad():
             scores = head(found.values)[0]
@@ -437,14 +448,13 @@ class TeachingSession:
         Raises:
             ValueError: no image, too many, none that can be read, nothing was learned yet, or the rate cannot be kept.
         """
-        with self._lock:
-            now, version = self._now(), self.version
-        if not now.head.classes:
+        now = self._now()
+        if not now.ready.head.classes:
             raise ValueError("nothing was learned yet: teach a class first")
-        if now.wrong is not None:
-            raise ValueError(now.wrong)
-        found = check_of(self.model, now, self._unknown, known, unknown, base, progress, self.most_pixels)
-        self.measured = version
+        if now.ready.wrong is not None:
+            raise ValueError(now.ready.wrong)
+        found = check_of(self.model, now.ready, self._unknown, known, unknown, base, progress, self.most_pixels)
+        self.measured = now.version
         return found
 
     # Files.
@@ -545,6 +555,20 @@ class TeachingSession:
 
     # Parts.
 
+    def _now(self) -> _Published:
+        """Return the state after the last change that has ended; what was done to the head beside the session counts as one."""
+        if self._lock.acquire(blocking=self._published is None):  # while a change is made, nothing waits for it
+            try:
+                if self._published is None or self._published.ready.head._snapshot() is not self.model.head._snapshot():
+                    self._publish(self.version)
+            finally:
+                self._lock.release()
+        assert self._published is not None
+        return self._published
+
+    def _publish(self, version: int) -> None:
+        self._published = _Published(version, ready(self.model.head), dict(self._thumbnails))
+
     def _write(self, path: Path, folders: bool = True) -> int:
         """Write the memory as it is at the beginning, with the folder of its weights or without it; return its version."""
         with self._lock:
@@ -561,8 +585,8 @@ class TeachingSession:
     def _changed(self, before: Before | None) -> None:
         if before is not None:
             self._undo.add(before, self.most_undo)
-        self.version += 1
         self._written = False
+        self._publish(self.version + 1)
 
     def _known(self, label: str) -> Label:
         """Return the class that is shown so; one that was learned in Python may be a number."""

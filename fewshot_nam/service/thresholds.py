@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -49,27 +47,6 @@ def threshold_of(head: Head) -> tuple[float | None, list[str]]:
             return head.threshold, said
     except ValueError as error:  # calibrated, but no class is left, or too few unknown images
         return None, [] if not head.classes else [_NO_THRESHOLD.format(" ".join(str(error).split()))]
-
-
-class ReadyOnce:
-    """A head that is changed and set anew at any time, ready for answers: one thread derives that for all who ask.
-
-    Args:
-        head: returns the head.
-    """
-
-    def __init__(self, head: Callable[[], Head]) -> None:
-        self._head = head
-        self._lock = threading.Lock()  # within which nothing else is waited for: who asks may hold any lock
-        self._last: Ready | None = None
-
-    def __call__(self) -> Ready:
-        """Return the head as it is now."""
-        with self._lock:
-            head = self._head()
-            if self._last is None or self._last.head._snapshot() is not head._snapshot():
-                self._last = ready(head)
-            return self._last
 
 
 def promise_of(head: Head, found: Calibration, unknown: Tensor, target: float, said: list[str]) -> Promise:

@@ -11,6 +11,7 @@ Representations Outperform Online Continually Learned Representations" (2024; wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,16 +71,15 @@ class Expansion(nn.Module):
         drawn = torch.randn(len(axes), width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         self.projection = (axes.mT @ drawn).to(self.likeness)
         counts = torch.bincount(targets).unsqueeze(-1).cpu()
-        sums, products = self._sums(targets, len(counts), directions, self._raised)
-        means = sums / counts
-        covariance = (products - (means * counts).mT @ means) / max(len(targets) - len(counts), 1)
+        means = _sums(targets, len(counts), directions, self._raised) / counts
+        covariance = _scatter(targets, means, directions, self._raised) / max(len(targets) - len(counts), 1)
         size = covariance.diagonal().mean().clamp_min(1e-12)
         shrunk = (1 - _IDENTITY_SHARE) * covariance / size + _IDENTITY_SHARE * torch.eye(width, dtype=torch.float64)
         factor = torch.linalg.cholesky(shrunk)
         eye = torch.eye(width, dtype=torch.float64)
         self.metric = torch.linalg.solve_triangular(factor, eye, upper=False).mT.contiguous().to(self.likeness)
         self.centre = means.mean(dim=0).to(self.likeness)
-        sums, _ = self._sums(targets, len(counts), directions, self, False)
+        sums = _sums(targets, len(counts), directions, self)
         many = counts.squeeze(-1) > 1
         lengths = (sums / counts).square().sum(dim=-1)[many]
         number = counts.squeeze(-1)[many].double()
@@ -93,20 +93,6 @@ class Expansion(nn.Module):
         """Return ``k`` ``(..., M)`` of ``z`` ``(..., D)``."""
         return unit((self._raised(directions) - self.centre.to(directions)) @ self.metric.to(directions))
 
-    @staticmethod
-    def _sums(
-        targets: Tensor, classes: int, directions: Tensor, function: Any, squares: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """Return sums ``(B, M)`` and sums of products ``(M, M)`` of a function of rows, in float64 on the CPU."""
-        sums, products = torch.zeros(()), torch.zeros((), dtype=torch.float64)
-        for some, its in zip(torch.split(directions, _ROWS), torch.split(targets, _ROWS), strict=True):
-            rows = function(some.float()).cpu()
-            sums = sums if sums.dim() else torch.zeros(classes, rows.shape[-1], dtype=torch.float64)
-            sums.index_add_(0, its.cpu(), rows.double())
-            if squares:
-                products = products + rows.mT @ rows
-        return sums, products
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name, buffer in list(self.named_buffers()):
             loaded = state_dict.get(prefix + name)
@@ -115,3 +101,26 @@ class Expansion(nn.Module):
             elif loaded.shape != buffer.shape:
                 setattr(self, name, buffer.new_empty(loaded.shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _sums(targets: Tensor, classes: int, directions: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return sums by class ``(B, M)`` of a function of rows, in float64 on the CPU."""
+    sums = torch.zeros(())
+    for some, its in zip(torch.split(directions, _ROWS), torch.split(targets, _ROWS), strict=True):
+        rows = function(some.float()).cpu().double()
+        sums = sums if sums.dim() else torch.zeros(classes, rows.shape[-1], dtype=torch.float64)
+        sums.index_add_(0, its.cpu(), rows)
+    return sums
+
+
+def _scatter(targets: Tensor, means: Tensor, directions: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the sum of products ``(M, M)`` of a function of rows about class means ``(B, M)``, in float64 on the CPU.
+
+    Means are taken off before the products, not after: where classes are tight the rest would be smaller than the rounding of what
+    it is taken from, and no covariance.
+    """
+    products = torch.zeros((), dtype=torch.float64)
+    for some, its in zip(torch.split(directions, _ROWS), torch.split(targets, _ROWS), strict=True):
+        rows = function(some.float()).cpu() - means[its.cpu()].float()
+        products = products + rows.mT @ rows
+    return products
