@@ -67,7 +67,7 @@ class RanPACHead(Head):
         seed: of ``P``.
 
     Raises:
-        ValueError: a number outside its range.
+        ValueError: a number outside its range; in ``write_base_images`` a ridge that is lost beside the images.
 
     Example:
         >>> RanPACHead(100).write(torch.eye(2), ["cat", "dog"]).predict(torch.tensor([1.0, 3.0]))
@@ -148,7 +148,16 @@ class RanPACHead(Head):
             ridge = _best_ridge(*parts[0], *parts[1])
         products, answers = parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
         products.diagonal().add_(ridge)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(products))
+        factor, failed = torch.linalg.cholesky_ex(products)
+        while (
+            int(failed) and self.ridge is None
+        ):  # too small for the rounding of the sums, which are in the dtype of the images
+            products.diagonal().add_(9 * ridge)
+            ridge *= 10
+            factor, failed = torch.linalg.cholesky_ex(products)
+        if int(failed):
+            raise ValueError(f"write_base_images: a ridge of {ridge:g} is lost beside these images: take a larger one")
+        inverse = torch.cholesky_inverse(factor)
         # What is inverted again for drawn features takes float64: with a small ridge float32 keeps nothing of the largest values.
         self.inverse = inverse if self.calibrated else inverse.to(features)
         self.base_weights = (inverse @ answers).to(self.inverse)
@@ -160,14 +169,14 @@ class RanPACHead(Head):
         self._outdate()
 
     def _sums(self, features: Tensor, targets: Tensor, each: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``G`` and ``Q`` of a part of the images, in float64; products in the dtype of the features."""
+        """Return ``G`` and ``Q`` of a part of the images, in float64: a small ridge would be below the rounding of others."""
         width = self.width or features.shape[-1]
         products = torch.zeros(width, width, dtype=torch.float64)
         answers = torch.zeros(int(targets.max()) + 1, width, dtype=torch.float64)
         for rows in torch.split(part.nonzero().flatten(), _ROWS):
-            phi = self._expanded(features[rows]) * each[rows].to(features).sqrt().unsqueeze(-1)
+            phi = self._expanded(features[rows]).double() * each[rows].sqrt().unsqueeze(-1)
             products += phi.mT @ phi
-            answers.index_add_(0, targets[rows], phi.double() * each[rows].sqrt().unsqueeze(-1))
+            answers.index_add_(0, targets[rows], phi * each[rows].sqrt().unsqueeze(-1))
         return products, answers.mT
 
     def forget(self, labels: Any) -> RanPACHead:
@@ -226,8 +235,7 @@ class RanPACHead(Head):
         factor, failed = torch.linalg.cholesky_ex(products)
         if int(failed):
             raise ValueError(
-                "the sums of base images are kept in too few digits (float32, by an older version or by .to): learn the base "
-                "images again"
+                "the sums of base images are kept in too few digits (float32, by an older version): learn the base images again"
             )
         weights = torch.cholesky_solve(answers, factor).to(support.features)
         return Regression(weights.unsqueeze(0), products, answers)
@@ -273,6 +281,13 @@ class RanPACHead(Head):
             if loaded is not None:
                 setattr(self, name, getattr(self, name).new_empty(loaded.shape, dtype=loaded.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        exact = self.inverse
+        moved = super()._apply(*args, **kwargs)
+        if exact.dtype == torch.float64 and self.calibrated:  # it moves to other devices, and keeps its digits
+            self.inverse = exact.to(self.inverse.device)
+        return moved
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_projection": None}

@@ -1,5 +1,7 @@
 """The heads of class-incremental learning, each against its published formula, computed plainly."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -110,6 +112,37 @@ def test_the_ridge_is_that_of_the_least_squared_error_on_a_fifth_of_the_base_ima
         )
         errors[10.0**power] = float((phi[held_out] @ weights - values[held_out]).square().sum())
     assert float(head.chosen_ridge) == pytest.approx(min(errors, key=errors.get))
+
+
+def test_c_ranpac_keeps_all_digits_of_what_it_inverts_again():
+    """With a small ridge, float32 ended in an error of the factorization, on features of length 1 as many networks give them."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(4, 1, 64, generator=generator) + 0.3 * torch.randn(4, 8, 64, generator=generator)
+    rows, targets = torch.nn.functional.normalize(rows.flatten(0, 1), dim=-1), torch.arange(4).repeat_interleave(8)
+    head = create("c-ranpac", BaseStatistics.from_prototypes(rows.unflatten(0, (4, 8)).mean(1)), width=200, ridge=1e-5)
+    head.write_base_images(rows, [f"b{i}" for i in targets.tolist()])
+    phi = head._expanded(rows).double()
+    G = float(head.chosen_ridge) * torch.eye(200).double() + phi.T @ phi
+    expected = head._expanded(rows).double() @ torch.linalg.solve(G, phi.T @ torch.eye(4).double()[targets])
+    for moved in (head, head.to(torch.float64).to(torch.float32), copy.deepcopy(head)):
+        assert moved.inverse.dtype == torch.float64
+        torch.testing.assert_close(moved(rows).double(), expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(moved._current().products, G, rtol=1e-4, atol=1e-4)
+    head.inverse = head.inverse.float() - 1e-2 * torch.eye(200)  # older versions kept float32, with larger errors than this
+    head._outdate()
+    with pytest.raises(ValueError, match=r"in too few digits .* learn the base images again"):
+        head(rows)
+
+
+def test_a_ridge_that_is_lost_beside_the_images_is_refused_and_none_is_chosen(monkeypatch):
+    rows = torch.nn.functional.normalize(torch.randn(40, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
+    names, statistics = [f"b{i % 4}" for i in range(40)], BaseStatistics.from_prototypes(torch.eye(64)[:4])
+    with pytest.raises(ValueError, match="a ridge of 1e-30 is lost beside these images: take a larger one"):
+        create("ranpac", statistics, width=200, ridge=1e-30).write_base_images(rows, names)
+    monkeypatch.setattr("fewshot_nam.heads.ranpac._best_ridge", lambda *_: 1e-30)
+    head = create("ranpac", statistics, width=200).write_base_images(rows, names)
+    assert 1e-30 < float(head.chosen_ridge) < 1e-8
+    assert head.predict(rows) == names
 
 
 def test_c_ranpac_learns_new_classes_from_features_drawn_by_calibrated_statistics():

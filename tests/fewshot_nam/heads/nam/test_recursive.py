@@ -172,6 +172,23 @@ def test_random_features_are_whitened_and_read_as_written():
     torch.testing.assert_close(made(QUERIES).double(), r, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("apart", [3e-1, 1e-3, 1e-5])
+def test_random_features_of_tight_classes_are_whitened(apart):
+    """What was left of float32 sums of products after means were taken off was no covariance, and ended in an error."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(5, 1, 512, generator=generator) + apart * torch.randn(5, 8, 512, generator=generator)
+    rows, names = unit(rows).flatten(0, 1), [f"b{i}" for i in range(5) for _ in range(8)]
+    statistics = BaseStatistics.from_features(rows, torch.arange(5).repeat_interleave(8))
+    made = create("nam-recursive", statistics, settings={"random_features": 200}).write_base_images(rows, names)
+    z = made._space(rows.double()).embed(rows.double()).unflatten(0, (5, 8))
+    raised = unit(torch.relu(z @ made.expansion.projection.double()))
+    off = (raised - raised.mean(1, keepdim=True)).flatten(0, 1)
+    within = off.T @ off / 35
+    shrunk = 0.8 * within / within.diagonal().mean().clamp_min(1e-12) + 0.2 * torch.eye(200).double()
+    metric = made.expansion.metric.double()
+    torch.testing.assert_close(metric.T @ shrunk @ metric, torch.eye(200).double(), rtol=0, atol=0.05)
+
+
 def test_random_features_keep_order_forgetting_and_state():
     jointly = expanded(ridge=0.5).write(NOVEL.flatten(0, 1), NAMES)
     in_turn = expanded(ridge=0.5)
