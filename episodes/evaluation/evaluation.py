@@ -23,6 +23,7 @@ from episodes.evaluation.scoring import Scorer, in_order
 from episodes.evaluation.validation_thresholds import CALIBRATION_EPISODES, TEMPERATURE_EPISODES, choose_frozen
 from episodes.features.bank import FeatureBank
 from episodes.features.holdout import hold_out
+from episodes.features.seen_in_training import seen_in_training
 from episodes.metrics.intervals import ci95_over_classes, class_groups, interval, paired
 from episodes.metrics.registry import PROTOCOLS, measured, pooled
 from episodes.metrics.scores import Frozen, Scores
@@ -467,6 +468,7 @@ def _report(
         if banks.validation is not None
         else "other episodes of the same classes, so it is optimistic"
     )
+    seen = [] if banks.base_queries is None else seen_in_training(banks.base_queries.provenance)
     groups, group = class_groups(banks.novel.classes)
     present = torch.zeros(len(drawn_classes), int(groups.max()) + 1, dtype=torch.bool)
     present.scatter_(1, groups[drawn_classes], True)
@@ -492,7 +494,7 @@ def _report(
         paired={pair: {name: paired(a[name], b[name])._asdict() for name in a} for pair, (a, b) in pairs.items()},
         over_classes={pair: _over_classes(a, b, present) for pair, (a, b) in pairs.items()},
         seconds=seconds,
-        notes=[f"the temperature of ece is fitted on {fitted}"],
+        notes=[f"the temperature of ece is fitted on {fitted}", *seen],
     )
 
 

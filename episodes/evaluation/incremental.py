@@ -9,6 +9,7 @@ there gAcc).
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import sys
 import time
@@ -40,6 +41,7 @@ from episodes.evaluation.incremental_report import (
 from episodes.features.bank import FeatureBank
 from episodes.features.extraction import Backbone, extract
 from episodes.features.holdout import hold_out
+from episodes.features.seen_in_training import seen_in_training
 from fewshot_nam.heads import BaseStatistics, Head, create
 from fewshot_nam.heads.open_scores.registry import split_name
 
@@ -127,6 +129,7 @@ def evaluate_incremental(
         if base is not None or novel is not None or base_queries is not None:
             raise ValueError("evaluate_incremental: published sessions bring their own images; leave the banks out")
         runs = [_published_run(sessions)]  # type: ignore[arg-type]
+        queried = sessions[0].queries  # type: ignore[index]
     else:
         if base is None or novel is None:
             raise ValueError("evaluate_incremental: give base and novel, or published sessions")
@@ -139,6 +142,7 @@ def evaluate_incremental(
         base, base_queries = (base, base_queries) if base_queries is not None else hold_out(base, 0.2, seed)
         _check_banks(base, novel, base_queries, shots, queries)
         runs = [_drawn(base, novel, base_queries, ways, shots, count, queries, seed, i) for i in range(orders)]
+        queried = base_queries
     first = runs[0]
     names = [heads] if isinstance(heads, str) else list(heads)
     if not names:
@@ -184,7 +188,8 @@ def evaluate_incremental(
         "base_queries": int((first.query_targets[first.known[0]] < first.base_classes).sum()),
         "heads": names,
     }
-    return report_of(config, first.seen, names, measured, seconds)
+    report = report_of(config, first.seen, names, measured, seconds)
+    return dataclasses.replace(report, notes=tuple(seen_in_training(queried.provenance)))
 
 
 def session_features(backbone: Backbone, sessions: Sequence[Session], **options: Any) -> list[SessionFeatures]:
@@ -212,6 +217,7 @@ def session_features(backbone: Backbone, sessions: Sequence[Session], **options:
                     bank.features[[files[str(file)] for file in part.files]],  # type: ignore[attr-defined]
                     torch.as_tensor(part.labels),
                     part.classes,
+                    provenance=bank.provenance,
                     check=False,
                 )
                 for part in session

@@ -44,6 +44,9 @@ _SECONDS = 60  # in which a body comes, and in which answers are collected
 _SECONDS_OF_PROGRESS = 10  # in which a browser that asks how far an upload is learns that it has ended
 _MOST_ANSWERS = 50  # messages of one visitor that wait to be collected: three for a request
 _MOST_OF_ALL = 500
+_MOST_NAMES = (
+    2000  # of visitors who have asked lately; those whose work is done and whose answers are not taken go first
+)
 IMAGES = "images"
 """What Gradio's queue calls the functions that may be given many images."""
 EXPORTS = "exports"
@@ -337,16 +340,25 @@ class PageRequests:
 
     def _bound_answers(self, visitor: str) -> None:
         """Drop answers that are not collected, the oldest first; raise ``_Refused`` where too many of this visitor wait."""
-        now, waiting = _now(), self.blocks._queue.pending_messages_per_session
-        self._asked[visitor] = now
-        for name, when in list(self._asked.items()):
-            if now - when > _SECONDS and name not in self._collecting:
+        now, queue = _now(), self.blocks._queue
+        if not isinstance(queue.pending_messages_per_session, _Answers):
+            queue.pending_messages_per_session = _Answers(queue.pending_messages_per_session)
+        waiting = queue.pending_messages_per_session
+        self._asked.pop(visitor, None)
+        self._asked[visitor] = now  # the last one now
+        busy = {visitor, *self._collecting, *(event.session_hash for event in queue.event_ids_to_events.values())}
+        over = len(self._asked) - _MOST_NAMES
+        for name, when in list(self._asked.items()):  # who asked longest ago first
+            if now - when <= _SECONDS and over <= 0:
+                break
+            if name not in busy:
                 self._drop(name)
+                over -= 1
         sizes = {name: messages.qsize() for name, messages in list(waiting.items())}
         if sizes.get(visitor, 0) > _MOST_ANSWERS:
             raise _Refused(503, "too many answers wait to be collected: try again later")
         total = sum(sizes.values())
-        for name in sorted(sizes, key=lambda name: self._asked.get(name, 0.0)):  # who asked longest ago first
+        for name in sorted(sizes, key=lambda name: self._asked.get(name, 0.0)):
             if total <= _MOST_OF_ALL:
                 break
             if name != visitor and name not in self._collecting:
@@ -354,12 +366,20 @@ class PageRequests:
                 total -= sizes[name]
 
     def _drop(self, visitor: str) -> None:
-        """Forget the answers of a visitor who does not collect them. Their place stays: Gradio may be about to put one there."""
+        """Forget a visitor, and the answers that are not collected."""
         self._asked.pop(visitor, None)
         self.blocks._queue.pending_event_ids_session.pop(visitor, None)
-        messages = self.blocks._queue.pending_messages_per_session.get(visitor)
-        while messages is not None and not messages.empty():
-            messages.get_nowait()
+        self.blocks._queue.pending_messages_per_session.pop(visitor, None)
+
+
+class _Answers(dict[str, Any]):
+    """Answers that wait, by visitor. What comes for a visitor who was dropped is lost.
+
+    Gradio's own holds the 2,000 names that came last, and fails at the next answer for an earlier one: its camera stops, say.
+    """
+
+    def __missing__(self, visitor: str) -> asyncio.Queue[Any]:
+        return asyncio.Queue()
 
 
 def _forget_uploads(names: Sequence[str]) -> None:

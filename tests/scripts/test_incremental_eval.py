@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from episodes import FeatureBank
+from episodes.features.seen_in_training import CONV4
 
 MAIN = runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "incremental_eval.py"))["main"]
 
@@ -101,11 +102,17 @@ def test_a_report_says_what_it_is_of(files, capsys, monkeypatch):
     assert "notes" not in found
     assert found["config"]["dataset"] == given[1]
     assert "note" not in capsys.readouterr().out
-    report = MAIN.__globals__["_evaluated"](MAIN.__globals__["parser"]().parse_args([*given, *few]), "conv4")
-    monkeypatch.setitem(MAIN.__globals__, "_evaluated", lambda *_: report)
-    for options, noted in (([], True), (["--weights", "random"], False), (["--backbone", "conv5"], False)):
-        assert MAIN(["--quiet", *options, "--json", str(out), "--markdown", str(files / "report.md")]) == 0
-        found = json.loads(out.read_text())
-        assert ("notes" in found) == noted == ("not comparable" in capsys.readouterr().out)
-        assert ("not comparable" in (files / "report.md").read_text()) == noted
-        assert found["config"]["backbone"] == (options[1] if "--backbone" in options else "conv4")
+    bank = FeatureBank.load(files / "base.safetensors")
+    for dataset, weights, noted in (
+        ("omniglot/base", CONV4, "that the backbone has seen"),
+        ("omniglot-fscil/all", CONV4, "not comparable with published ones"),
+        ("omniglot/base", "0" * 64, None),
+        ("omniglot/novel", CONV4, None),
+    ):
+        provenance = {"dataset": dataset, "weights_hash": weights}
+        FeatureBank(bank.features, bank.labels, bank.classes, provenance=provenance).save(files / "base.safetensors")
+        assert MAIN([*given, *few, "--json", str(out), "--markdown", str(files / "report.md")]) == 0
+        notes = json.loads(out.read_text()).get("notes", [])
+        shown, written = capsys.readouterr().out, (files / "report.md").read_text()
+        assert len(notes) == shown.count("note:") == written.count("**Note:**") == (noted is not None)
+        assert noted is None or all(noted in text for text in (notes[0], shown, written))

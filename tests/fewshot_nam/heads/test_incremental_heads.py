@@ -128,7 +128,9 @@ def test_c_ranpac_keeps_all_digits_of_what_it_inverts_again():
         assert moved.inverse.dtype == torch.float64
         torch.testing.assert_close(moved(rows).double(), expected, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(moved._current().products, G, rtol=1e-4, atol=1e-4)
-    head.inverse = head.inverse.float() - 1e-2 * torch.eye(200)  # older versions kept float32, with larger errors than this
+    head.inverse = head.inverse.float() - 1e-2 * torch.eye(
+        200
+    )  # older versions kept float32, with larger errors than this
     head._outdate()
     with pytest.raises(ValueError, match=r"in too few digits .* learn the base images again"):
         head(rows)

@@ -464,6 +464,29 @@ def test_a_visitor_is_named_by_few_letters_and_a_name_that_is_not_used_is_forgot
     assert [asyncio.run(looked(path)) for path in paths] == [404, 404, 200]
 
 
+def test_names_that_are_invented_end_nothing_of_others(behind, monkeypatch):
+    """Gradio keeps the 2,000 names that came last: after as many requests every open camera stopped, with a traceback."""
+    queue = queue_of()
+    app = PageRequests(behind, page_of({0: SimpleNamespace(inputs=[], concurrency_id="")}, queue))
+
+    def status(name):
+        found = asyncio.run(posted(app, [json.dumps({"data": [], "fn_index": 0, "session_hash": name}).encode()]))
+        queue.pending_messages_per_session.setdefault(name, asyncio.Queue()).put_nowait("an answer")  # as Gradio does
+        return found
+
+    monkeypatch.setattr(page_requests, "_MOST_NAMES", 20)
+    assert [status(name) for name in ("camera", "collects", "gone")] == [200] * 3
+    queue.event_ids_to_events["its"] = event("camera", "")
+    app._collecting["collects"] += 1
+    assert [status(f"invented{i}") for i in range(50)] == [200] * 50
+    waiting = queue.pending_messages_per_session
+    assert {"camera", "collects"} <= set(waiting) <= set(app._asked)
+    assert len(waiting) <= 22
+    assert "gone" not in waiting
+    waiting["gone"].put_nowait("late")  # as Gradio may be about to
+    assert "gone" not in waiting
+
+
 # Gradio raised for each.
 ODD_FILES = [
     {"path": "a", **odd}
