@@ -251,7 +251,8 @@ def _check_banks(
     both = set(base.classes) & set(novel.classes)
     if both:
         raise ValueError(f"evaluate_incremental: {sorted(map(str, both))[0]!r} is a base class and a novel class")
-    other = [name for name in base_queries.classes if name not in set(base.classes)]
+    of_base = set(base.classes)
+    other = [name for name in base_queries.classes if name not in of_base]
     if other:
         raise ValueError(f"evaluate_incremental: {other[0]!r} is a class of base_queries and not of base")
     if int(base.counts.min()) < 1:

@@ -434,7 +434,8 @@ class CalibratedHead(HeadState):
         best = scores.amax(dim=-1)
         found = threshold_of(best)
         if warn and labels is None and refusal.calibrated_classes is not None:
-            before = [i for i, label in enumerate(snapshot.classes) if label in set(refusal.calibrated_classes)]
+            calibrated = set(refusal.calibrated_classes)
+            before = [i for i, label in enumerate(snapshot.classes) if label in calibrated]
             if 0 < len(before) < len(snapshot.classes):
                 usual = threshold_of(scores[:, before].amax(dim=-1)).threshold
                 _warn_of_learned_unknowns(snapshot.classes, scores, before, usual, found.threshold)

@@ -102,7 +102,8 @@ class FeCAMHead(Head):
         with self._lock:
             before = list(self._base_classes)
             super().forget(labels)
-            stay = [i for i, name in enumerate(before) if name in set(self._base_classes)]
+            still = set(self._base_classes)
+            stay = [i for i, name in enumerate(before) if name in still]
             for name in ("base_covariances", "base_precisions"):
                 matrices = getattr(self, name)
                 setattr(self, name, matrices[[i for i in stay if i < len(matrices)]])

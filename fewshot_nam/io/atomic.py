@@ -46,8 +46,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     directory = path.with_name(f".{path.name}.{machine_number()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     temporary = directory / "unfinished.tmp"
     _own.add(directory.name)
+    held = None
     try:
         directory.mkdir(0o700)
+        held = _lock(directory)[1]
         with open(temporary, "xb") as file:
             mode = os.fstat(file.fileno()).st_mode & 0o777
         yield temporary
@@ -67,6 +69,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         _own.discard(directory.name)
+        if held is not None:
+            os.close(held)
 
 
 def leads_nowhere(path: str | os.PathLike[str]) -> bool:
@@ -77,8 +81,8 @@ def leads_nowhere(path: str | os.PathLike[str]) -> bool:
 def remove_abandoned(path: str | os.PathLike[str]) -> None:
     """Remove what saves of ``path`` left that were killed; what cannot be removed stays.
 
-    Left by a process of this machine: when no process has its number any more. By another machine, whose processes cannot be seen
-    from here: when it is a day old.
+    Who writes holds a lock on it. It is removed a minute after the lock is gone; at once where it names a process of this machine
+    that is gone too; and, where the file system has no locks and the process cannot be seen from here, after a day.
     """
     path = Path(os.path.realpath(path))
     form = re.compile(re.escape(f".{path.name}.") + r"(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-[0-9a-f]{8}\.tmp")
@@ -95,6 +99,7 @@ def remove_abandoned(path: str | os.PathLike[str]) -> None:
 
 _own: set[str] = set()  # directories in which this process is writing now
 _ABANDONED_SECONDS = 24 * 3600
+_UNLOCKED_SECONDS = 60  # locks of some network file systems are seen by their own machine alone
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quotas
 
 
@@ -105,13 +110,40 @@ def machine_number() -> str:
 
 def _in_use(left: Path, machine: str, process: int) -> bool:
     """Return whether a process may still write there."""
-    if time.time() - left.lstat().st_mtime > _ABANDONED_SECONDS:
+    age = time.time() - left.lstat().st_mtime
+    if age > _ABANDONED_SECONDS:
         return False
+    locked, held = _lock(left)
+    if held is not None:
+        os.close(held)
+        if age > _UNLOCKED_SECONDS:
+            return False
     # On Windows there is no question of this kind: os.kill would end the process.
-    if machine != machine_number() or sys.platform == "win32":
+    if locked or machine != machine_number() or sys.platform == "win32":
         return True
     # In a container, processes get the numbers again that those before a restart had.
     return left.name in _own if process == os.getpid() else process_runs(process)
+
+
+def _lock(directory: Path) -> tuple[bool, int | None]:
+    """Lock a directory; return whether another holds it, and the open file whose end ends the lock, ``None`` for no lock.
+
+    Containers that share a directory may have one host name, and processes of the same numbers; a lock tells them apart.
+    """
+    if sys.platform == "win32":
+        return False, None
+    import fcntl
+
+    try:
+        opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False, None
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # also of file systems without locks
+        os.close(opened)
+        return isinstance(error, BlockingIOError), None
+    return False, opened
 
 
 def _keep_entry(path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import re
 import secrets
 import selectors
+import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from urllib.parse import urlencode, urlsplit
 
 from fewshot_nam.io.regular_files import open_regular
 
-_SECONDS = 60.0
+_SECONDS = 60.0  # of each read
+_SECONDS_OF_AN_ANSWER = 300.0
 _CHANGES = ("/learn", "/forget", "/calibrate")
 _MOST_BYTES = 2**28  # of an answer
 LARGEST_SCORE = 1e300  # of a score: what is larger is not a number of a fewshot-nam serve
@@ -155,13 +157,35 @@ class Client:
                 raise
             # A server that refuses a request, as one that is too large, answers and hangs up before it has read it all.
             with contextlib.suppress(OSError, http.client.HTTPException):
-                answer = self._connection.getresponse()
-                content = _content(answer)
+                answered = self._answer()
                 self._connection.close()
-                return answer, content
+                return answered
             raise
-        answer = self._connection.getresponse()
-        return answer, _content(answer)
+        return self._answer()
+
+    def _answer(self) -> tuple[http.client.HTTPResponse, bytes]:
+        """Return the answer. The connection's own limit is of each read: a server that drips would be waited for without end."""
+        opened, late = self._connection.sock, threading.Event()
+
+        def end() -> None:
+            late.set()
+            with contextlib.suppress(OSError):  # it was closed meanwhile
+                opened.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(_SECONDS_OF_AN_ANSWER, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            answer = self._connection.getresponse()
+            content = _content(answer)
+        except (OSError, http.client.HTTPException):
+            if not late.is_set():
+                raise
+        finally:
+            timer.cancel()
+        if late.is_set():
+            raise TimeoutError(f"it has not ended within {_SECONDS_OF_AN_ANSWER:g} seconds")
+        return answer, content
 
     def _close_if_dropped(self) -> None:
         """Close a connection that the server has closed, as it does after some idle seconds; the next request opens it again."""

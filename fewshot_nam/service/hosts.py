@@ -63,7 +63,8 @@ def known_hosts(host: str, further: Iterable[str] = ()) -> frozenset[str] | None
     """Return the names that a server at an address answers to; ``None`` for all.
 
     Args:
-        host: the address it listens on. On the loopback it answers to the names of the loopback; elsewhere its names are not known.
+        host: the address it listens on. Away from the loopback its names are not known: it answers to all, or to ``further`` and
+            those of the loopback.
         further: names that a proxy before it passes on.
 
     Example:
@@ -73,9 +74,10 @@ def known_hosts(host: str, further: Iterable[str] = ()) -> frozenset[str] | None
         True
     """
     names = {_plain(name) for name in further}
-    if is_loopback(host):
-        return frozenset({"localhost", "127.0.0.1", "::1", _plain(host), *names})
-    return frozenset({_plain(host), *names}) if names else None
+    if not names and not is_loopback(host):
+        return None
+    # The loopback's are no names of somebody else anywhere; the health check of a container asks for them.
+    return frozenset({"localhost", "127.0.0.1", "::1", _plain(host), *names})
 
 
 def own_names(host: str) -> frozenset[str]:

@@ -18,16 +18,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 from urllib.parse import unquote_to_bytes
 
 import anyio
 import anyio.to_thread
 import h11
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -43,7 +44,7 @@ from fewshot_nam.io.image_io import UnreadableImage
 from fewshot_nam.service.forms import boundary_of, few_parts
 from fewshot_nam.service.hosts import KnownHosts, check_address, client_of, known_hosts, neighbourhood, url
 from fewshot_nam.service.open_files import raise_open_files
-from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded, TooManyPixels, Unusable
+from fewshot_nam.service.serving import MOST_SCORES, Limits, MemoryService, Metrics, Overloaded, TooManyPixels, Unusable
 from fewshot_nam.vision.image_transform import TransformFailed
 
 TOKEN = "FEWSHOT_NAM_TOKEN"
@@ -76,6 +77,21 @@ class Forget(BaseModel):
 
 
 _MOST_JSON = 2_000_000  # bytes of a body that names classes
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": what,
+        "content": {
+            "application/json": {
+                "schema": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+            }
+        },
+    }
+    for status, what in (("4XX", "The request is at fault: one line says how."), ("5XX", "The server is: likewise."))
+}
+_TOP = Query(
+    json_schema_extra={"minimum": 1, "maximum": MOST_SCORES}
+)  # of others the service says why, in its own words
+
 _NAMES: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": Forget.model_json_schema()}}}
 }
@@ -342,7 +358,7 @@ def build(
     async def images_of(request: Request) -> list[bytes]:
         """Return the images of a request: the files of its form, or its body."""
         content_type = request.headers.get("content-type", "")
-        if not content_type.startswith("multipart/form-data"):
+        if not content_type.lower().startswith("multipart/form-data"):
             body = await request.body()
             return [body] if body else []
         try:
@@ -384,21 +400,23 @@ def build(
     app.add_middleware(KnownHosts, hosts=hosts, proxies=proxies)
     app.add_middleware(Guard, most=limits.body_bytes, metrics=metrics)
 
-    @app.post("/predict", openapi_extra=_IMAGES)
-    async def predict(request: Request, top: int = 5) -> dict[str, Any]:
+    shows_token: dict[str, Any] = {"dependencies": [Depends(HTTPBearer(auto_error=False))], "responses": _ERRORS}
+
+    @app.post("/predict", openapi_extra=_IMAGES, responses=_ERRORS)
+    async def predict(request: Request, top: Annotated[int, _TOP] = 5) -> dict[str, Any]:
         """Answer images: for each the class, or null where it is refused as unknown."""
         answer = await run(answering, service.predict, await images_of(request), top)
         refused = sum(one["label"] is None for one in answer["predictions"])
         metrics.answers(len(answer["predictions"]) - refused, refused)
         return answer
 
-    @app.post("/learn", openapi_extra=_IMAGES)
+    @app.post("/learn", openapi_extra=_IMAGES, **shows_token)
     async def learn(request: Request, label: str) -> dict[str, Any]:
         """Learn images of one class; needs the token. The answer comes when it is saved."""
         may_change(request)
         return await run(changing, service.learn, await images_of(request), label)
 
-    @app.post("/forget", openapi_extra=_NAMES)
+    @app.post("/forget", openapi_extra=_NAMES, **shows_token)
     async def forget(request: Request) -> dict[str, Any]:
         """Forget classes; needs the token. The answer comes when it is saved."""
         # As a parameter of this function, the body would be read and parsed before the token is.
@@ -415,24 +433,24 @@ def build(
             raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in found]) from None
         return await run(changing, service.forget, what.labels)
 
-    @app.post("/calibrate", openapi_extra=_IMAGES)
+    @app.post("/calibrate", openapi_extra=_IMAGES, **shows_token)
     async def calibrate(request: Request, target: float = 0.05, confidence: float | None = None) -> dict[str, Any]:
         """Set the threshold from images of unknowns; needs the token. The answer comes when it is saved."""
         may_change(request)
         return await run(changing, service.calibrate, await images_of(request), target, confidence)
 
-    @app.get("/classes")
+    @app.get("/classes", responses=_ERRORS)
     def classes() -> dict[str, Any]:
         """Return the classes, the threshold and the backbone."""
         return service.describe()
 
-    @app.get("/health")
+    @app.get("/health", responses=_ERRORS)
     def health() -> dict[str, Any]:
         """Say that the server answers; it reads the file again where that has changed."""
         state = service.current()
         return {"status": "ok", "classes": len(state.head.classes), "writes": state.writes, "changes": bool(token)}
 
-    @app.get("/metrics")
+    @app.get("/metrics", responses=_ERRORS)
     def measures() -> PlainTextResponse:
         """Return counts and times in Prometheus' text format; each worker counts its own."""
         return PlainTextResponse(metrics.text(service.current()), media_type="text/plain; version=0.0.4")

@@ -9,6 +9,7 @@ Readers never wait for a writer: they use the head as it was, until the changed 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,6 +33,10 @@ from fewshot_nam.vision.memory_lock import exclusive
 from fewshot_nam.vision.saving import read_head, same_features, write_head
 
 MOST_SCORES = 100  # of an image that come back
+_LARGE, _LARGE_AT_A_TIME = (
+    4_000_000,
+    2,
+)  # pixels; one of 64 million takes a gigabyte while it is decoded and scaled down
 _WRITES = "writes"  # in the notes of the file: how many changes were made by servers
 
 
@@ -132,19 +137,24 @@ class MemoryService:
         self._change, self._reload = threading.Lock(), threading.Lock()
         self._decoder = DecodingProcesses()
         self._running = threading.Semaphore(max(1, torch.get_num_threads() if device == "cpu" else 1))
-        self._waiting = 0
+        self._waiting, self._reads = 0, 0
         self._count = threading.Lock()
+        self._large = threading.Semaphore(_LARGE_AT_A_TIME)
         self.state = self._read()
 
     # Answers.
 
     def current(self) -> State:
-        """Return what readers see, read again where another process has changed the file."""
+        """Return what readers see, read again where another process has changed the file since this was called, or before."""
         state = self.state
         try:
             if not state.file.is_at(self.path):
+                begun = self._reads
                 with self._reload:
-                    if not self.state.file.is_at(self.path):
+                    # One that began after this call is as new as can be asked for: where the file changes all the time, each of
+                    # those who wait would read it anew.
+                    if self._reads == begun and not self.state.file.is_at(self.path):
+                        self._reads += 1
                         self.state = self._read()
                     state = self.state
         except OSError as error:
@@ -239,7 +249,8 @@ class MemoryService:
 
         def act(head: Head) -> tuple[bool, dict[str, Any]]:
             known = known_classes(head.classes, map(str, labels))
-            names = [label if (name := known[str(label)]) is None else name for label in labels]
+            named = [label if (name := known[str(label)]) is None else name for label in labels]
+            names = list(dict.fromkeys(named))
             head.forget(names)
             return True, {"forgotten": names}
 
@@ -313,17 +324,20 @@ class MemoryService:
             self._waiting += 1
         try:
             with self._running, torch.no_grad():
-                self._check_pixels(images)
+                sizes = self._checked_sizes(images)
                 # One at a time: all of a request decoded at once could be hundreds of times as large as its files.
-                tensors = [self._transformed(content, i) for i, content in enumerate(images)]
+                tensors = []
+                for i, content in enumerate(images):
+                    with self._large if sizes[i] > _LARGE else contextlib.nullcontext():
+                        tensors.append(self._transformed(content, i))
                 return self._model.features(tensors)
         finally:
             with self._count:
                 self._waiting -= 1
 
-    def _check_pixels(self, images: Sequence[bytes]) -> None:
-        """Raise ``UnreadableImage`` for files that are too large, by what their headers say; nothing is decoded."""
-        total = 0
+    def _checked_sizes(self, images: Sequence[bytes]) -> list[int]:
+        """Return how many pixels each file has, by its header; raise ``UnreadableImage`` for what is too large."""
+        sizes = []
         for i, content in enumerate(images):
             place = f"images[{i}]"
             if len(content) > self.limits.image_bytes:
@@ -335,11 +349,13 @@ class MemoryService:
                 raise UnreadableImage(
                     f"{place}: {width} x {height} pixels are too many: at most {self.limits.pixels:,}"
                 )
-            total += width * height
+            sizes.append(width * height)
+        total = sum(sizes)
         if total > self.limits.request_pixels:
             raise TooManyPixels(
                 f"{total:,} pixels are too many for one request: at most {self.limits.request_pixels:,}"
             )
+        return sizes
 
     def _transformed(self, content: bytes, position: int) -> Tensor:
         place = f"images[{position}]"

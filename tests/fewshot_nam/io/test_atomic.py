@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -159,6 +160,43 @@ def test_two_saves_of_one_file_at_once_leave_each_other_alone(tmp_path):
         assert first.exists()
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no locks of directories")
+def test_what_another_container_writes_stays_and_what_it_left_goes(tmp_path):
+    """Of two with one host name and the same process numbers, the second removed what the first was writing."""
+    import fcntl
+
+    places = [tmp_path / f".a.txt.{machine}-{os.getpid()}-00000000.tmp" for machine in (machine_number(), "ffffffff")]
+    opened = []
+    for place in places:
+        place.mkdir()
+        os.utime(place, (time.time() - 90,) * 2)
+        opened.append(os.open(place, os.O_RDONLY))
+        fcntl.flock(opened[-1], fcntl.LOCK_EX)
+    remove_abandoned(tmp_path / "a.txt")
+    assert all(place.exists() for place in places)
+    for one in opened:  # as when they are killed
+        os.close(one)
+    os.utime(places[1])
+    remove_abandoned(tmp_path / "a.txt")  # of another host name, and just now: its locks may be seen there alone
+    assert [place.exists() for place in places] == [False, True]
+    os.utime(places[1], (time.time() - 90,) * 2)
+    remove_abandoned(tmp_path / "a.txt")
+    assert not places[1].exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no locks of directories")
+def test_who_writes_holds_a_lock(tmp_path):
+    import fcntl
+
+    with replacing(tmp_path / "a.txt") as temporary:
+        opened = os.open(temporary.parent, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(opened)
+        temporary.write_text("new")
+    assert (tmp_path / "a.txt").read_text() == "new"
 
 
 def test_a_link_in_place_of_what_was_left_is_removed_and_not_followed(tmp_path):

@@ -1,5 +1,6 @@
 """The client of a server: connections that the server has closed, and answers that are none."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -150,6 +151,39 @@ def test_an_answer_that_comes_while_images_are_still_sent_is_read():
                 ask()
             assert refused.value.status == 413
         client.close()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b" "),  # until it hangs up
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+)
+def test_a_server_that_drips_is_not_waited_for_without_end(first, again, monkeypatch):
+    """Each read had a minute, and the answer any number of reads."""
+    monkeypatch.setattr("fewshot_nam.service.client._SECONDS_OF_AN_ANSWER", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def run():
+            opened, _ = listening.accept()
+            with opened, contextlib.suppress(OSError):
+                opened.recv(1000)
+                opened.sendall(first)
+                while True:
+                    opened.sendall(again)
+                    time.sleep(0.01)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        asking = Client(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        with pytest.raises(
+            OSError, match=r"no answer from a fewshot-nam serve \(it has not ended within 0\.3 seconds\)"
+        ):
+            asking.classes()
         thread.join(30)
         assert not thread.is_alive()
 

@@ -78,6 +78,8 @@ def test_elsewhere_any_name_is_answered_but_where_names_are_given():
     hosts = known_hosts("10.0.0.5", ["teach.example"])
     assert asked(hosts, host="teach.example")[0] == asked(hosts, host="10.0.0.5:8000")[0] == 200
     assert asked(hosts, host="evil.example")[0] == 403
+    # The health check of a container was refused: it was unhealthy for good.
+    assert asked(known_hosts("0.0.0.0", ["teach.example"]), host="127.0.0.1:8000")[0] == 200
 
 
 def test_where_no_name_is_known_addresses_and_the_machines_own_names_are():

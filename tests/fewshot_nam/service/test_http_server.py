@@ -563,6 +563,15 @@ def test_all_of_it_is_described_and_nothing_is_fetched_for_that(server):
     assert set(described["paths"]) == {"/predict", "/learn", "/forget", "/calibrate", "/classes", "/health", "/metrics"}
     assert "multipart/form-data" in described["paths"]["/predict"]["post"]["requestBody"]["content"]
     assert server.get("/docs").status_code == server.get("/redoc").status_code == 404
+    for path, methods in described["paths"].items():
+        for what in methods.values():
+            for status in ("4XX", "5XX"):
+                assert "error" in what["responses"][status]["content"]["application/json"]["schema"]["properties"]
+            assert ("security" in what) == (path in ("/learn", "/forget", "/calibrate"))
+    assert set(described["components"]["securitySchemes"]) == {"HTTPBearer"}
+    assert "detail" not in json.dumps(described)  # FastAPI's own errors, which this server does not send
+    (top,) = described["paths"]["/predict"]["post"]["parameters"]
+    assert (top["schema"]["minimum"], top["schema"]["maximum"]) == (1, 100)
 
 
 def test_metrics_count_routes_and_answers(server, digit_files):

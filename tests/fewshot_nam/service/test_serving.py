@@ -2,12 +2,15 @@
 
 import io
 import threading
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from fewshot_nam.io.image_io import UnreadableImage
 from fewshot_nam.service.serving import Limits, MemoryService, Metrics, Overloaded, Unusable
@@ -223,6 +226,60 @@ def test_one_image_of_a_request_is_decoded_at_a_time(service, png, monkeypatch):
     monkeypatch.setattr(service._decoder, "decoded", counted)
     assert len(service.predict(png[0][:8])["predictions"]) == 8
     assert most <= 2  # the one before may be let go after the next is there
+
+
+def test_few_large_images_are_decoded_at_a_time_and_small_ones_meanwhile(memory, png, monkeypatch):
+    """Each of 64 million pixels takes a gigabyte, and as many were decoded at once as the backbone has threads."""
+    service = MemoryService(memory)
+    monkeypatch.setattr(service, "_running", threading.Semaphore(8))
+    small, decode, here, most, lock = png[0][0], service._decoder.decoded, [0], [0], threading.Lock()
+    answered = threading.Event()
+
+    def slow(content, place, most_pixels):
+        if content != small:
+            with lock:
+                here[0] += 1
+                most[0] = max(most[0], here[0])
+            assert answered.wait(30)
+            with lock:
+                here[0] -= 1
+        return decode(content, place, most_pixels)
+
+    monkeypatch.setattr(service._decoder, "decoded", slow)
+    large = io.BytesIO()
+    Image.new("L", (2100, 2000)).save(large, "PNG")
+    with ThreadPoolExecutor(5) as threads:
+        waiting = [threads.submit(service.predict, [large.getvalue()]) for _ in range(5)]
+        assert service.predict([small])["predictions"]  # not behind them
+        answered.set()
+        assert all(one.result()["predictions"] for one in waiting)
+    assert most[0] == 2
+
+
+def test_who_waits_for_a_file_that_changes_all_the_time_has_it_read_once(service, monkeypatch):
+    """Each of those who waited read it anew, since it had changed again meanwhile."""
+    read, reads, begun, go_on = service._read, [], threading.Event(), threading.Event()
+
+    def slow():
+        reads.append(len(reads))
+        begun.set()
+        assert go_on.wait(30)
+        return read()._replace(file=Changed())
+
+    class Changed:
+        def is_at(self, path):
+            return False
+
+    monkeypatch.setattr(service, "_read", slow)
+    service.state = service.state._replace(file=Changed())
+    with ThreadPoolExecutor(9) as threads:
+        first = threads.submit(service.current)
+        assert begun.wait(30)
+        waiting = [threads.submit(service.current) for _ in range(8)]
+        time.sleep(0.2)
+        go_on.set()
+        assert len({id(one.result()) for one in [first, *waiting]}) == 2
+    assert len(reads) == 2  # that which had begun before they asked, and one for all of them
 
 
 def test_too_many_that_wait_are_sent_away(memory, png):
