@@ -48,6 +48,16 @@ def test_the_version_has_notes_and_is_the_one_to_cite():
     assert f"version: {fewshot_nam.__version__}\n" in read("CITATION.cff")
 
 
+def test_what_ci_installs_the_wheel_with_is_pinned_to_the_digest():
+    """Of all that the package requires, and of what that requires: pip refuses a list in which one has none."""
+    text = read("requirements/locked.txt")
+    pinned = re.findall(r"^([a-z0-9-]+)==[0-9.]+[^\n]*\\\n +--hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)
+    assert len(pinned) == len(re.findall(r"^[a-z0-9]", text, re.MULTILINE))
+    required = {re.match(r"[a-z0-9-]+", one)[0] for one in PROJECT["dependencies"]}
+    assert required | {"torchvision"} <= set(pinned)
+    assert "--require-hashes -r requirements/locked.txt" in read(".ci/run")
+
+
 def test_ci_installs_every_lower_bound():
     lines = read("requirements/minimum.txt").splitlines()
     pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))

@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> dict[str, Any] | None:
     from fewshot_nam.sequences import reinforcement
 
+    trains = ["env", "model", "out", "resume", "seed", "steps", "set", "device"]
     if options.list:
+        training_command.refuse_unused(options, "--list", [*trains, "evaluate", "table", "json"])
         known = reinforcement.environments.available()
         for heading, entries in (("environments", known), ("models", reinforcement.MODELS)):
             print(f"{heading}:")
@@ -39,6 +41,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any] | None:
                 print(f"  {name:16}{summary}")
         return None
     if options.table:
+        training_command.refuse_unused(options, "--table", [*trains, "evaluate", "json"])
         from fewshot_nam.sequences.reporting.agents import table
 
         print(table(options.table))
@@ -48,8 +51,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any] | None:
 
         torch.set_num_threads(options.threads)
     if options.evaluate:
-        unused = ["env", "model", "out", "resume", "seed", "steps", "set", "device"]
-        training_command.refuse_unused(options, "--evaluate", unused)
+        training_command.refuse_unused(options, "--evaluate", trains)
         agent, settings = reinforcement.load_agent(options.evaluate)
         episodes = settings.test_episodes if options.episodes is None else options.episodes
         found = reinforcement.evaluate_agent(agent, settings.environment, episodes, **settings.environment_options)

@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any] | None:
+    trains = ["preset", "out", "resume", "steps", "set", "device"]
     if options.list:
+        training_command.refuse_unused(options, "--list", [*trains, "seed", "evaluate", "generate", "json"])
         from fewshot_nam.sequences import models, tasks
 
         for heading, entries in (("tasks", tasks.available()), ("models", models.available())):
@@ -52,13 +54,12 @@ def _run(options: argparse.Namespace) -> dict[str, Any] | None:
         torch.set_num_threads(options.threads)
     from fewshot_nam.sequences.training import evaluate, load_trained, preset, train
 
-    trains = ["preset", "out", "resume", "steps", "set", "device"]
     if options.evaluate:
         training_command.refuse_unused(options, "--evaluate", [*trains, "seed", "generate"])
         model, task = load_trained(options.evaluate)
         return {"accuracy": evaluate(model, task, options.lengths, options.size)}
     if options.generate:
-        training_command.refuse_unused(options, "--generate", trains)
+        training_command.refuse_unused(options, "--generate", [*trains, "json"])
         print(_generate(options))
         return None
     if not options.preset or not options.out:

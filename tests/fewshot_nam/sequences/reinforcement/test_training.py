@@ -185,6 +185,7 @@ def test_the_command_trains_resumes_and_tells_mistakes(tmp_path, capsys):
     assert main(words) == 2
     assert main(["--env", "recall"]) == 2
     assert main(["--list"]) == 0
+    assert main(["--list", "--seed", "1"]) == main(["--table", str(tmp_path), "--json", str(tmp_path / "x.json")]) == 2
     said = capsys.readouterr()
     assert "resume it" in said.err
     assert "give --env" in said.err

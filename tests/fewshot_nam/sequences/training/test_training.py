@@ -447,6 +447,13 @@ def test_a_language_model_is_measured_in_bits_and_writes(tmp_path, reviews, caps
     assert capsys.readouterr().out == "nananananana\n"
 
 
+@pytest.mark.parametrize("words", [["--list"], ["--generate", "run"]])
+def test_what_trains_and_measures_nothing_writes_no_result(tmp_path, words, capsys):
+    """``--json`` was taken, and no file was there afterwards."""
+    assert main([*words, "--json", str(tmp_path / "result.json")]) == 2
+    assert capsys.readouterr().err == f"error: {words[0]} does not use --json: leave it out\n"
+
+
 def test_only_a_run_on_text_writes(tmp_path, capsys):
     run(tiny(), tmp_path)
     assert main(["--generate", str(tmp_path)]) == 2
