@@ -137,7 +137,8 @@ class MemoryService:
         self._change, self._reload = threading.Lock(), threading.Lock()
         self._decoder = DecodingProcesses()
         self._running = threading.Semaphore(max(1, torch.get_num_threads() if device == "cpu" else 1))
-        self._waiting, self._reads = 0, 0
+        self._waiting = 0
+        self._reads_begun = self._last_read = 0  # both counted from 1
         self._count = threading.Lock()
         self._large = threading.Semaphore(_LARGE_AT_A_TIME)
         self.state = self._read()
@@ -149,13 +150,14 @@ class MemoryService:
         state = self.state
         try:
             if not state.file.is_at(self.path):
-                begun = self._reads
+                begun = self._reads_begun
                 with self._reload:
-                    # One that began after this call is as new as can be asked for: where the file changes all the time, each of
-                    # those who wait would read it anew.
-                    if self._reads == begun and not self.state.file.is_at(self.path):
-                        self._reads += 1
+                    # What was read from a later time on than this call is as new as can be asked for: where the file changes all
+                    # the time, each of those who wait would read it anew.
+                    if self._last_read <= begun and not self.state.file.is_at(self.path):
+                        self._reads_begun = number = self._reads_begun + 1
                         self.state = self._read()
+                        self._last_read = number  # not where that has failed: then the state is of before
                     state = self.state
         except OSError as error:
             raise Unusable(f"the memory cannot be read any more: {error}") from error

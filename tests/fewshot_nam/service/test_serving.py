@@ -282,6 +282,30 @@ def test_who_waits_for_a_file_that_changes_all_the_time_has_it_read_once(service
     assert len(reads) == 2  # that which had begun before they asked, and one for all of them
 
 
+def test_who_waits_for_a_file_that_cannot_be_read_is_refused_too(service, png, monkeypatch):
+    """They were answered from the state before it, and a change among them was saved over what was there."""
+    begun, go_on, there = threading.Event(), threading.Event(), service.path.read_bytes()
+
+    def read_head(*_):
+        begun.set()
+        assert go_on.wait(30)
+        raise ValueError("no memory")
+
+    monkeypatch.setattr("fewshot_nam.service.serving.read_head", read_head)
+    service.path.write_bytes(there + b"another")
+    with ThreadPoolExecutor(9) as threads:
+        first = threads.submit(service.current)
+        assert begun.wait(30)
+        waiting = [threads.submit(service.current) for _ in range(7)]
+        waiting.append(threads.submit(service.learn, png[3][:1], "three"))
+        time.sleep(0.3)
+        go_on.set()
+        for one in (first, *waiting):
+            with pytest.raises(Unusable, match="replaced by what is none"):
+                one.result()
+    assert service.path.read_bytes() == there + b"another"
+
+
 def test_too_many_that_wait_are_sent_away(memory, png):
     service = MemoryService(memory, limits=Limits(waiting=0))
     with pytest.raises(Overloaded):
