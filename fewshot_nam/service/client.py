@@ -23,6 +23,7 @@ _CHANGES = ("/learn", "/forget", "/calibrate")
 _MOST_BYTES = 2**28  # of an answer
 LARGEST_SCORE = 1e300  # of a score: what is larger is not a number of a fewshot-nam serve
 _ANOTHER = "answers {}, but not as a fewshot-nam serve does"
+_LONGEST_NAME = 10_000  # characters of a class
 _MOST_SHOWN = 500  # characters of an error of the server
 
 
@@ -178,8 +179,10 @@ class Client:
         try:
             answer = self._connection.getresponse()
             content = _content(answer)
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException, ValueError) as error:
             if not late.is_set():
+                if isinstance(error, ValueError):  # of a chunk with fewer than no bytes
+                    raise http.client.HTTPException(str(error)) from error
                 raise
         finally:
             timer.cancel()
@@ -212,6 +215,7 @@ def _is_prediction(answer: Any) -> bool:
         and not isinstance(answer.get("best"), bool)
         and not isinstance(answer.get("score"), bool)
         and isinstance(answer.get("best"), (str, int))
+        and len(str(answer["best"])) <= _LONGEST_NAME
         and isinstance(answer.get("score"), (float, int))
         and -LARGEST_SCORE <= answer["score"] <= LARGEST_SCORE
         and isinstance(answer.get("accepted", ""), (bool, type(None)))

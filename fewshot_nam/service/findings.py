@@ -100,6 +100,7 @@ class Check(NamedTuple):
         confusions: how often images of a class (``None``: of no class that is known) got an answer (``None``: "unknown").
         skipped: for each image that could not be read, why.
         doubts: what makes the figures say less: images that were learned, set the rate, came twice, or are of no known class.
+        version: of the session that they are of.
     """
 
     known: list[float]
@@ -109,6 +110,7 @@ class Check(NamedTuple):
     confusions: dict[tuple[str | None, str | None], int]
     skipped: list[str]
     doubts: Sequence[str] = ()
+    version: int = 0
 
 
 def images_were(count: int) -> str:

@@ -33,6 +33,7 @@ from fewshot_nam.service.visitors import Frames, Sessions
 TITLE = "fewshot-nam: teach a class from one image"
 _WORKS = 16  # with many images, of which two are decoded at a time
 _SECONDS_BETWEEN_ANSWERS = 0.5
+_DOWNLOADS = {"copy_to": "Download the memory", "export_to": "Download the ONNX file"}  # by what prepares one
 _FORGET = """
 element.addEventListener('click', event => {
   const button = event.target.closest('[data-forget]');
@@ -94,6 +95,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         )
         status = gr.HTML(html.note("Ready."), elem_id="status")
         seen = gr.State(())
+        measured = gr.State()
         with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Teach"):
                 with gr.Row(equal_height=False):
@@ -188,13 +190,13 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                     reload = gr.Button("Read the file again", elem_id="reload", visible=local)
                     make = gr.Button("Prepare a download", elem_id="make")
                     export = gr.Button("Export to ONNX", elem_id="export")
-                download = gr.DownloadButton("Download the memory", visible=False, elem_id="download")
-                download_onnx = gr.DownloadButton("Download the ONNX file", visible=False, elem_id="download-onnx")
+                download = gr.DownloadButton(_DOWNLOADS["copy_to"], visible=False, elem_id="download")
+                download_onnx = gr.DownloadButton(_DOWNLOADS["export_to"], visible=False, elem_id="download-onnx")
 
         for given in (camera, asked):
             given.preprocess = as_given  # a class of its own would make Gradio write a file of types beside this one
 
-        shared = [status, classes, undo, about_file, promise, seen, outdated, download, download_onnx]
+        shared = [status, classes, undo, about_file, promise, seen, download, download_onnx]
 
         def view(session: TeachingSession, said: str | None, wanted: str) -> list[Any]:
             """Return the values of ``shared``; the status stays where nothing is said."""
@@ -207,12 +209,19 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 _about_file(session, local),
                 html.refusal_html(session.threshold, session.promise, session.not_refusing),
                 shown,
-                _outdated(session),
-                *(
-                    gr.skip() if prepared.get(session, {}).get(how) == session.version else gr.update(visible=False)
-                    for how in ("copy_to", "export_to")
-                ),
+                *(offered(session, how) for how in _DOWNLOADS),
             ]
+
+        def offered(session: TeachingSession, how: str, path: Path | None = None) -> Any:
+            """Return the button of a download, with ``path`` for one that was made now. It says where the memory has changed."""
+            of = prepared.get(session, {}).get(how)
+            if of is None:
+                return gr.update(visible=False)
+            now = of == session.version
+            label = _DOWNLOADS[how] + ("" if now else ", as it was before the last change")
+            if path is not None:
+                return gr.update(value=str(path), visible=True, label=label)
+            return gr.skip() if now else gr.update(label=label)
 
         def change(session: TeachingSession, wanted: str, act: Callable[[], str]) -> list[Any]:
             """Do something, and return the values of ``shared``; what was wrong is said, and nothing else happens."""
@@ -353,7 +362,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             base: list[str] | None,
             request: gr.Request,
             progress: gr.Progress = gr.Progress(),  # noqa: B008
-        ) -> tuple[str, str]:
+        ) -> tuple[tuple[int, int] | None, str, str]:
             session = session_of(request)
             try:
                 known: list[tuple[GivenImage, str]] = [(image, label) for image in images or []]
@@ -363,9 +372,13 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                     _check_local(local)
                     known += images_in_folder(folder_path)
                 found: Check = session.check(known, unknown or [], base or [], _shown(progress, "measuring"))
-                return _outdated(session), html.check_html(found)
+                of = id(session), found.version
+                return of, _outdated(session, of), html.check_html(found)
             except (ValueError, OSError) as error:
-                return "", html.note(" ".join(str(error).split()), "bad")
+                return None, "", html.note(" ".join(str(error).split()), "bad")
+
+        def on_seen(of: tuple[int, int] | None, request: gr.Request) -> str:
+            return _outdated(session_of(request, "show"), of)
 
         def on_save(wanted: str, request: gr.Request) -> list[Any]:
             session = session_of(request)
@@ -410,8 +423,8 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 return html.note(said, "good")
 
             values = change(session, wanted, act)
-            if path is not None and prepared[session][how] == session.version:
-                values[-2 if how == "copy_to" else -1] = gr.update(value=str(path), visible=True)
+            if path is not None:
+                values[list(_DOWNLOADS).index(how) - len(_DOWNLOADS)] = offered(session, how, path)
             return values
 
         page.load(on_load, None, [*shared, rate], show_progress="hidden", api_visibility="private")
@@ -454,10 +467,11 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         show.click(
             on_show,
             [truth, known_files, known_path, others, bases],
-            [outdated, checked],
+            [measured, outdated, checked],
             show_progress_on=checked,
             **many,
         )
+        seen.change(on_seen, [measured], [outdated], show_progress="hidden", api_visibility="private")
         save.click(on_save, [find], shared, show_progress_on=status, **quiet)
         reload.click(on_reload, [find], shared, show_progress_on=status, **quiet)
         make.click(on_make, [find], shared, show_progress_on=status, **quiet)
@@ -499,8 +513,9 @@ def _check_local(local: bool) -> None:
         )
 
 
-def _outdated(session: TeachingSession) -> str:
-    if session.measured in (None, session.version):
+def _outdated(session: TeachingSession, of: tuple[int, int] | None) -> str:
+    """Return what is to be known of figures of a session and its version, which a tab shows; ``None`` for no figures."""
+    if of in (None, (id(session), session.version)):
         return ""
     return html.note(
         "Figures that were measured before the last change are of the memory as it was: measure again.", "bad"

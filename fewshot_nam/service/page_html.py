@@ -30,7 +30,7 @@ CSS = """
 .nam-answer { padding: 12px; border-radius: 8px; border: 1px solid var(--border-color-primary); }
 .nam-answer .label { font-size: 1.7em; font-weight: 600; line-height: 1.2; overflow-wrap: anywhere; }
 .nam-answer .label.known { color: var(--nam-good); } .nam-answer .label.unknown { color: var(--nam-unknown); }
-.nam-answer .small, .nam-small { opacity: .8; font-size: .9em; }
+.nam-answer .small, .nam-small { opacity: .8; font-size: .9em; overflow-wrap: anywhere; }
 .nam-bars { display: grid; grid-template-columns: minmax(4em, 30%) 1fr 4.2em;
   gap: 4px 8px; align-items: center; margin-top: 8px; }
 .nam-bars .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
@@ -39,8 +39,9 @@ CSS = """
 .nam-track .fill { position: absolute; inset: 0 auto 0 0; border-radius: 7px; background: var(--nam-known); opacity: .55; }
 .nam-track.first .fill { opacity: 1; } .nam-track.refused .fill { background: var(--nam-unknown); }
 .nam-track .mark { position: absolute; top: -3px; bottom: -3px; width: 3px; background: var(--body-text-color); }
-.nam-classes { display: grid; gap: 8px; }
-.nam-class { display: grid; grid-template-columns: 1fr auto; gap: 4px 12px; padding: 8px 12px; border-radius: 8px;
+#undo { overflow-wrap: anywhere; }
+.nam-classes { display: grid; grid-template-columns: minmax(0, 1fr); gap: 8px; }
+.nam-class { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: 4px 12px; padding: 8px 12px; border-radius: 8px;
   border: 1px solid var(--border-color-primary); align-items: center; }
 .nam-class .title { font-weight: 600; overflow-wrap: anywhere; }
 .nam-class .images { grid-column: 1 / -1; display: flex; flex-wrap: wrap; gap: 4px; }

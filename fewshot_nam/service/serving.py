@@ -136,11 +136,12 @@ class MemoryService:
         self._about, _, self._probed = read_head(self.path)
         self._change, self._reload = threading.Lock(), threading.Lock()
         self._decoder = DecodingProcesses()
-        self._running = threading.Semaphore(max(1, torch.get_num_threads() if device == "cpu" else 1))
+        places = max(1, torch.get_num_threads() if device == "cpu" else 1)
+        self._running = threading.Semaphore(places)
+        self._large = threading.Semaphore(max(1, min(_LARGE_AT_A_TIME, places - 1)))  # one is left for small images
         self._waiting = 0
         self._reads_begun = self._last_read = 0  # both counted from 1
         self._count = threading.Lock()
-        self._large = threading.Semaphore(_LARGE_AT_A_TIME)
         self.state = self._read()
 
     # Answers.
@@ -325,13 +326,10 @@ class MemoryService:
                 raise Overloaded("too many requests wait already: try again later")
             self._waiting += 1
         try:
-            with self._running, torch.no_grad():
-                sizes = self._checked_sizes(images)
+            large = max(self._checked_sizes(images)) > _LARGE
+            with self._large if large else contextlib.nullcontext(), self._running, torch.no_grad():
                 # One at a time: all of a request decoded at once could be hundreds of times as large as its files.
-                tensors = []
-                for i, content in enumerate(images):
-                    with self._large if sizes[i] > _LARGE else contextlib.nullcontext():
-                        tensors.append(self._transformed(content, i))
+                tensors = [self._transformed(content, i) for i, content in enumerate(images)]
                 return self._model.features(tensors)
         finally:
             with self._count:

@@ -97,7 +97,6 @@ class TeachingSession:
         self._viewing = threading.Lock()
         self._published: _Published | None = None
         self._file_lock = threading.Lock()  # of what reads or writes the file, which may wait for another program
-        self.measured: int | None = None  # the version that the last check was of
         self._undo = UndoSteps()
         self._thumbnails: dict[Label, list[bytes]] = {}
         self._unknown = unknowns_of(model.head, self.notes.pop(NOTED, None), model.backbone.feature_dim, path)
@@ -454,8 +453,7 @@ class TeachingSession:
         if now.ready.wrong is not None:
             raise ValueError(now.ready.wrong)
         found = check_of(self.model, now.ready, self._unknown, known, unknown, base, progress, self.most_pixels)
-        self.measured = now.version
-        return found
+        return found._replace(version=now.version)
 
     # Files.
 

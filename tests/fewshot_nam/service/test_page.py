@@ -519,6 +519,26 @@ def test_what_a_visitor_is_refused_fills_no_log(digits, capfd, monkeypatch):
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
+def test_what_was_prepared_while_others_taught_is_offered_as_what_it_is(page, digits, monkeypatch):
+    """It was said to be there, and the button was not: where others taught all the time, no export was ever to be had."""
+    port, session = page
+    taught(session, digits)
+    copied = session.copy_to
+
+    def copy_to(place):
+        path = copied(place)
+        session.learn(digits[8][30:31], "taught meanwhile")
+        return path
+
+    monkeypatch.setattr(session, "copy_to", copy_to)
+    kind = {"Content-Type": "application/json"}
+    assert called(port, "on_make", [""], "prepares", **kind)[0] == 200
+    answer = asked(port, "GET", "/gradio_api/queue/data?session_hash=prepares")[1].decode()
+    assert '"visible":true' in answer.replace(" ", "")
+    assert "Download the memory, as it was before the last change" in answer
+    session.forget("taught meanwhile")
+
+
 def test_a_visitor_who_changed_nothing_can_download_what_is_there(digits, tmp_path):
     """The file was offered, and gone with the session that had been made for it: the download was refused (403)."""
     session = TeachingSession.open(backbone="conv4")

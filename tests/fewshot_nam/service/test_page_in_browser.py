@@ -281,8 +281,18 @@ def test_scores_and_confusions_of_images_given(taught, tab, digit_files):
     assert "Of 13 images of other classes" in words
     assert "other classes" in desk.page.locator("#checked table").inner_text()
     # Other tabs may change the memory meanwhile: the figures stay, and it is said whose they are.
+    other = tab(**DESK)
     taught.forget("digit 2")
     desk.says("measured before the last change", "outdated")
+    other.open("Measure")
+    other.give("others", digit_files[9][20:22])
+    other.page.click("#show")
+    other.says("Of 2 images of other classes", "checked")
+    taught.forget("digit 1")
+    other.says("measured before the last change", "outdated")
+    other.page.click("#show")
+    playwright.expect(other.page.locator("#outdated")).not_to_contain_text("measured", timeout=MOST_MS)
+    desk.says("measured before the last change", "outdated")  # its figures are as old as before
     desk.page.click("#show")
     playwright.expect(desk.page.locator("#outdated")).not_to_contain_text("measured", timeout=MOST_MS)
 
@@ -361,6 +371,24 @@ def test_everything_fits_and_can_be_reached(taught, tab, settings, scheme, tmp_p
     assert bright == (scheme == "light")
 
 
+@pytest.mark.parametrize(
+    "name", [100 * "W", 25 * "\U0001f9d1\u200d\U0001f680", " ".join(20 * ["mug"])], ids=["word", "emoji", "words"]
+)
+def test_a_long_name_pushes_nothing_off_a_phone(taught, tab, digits, name):
+    """The name of the nearest rival was not broken: no class could be forgotten, since the buttons were off the screen."""
+    for other in ("digit 1", "digit 2"):
+        taught.forget(other)
+    taught.learn(digits[7][:2], name)  # the rival of the other one
+    phone = tab(**PHONE)
+    phone.open("Teach")
+    forget = phone.page.locator("[data-forget]")
+    playwright.expect(forget).to_have_count(2, timeout=MOST_MS)
+    for button in forget.all():
+        box = button.bounding_box()
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= PHONE["viewport"]["width"]
+    assert phone.page.evaluate("(b => b.scrollWidth <= b.clientWidth)(document.querySelector('#undo'))")
+
+
 def test_forget_undo_save_reload_and_download(taught, tab, tmp_path):
     desk = tab()
     desk.page.locator("[data-forget='digit 1']").click()
@@ -387,13 +415,14 @@ def test_forget_undo_save_reload_and_download(taught, tab, tmp_path):
         desk.page.click("#download")
     download.value.save_as(tmp_path / "copy.safetensors")
     assert TeachingSession.open(tmp_path / "copy.safetensors").model.classes == ["digit 0", "digit 1", "digit 2"]
-    # What was prepared is older then, and was downloaded all the same.
+    # What was prepared is older then, and says so.
     desk.open("Teach")
     desk.page.locator("[data-forget='digit 2']").click()
     desk.says("Forgot digit 2.")
     desk.open("Memory")
-    desk.page.locator("#download").wait_for(state="hidden")
+    desk.says("as it was before the last change", "download")
     desk.page.click("#make")
+    playwright.expect(desk.page.locator("#download")).not_to_contain_text("before", timeout=MOST_MS)
     with desk.page.expect_download() as download:
         desk.page.click("#download")
     download.value.save_as(tmp_path / "copy.safetensors")

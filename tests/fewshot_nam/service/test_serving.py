@@ -230,8 +230,8 @@ def test_one_image_of_a_request_is_decoded_at_a_time(service, png, monkeypatch):
 
 def test_few_large_images_are_decoded_at_a_time_and_small_ones_meanwhile(memory, png, monkeypatch):
     """Each of 64 million pixels takes a gigabyte, and as many were decoded at once as the backbone has threads."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     service = MemoryService(memory)
-    monkeypatch.setattr(service, "_running", threading.Semaphore(8))
     small, decode, here, most, lock = png[0][0], service._decoder.decoded, [0], [0], threading.Lock()
     answered = threading.Event()
 
