@@ -24,6 +24,7 @@ OF_OTHERS = {
     "--short",
     "--repeats",
     "--dist",
+    "--require-hashes",
 }  # of other programs and benchmarks
 OF_SCRIPTS = re.compile(r"""(?:add_argument\(|add_output\(\w+,)\s*"(--[a-z][a-z-]+)\"""")
 

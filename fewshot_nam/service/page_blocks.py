@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,16 @@ from fewshot_nam.service.visitors import Frames, Sessions
 TITLE = "fewshot-nam: teach a class from one image"
 _WORKS = 16  # with many images, of which two are decoded at a time
 _SECONDS_BETWEEN_ANSWERS = 0.5
+# A number that a tab of a browser keeps when it loads the page again. Within another site it may be allowed to keep nothing.
+_TAB = """() => {
+    const number = () => [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, "0")).join("");
+    try {
+        if (!sessionStorage.getItem("fewshot-nam-tab")) sessionStorage.setItem("fewshot-nam-tab", number());
+        return sessionStorage.getItem("fewshot-nam-tab");
+    } catch { return ""; }
+}"""
+# Which figures a tab shows, it knows best: Gradio's State is that of the visitors who asked last.
+_FIGURES = """() => document.querySelector("#checked [data-of]")?.dataset.of ?? ''"""
 _DOWNLOADS = {"copy_to": "Download the memory", "export_to": "Download the ONNX file"}  # by what prepares one
 _FORGET = """
 element.addEventListener('click', event => {
@@ -77,6 +88,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
     """
     downloads = Downloads(get_upload_folder())
     frames = Frames()
+    named: WeakKeyDictionary[TeachingSession, str] = WeakKeyDictionary()
     prepared: WeakKeyDictionary[TeachingSession, dict[str, int]] = WeakKeyDictionary()  # of which version a download is
 
     def session_of(request: gr.Request, what: Literal["change", "ask", "show"] = "change") -> TeachingSession:
@@ -95,7 +107,8 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         )
         status = gr.HTML(html.note("Ready."), elem_id="status")
         seen = gr.State(())
-        measured = gr.State()
+        tab = gr.Textbox(visible=False)
+        figures = gr.Textbox(visible=False)
         with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Teach"):
                 with gr.Row(equal_height=False):
@@ -232,7 +245,8 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             sessions.keep(session)
             return view(session, said, wanted)
 
-        def on_load(request: gr.Request) -> list[Any]:
+        def on_load(tab: str | None, request: gr.Request) -> list[Any]:
+            sessions.opened(request.session_hash, tab or "")
             session = session_of(request, "show")
             target = session.target
             return [*view(session, None, ""), gr.skip() if target is None else min(max(100 * target, 0.1), 50)]
@@ -275,7 +289,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 return html.learned_note(session.learn(images, label, _shown(progress, "learning")))
 
             found = change(session, wanted, act)
-            kept = "nam-note bad" in found[0]
+            kept = found[0].startswith(html.note("", "bad").partition(" role")[0])
             return [*found, *([gr.skip(), gr.skip()] if kept else [None, None])]
 
         def on_learn_path(
@@ -323,9 +337,8 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
 
             def act() -> str:
                 count, skipped = session.add_unknown(image_files(given or []), _shown(progress, "reading unknowns"))
-                text = (
-                    f"{count:,} new images of unknowns, {session.unknown_images:,} in all.{html.skipped_text(skipped)}"
-                )
+                new = f"{count:,} new image{'' if count == 1 else 's'} of unknowns"
+                text = f"{new}, {session.unknown_images:,} in all.{html.skipped_text(skipped)}"
                 said = html.note(text, "good")
                 if session.model.classes:
                     try:
@@ -362,7 +375,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             base: list[str] | None,
             request: gr.Request,
             progress: gr.Progress = gr.Progress(),  # noqa: B008
-        ) -> tuple[tuple[int, int] | None, str, str]:
+        ) -> tuple[str, str]:
             session = session_of(request)
             try:
                 known: list[tuple[GivenImage, str]] = [(image, label) for image in images or []]
@@ -372,13 +385,23 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                     _check_local(local)
                     known += images_in_folder(folder_path)
                 found: Check = session.check(known, unknown or [], base or [], _shown(progress, "measuring"))
-                of = id(session), found.version
-                return of, _outdated(session, of), html.check_html(found)
+                of = state_of(session, found.version)
+                return outdated_note(session, of), f'<div data-of="{of}">{html.check_html(found)}</div>'
             except (ValueError, OSError) as error:
-                return None, "", html.note(" ".join(str(error).split()), "bad")
+                return "", html.note(" ".join(str(error).split()), "bad")
 
-        def on_seen(of: tuple[int, int] | None, request: gr.Request) -> str:
-            return _outdated(session_of(request, "show"), of)
+        def state_of(session: TeachingSession, version: int) -> str:
+            return f"{named.setdefault(session, secrets.token_hex(8))} {version}"
+
+        def outdated_note(session: TeachingSession, of: str | None) -> str:
+            """Return what is to be known of the figures that a tab shows, which are of a state of a session; of none, nothing."""
+            if not of or of == state_of(session, session.version):
+                return ""
+            text = "Figures that were measured before the last change are of the memory as it was: measure again."
+            return html.note(text, "bad")
+
+        def on_seen(of: str | None, request: gr.Request) -> str:
+            return outdated_note(session_of(request, "show"), of)
 
         def on_save(wanted: str, request: gr.Request) -> list[Any]:
             session = session_of(request)
@@ -427,7 +450,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 values[list(_DOWNLOADS).index(how) - len(_DOWNLOADS)] = offered(session, how, path)
             return values
 
-        page.load(on_load, None, [*shared, rate], show_progress="hidden", api_visibility="private")
+        page.load(on_load, [tab], [*shared, rate], js=_TAB, show_progress="hidden", api_visibility="private")
         gr.Timer(2).tick(on_tick, [seen, find], shared, show_progress="hidden", api_visibility="private")
         camera.stream(
             on_frame,
@@ -467,11 +490,11 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         show.click(
             on_show,
             [truth, known_files, known_path, others, bases],
-            [measured, outdated, checked],
+            [outdated, checked],
             show_progress_on=checked,
             **many,
         )
-        seen.change(on_seen, [measured], [outdated], show_progress="hidden", api_visibility="private")
+        seen.change(on_seen, [figures], [outdated], js=_FIGURES, show_progress="hidden", api_visibility="private")
         save.click(on_save, [find], shared, show_progress_on=status, **quiet)
         reload.click(on_reload, [find], shared, show_progress_on=status, **quiet)
         make.click(on_make, [find], shared, show_progress_on=status, **quiet)
@@ -511,15 +534,6 @@ def _check_local(local: bool) -> None:
         raise ValueError(
             "folders and files of this machine cannot be used here: upload images, and download the memory"
         )
-
-
-def _outdated(session: TeachingSession, of: tuple[int, int] | None) -> str:
-    """Return what is to be known of figures of a session and its version, which a tab shows; ``None`` for no figures."""
-    if of in (None, (id(session), session.version)):
-        return ""
-    return html.note(
-        "Figures that were measured before the last change are of the memory as it was: measure again.", "bad"
-    )
 
 
 def _about(session: TeachingSession) -> str:

@@ -28,9 +28,9 @@ CSS = """
 .nam-note { padding: 8px 12px; border-radius: 8px; border: 1px solid var(--border-color-primary); min-height: 1.2em; }
 .nam-note.good { border-color: var(--nam-good); } .nam-note.bad { border-color: var(--nam-bad); color: var(--nam-bad); }
 .nam-answer { padding: 12px; border-radius: 8px; border: 1px solid var(--border-color-primary); }
-.nam-answer .label { font-size: 1.7em; font-weight: 600; line-height: 1.2; overflow-wrap: anywhere; }
+.nam-answer .label { font-size: 1.7em; font-weight: 600; line-height: 1.2; }
 .nam-answer .label.known { color: var(--nam-good); } .nam-answer .label.unknown { color: var(--nam-unknown); }
-.nam-answer .small, .nam-small { opacity: .8; font-size: .9em; overflow-wrap: anywhere; }
+.nam-answer .small, .nam-small { opacity: .8; font-size: .9em; }
 .nam-bars { display: grid; grid-template-columns: minmax(4em, 30%) 1fr 4.2em;
   gap: 4px 8px; align-items: center; margin-top: 8px; }
 .nam-bars .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
@@ -39,11 +39,11 @@ CSS = """
 .nam-track .fill { position: absolute; inset: 0 auto 0 0; border-radius: 7px; background: var(--nam-known); opacity: .55; }
 .nam-track.first .fill { opacity: 1; } .nam-track.refused .fill { background: var(--nam-unknown); }
 .nam-track .mark { position: absolute; top: -3px; bottom: -3px; width: 3px; background: var(--body-text-color); }
-#undo { overflow-wrap: anywhere; }
+#undo, [class^="nam-"] { overflow-wrap: anywhere; } .nam-scroll { overflow-wrap: normal; }
 .nam-classes { display: grid; grid-template-columns: minmax(0, 1fr); gap: 8px; }
 .nam-class { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: 4px 12px; padding: 8px 12px; border-radius: 8px;
   border: 1px solid var(--border-color-primary); align-items: center; }
-.nam-class .title { font-weight: 600; overflow-wrap: anywhere; }
+.nam-class .title { font-weight: 600; }
 .nam-class .images { grid-column: 1 / -1; display: flex; flex-wrap: wrap; gap: 4px; }
 .nam-class img { height: 56px; width: auto; max-width: 112px; border-radius: 4px; margin: 0; }
 .nam-class button { padding: 6px 14px; min-height: 40px; border-radius: 8px; cursor: pointer;
@@ -172,12 +172,12 @@ def _class_html(view: ClassView, threshold: float | None) -> str:
     count = _images(view.images) if view.images else "known beforehand"
     about = ""
     if view.rival is not None:
-        about = f" · nearest rival: {escape(str(view.rival))}, score {view.rival_score:.3f}"
+        about = f" · nearest rival: <bdi>{escape(str(view.rival))}</bdi>, score {view.rival_score:.3f}"
         if view.accepted_as_rival:
             about += ' <span class="nam-warn">above the threshold: easily confused, give both more images</span>'
     button = f'<button type="button" data-forget="{name}" aria-label="forget {name}">Forget</button>'
     return (
-        f'<div class="nam-class"><div><span class="title">{name}</span> <span class="nam-small">{count}{about}</span></div>'
+        f'<div class="nam-class"><div><bdi class="title">{name}</bdi> <span class="nam-small">{count}{about}</span></div>'
         f'{button}<div class="images">{images}</div></div>'
     )
 

@@ -55,12 +55,13 @@ def promise_of(head: Head, found: Calibration, unknown: Tensor, target: float, s
     Args:
         head: a snapshot, taken after it.
         found: what the calibration returned.
-        unknown: the features of all images of unknowns.
+        unknown: the features of all images of unknowns, also of those given again.
         target: as it was asked for.
         said: the warnings of the calibration.
     """
     with torch.no_grad():
-        alarms = (head(unknown.to(head.targets.device)).amax(dim=-1).double() >= found.threshold).double()
+        once = unknown[head._different(unknown)].to(head.targets.device)  # as many as are said to have been given
+        alarms = (head(once).amax(dim=-1).double() >= found.threshold).double()
         try:
             shots, _ = head._held_out_scores(head._snapshot())
         except ValueError:  # it keeps none

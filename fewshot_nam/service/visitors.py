@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -14,6 +15,8 @@ from fewshot_nam.service.teaching import TeachingSession
 
 _VISITORS = 500  # with a memory of their own
 _IDLE_SECONDS = 900  # after which a visitor's memory may make room for another's
+_TAB = re.compile("[0-9a-f]{32}")
+_MOST_TABS, _LOADS_OF_A_TAB = 10_000, 3
 _BYTES_OF_FRAMES = 128 * 2**20
 
 
@@ -39,6 +42,7 @@ class Sessions:
         self._lock = threading.Lock()
         self._by_visitor: OrderedDict[str, _Visit] = OrderedDict()  # the longest unused one first
         self._unchanged: WeakValueDictionary[str, TeachingSession] = WeakValueDictionary()
+        self._tabs: dict[str, str] = {}  # by visitor, the first noted first
         self._from: WeakKeyDictionary[TeachingSession, str] = WeakKeyDictionary()  # the address that each was made for
 
     def of(
@@ -58,7 +62,7 @@ class Sessions:
         if not self.separate:
             return self.first
         with self._lock:
-            name = visitor or ""
+            name = self._tabs.get(visitor or "", visitor or "")
             visit = self._by_visitor.get(name)
             if visit is not None:
                 if what != "show":
@@ -74,6 +78,30 @@ class Sessions:
                 session = self._unchanged[name] = self.first.copy()
                 self._from[session] = address
             return session
+
+    def opened(self, visitor: str | None, tab: str) -> None:
+        """Note which tab of a browser a visitor is: when it loads the page again, it is another visitor with the same memory.
+
+        Gradio's script loads it again whenever the connection was lost for some seconds.
+
+        Args:
+            visitor: as the page's script names the one who has loaded it now.
+            tab: 128 random bits, in hexadecimal, that the tab keeps; nothing is noted for anything else.
+        """
+        if not self.separate or not visitor or _TAB.fullmatch(tab) is None:
+            return
+        name = f"tab {tab}"  # no visitor can be named so
+        with self._lock:
+            loads = [other for other, its in self._tabs.items() if its == name and other != visitor]
+            for other in loads[: 1 - _LOADS_OF_A_TAB]:
+                del self._tabs[other]
+            self._tabs.pop(visitor, None)
+            self._tabs[visitor] = name
+            if len(self._tabs) > _MOST_TABS:
+                used = {*self._by_visitor, *self._unchanged, name}
+                gone = next((other for other, its in self._tabs.items() if its not in used), None)
+                if gone is not None:
+                    del self._tabs[gone]
 
     def keep(self, session: TeachingSession) -> None:
         """Keep a session that ``of`` returned for a change, if anything was changed: to ask for one takes no place."""

@@ -250,7 +250,7 @@ def test_names_of_files_that_are_not_utf_8_leave_the_page_whole(digits, tmp_path
     try:
         kind = {"Content-Type": "application/json"}
         for name, given, said in (
-            ("on_load", [], b"zero"),
+            ("on_load", [""], b"zero"),
             ("on_save", [""], b"Saved to"),
             ("on_make", [""], b"The memory can be downloaded"),
             ("on_learn_path", [str(folder.parent), ""], b"caf"),
@@ -490,7 +490,7 @@ def test_a_web_site_cannot_use_a_page_that_is_open_to_others(digits):
             for path in ("/config", "/gradio_api/queue/data?session_hash=abc"):
                 assert asked(port, "GET", path, **headers)[0] == 403
         own = {"Host": f"192.0.2.2:{port}", "Origin": f"http://192.0.2.2:{port}"}
-        assert called(port, "on_load", [], **own, **kind)[0] == 200
+        assert called(port, "on_load", [""], **own, **kind)[0] == 200
         assert session.model.classes == ["zero"]
     finally:
         blocks.close()

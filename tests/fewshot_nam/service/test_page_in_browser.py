@@ -310,6 +310,28 @@ def elsewhere(request, monkeypatch):
     page.close()
 
 
+def test_a_tab_that_loses_its_connection_keeps_what_it_was_taught(elsewhere, browser, digit_files):
+    """Gradio's script loads the page again then: on a Space the visitor was a new one, whose memory was empty."""
+    one, other = Tab(browser, elsewhere), Tab(browser, elsewhere)
+    one.learn("zero", digit_files[0][:3])
+    one.says("Learned zero (3 images)")
+    one.page.reload()
+    one.page.locator("[data-forget='zero']").wait_for()
+    one.learn("one", digit_files[1][:3])
+    one.says("Learned one (3 images)")
+    one.page.reload()
+    one.page.locator("[data-forget='one']").wait_for()
+    assert one.page.locator("[data-forget]").count() == 2
+    other.page.reload()
+    playwright.expect(other.page.locator("#classes")).to_contain_text("class", timeout=MOST_MS)
+    assert other.page.locator("[data-forget]").count() in (0, 2)  # on a Space, memories are apart
+    for tab in (
+        one,
+        other,
+    ):  # what was being fetched ends with an error where the page is loaded again: none is looked at
+        tab.context.close()
+
+
 def test_what_others_reach_is_taught_and_measured_too(elsewhere, browser, digit_files):
     """Measuring was refused there: of a box that is not shown, the page's script sends nothing, and the page took texts alone."""
     desk = Tab(browser, elsewhere)

@@ -100,6 +100,19 @@ def test_no_answer_waits_for_a_change_and_none_after_it_is_of_before(taught, dig
     assert taught.threshold == 0.25
 
 
+def test_what_is_accepted_of_the_unknowns_given_counts_each_once(taught, digits):
+    """The page said "like the 40 given", and the share was of 240: one had been given 200 times more."""
+    given = [image for label in range(4, 9) for image in digits[label][:8]]
+    taught.add_unknown(given)
+    taught.add_unknown(given[3:4] * 100)
+    promise = taught.calibrate(0.25)
+    features = taught.model.features(given)
+    accepted = taught.model.head(features).amax(dim=-1) >= promise.threshold
+    assert promise.unknowns == len(given)
+    assert promise.unknowns_accepted == pytest.approx(float(accepted.double().mean()))
+    assert accepted.any()
+
+
 def test_images_learned_are_bounded_where_they_are(taught, digits):
     """Nothing bounded what a visitor of a Space taught."""
     assert taught.copy().most_learned is None

@@ -72,3 +72,32 @@ def test_two_changes_of_a_new_visitor_at_once_are_of_one_session(digits):
     for session in (one, two):
         sessions.keep(session)
     assert sessions.of("visitor", "show") is one
+
+
+def test_a_tab_that_is_loaded_again_finds_its_memory(digits, monkeypatch):
+    """A connection lost for four seconds, after which the page is loaded again, lost all that a visitor had taught."""
+    monkeypatch.setattr(visitors, "_MOST_TABS", 5)
+    sessions = Sessions(TeachingSession.open(backbone="conv4"), separate=True)
+    mine, other = "0" * 31 + "1", "0" * 31 + "2"
+    sessions.opened("first", mine)
+    session = sessions.of("first")
+    session.learn(digits[0][:1], "zero")
+    sessions.opened("meanwhile", mine)  # before the change has ended
+    sessions.keep(session)
+    for visitor in ("again", "once more"):
+        sessions.opened(visitor, mine)
+        assert sessions.of(visitor, "show") is sessions.of(visitor) is session
+    for visitor, tab in (("another", other), ("none", ""), ("odd", mine[:-1]), (mine, ""), ("tab", "tab " + mine)):
+        sessions.opened(visitor, tab)
+        assert sessions.of(visitor, "show") is sessions.first
+    for i in range(20):  # tabs of others take nothing away
+        sessions.opened(f"flood {i}", f"{i + 3:032x}")
+    assert sessions.of("once more") is session
+    assert len(sessions._tabs) == 5
+    for i in range(20):  # a tab has few names at a time
+        sessions.opened(f"load {i}", mine)
+    assert sessions.of("load 19") is session
+    assert sum(name == f"tab {mine}" for name in sessions._tabs.values()) == 3
+    shared = Sessions(TeachingSession.open(backbone="conv4"))
+    shared.opened("first", mine)
+    assert shared.of("first") is shared.first
