@@ -200,6 +200,11 @@ class PageRequests:
         self._collecting[visitor] += 1
         try:
             await self.app(scope, receive, send)
+        except Exception:
+            # Of two that take one visitor's answers, the end of one takes their place away, and Gradio fails in the other.
+            if not visitor or visitor in self.blocks._queue.pending_messages_per_session:
+                raise
+            await send({"type": "http.response.body", "body": b""})
         finally:
             self._collecting[visitor] -= 1
             if not self._collecting[visitor]:

@@ -464,6 +464,31 @@ def test_a_visitor_is_named_by_few_letters_and_a_name_that_is_not_used_is_forgot
     assert [asyncio.run(looked(path)) for path in paths] == [404, 404, 200]
 
 
+def test_of_two_who_take_one_visitors_answers_the_second_ends_in_peace():
+    """The end of the first one was 87 lines of traceback in the log, of the second."""
+    queue, sent = queue_of(), []
+    queue.pending_messages_per_session["one"] = asyncio.Queue()
+
+    async def stream(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if gone:
+            queue.pending_messages_per_session.clear()
+        raise RuntimeError("Caught handled exception, but response already started.")
+
+    async def send(message):
+        sent.append(message)
+
+    app = PageRequests(stream, page_of({}, queue))
+    scope = {"type": "http", "method": "GET", "path": "/gradio_api/queue/data", "query_string": b"session_hash=one"}
+    gone = False
+    with pytest.raises(RuntimeError):  # what else goes wrong is said
+        asyncio.run(app({**scope, "headers": []}, None, send))
+    gone = True
+    asyncio.run(app({**scope, "headers": []}, None, send))
+    assert sent[-1] == {"type": "http.response.body", "body": b""}
+    assert not app._collecting
+
+
 def test_names_that_are_invented_end_nothing_of_others(behind, monkeypatch):
     """Gradio keeps the 2,000 names that came last: after as many requests every open camera stopped, with a traceback."""
     queue = queue_of()
