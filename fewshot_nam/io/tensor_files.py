@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
@@ -25,4 +26,5 @@ def write_tensors(
         try:
             save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
         except SafetensorError as error:
-            raise OSError(f"{path}: cannot be written ({error}): the old file is as it was") from error
+            kept = ": the old file is as it was" if Path(path).exists() else ""
+            raise OSError(f"{path}: cannot be written ({error}){kept}") from error

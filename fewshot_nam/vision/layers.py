@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -25,7 +26,7 @@ class LayerFeatures(nn.Module):
             ``(B, D, H, W)`` over height and width.
 
     Raises:
-        ValueError: the network has no such layer.
+        ValueError: the network has no such layer, or it is one of TorchScript, in which none can be read.
     """
 
     def __init__(self, model: nn.Module, layer: str, at_input: bool, pool: Pool | None = None) -> None:
@@ -61,6 +62,10 @@ class LayerFeatures(nn.Module):
         )
 
     def _tap(self, layer: nn.Module) -> RemovableHandle:
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise ValueError(
+                f"layer {self.layer!r} is of TorchScript, where none can be read: attach to the model that this was made from"
+            )
         if self.at_input:
             return layer.register_forward_pre_hook(self._before)
         return layer.register_forward_hook(self._after)

@@ -38,6 +38,7 @@ class _FileTask(SequenceTask):
     """Classify files. Bytes or pixels are tokens 0 to 255, ``?`` is 256, and the classes follow."""
 
     given = True
+    pattern = "[!.]*"  # of the names of its files
 
     def __init__(
         self, folder: str, data_dir: str | os.PathLike[str] | None, classes: dict[str, str], held_out: int
@@ -56,7 +57,11 @@ class _FileTask(SequenceTask):
                 inside = place / part / name
                 if not inside.is_dir():
                     raise FileNotFoundError(f"{folder}: there is no folder {part}/{name} in {place}")
-                found += [_File(path, _ASKS + 1 + number, self._length(path)) for path in sorted(inside.iterdir())]
+                for path in sorted(inside.glob(self.pattern)):
+                    length = self._length(path)
+                    if not length:
+                        raise ValueError(f"{folder}: {path} is empty")
+                    found.append(_File(path, _ASKS + 1 + number, length))
             if not found:
                 raise FileNotFoundError(f"{folder}: there are no files in {place / part}")
             self._files[split] = found
@@ -124,9 +129,11 @@ class LongRangeText(_FileTask):
         held_out: reviews of training that are not trained on and make the test ``held_out``, to choose settings by.
 
     Raises:
-        ValueError: a longest review below 1 byte, or as many held out as there are.
+        ValueError: a longest review below 1 byte, a review that is empty, or as many held out as there are.
         FileNotFoundError: the files are not there.
     """
+
+    pattern = "*.txt"
 
     def __init__(self, longest: int = 1000, data_dir: str | os.PathLike[str] | None = None, held_out: int = 0) -> None:
         if longest < 1:

@@ -102,10 +102,13 @@ class Scan(SequenceTask):
             raise FileNotFoundError(f"scan: there is no {file} in {place} or {place / 'scan'}")
         number = {token: i for i, token in enumerate(self.vocabulary)}
         inputs, targets, masks = [], [], []
-        for line in found.read_text(encoding="utf-8").splitlines():
-            command, actions = line.removeprefix("IN: ").split(" OUT: ")
-            prompt = [*(number[word] for word in command.split()), number["|"]]
-            answer = [*(number[action] for action in actions.split()), number["."]]
+        for i, line in enumerate(found.read_text(encoding="utf-8").splitlines()):
+            try:
+                command, actions = line.removeprefix("IN: ").split(" OUT: ")
+                prompt = [*(number[word] for word in command.split()), number["|"]]
+                answer = [*(number[action] for action in actions.split()), number["."]]
+            except (KeyError, ValueError):
+                raise ValueError(f"{found} line {i + 1}: no command of SCAN with its actions") from None
             left = _BLANKS - len(answer)  # blanks behind the end as well: their number must not tell the length
             padding = _LONGEST_COMMAND + 1 - len(prompt)
             inputs.append([*prompt, *[number["?"]] * _BLANKS, *[self.pad] * padding])

@@ -53,10 +53,15 @@ def open_log(directory: Path, step: int) -> IO[str]:
     """Return ``log.csv``, open for appending, without rows of steps after ``step``, which are done again."""
     path = directory / "log.csv"
     if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-        # A row that was being written when the run was cut is short.
-        rows = [row for row in rows if len(row) == len(rows[0]) and (row[0] == "step" or int(row[0]) <= step)]
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.reader(file))
+            # A row that was being written when the run was cut is short.
+            rows = [row for row in rows if len(row) == len(rows[0]) and (row[0] == "step" or int(row[0]) <= step)]
+        except (ValueError, csv.Error) as error:
+            raise ValueError(
+                f"{path} is no log of a training run: remove it, and the run goes on without it"
+            ) from error
         with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
     return path.open("a", newline="", encoding="utf-8")

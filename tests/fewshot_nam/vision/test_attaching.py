@@ -237,6 +237,17 @@ class Tokens(nn.Module):
         return self.fc(self.embed(images.mean(dim=1)).mean(dim=1))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_layer_of_torchscript_is_refused_in_words():
+    """It was "register_forward_pre_hook is not supported on ScriptModules"."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    for made in (torch.jit.trace(network, torch.zeros(1, 3, 2, 2)), torch.jit.script(network)):
+        with pytest.raises(
+            ValueError, match=r"layer '1' is of TorchScript, where none can be read: attach to the model"
+        ):
+            attach(made, layer="1", transform=lambda image: torch.zeros(3, 2, 2))
+
+
 def test_layers_that_do_not_do_are_refused(transform):
     with pytest.raises(ValueError, match=r"Tokens has no layer 'head'; its last are: .*fc"):
         attach(Tokens(), layer="head", transform=transform)

@@ -50,6 +50,19 @@ def test_text_is_its_bytes_up_to_the_longest(folder):
     assert {bytes(shown) for shown, _ in read(task, short)} == {b"Good.", b"Bad"}
 
 
+def test_what_is_no_review_is_none_and_an_empty_one_is_named(folder):
+    """A ``.DS_Store`` was a positive review, and an empty file an error that named none."""
+    inside = folder / "aclImdb" / "train" / "pos"
+    (inside / ".DS_Store").write_bytes(b"x")
+    (inside / "old").mkdir()
+    (folder / "cifar10" / "train" / "cat" / ".DS_Store").write_bytes(b"x")
+    assert tasks.create("lra_text", data_dir=folder).splits["train"].size == 4
+    assert tasks.create("lra_image", data_dir=folder).splits["train"].size == 20
+    (inside / "9_9.txt").touch()
+    with pytest.raises(ValueError, match=r"aclImdb: .*9_9\.txt is empty"):
+        tasks.create("lra_text", data_dir=folder)
+
+
 @pytest.mark.parametrize("name", ["lra_text", "lra_image"])
 def test_sequences_of_training_are_no_examples(folder, name):
     """What `--evaluate --lengths` measured were files of training: a model that had learned noise by heart was 100% right."""

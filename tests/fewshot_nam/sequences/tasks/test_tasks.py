@@ -419,6 +419,16 @@ def test_scan_says_what_is_missing(tmp_path, monkeypatch):
         tasks.create("scan")
 
 
+@pytest.mark.parametrize("line", ["fly OUT: I_JUMP", "IN: jump OUT: I_FLY", "IN: jump", ""])
+def test_a_line_that_is_no_command_of_scan_is_named(tmp_path, line):
+    """ "not enough values to unpack" named neither file nor line."""
+    place = tmp_path / "scan" / "length_split"
+    place.mkdir(parents=True)
+    (place / "tasks_train_length.txt").write_text(f"IN: jump OUT: I_JUMP\n{line}\nIN: walk OUT: I_WALK\n")
+    with pytest.raises(ValueError, match=r"tasks_train_length\.txt line 2: no command of SCAN with its actions"):
+        tasks.create("scan", data_dir=tmp_path)
+
+
 def test_accuracy_counts_only_what_is_asked_and_rows_count_all():
     targets = torch.tensor([[1, 2, 3], [4, 5, 6]])
     batch = Batch(targets, targets, torch.tensor([[False, True, True], [False, True, False]]))

@@ -23,6 +23,7 @@ from fewshot_nam.cli.training_command import parse_changes
 from fewshot_nam.sequences import models, tasks
 from fewshot_nam.sequences.training import TrainingSettings, evaluate, load_trained, preset, presets, train
 from fewshot_nam.sequences.training.devices import check_device
+from fewshot_nam.sequences.training.directory import open_log
 
 SCRIPT = Path(__file__).resolve().parents[4] / "scripts" / "train_sequence.py"
 
@@ -445,6 +446,14 @@ def test_a_language_model_is_measured_in_bits_and_writes(tmp_path, reviews, caps
     words = ["--generate", str(tmp_path / "run"), "--prompt", "nan", "--tokens", "9", "--temperature", "0"]
     assert main(words) == 0
     assert capsys.readouterr().out == "nananananana\n"
+
+
+@pytest.mark.parametrize("content", [b"\0\0\0\0", b"\xff\xfe", b"step,loss\nten,1.0\n"])
+def test_a_damaged_log_is_named(tmp_path, content):
+    """Going on with such a run ended with what ``int`` or a codec says."""
+    (tmp_path / "log.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"log\.csv is no log of a training run: remove it"):
+        open_log(tmp_path, 5)
 
 
 @pytest.mark.parametrize("words", [["--list"], ["--generate", "run"]])
