@@ -48,6 +48,8 @@ def test_a_file_that_is_written_in_part_is_not_there(tmp_path, monkeypatch):
         write_tensors(path, {"values": torch.zeros(3)})
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OSError, match=r"cannot be written \(I/O error: No space left on device\)$"):
+        write_tensors(tmp_path / "new.safetensors", {"values": torch.zeros(3)})  # nothing was there
 
 
 def test_nothing_else_writes_tensors():
@@ -56,7 +58,3 @@ def test_nothing_else_writes_tensors():
             tree = ast.parse(path.read_text(encoding="utf-8"))
             named = {one.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for one in node.names}
             assert "save_file" not in named or path.name == "tensor_files.py", path
-    with pytest.raises(
-        OSError, match=r"cannot be written \(I/O error: No space left on device\)$"
-    ):  # nothing was there
-        write_tensors(tmp_path / "new.safetensors", {"values": torch.zeros(3)})
