@@ -49,7 +49,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     held = None
     try:
         directory.mkdir(0o700)
-        held = _lock(directory)[1]
+        for _ in range(100):  # for a moment, one who looks for what was left may hold it
+            locked, held = _lock(directory)
+            if not locked:
+                break
+            time.sleep(0.001)
         with open(temporary, "xb") as file:
             mode = os.fstat(file.fileno()).st_mode & 0o777
         yield temporary

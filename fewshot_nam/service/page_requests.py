@@ -127,7 +127,7 @@ class PageRequests:
         self._coming: Counter[str] = Counter()  # by address, bytes of the bodies that are being read
         self._connections: Counter[str] = Counter()  # by address
         self._collecting: Counter[str] = Counter()  # by visitor, how many connections take answers
-        self._asked: dict[str, float] = {}  # by visitor, when
+        self._asked: dict[str, tuple[float, str]] = {}  # by visitor, when and from which address; the last one last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it."""
@@ -307,7 +307,7 @@ class PageRequests:
             raise _Refused(400, wrong)
         self._bound_work(visitor, address, function.concurrency_id)
         self._check_uploaded(files)
-        self._bound_answers(visitor)
+        self._bound_answers(visitor, address)
 
     def _check_uploaded(self, files: Sequence[str]) -> None:
         """Raise ``_Refused`` where a file does not lie among the uploads."""
@@ -343,27 +343,33 @@ class PageRequests:
         if waiting >= most or sum(event.concurrency_id == kind for event in of_address) >= most // 2:
             raise _Refused(503, "too much work of others waits: try again later")
 
-    def _bound_answers(self, visitor: str) -> None:
-        """Drop answers that are not collected, the oldest first; raise ``_Refused`` where too many of this visitor wait."""
+    def _bound_answers(self, visitor: str, address: str) -> None:
+        """Drop answers that are not collected; raise ``_Refused`` where too many of this visitor wait.
+
+        First those go of the address that has most: who has just asked collects them a moment later.
+        """
         now, queue = _now(), self.blocks._queue
         if not isinstance(queue.pending_messages_per_session, _Answers):
             queue.pending_messages_per_session = _Answers(queue.pending_messages_per_session)
         waiting = queue.pending_messages_per_session
+        if visitor in waiting and waiting[visitor].qsize() > _MOST_ANSWERS:
+            raise _Refused(503, "too many answers wait to be collected: try again later")
         self._asked.pop(visitor, None)
-        self._asked[visitor] = now  # the last one now
+        self._asked[visitor] = now, address
         busy = {visitor, *self._collecting, *(event.session_hash for event in queue.event_ids_to_events.values())}
         over = len(self._asked) - _MOST_NAMES
-        for name, when in list(self._asked.items()):  # who asked longest ago first
+        for name, (when, _) in list(self._asked.items()):
             if now - when <= _SECONDS and over <= 0:
                 break
             if name not in busy:
                 self._drop(name)
                 over -= 1
         sizes = {name: messages.qsize() for name, messages in list(waiting.items())}
-        if sizes.get(visitor, 0) > _MOST_ANSWERS:
-            raise _Refused(503, "too many answers wait to be collected: try again later")
-        total = sum(sizes.values())
-        for name in sorted(sizes, key=lambda name: self._asked.get(name, 0.0)):
+        total, of_address = sum(sizes.values()), Counter[str]()
+        asked = {name: self._asked.get(name, (0.0, "")) for name in sizes}
+        for name, size in sizes.items():
+            of_address[asked[name][1]] += size
+        for name in sorted(sizes, key=lambda name: (-of_address[asked[name][1]], asked[name][0])):
             if total <= _MOST_OF_ALL:
                 break
             if name != visitor and name not in self._collecting:

@@ -439,7 +439,7 @@ def test_a_visitor_is_named_by_few_letters_and_a_name_that_is_not_used_is_forgot
     queue = queue_of()
     queue.pending_event_ids_session["gone"] = {"event"}
     app = PageRequests(behind, page_of({0: SimpleNamespace(inputs=[], concurrency_id="")}, queue))
-    app._asked["gone"] = page_requests._now() - 100
+    app._asked["gone"] = page_requests._now() - 100, ""
 
     def status(name):
         return asyncio.run(posted(app, [json.dumps({"data": [], "fn_index": 0, "session_hash": name}).encode()]))
@@ -462,6 +462,32 @@ def test_a_visitor_is_named_by_few_letters_and_a_name_that_is_not_used_is_forgot
 
     paths = [f"/gradio_api/heartbeat/{name}" for name in ("a" * 65, "a%20b", "abc")]
     assert [asyncio.run(looked(path)) for path in paths] == [404, 404, 200]
+
+
+def test_answers_that_one_address_leaves_there_push_out_its_own(behind, monkeypatch):
+    """Nine names of one client, full of answers, took those of everyone who had asked a round trip ago."""
+    queue = queue_of()
+    app = PageRequests(behind, page_of({0: SimpleNamespace(inputs=[], concurrency_id="")}, queue))
+    monkeypatch.setattr(page_requests, "_MOST_OF_ALL", 20)
+
+    def status(name, address):
+        body = json.dumps({"data": [], "fn_index": 0, "session_hash": name}).encode()
+        found = asyncio.run(posted(app, [body], address=address))
+        if found == 200:
+            for _ in range(3):
+                queue.pending_messages_per_session.setdefault(name, asyncio.Queue()).put_nowait("an answer")
+        return found
+
+    assert status("honest", "192.0.2.1") == 200
+    for i in range(100):
+        status(f"left{i % 9}", "192.0.2.2")
+    waiting = queue.pending_messages_per_session
+    assert waiting["honest"].qsize() == 3
+    assert sum(messages.qsize() for messages in waiting.values()) <= 30
+    monkeypatch.setattr(page_requests, "_MOST_ANSWERS", 2)
+    order = list(app._asked)
+    assert status("honest", "192.0.2.1") == 503  # it is not the last one for that
+    assert list(app._asked) == order
 
 
 def test_of_two_who_take_one_visitors_answers_the_second_ends_in_peace():
