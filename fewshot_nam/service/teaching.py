@@ -499,6 +499,7 @@ class TeachingSession:
         with self._file_lock:
             present = _version_of(self.path)
             about, head, _ = read_head(self.path)
+            head._snapshot()  # likewise
             notes = dict(about.get("notes") or {})  # other programs count their changes there
             unknown = unknowns_of(head, notes.pop(NOTED, None), self.model.backbone.feature_dim, self.path)
             with self._lock:
@@ -599,6 +600,7 @@ def _read_whole(
     for _ in range(_READS):
         present = _version_of(path)
         made = open_model(path, weights, device)
+        made[0].head._snapshot()  # what cannot be answered from is refused here, not whenever the page is drawn
         if _version_of(path) == present:
             return present, made
     raise OSError(f"{path} was written by another program each time it was read: try again later")

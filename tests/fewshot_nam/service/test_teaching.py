@@ -5,6 +5,7 @@ import copy
 import gc
 import io
 import itertools
+import shutil
 import threading
 import time
 import tracemalloc
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fewshot_nam import attach
+from fewshot_nam.heads import BaseStatistics, create
 from fewshot_nam.heads.validation import collected_warnings, warn_user
 from fewshot_nam.service import given_images, noted_unknowns, teaching, thresholds
 from fewshot_nam.service.class_names import class_name
@@ -98,6 +100,22 @@ def test_no_answer_waits_for_a_change_and_none_after_it_is_of_before(taught, dig
     assert len(derived) == 1  # for all who ask, not by each of them: that was 270 MB each
     taught.model.head.threshold = 0.25  # also what was changed beside the session is seen
     assert taught.threshold == 0.25
+
+
+def test_a_memory_that_cannot_be_answered_from_is_refused_when_it_is_read(taught, digits, tmp_path):
+    """Each tab showed an error without a word, and each look at it was a traceback in the log."""
+    features = taught.model.features([digits[label][i] for label in range(4) for i in range(8)])
+    head = create("c-ranpac", BaseStatistics.from_prototypes(features[::8]), width=100, ridge=1e-3)
+    head.write_base_images(features, [f"base {i // 8}" for i in range(32)])
+    head.inverse = head.inverse.float() - torch.eye(100)  # as if it had lost its digits
+    save_head(tmp_path / "lost.safetensors", head, taught.model.backbone, taught.notes)
+    with pytest.raises(ValueError, match="learn the base images again"):
+        TeachingSession.open(tmp_path / "lost.safetensors")
+    shutil.copy(tmp_path / "lost.safetensors", taught.path)
+    before = taught.version
+    with pytest.raises(ValueError, match="learn the base images again"):
+        taught.reload()
+    assert (taught.version, taught.answer(digits[0][5]).label) == (before, "digit 0")
 
 
 def test_what_is_accepted_of_the_unknowns_given_counts_each_once(taught, digits):
