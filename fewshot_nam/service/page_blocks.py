@@ -34,11 +34,13 @@ from fewshot_nam.service.visitors import Frames, Sessions
 TITLE = "fewshot-nam: teach a class from one image"
 _WORKS = 16  # with many images, of which two are decoded at a time
 _SECONDS_BETWEEN_ANSWERS = 0.5
-# A number that a tab of a browser keeps when it loads the page again. Within another site it may be allowed to keep nothing.
+# A number that a tab of a browser keeps when it loads the page again; one that was duplicated is another tab. Within another site
+# it may be allowed to keep nothing.
 _TAB = """() => {
     const number = () => [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, "0")).join("");
     try {
-        if (!sessionStorage.getItem("fewshot-nam-tab")) sessionStorage.setItem("fewshot-nam-tab", number());
+        const again = performance.getEntriesByType("navigation")[0]?.type === "reload";
+        if (!again || !sessionStorage.getItem("fewshot-nam-tab")) sessionStorage.setItem("fewshot-nam-tab", number());
         return sessionStorage.getItem("fewshot-nam-tab");
     } catch { return ""; }
 }"""
@@ -246,7 +248,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             return view(session, said, wanted)
 
         def on_load(tab: str | None, request: gr.Request) -> list[Any]:
-            sessions.opened(request.session_hash, tab or "")
+            sessions.opened(request.session_hash, tab or "", _address(request))
             session = session_of(request, "show")
             target = session.target
             return [*view(session, None, ""), gr.skip() if target is None else min(max(100 * target, 0.1), 50)]

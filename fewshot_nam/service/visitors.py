@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Literal
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -42,7 +42,7 @@ class Sessions:
         self._lock = threading.Lock()
         self._by_visitor: OrderedDict[str, _Visit] = OrderedDict()  # the longest unused one first
         self._unchanged: WeakValueDictionary[str, TeachingSession] = WeakValueDictionary()
-        self._tabs: dict[str, str] = {}  # by visitor, the first noted first
+        self._tabs: dict[str, tuple[str, str]] = {}  # by visitor, the tab and its address; the first noted first
         self._from: WeakKeyDictionary[TeachingSession, str] = WeakKeyDictionary()  # the address that each was made for
 
     def of(
@@ -62,7 +62,7 @@ class Sessions:
         if not self.separate:
             return self.first
         with self._lock:
-            name = self._tabs.get(visitor or "", visitor or "")
+            name = self._tabs.get(visitor or "", (visitor or "", ""))[0]
             visit = self._by_visitor.get(name)
             if visit is not None:
                 if what != "show":
@@ -79,7 +79,7 @@ class Sessions:
                 self._from[session] = address
             return session
 
-    def opened(self, visitor: str | None, tab: str) -> None:
+    def opened(self, visitor: str | None, tab: str, address: str = "") -> None:
         """Note which tab of a browser a visitor is: when it loads the page again, it is another visitor with the same memory.
 
         Gradio's script loads it again whenever the connection was lost for some seconds.
@@ -87,21 +87,30 @@ class Sessions:
         Args:
             visitor: as the page's script names the one who has loaded it now.
             tab: 128 random bits, in hexadecimal, that the tab keeps; nothing is noted for anything else.
+            address: which the visitor comes from. Where there are too many tabs, one goes of the address that has most.
         """
         if not self.separate or not visitor or _TAB.fullmatch(tab) is None:
             return
         name = f"tab {tab}"  # no visitor can be named so
         with self._lock:
-            loads = [other for other, its in self._tabs.items() if its == name and other != visitor]
+            if visitor in self._by_visitor or visitor in self._unchanged:  # taught before this was worked on
+                if name in self._by_visitor or name in self._unchanged:
+                    return
+                if visitor in self._by_visitor:
+                    self._by_visitor[name] = self._by_visitor.pop(visitor)
+                if visitor in self._unchanged:
+                    self._unchanged[name] = self._unchanged.pop(visitor)
+            loads = [other for other, (its, _) in self._tabs.items() if its == name and other != visitor]
             for other in loads[: 1 - _LOADS_OF_A_TAB]:
                 del self._tabs[other]
             self._tabs.pop(visitor, None)
-            self._tabs[visitor] = name
+            self._tabs[visitor] = name, address
             if len(self._tabs) > _MOST_TABS:
                 used = {*self._by_visitor, *self._unchanged, name}
-                gone = next((other for other, its in self._tabs.items() if its not in used), None)
-                if gone is not None:
-                    del self._tabs[gone]
+                others = {other: of for other, (its, of) in self._tabs.items() if its not in used}
+                counts = Counter(others.values())
+                if others:
+                    del self._tabs[max(others, key=lambda other: counts[others[other]])]  # the first noted of them
 
     def keep(self, session: TeachingSession) -> None:
         """Keep a session that ``of`` returned for a change, if anything was changed: to ask for one takes no place."""

@@ -322,6 +322,10 @@ def test_a_tab_that_loses_its_connection_keeps_what_it_was_taught(elsewhere, bro
     one.page.reload()
     one.page.locator("[data-forget='one']").wait_for()
     assert one.page.locator("[data-forget]").count() == 2
+    for _ in range(4):  # opened anew in the same tab, and as a duplicate begins: another visitor
+        one.page.goto(elsewhere)
+        playwright.expect(one.page.locator("#classes")).to_contain_text("class", timeout=MOST_MS)
+    assert one.page.locator("[data-forget]").count() in (0, 2)
     other.page.reload()
     playwright.expect(other.page.locator("#classes")).to_contain_text("class", timeout=MOST_MS)
     assert other.page.locator("[data-forget]").count() in (0, 2)  # on a Space, memories are apart

@@ -97,7 +97,37 @@ def test_a_tab_that_is_loaded_again_finds_its_memory(digits, monkeypatch):
     for i in range(20):  # a tab has few names at a time
         sessions.opened(f"load {i}", mine)
     assert sessions.of("load 19") is session
-    assert sum(name == f"tab {mine}" for name in sessions._tabs.values()) == 3
+    assert sum(name == f"tab {mine}" for name, _ in sessions._tabs.values()) == 3
     shared = Sessions(TeachingSession.open(backbone="conv4"))
     shared.opened("first", mine)
     assert shared.of("first") is shared.first
+
+
+def test_what_is_taught_before_the_load_was_worked_on_stays(digits):
+    """It was lost the moment the page's load event came."""
+    sessions = Sessions(TeachingSession.open(backbone="conv4"), separate=True)
+    session = sessions.of("quick")
+    session.learn(digits[0][:1], "zero")
+    sessions.keep(session)
+    slow = sessions.of("slow")  # whose change has not ended
+    for visitor, tab in (("quick", "0" * 31 + "1"), ("slow", "0" * 31 + "2")):
+        sessions.opened(visitor, tab)
+        sessions.opened(f"{visitor}-again", tab)
+    slow.learn(digits[1][:1], "one")
+    sessions.keep(slow)
+    assert sessions.of("quick") is sessions.of("quick-again", "show") is session
+    assert sessions.of("slow") is sessions.of("slow-again", "show") is slow
+
+
+def test_tabs_that_one_address_invents_push_out_its_own(digits, monkeypatch):
+    monkeypatch.setattr(visitors, "_MOST_TABS", 10)
+    sessions = Sessions(TeachingSession.open(backbone="conv4"), separate=True)
+    sessions.opened("honest", "0" * 31 + "1", "192.0.2.1")
+    for i in range(50):
+        sessions.opened(f"flood {i}", f"{i + 2:032x}", "192.0.2.2")
+    session = sessions.of("honest", address="192.0.2.1")
+    session.learn(digits[0][:1], "zero")
+    sessions.keep(session)
+    sessions.opened("again", "0" * 31 + "1", "192.0.2.1")
+    assert sessions.of("again") is session
+    assert len(sessions._tabs) == 10
