@@ -16,7 +16,7 @@ from fewshot_nam.service.teaching import TeachingSession
 _VISITORS = 500  # with a memory of their own
 _IDLE_SECONDS = 900  # after which a visitor's memory may make room for another's
 _TAB = re.compile("[0-9a-f]{32}")
-_MOST_TABS, _LOADS_OF_A_TAB = 10_000, 3
+_MOST_TABS, _LOADS_OF_A_TAB = 50_000, 3  # some 200 bytes each
 _BYTES_OF_FRAMES = 128 * 2**20
 
 
