@@ -44,8 +44,13 @@ _TAB = """() => {
         return sessionStorage.getItem("fewshot-nam-tab");
     } catch { return ""; }
 }"""
-# Which figures a tab shows, it knows best: Gradio's State is that of the visitors who asked last.
-_FIGURES = """() => document.querySelector("#checked [data-of]")?.dataset.of ?? ''"""
+# Which figures a tab shows, it knows best: Gradio's State is that of the visitors who asked last. With it the number comes again,
+# since what was sent with the load may have been refused.
+_FIGURES = """() => {
+    let tab = "";
+    try { tab = sessionStorage.getItem("fewshot-nam-tab") ?? ""; } catch { }
+    return [document.querySelector("#checked [data-of]")?.dataset.of ?? "", tab];
+}"""
 _DOWNLOADS = {"copy_to": "Download the memory", "export_to": "Download the ONNX file"}  # by what prepares one
 _FORGET = """
 element.addEventListener('click', event => {
@@ -402,7 +407,8 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             text = "Figures that were measured before the last change are of the memory as it was: measure again."
             return html.note(text, "bad")
 
-        def on_seen(of: str | None, request: gr.Request) -> str:
+        def on_seen(of: str | None, tab: str | None, request: gr.Request) -> str:
+            sessions.opened(request.session_hash, tab or "", _address(request))
             return outdated_note(session_of(request, "show"), of)
 
         def on_save(wanted: str, request: gr.Request) -> list[Any]:
@@ -496,7 +502,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             show_progress_on=checked,
             **many,
         )
-        seen.change(on_seen, [figures], [outdated], js=_FIGURES, show_progress="hidden", api_visibility="private")
+        seen.change(on_seen, [figures, tab], [outdated], js=_FIGURES, show_progress="hidden", api_visibility="private")
         save.click(on_save, [find], shared, show_progress_on=status, **quiet)
         reload.click(on_reload, [find], shared, show_progress_on=status, **quiet)
         make.click(on_make, [find], shared, show_progress_on=status, **quiet)

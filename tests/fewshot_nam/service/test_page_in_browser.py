@@ -25,6 +25,7 @@ pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
 
 from fewshot_nam.service.page import serve  # noqa: E402 (it needs Gradio)
+from fewshot_nam.service.visitors import Sessions  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: install the system's package")
@@ -334,6 +335,26 @@ def test_a_tab_that_loses_its_connection_keeps_what_it_was_taught(elsewhere, bro
         other,
     ):  # what was being fetched ends with an error where the page is loaded again: none is looked at
         tab.context.close()
+
+
+@pytest.mark.parametrize("elsewhere", ["space"], indirect=True)
+def test_a_tab_whose_load_was_refused_is_known_all_the_same(elsewhere, browser, digit_files, monkeypatch):
+    """Where the queue was full for a moment, what it was taught later was lost when it was loaded again."""
+    opened, calls = Sessions.opened, []
+
+    def refused(self, *given):
+        calls.append(given)
+        if len(calls) > 1:
+            opened(self, *given)
+
+    monkeypatch.setattr(Sessions, "opened", refused)
+    tab = Tab(browser, elsewhere)
+    tab.learn("zero", digit_files[0][:3])
+    tab.says("Learned zero (3 images)")
+    tab.page.reload()
+    tab.page.locator("[data-forget='zero']").wait_for()
+    assert len({given[1] for given in calls}) == 1
+    tab.context.close()
 
 
 def test_what_others_reach_is_taught_and_measured_too(elsewhere, browser, digit_files):
