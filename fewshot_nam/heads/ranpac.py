@@ -149,9 +149,7 @@ class RanPACHead(Head):
         products, answers = parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
         products.diagonal().add_(ridge)
         factor, failed = torch.linalg.cholesky_ex(products)
-        while (
-            int(failed) and self.ridge is None
-        ):  # too small for the rounding of the sums, which are in the dtype of the images
+        while int(failed) and self.ridge is None:  # too small beside the rounding of the sums
             products.diagonal().add_(9 * ridge)
             ridge *= 10
             factor, failed = torch.linalg.cholesky_ex(products)

@@ -33,10 +33,8 @@ from fewshot_nam.vision.memory_lock import exclusive
 from fewshot_nam.vision.saving import read_head, same_features, write_head
 
 MOST_SCORES = 100  # of an image that come back
-_LARGE, _LARGE_AT_A_TIME = (
-    4_000_000,
-    2,
-)  # pixels; one of 64 million takes a gigabyte while it is decoded and scaled down
+_LARGE = 4_000_000  # pixels; one of 64 million takes a gigabyte while it is decoded and scaled down
+_LARGE_AT_A_TIME = 2
 _WRITES = "writes"  # in the notes of the file: how many changes were made by servers
 
 

@@ -52,10 +52,6 @@ class UndoSteps:
         """Return the last step, and forget it; ``IndexError`` for none."""
         return self._steps.pop()
 
-    def clear(self) -> None:
-        """Forget all steps."""
-        self._steps.clear()
-
     def bytes(self) -> int:
         """Return how much the steps hold together: most of their tensors are those of the steps before."""
         tensors = [tensor for step in self._steps for tensor in (step.unknown, *step.head.buffers())]

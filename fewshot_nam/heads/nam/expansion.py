@@ -114,7 +114,7 @@ def _sums(targets: Tensor, classes: int, directions: Tensor, function: Callable[
 
 
 def _scatter(targets: Tensor, means: Tensor, directions: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the sum of products ``(M, M)`` of a function of rows about class means ``(B, M)``, in float64 on the CPU.
+    """Return the sum of products ``(M, M)`` of a function of rows about class means ``(B, M)``, on the CPU.
 
     Means are taken off before the products, not after: where classes are tight the rest would be smaller than the rounding of what
     it is taken from, and no covariance.

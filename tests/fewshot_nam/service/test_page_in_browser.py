@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from fewshot_nam.service.teaching import TeachingSession
+from fewshot_nam.service.undo_steps import UndoSteps
 
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -98,7 +99,7 @@ def states(served, digits):
 
 
 def restore(session: TeachingSession, state) -> None:
-    session._undo.clear()
+    session._undo = UndoSteps()
     session._undo.add(state, session.most_undo)
     session.undo()
 
