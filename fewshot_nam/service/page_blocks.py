@@ -44,12 +44,13 @@ _TAB = """() => {
         return sessionStorage.getItem("fewshot-nam-tab");
     } catch { return ""; }
 }"""
-# Which figures a tab shows, it knows best: Gradio's State is that of the visitors who asked last. With it the number comes again,
-# since what was sent with the load may have been refused.
-_FIGURES = """() => {
+# Which figures and which answer a tab shows, it knows best: Gradio's State is that of the visitors who asked last. With them the
+# number comes again, since what was sent with the load may have been refused.
+_SHOWN = """() => {
     let tab = "";
     try { tab = sessionStorage.getItem("fewshot-nam-tab") ?? ""; } catch { }
-    return [document.querySelector("#checked [data-of]")?.dataset.of ?? "", tab];
+    const of = place => document.querySelector(`${place} [data-of]`)?.dataset.of ?? "";
+    return [of("#checked"), of("#answer"), tab];
 }"""
 _DOWNLOADS = {"copy_to": "Download the memory", "export_to": "Download the ONNX file"}  # by what prepares one
 _FORGET = """
@@ -113,9 +114,11 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             elem_id="about",
         )
         status = gr.HTML(html.note("Ready."), elem_id="status")
+        before = gr.HTML(elem_id="before")
         seen = gr.State(())
         tab = gr.Textbox(visible=False)
         figures = gr.Textbox(visible=False)
+        answered = gr.Textbox(visible=False)
         with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Teach"):
                 with gr.Row(equal_height=False):
@@ -201,7 +204,6 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                         height=230,
                     )
                 show = gr.Button("Show scores and confusions", variant="primary", elem_id="show")
-                outdated = gr.HTML(elem_id="outdated")
                 checked = gr.HTML(elem_id="checked")
             with gr.Tab("Memory"):
                 about_file = gr.HTML(elem_id="about-file")
@@ -266,10 +268,16 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
 
         def on_frame(image: str | bytes | None, request: gr.Request) -> str:
             frames.keep(request.session_hash, image)
-            return _answered(session_of(request, "ask"), image)
+            return answer_of(request, image)
 
         def on_asked(image: str | bytes | None, request: gr.Request) -> str:
-            return _answered(session_of(request, "ask"), image)
+            return answer_of(request, image)
+
+        def answer_of(request: gr.Request, image: GivenImage | None) -> str:
+            session = session_of(request, "ask")
+            version = session.version  # first: a change meanwhile makes the answer one of before
+            found = _answered(session, image)
+            return found if image is None else of_state(session, version, found)
 
         def on_learn_frame(label: str, wanted: str, request: gr.Request) -> list[Any]:
             session, image = session_of(request), frames.of(request.session_hash)
@@ -382,7 +390,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             base: list[str] | None,
             request: gr.Request,
             progress: gr.Progress = gr.Progress(),  # noqa: B008
-        ) -> tuple[str, str]:
+        ) -> str:
             session = session_of(request)
             try:
                 known: list[tuple[GivenImage, str]] = [(image, label) for image in images or []]
@@ -392,24 +400,20 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                     _check_local(local)
                     known += images_in_folder(folder_path)
                 found: Check = session.check(known, unknown or [], base or [], _shown(progress, "measuring"))
-                of = state_of(session, found.version)
-                return outdated_note(session, of), f'<div data-of="{of}">{html.check_html(found)}</div>'
+                return of_state(session, found.version, html.check_html(found))
             except (ValueError, OSError) as error:
-                return "", html.note(" ".join(str(error).split()), "bad")
+                return html.note(" ".join(str(error).split()), "bad")
 
         def state_of(session: TeachingSession, version: int) -> str:
             return f"{named.setdefault(session, secrets.token_hex(8))} {version}"
 
-        def outdated_note(session: TeachingSession, of: str | None) -> str:
-            """Return what is to be known of the figures that a tab shows, which are of a state of a session; of none, nothing."""
-            if not of or of == state_of(session, session.version):
-                return ""
-            text = "Figures that were measured before the last change are of the memory as it was: measure again."
-            return html.note(text, "bad")
+        def of_state(session: TeachingSession, version: int, shown: str) -> str:
+            return html.of_state(shown, state_of(session, version), now=version == session.version)
 
-        def on_seen(of: str | None, tab: str | None, request: gr.Request) -> str:
+        def on_seen(figures: str | None, answer: str | None, tab: str | None, request: gr.Request) -> str:
             sessions.opened(request.session_hash, tab or "", _address(request))
-            return outdated_note(session_of(request, "show"), of)
+            session = session_of(request, "show")
+            return html.style_of_before({figures or "", answer or ""} - {state_of(session, session.version)})
 
         def on_save(wanted: str, request: gr.Request) -> list[Any]:
             session = session_of(request)
@@ -498,11 +502,18 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         show.click(
             on_show,
             [truth, known_files, known_path, others, bases],
-            [outdated, checked],
+            checked,
             show_progress_on=checked,
             **many,
         )
-        seen.change(on_seen, [figures, tab], [outdated], js=_FIGURES, show_progress="hidden", api_visibility="private")
+        seen.change(
+            on_seen,
+            [figures, answered, tab],
+            before,
+            js=_SHOWN,
+            show_progress="hidden",
+            api_visibility="private",
+        )
         save.click(on_save, [find], shared, show_progress_on=status, **quiet)
         reload.click(on_reload, [find], shared, show_progress_on=status, **quiet)
         make.click(on_make, [find], shared, show_progress_on=status, **quiet)

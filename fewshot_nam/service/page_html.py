@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape as escape_html
@@ -17,6 +18,7 @@ _SHOWN_IMAGES = 6
 _BINS = 24
 _SHOWN_SKIPPED = 5
 _MOST_CONFUSED = 20
+_STATE = re.compile("[0-9a-f]{1,32} [0-9]{1,20}")  # of ``of_state``
 _LEFT, _RIGHT, _ROW = 90, 710, 90  # of the plot: ends of the axis, and the height of one row
 
 CSS = """
@@ -50,6 +52,7 @@ CSS = """
   border: 1px solid var(--border-color-primary);
   background: var(--button-secondary-background-fill); color: var(--button-secondary-text-color); }
 .nam-class button:hover { border-color: var(--nam-bad); color: var(--nam-bad); }
+.nam-before { display: none; margin-top: 8px; } #before { display: none; }
 .nam-warn { color: var(--nam-unknown); }
 .nam-scroll { overflow-x: auto; }
 .nam-scroll table { border-collapse: collapse; } .nam-scroll td, .nam-scroll th { padding: 4px 10px; text-align: right;
@@ -138,6 +141,28 @@ def answer_html(answer: Answer, ends: tuple[float, float]) -> str:
 def waiting_html(text: str) -> str:
     """Return the place of an answer before there is one."""
     return f'<div class="nam-answer"><div class="small">{escape(text)}</div></div>'
+
+
+def of_state(shown: str, state: str, now: bool) -> str:
+    """Return an answer or figures with the state of the memory that they are of, and a note that is shown once it is of before.
+
+    Args:
+        shown: HTML.
+        state: letters, digits and spaces.
+        now: whether the memory is as it was; otherwise the note is shown from the beginning.
+    """
+    text = note("The memory has changed since: what is shown here is of before. Give the images again.", "bad")
+    return f'<div data-of="{state}">{shown}<div class="nam-before"{"" if now else " style=display:block"}>{text}</div></div>'
+
+
+def style_of_before(states: Iterable[str]) -> str:
+    """Return what shows the notes of ``of_state`` that are of these states; what a page's script cannot have sent is left out."""
+    rules = (
+        f'[data-of="{state}"] > .nam-before {{ display: block !important; }}'
+        for state in states
+        if _STATE.fullmatch(state)
+    )
+    return f"<style>{' '.join(sorted(rules))}</style>"
 
 
 def classes_html(views: Sequence[ClassView], threshold: float | None, find: str = "") -> str:

@@ -169,3 +169,14 @@ def test_a_text_to_find_counts_to_the_length_of_a_name_and_is_prepared_once():
     shown = html.classes_html(views, None, "a" * 100 + "b" * 1000)
     assert "A" * 100 in shown
     assert "other" not in shown
+
+
+def test_what_is_of_before_is_shown_as_such_by_the_page_s_style():
+    assert "display:block" not in html.of_state("<p>cup</p>", "0a1b 3", now=True)
+    assert "display:block" in html.of_state("<p>cup</p>", "0a1b 3", now=False)
+    assert (
+        html.style_of_before(["0a1b 3"])
+        == '<style>[data-of="0a1b 3"] > .nam-before { display: block !important; }</style>'
+    )
+    for wrong in ("", "0a1b", '"]{} 3', "0a1b 3\n", "</style><script> 3", "0A 3", "f" * 33 + " 3"):
+        assert html.style_of_before([wrong]) == "<style></style>"

@@ -175,6 +175,11 @@ class Tab:
         self.page.click("#learn-files")
         self.says(f"Learned {name} (")
 
+    def is_of_before(self, place: str, before: bool = True) -> None:
+        """Wait until what is shown somewhere says that it is of the memory as it was before its last change, or does not."""
+        note = self.page.locator(f"#{place} .nam-before")
+        playwright.expect(note).to_be_visible(visible=before, timeout=MOST_MS)
+
     def ask(self, file) -> str:
         """Return the answer to a file; what was asked before is removed first."""
         cross = self.page.locator("#asked button[aria-label='Remove Image']")
@@ -222,8 +227,10 @@ def test_three_classes_are_taught_and_a_fourth_is_refused(untaught, tab, digit_f
     assert "At most 4.96% of unknown images are accepted" in promise
     assert "Cost." in promise
     desk.open("Teach")
+    desk.is_of_before("answer")
     assert desk.ask(digit_files[1][21]) == "digit 1"
     desk.says("accepted from", "answer")
+    desk.is_of_before("answer", before=False)
     assert desk.ask(digit_files[3][5]) == "unknown"
     assert desk.page.locator("#classes img").count() == 9
     assert desk.page.locator("#classes").inner_text().count("nearest rival") == 3
@@ -285,18 +292,19 @@ def test_scores_and_confusions_of_images_given(taught, tab, digit_files):
     # Other tabs may change the memory meanwhile: the figures stay, and it is said whose they are.
     other = tab(**DESK)
     taught.forget("digit 2")
-    desk.says("measured before the last change", "outdated")
+    desk.is_of_before("checked")
     other.open("Measure")
     other.give("others", digit_files[9][20:22])
     other.page.click("#show")
     other.says("Of 2 images of other classes", "checked")
+    other.is_of_before("checked", before=False)
     taught.forget("digit 1")
-    other.says("measured before the last change", "outdated")
+    other.is_of_before("checked")
     other.page.click("#show")
-    playwright.expect(other.page.locator("#outdated")).not_to_contain_text("measured", timeout=MOST_MS)
-    desk.says("measured before the last change", "outdated")  # its figures are as old as before
+    other.is_of_before("checked", before=False)
+    desk.is_of_before("checked")  # its figures are as old as before
     desk.page.click("#show")
-    playwright.expect(desk.page.locator("#outdated")).not_to_contain_text("measured", timeout=MOST_MS)
+    desk.is_of_before("checked", before=False)
 
 
 @pytest.fixture(params=["address", "proxy", "space"])
