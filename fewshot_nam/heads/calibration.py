@@ -156,7 +156,7 @@ class CalibratedHead(HeadState):
     def _different(self, unknowns: Tensor) -> Tensor:
         """Return ``(m,)`` bool, False for a sample that is the same as an earlier one; found once for the same samples.
 
-        Of thousands that are nearly equal, finding it takes seconds.
+        Of thousands that are nearly equal, finding it takes seconds. The samples are kept, and nobody may write to them.
         """
         held = self._different_unknowns
         same = held is not None and (held[0] is unknowns or _same_bits(held[0], unknowns))
@@ -234,7 +234,10 @@ class CalibratedHead(HeadState):
             'something else'
         """
         self._check_inductive("calibrate")
-        unknown = self._checked_features(unknown, "unknown")
+        # A copy: a caller may fill the same buffer again.
+        unknown = appended(
+            self.unknowns.new_empty(0, 0), self._checked_features(unknown, "unknown"), self.targets.device
+        )
         labels = None if unknown_labels is None else as_labels(unknown_labels, len(unknown))
         members = None if groups is None else as_labels(groups, len(unknown))
         both = set(labels or ()) & set(self.classes)
@@ -272,7 +275,7 @@ class CalibratedHead(HeadState):
                 columns = self._columns(_where(names, once_known.tolist()) or []).to(scores.device)
                 temperature = fit_temperature(scores, columns, pseudo_count=1)
         self._threshold = self._max_rejected = None
-        self.unknowns = appended(self.unknowns.new_empty(0, 0), unknown, self.targets.device)
+        self.unknowns = unknown
         self._unknown_labels, self._unknown_groups = labels, members
         self._target_fpr, self._confidence = float(target_fpr), None if confidence is None else float(confidence)
         self._calibrated_classes = self.classes

@@ -34,23 +34,34 @@ from fewshot_nam.service.visitors import Frames, Sessions
 TITLE = "fewshot-nam: teach a class from one image"
 _WORKS = 16  # with many images, of which two are decoded at a time
 _SECONDS_BETWEEN_ANSWERS = 0.5
-# A number that a tab of a browser keeps when it loads the page again; one that was duplicated is another tab. Within another site
-# it may be allowed to keep nothing.
-_TAB = """() => {
-    const number = () => [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, "0")).join("");
+# A number that a tab of a browser keeps when it loads the page again, in whichever way: within a Space's frame, a browser does not
+# tell a reload from a visit. Who duplicates a tab copies its number: the tab that is open holds a lock on it, and the other takes a
+# new one. Within another site the page may be allowed to keep nothing; without TLS there are no locks, but reloads are told.
+_TAB = """async () => {
+    const place = "fewshot-nam-tab";
+    const held = number => new Promise(resolve => {
+        if (!navigator.locks) return resolve(performance.getEntriesByType("navigation")[0]?.type === "reload");
+        const waiting = new AbortController();  // the page that was here before may not have ended yet
+        setTimeout(() => waiting.abort(), 1000);
+        const until_the_end = () => (resolve(true), new Promise(() => {}));
+        navigator.locks.request(`${place} ${number}`, {signal: waiting.signal}, until_the_end).catch(() => resolve(false));
+    });
+    if (window.fewshotNamTab) return window.fewshotNamTab;
     try {
-        const again = performance.getEntriesByType("navigation")[0]?.type === "reload";
-        if (!again || !sessionStorage.getItem("fewshot-nam-tab")) sessionStorage.setItem("fewshot-nam-tab", number());
-        return sessionStorage.getItem("fewshot-nam-tab");
+        let number = sessionStorage.getItem(place);
+        if (!number || !await held(number)) {
+            number = [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, "0")).join("");
+            sessionStorage.setItem(place, number);
+            await held(number);
+        }
+        return window.fewshotNamTab = number;
     } catch { return ""; }
 }"""
 # Which figures and which answer a tab shows, it knows best: Gradio's State is that of the visitors who asked last. With them the
 # number comes again, since what was sent with the load may have been refused.
 _SHOWN = """() => {
-    let tab = "";
-    try { tab = sessionStorage.getItem("fewshot-nam-tab") ?? ""; } catch { }
     const of = place => document.querySelector(`${place} [data-of]`)?.dataset.of ?? "";
-    return [of("#checked"), of("#answer"), tab];
+    return [of("#checked"), of("#answer"), window.fewshotNamTab ?? ""];
 }"""
 _DOWNLOADS = {"copy_to": "Download the memory", "export_to": "Download the ONNX file"}  # by what prepares one
 _FORGET = """

@@ -577,3 +577,20 @@ def test_a_threshold_takes_no_quadratic_time_in_classes():
     Counted.looked_up = 0
     assert head.threshold is not None
     assert 0 < Counted.looked_up < 10 * 91
+
+
+def test_a_buffer_that_is_filled_again_is_counted_again():
+    """What was found of it stayed after a calibration that was refused, and 5 images given 40 times each were promised as 200."""
+    generator = torch.Generator().manual_seed(0)
+    few, many = torch.randn(5, 16, generator=generator).repeat(40, 1), torch.randn(200, 16, generator=generator)
+    head = create("nam").write(torch.eye(16)[:3], ["a", "b", "c"])
+    buffer = many.clone()
+    with pytest.raises(ValueError, match="known_labels are given without known"):
+        head.calibrate(buffer, target_fpr=0.05, known_labels=["a"])
+    buffer[:] = few
+    with pytest.raises(ValueError, match="at least 19 samples of unknowns, got 5"):
+        head.calibrate(buffer, target_fpr=0.05)
+    buffer[:] = many
+    assert head.calibrate(buffer, target_fpr=0.05).unknowns == 200
+    buffer[:] = few
+    assert head.num_unknowns == 200
