@@ -82,11 +82,14 @@ class KLDAHead(Head):
         sums = torch.zeros(new, self.width, dtype=torch.float64)
         products = torch.zeros(self.width, self.width, dtype=torch.float64)
         for rows in torch.split(torch.arange(len(features)), _ROWS):
-            phi = self._embed(features[rows])
-            sums.index_add_(0, its[rows], phi.double())
-            products += phi.mT @ phi
+            phi = self._embed(features[rows]).double()
+            sums.index_add_(0, its[rows], phi)
         means = sums / counts
-        products -= (means * counts).mT @ means
+        for rows in torch.split(
+            torch.arange(len(features)), _ROWS
+        ):  # about means: of sums of squares nothing may be left
+            apart = self._embed(features[rows]).double() - means[its[rows]]
+            products += apart.mT @ apart
         self.base_means = torch.cat([self.base_means, means.to(self.base_means)])
         self.scatter = products.float() + (self.scatter if len(self.scatter) else 0)
         self.freedom = self.freedom + len(features) - new
@@ -106,15 +109,15 @@ class KLDAHead(Head):
         """Return weights ``(E, C, M)`` and offsets ``(E, C)``."""
         phi, known = support.features, self.base_means.to(support.features)
         means = support.class_means(phi)
-        apart = phi - means[:, support.targets - len(support.base)]
+        apart = (phi - means[:, support.targets - len(support.base)]).double()
         scatter = apart.mT @ apart
         freedom = phi.shape[1] - means.shape[1]
         if len(self.scatter):
             scatter, freedom = scatter + self.scatter.to(scatter), freedom + int(self.freedom)
         covariance = scatter / max(freedom, 1)
         size = covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1).clamp_min(1e-3 / self.width)
-        eye = torch.eye(self.width, dtype=phi.dtype, device=phi.device)
-        factor = torch.linalg.cholesky((covariance + (self.ridge * size)[:, None, None] * eye).double())
+        eye = torch.eye(self.width, dtype=torch.float64, device=phi.device)
+        factor = torch.linalg.cholesky(covariance + (self.ridge * size)[:, None, None] * eye)
         every = support.with_base(torch.cat([known, support.base[len(known) :]]), means)
         weights = torch.cholesky_solve(every.mT.double(), factor).mT.to(every)
         return weights, (weights * every).sum(dim=-1) / 2
@@ -132,6 +135,13 @@ class KLDAHead(Head):
             if loaded is not None:
                 setattr(self, name, getattr(self, name).new_empty(loaded.shape, dtype=loaded.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        exact = self.scatter
+        moved = super()._apply(*args, **kwargs)
+        if exact.dtype == torch.float32:  # rounded to half of its digits it is no covariance any more
+            self.scatter = exact.to(self.scatter.device)
+        return moved
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_projection": None}

@@ -3,11 +3,12 @@
     phi(x) = relu(x P), P ~ N(0, 1) fixed;   G = sum phi phi^T;   Q = sum phi y^T;   score = phi(x)^T (G + lambda I)^-1 Q
 
 The inverse is kept for the images of base classes, and every further image changes it by the recursion of ACIL,
-``R <- R - R X^T (I + X R X^T)^-1 X R``: the classifier is that of all images at once, and memory does not grow with them.
+``R <- R - R X^T (I + X R X^T)^-1 X R``: the classifier is that of all images at once, and memory does not grow with them. Features
+that have a mean make ``G`` ill-conditioned, and a chosen ``lambda`` is small beside it: all of it is computed and kept in float64.
 
 ``calibrated`` (C-RanPAC) learns a new class, in place of its shots, from features drawn from the normal distribution with mean
-``0.9 m_c + 0.1 sum_b w_cb m_b`` and covariance ``(S_c + sum_b w_cb S_b) / 2``. ``balanced`` (AIR) counts every image with one over
-the number of images of its class.
+``0.9 m_c + 0.1 sum_b w_cb m_b`` and covariance ``(S_c + sum_b w_cb S_b) / 2``; it keeps ``G + lambda I`` itself. ``balanced`` (AIR)
+counts every image with one over the number of images of its class.
 
 Sources: McDonnell et al., "RanPAC: Random Projections and Pre-trained Models for Continual Learning" (2023); Goswami et al.,
 "Calibrating Higher-Order Statistics for Few-Shot Class-Incremental Learning with Pre-trained Vision Transformers" (2024); Zhuang
@@ -33,6 +34,7 @@ from fewshot_nam.memory.primitives import unit
 _RIDGES = tuple(10.0**power for power in range(-8, 9))
 _ROWS = 4096
 _DRAWN = 800  # features for each new class of C-RanPAC
+_SMALLEST_RIDGE = 1e-12  # of those that are chosen, as a share of the trace of G: float64 has 16 digits
 
 
 class Regression(NamedTuple):
@@ -75,6 +77,7 @@ class RanPACHead(Head):
     """
 
     inverse: Tensor
+    products: Tensor
     base_weights: Tensor
     base_means: Tensor
     base_covariances: Tensor
@@ -125,9 +128,14 @@ class RanPACHead(Head):
             projection = self._projection = torch.randn(features.shape[-1], self.width, generator=generator)
         return torch.relu(features @ projection.to(features))
 
+    @property
+    def _summed(self) -> int:
+        """How many base classes were learned from images; they come first."""
+        return self.base_weights.shape[-1]
+
     def write_base_images(self, features: Tensor, labels: Any) -> RanPACHead:
         """Learn the images of base classes, as ``Head.write_base_images``; they come first and all at once."""
-        if len(self.inverse):
+        if self._summed:
             known = set(self.classes)
             again = next((name for name in labels if name in known), None)
             more = f"{again!r} is known already" if again is not None else "base images were learned already"
@@ -144,21 +152,18 @@ class RanPACHead(Head):
         held_out = torch.arange(len(targets)) % 5 == 4
         ridge = self.ridge
         parts = [self._sums(features, targets, each, part) for part in (~held_out, held_out)]
-        if ridge is None:
-            ridge = _best_ridge(*parts[0], *parts[1])
         products, answers = parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
+        if ridge is None:
+            ridge = max(_best_ridge(*parts[0], *parts[1]), _SMALLEST_RIDGE * float(products.trace()))
         products.diagonal().add_(ridge)
         factor, failed = torch.linalg.cholesky_ex(products)
-        while int(failed) and self.ridge is None:  # too small beside the rounding of the sums
-            products.diagonal().add_(9 * ridge)
-            ridge *= 10
-            factor, failed = torch.linalg.cholesky_ex(products)
         if int(failed):
             raise ValueError(f"write_base_images: a ridge of {ridge:g} is lost beside these images: take a larger one")
-        inverse = torch.cholesky_inverse(factor)
-        # What is inverted again for drawn features takes float64: with a small ridge float32 keeps nothing of the largest values.
-        self.inverse = inverse if self.calibrated else inverse.to(features)
-        self.base_weights = (inverse @ answers).to(self.inverse)
+        if self.calibrated:
+            self.products = products
+        else:
+            self.inverse = torch.cholesky_inverse(factor)
+        self.base_weights = torch.cholesky_solve(answers, factor)
         self.chosen_ridge = torch.tensor([ridge])
         if self.calibrated:
             some = [features[targets == label] for label in range(len(counts))]
@@ -184,9 +189,8 @@ class RanPACHead(Head):
             ValueError: also for a base class that was learned from images.
         """
         with self._lock:
-            summed = self.base_weights.shape[-1] if len(self.inverse) else 0
             names = set(as_labels(labels, None))
-            if names & set(self._base_classes[:summed]):
+            if names & set(self._base_classes[: self._summed]):
                 raise ValueError(
                     "forget: this head keeps no images of base classes, and their sum cannot be taken apart: learn the others again"
                 )
@@ -194,7 +198,7 @@ class RanPACHead(Head):
         return self
 
     def _learn(self, support: Support) -> Regression:
-        known = self.base_weights.shape[-1] if len(self.inverse) else 0
+        known = self._summed
         prototypes, features = support.base[known:], support.features
         if self.calibrated and known:
             return self._learn_drawn(support, known)
@@ -203,7 +207,7 @@ class RanPACHead(Head):
         return self._solved(keys, targets, support.columns, known)
 
     def _learn_drawn(self, support: Support, known: int) -> Regression:
-        products = torch.linalg.inv(self.inverse.double())
+        products = self.products.double()
         answers = products @ self.base_weights.double()
         phi = self._expanded(support.base[known:]).double()
         regression = Regression(phi, products + phi.mT @ phi, torch.cat([answers, phi.mT], dim=1))
@@ -233,14 +237,15 @@ class RanPACHead(Head):
         factor, failed = torch.linalg.cholesky_ex(products)
         if int(failed):
             raise ValueError(
-                "the sums of base images are kept in too few digits (float32, by an older version): learn the base images again"
+                "the ridge is lost beside the sums of base images, or an older version kept these in float32: learn the base "
+                "images again, with a larger ridge if one was given"
             )
         weights = torch.cholesky_solve(answers, factor).to(support.features)
         return Regression(weights.unsqueeze(0), products, answers)
 
     def _solved(self, keys: Tensor, targets: Tensor, columns: int, known: int) -> Regression:
         """Return the weights for images ``(E, n, D)`` of columns ``targets`` ``(n,)``, beside ``known`` base classes."""
-        phi = self._expanded(keys)
+        phi = self._expanded(keys).double()
         values = torch.nn.functional.one_hot(targets, columns).to(phi)
         if self.balanced:
             each = (1 / torch.bincount(targets, minlength=columns)[targets].to(phi)).sqrt().unsqueeze(-1)
@@ -251,13 +256,13 @@ class RanPACHead(Head):
             products = phi @ phi.mT
             size = products.diagonal(dim1=-2, dim2=-1).sum(dim=-1) / phi.shape[-1]
             ridge = size.clamp_min(1e-9) if self.ridge is None else torch.full_like(size, self.ridge)
-            solved = torch.linalg.solve((products + ridge[:, None, None] * eye).double(), values.double())
-            return Regression(phi.mT @ solved.to(phi))
+            solved = torch.linalg.solve(products + ridge[:, None, None] * eye, values)
+            return Regression((phi.mT @ solved).to(keys))
         inverse, before = self.inverse.to(phi), self.base_weights.to(phi)
         before = torch.cat([before, before.new_zeros(len(before), columns - known)], dim=1)
         of_keys = phi @ inverse  # the recursion of ACIL, for all further images at once
-        gain = torch.linalg.solve((eye + of_keys @ phi.mT).double(), (values - phi @ before).double())
-        return Regression(before + of_keys.mT @ gain.to(phi))
+        gain = torch.linalg.solve(eye + of_keys @ phi.mT, values - phi @ before)
+        return Regression((before + of_keys.mT @ gain).to(keys))
 
     def _score(self, learned: Regression, query: Tensor) -> Tensor:
         return self._expanded(query) @ learned.weights
@@ -267,6 +272,7 @@ class RanPACHead(Head):
         width = self.width or features
         return {
             "inverse": (width, width),
+            "products": (width, width),
             "base_weights": (width, known),
             "base_means": (known, features),
             "base_covariances": (known, features, features),
@@ -274,17 +280,31 @@ class RanPACHead(Head):
         }
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if prefix + "inverse" in state_dict:
+            self._split_old(state_dict, prefix)
         for name in _BASE_BUFFERS:
             loaded = state_dict.get(prefix + name)
             if loaded is not None:
                 setattr(self, name, getattr(self, name).new_empty(loaded.shape, dtype=loaded.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    def _split_old(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Add what a state of an older version lacks: it kept the inverse of ``products``."""
+        inverse = state_dict[prefix + "inverse"]
+        if prefix + "products" in state_dict:
+            return
+        state_dict[prefix + "products"] = inverse.new_empty(0, 0)
+        if self.calibrated and inverse.dim() == 2 and inverse.shape[0] == inverse.shape[1]:
+            found, failed = torch.linalg.inv_ex(inverse.double())
+            if not int(failed):  # otherwise it is refused as damaged
+                state_dict[prefix + "products"], state_dict[prefix + "inverse"] = found, inverse.new_empty(0, 0)
+
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        exact = self.inverse
+        exact = {name: getattr(self, name) for name in ("inverse", "products", "base_weights")}
         moved = super()._apply(*args, **kwargs)
-        if exact.dtype == torch.float64 and self.calibrated:  # it moves to other devices, and keeps its digits
-            self.inverse = exact.to(self.inverse.device)
+        for name, kept in exact.items():
+            if kept.dtype == torch.float64:  # it moves to other devices, and keeps its digits
+                setattr(self, name, kept.to(getattr(self, name).device))
         return moved
 
     def __getstate__(self) -> dict[str, Any]:
@@ -320,4 +340,11 @@ def _best_ridge(products: Tensor, answers: Tensor, other: Tensor, wanted: Tensor
     return best
 
 
-_BASE_BUFFERS = {"inverse": 2, "base_weights": 2, "base_means": 2, "base_covariances": 3, "chosen_ridge": 1}
+_BASE_BUFFERS = {
+    "inverse": 2,
+    "products": 2,
+    "base_weights": 2,
+    "base_means": 2,
+    "base_covariances": 3,
+    "chosen_ridge": 1,
+}

@@ -114,7 +114,7 @@ def test_the_ridge_is_that_of_the_least_squared_error_on_a_fifth_of_the_base_ima
     assert float(head.chosen_ridge) == pytest.approx(min(errors, key=errors.get))
 
 
-def test_c_ranpac_keeps_all_digits_of_what_it_inverts_again():
+def test_c_ranpac_keeps_all_digits_of_its_sums():
     """With a small ridge, float32 ended in an error of the factorization, on features of length 1 as many networks give them."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(4, 1, 64, generator=generator) + 0.3 * torch.randn(4, 8, 64, generator=generator)
@@ -125,15 +125,51 @@ def test_c_ranpac_keeps_all_digits_of_what_it_inverts_again():
     G = float(head.chosen_ridge) * torch.eye(200).double() + phi.T @ phi
     expected = head._expanded(rows).double() @ torch.linalg.solve(G, phi.T @ torch.eye(4).double()[targets])
     for moved in (head, head.to(torch.float64).to(torch.float32), copy.deepcopy(head)):
-        assert moved.inverse.dtype == torch.float64
+        assert moved.products.dtype == torch.float64
         torch.testing.assert_close(moved(rows).double(), expected, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(moved._current().products, G, rtol=1e-4, atol=1e-4)
-    head.inverse = head.inverse.float() - 1e-2 * torch.eye(
-        200
-    )  # older versions kept float32, with larger errors than this
+    old = head.state_dict()  # of a version that kept the inverse
+    old["inverse"] = torch.linalg.inv(old.pop("products"))
+    again = create("c-ranpac", width=200, ridge=1e-5)
+    again.load_state_dict(old)
+    torch.testing.assert_close(again(rows), head(rows), rtol=1e-4, atol=1e-4)
+    head.products = head.products - 1e-2 * torch.eye(200)  # a rounding error of float32 is as large
     head._outdate()
-    with pytest.raises(ValueError, match=r"in too few digits .* learn the base images again"):
+    with pytest.raises(ValueError, match=r"kept these in float32: learn the base images again"):
         head(rows)
+
+
+@pytest.mark.parametrize("name", ["ranpac", "c-ranpac", "acil", "air", "klda"])
+@pytest.mark.parametrize(("mean", "noise"), [(0.0, 0.003), (10.0, 0.3), (100.0, 0.1)])
+def test_features_with_a_mean_are_told_apart_as_well(name, mean, noise):
+    """In float32 some ended in an error of the factorization, and some answered at chance."""
+    generator = torch.Generator().manual_seed(0)
+    centres = mean + torch.randn(12, 64, generator=generator).abs()
+    base, shots, queries = (
+        some.repeat_interleave(count, 0) + noise * torch.randn(len(some) * count, 64, generator=generator)
+        for some, count in ((centres[:9], 30), (centres[9:], 5), (centres, 4))
+    )
+    names = [f"b{i // 30}" for i in range(270)]
+    head = create(name, BaseStatistics.from_features(base, names)).write_base_images(base, names)
+    head.write(shots, [f"n{i // 5}" for i in range(15)])
+    wanted = [label for label in [*dict.fromkeys(names), "n0", "n1", "n2"] for _ in range(4)]
+    assert head.predict(queries) == wanted
+    if name in ("ranpac", "acil", "air"):
+        phi, targets = head._expanded(torch.cat([base, shots]).double()), torch.arange(9).repeat_interleave(30)
+        targets = torch.cat([targets, 9 + torch.arange(3).repeat_interleave(5)])
+        each = (1 / torch.bincount(targets)[targets].double() if name == "air" else torch.ones(285).double()).sqrt()
+        phi, values = phi * each[:, None], torch.eye(12).double()[targets] * each[:, None]
+        # By the images, which are fewer than random features: as well conditioned as can be.
+        G = phi @ phi.T + float(head.chosen_ridge) * torch.eye(285).double()
+        expected = head._expanded(queries.double()) @ phi.T @ torch.linalg.solve(G, values)
+        torch.testing.assert_close(head(queries).double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_klda_answers_the_same_after_it_was_in_half_precision():
+    """The matrix that it keeps of base images was no covariance any more, and each answer an error of the factorization."""
+    head = learned("klda", width=200)
+    assert head.float().to(torch.bfloat16)(QUERIES.to(torch.bfloat16)).isfinite().all()
+    assert head.scatter.dtype == torch.float32
 
 
 def test_a_ridge_that_is_lost_beside_the_images_is_refused_and_none_is_chosen(monkeypatch):

@@ -107,7 +107,7 @@ def test_a_memory_that_cannot_be_answered_from_is_refused_when_it_is_read(taught
     features = taught.model.features([digits[label][i] for label in range(4) for i in range(8)])
     head = create("c-ranpac", BaseStatistics.from_prototypes(features[::8]), width=100, ridge=1e-3)
     head.write_base_images(features, [f"base {i // 8}" for i in range(32)])
-    head.inverse = head.inverse.float() - torch.eye(100)  # as if it had lost its digits
+    head.products = head.products - torch.eye(100)  # as if it had lost its digits
     save_head(tmp_path / "lost.safetensors", head, taught.model.backbone, taught.notes)
     with pytest.raises(ValueError, match="learn the base images again"):
         TeachingSession.open(tmp_path / "lost.safetensors")
