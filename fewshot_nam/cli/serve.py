@@ -46,7 +46,12 @@ def _host_name(text: str) -> str:
     """Return the name of a host; an address of a page, or a name with a port, would never be asked for."""
     if not text.strip() or "/" in text or (":" in text and text.count(":") < 2) or len(text.split()) != 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no name of a host: give it without http:// and without a port")
-    return text
+    if "*" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} stands for many names: give each by itself")
+    try:
+        return text.encode("idna").decode()  # as browsers ask for it
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a host") from None
 
 
 def add_allowed_hosts(command: argparse.ArgumentParser) -> None:
@@ -57,7 +62,8 @@ def add_allowed_hosts(command: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME",
         type=_host_name,
-        help="a name that a proxy before it passes on; may be repeated. On the loopback it answers to its own name and pages alone",
+        help="a name that a proxy before it passes on, or by which others reach it; may be repeated. It answers to the names "
+        "of this machine and, where --host is not the loopback, to addresses; and to its own pages alone",
     )
 
 

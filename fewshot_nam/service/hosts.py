@@ -59,31 +59,23 @@ def client_of(scope: Scope) -> str:
     return neighbourhood((scope.get("client") or ("", 0))[0])
 
 
-def known_hosts(host: str, further: Iterable[str] = ()) -> frozenset[str] | None:
-    """Return the names that a server at an address answers to; ``None`` for all.
+def known_hosts(host: str, further: Iterable[str] = ()) -> frozenset[str]:
+    """Return the names that a server at an address answers to.
 
     Args:
-        host: the address it listens on. Away from the loopback its names are not known: it answers to all, or to ``further`` and
-            those of the loopback.
-        further: names that a proxy before it passes on.
+        host: the address it listens on. Away from the loopback, the machine is known by its own name too, and by every address.
+        further: names that a proxy before it passes on, and others by which it is reached.
 
     Example:
         >>> sorted(known_hosts("127.0.0.1", ["teach.example"]))
         ['127.0.0.1', '::1', 'localhost', 'teach.example']
-        >>> known_hosts("0.0.0.0") is None
-        True
     """
-    names = {_plain(name) for name in further}
-    if not names and not is_loopback(host):
-        return None
     # The loopback's are no names of somebody else anywhere; the health check of a container asks for them.
-    return frozenset({"localhost", "127.0.0.1", "::1", _plain(host), *names})
-
-
-def own_names(host: str) -> frozenset[str]:
-    """Return the names by which a machine that listens on ``host`` is known without a name server."""
-    name = _plain(socket.gethostname())
-    return frozenset({"localhost", "127.0.0.1", name, f"{name}.local", _plain(host)})
+    names = {"localhost", "127.0.0.1", "::1", _plain(host), *map(_plain, further)}
+    if not is_loopback(host):
+        name = _plain(socket.gethostname())
+        names |= {name, f"{name}.local"}
+    return frozenset(names)
 
 
 def check_address(host: str, port: int) -> None:
@@ -156,7 +148,7 @@ class KnownHosts:
 
 def _host(address: str) -> str:
     try:
-        return urlsplit(address).hostname or ""
+        return (urlsplit(address).hostname or "").removesuffix(".")
     except ValueError:
         return ""
 
@@ -170,4 +162,4 @@ def _is_address(name: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    return name.strip().strip("[]").lower()
+    return name.strip().strip("[]").lower().removesuffix(".")

@@ -42,7 +42,7 @@ from fewshot_nam.heads.validation import as_unicode
 from fewshot_nam.heap import few_heaps
 from fewshot_nam.io.image_io import UnreadableImage
 from fewshot_nam.service.forms import boundary_of, few_parts
-from fewshot_nam.service.hosts import KnownHosts, check_address, client_of, known_hosts, neighbourhood, url
+from fewshot_nam.service.hosts import KnownHosts, check_address, client_of, is_loopback, known_hosts, neighbourhood, url
 from fewshot_nam.service.open_files import raise_open_files
 from fewshot_nam.service.serving import MOST_SCORES, Limits, MemoryService, Metrics, Overloaded, TooManyPixels, Unusable
 from fewshot_nam.vision.image_transform import TransformFailed
@@ -321,6 +321,8 @@ def build(
     token: str | None = None,
     hosts: frozenset[str] | None = None,
     proxies: Sequence[str] = (),
+    *,
+    addresses: bool = False,
 ) -> FastAPI:
     """Return the application.
 
@@ -329,6 +331,7 @@ def build(
         token: what changes need; ``None`` or empty refuses all changes.
         hosts: the names that it answers to, as ``known_hosts`` gives them; ``None`` for all.
         proxies: those of them that a proxy before it passes on.
+        addresses: whether it answers to every address too.
 
     Raises:
         ValueError: a token that no request could carry.
@@ -397,7 +400,7 @@ def build(
     ):
         app.add_exception_handler(kind, failed(status))
 
-    app.add_middleware(KnownHosts, hosts=hosts, proxies=proxies)
+    app.add_middleware(KnownHosts, hosts=hosts, proxies=proxies, addresses=addresses)
     app.add_middleware(Guard, most=limits.body_bytes, metrics=metrics)
 
     shows_token: dict[str, Any] = {"dependencies": [Depends(HTTPBearer(auto_error=False))], "responses": _ERRORS}
@@ -481,7 +484,8 @@ def serve(
         workers: processes; each holds the backbone and the memory.
         threads: of torch in each; ``None`` for its choice.
         limits: of requests.
-        hosts: names that a proxy before it passes on, beside those of the loopback.
+        hosts: names that a proxy before it passes on, or by which others reach it, beside those of the machine; away from the
+            loopback it answers to every address too.
 
     Raises:
         OSError: the memory cannot be read, or the port is taken.
@@ -496,8 +500,9 @@ def serve(
             "device": device,
             "threads": threads,
             "limits": limits or Limits(),
-            "hosts": None if (names := known_hosts(host, hosts)) is None else sorted(names),
+            "hosts": sorted(known_hosts(host, hosts)),
             "proxies": list(hosts),
+            "addresses": not is_loopback(host),
         }
     )
     common: dict[str, Any] = {
@@ -532,8 +537,8 @@ def from_environment() -> FastAPI:
 
         torch.set_num_threads(given["threads"])
     service = MemoryService(given["memory"], given["weights"], given["device"], Limits(*given["limits"]))
-    names = given["hosts"]
-    return build(service, os.environ.get(TOKEN), None if names is None else frozenset(names), given["proxies"])
+    names, proxies, addresses = frozenset(given["hosts"]), given["proxies"], given["addresses"]
+    return build(service, os.environ.get(TOKEN), names, proxies, addresses=addresses)
 
 
 def _end_with(parent: Any) -> None:

@@ -21,7 +21,7 @@ from starlette.middleware import Middleware
 
 from fewshot_nam.heap import few_heaps
 from fewshot_nam.service import page_html as html
-from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, known_hosts, own_names
+from fewshot_nam.service.hosts import KnownHosts, check_address, is_loopback, known_hosts
 from fewshot_nam.service.http_server import Impatient
 from fewshot_nam.service.open_files import raise_open_files
 from fewshot_nam.service.page_blocks import build
@@ -83,13 +83,11 @@ def serve(
         session.most_pixels, session.most_unknown = _MOST_PIXELS, _MOST_UNKNOWN
         session.most_undo = _MOST_UNDO
         session.most_learned = max(_MOST_LEARNED, 2 * sum(session.model.head.shots_per_class()))
-    names = known_hosts(host, hosts)
     # Where each visitor has a memory of their own, a page from elsewhere finds nothing; and a Space's proxy changes the name.
     checks = []
-    if names is not None or not separate:
-        elsewhere = frozenset() if is_loopback(host) else own_names(host)
-        known = (names or frozenset()) | elsewhere
-        checks = [Middleware(KnownHosts, hosts=known, proxies=hosts, addresses=not is_loopback(host))]
+    if hosts or not separate or is_loopback(host):
+        known, addresses = known_hosts(host, hosts), not is_loopback(host)
+        checks = [Middleware(KnownHosts, hosts=known, proxies=hosts, addresses=addresses)]
     page = build(Sessions(session, separate), local=local)
     page.queue(default_concurrency_limit=2, max_size=QUEUED)
     page.launch(

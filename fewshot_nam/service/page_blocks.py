@@ -46,7 +46,7 @@ _TAB = """async () => {
         const until_the_end = () => (resolve(true), new Promise(() => {}));
         navigator.locks.request(`${place} ${number}`, {signal: waiting.signal}, until_the_end).catch(() => resolve(false));
     });
-    if (window.fewshotNamTab) return window.fewshotNamTab;
+    if (window.fewshotNamTab !== undefined) return window.fewshotNamTab;
     try {
         let number = sessionStorage.getItem(place);
         if (!number || !await held(number)) {
@@ -55,13 +55,14 @@ _TAB = """async () => {
             await held(number);
         }
         return window.fewshotNamTab = number;
-    } catch { return ""; }
+    } catch { return window.fewshotNamTab = ""; }
 }"""
-# Which figures and which answer a tab shows, it knows best: Gradio's State is that of the visitors who asked last. With them the
-# number comes again, since what was sent with the load may have been refused.
+# The number comes again and again, since what was sent with the load may have been refused or forgotten.
+_TICK = "(seen, find) => [seen, find, window.fewshotNamTab ?? null]"
+# Which figures and which answer a tab shows, it knows best: Gradio's State is that of the visitors who asked last.
 _SHOWN = """() => {
     const of = place => document.querySelector(`${place} [data-of]`)?.dataset.of ?? "";
-    return [of("#checked"), of("#answer"), window.fewshotNamTab ?? ""];
+    return [of("#checked"), of("#answer")];
 }"""
 _DOWNLOADS = {"copy_to": "Download the memory", "export_to": "Download the ONNX file"}  # by what prepares one
 _FORGET = """
@@ -233,7 +234,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
 
         def view(session: TeachingSession, said: str | None, wanted: str) -> list[Any]:
             """Return the values of ``shared``; the status stays where nothing is said."""
-            shown = session.shown  # first: what changes from here on is drawn by the next tick
+            shown = shown_of(session)  # first: what changes from here on is drawn by the next tick
             what = session.undoable
             return [
                 gr.skip() if said is None else said,
@@ -245,16 +246,20 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
                 *(offered(session, how) for how in _DOWNLOADS),
             ]
 
+        def shown_of(session: TeachingSession) -> tuple[Any, ...]:
+            """Return what differs from before whenever a tab is to be drawn anew; its version comes first."""
+            return (*session.shown, *sorted(prepared.get(session, {}).items()))
+
         def offered(session: TeachingSession, how: str, path: Path | None = None) -> Any:
-            """Return the button of a download, with ``path`` for one that was made now. It says where the memory has changed."""
+            """Return the button of a download, with ``path`` for one that was made now. It says where the memory has changed.
+
+            Another tab may have made the file anew, at the same place.
+            """
             of = prepared.get(session, {}).get(how)
             if of is None:
                 return gr.update(visible=False)
-            now = of == session.version
-            label = _DOWNLOADS[how] + ("" if now else ", as it was before the last change")
-            if path is not None:
-                return gr.update(value=str(path), visible=True, label=label)
-            return gr.skip() if now else gr.update(label=label)
+            label = _DOWNLOADS[how] + ("" if of == session.version else ", as it was before the last change")
+            return gr.update(label=label) if path is None else gr.update(value=str(path), visible=True, label=label)
 
         def change(session: TeachingSession, wanted: str, act: Callable[[], str]) -> list[Any]:
             """Do something, and return the values of ``shared``; what was wrong is said, and nothing else happens."""
@@ -266,14 +271,15 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             return view(session, said, wanted)
 
         def on_load(tab: str | None, request: gr.Request) -> list[Any]:
-            sessions.opened(request.session_hash, tab or "", _address(request))
+            sessions.opened(request.session_hash, tab, _address(request))
             session = session_of(request, "show")
             target = session.target
             return [*view(session, None, ""), gr.skip() if target is None else min(max(100 * target, 0.1), 50)]
 
-        def on_tick(shown: tuple[int, bool, bool], wanted: str, request: gr.Request) -> list[Any]:
+        def on_tick(shown: tuple[Any, ...], wanted: str, tab: str | None, request: gr.Request) -> list[Any]:
+            sessions.opened(request.session_hash, tab, _address(request))
             session = session_of(request, "show")
-            if session.shown == shown:
+            if shown_of(session) == shown:
                 return [gr.skip()] * len(shared)
             return view(session, None, wanted)  # another tab has changed it
 
@@ -342,7 +348,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
 
             return change(session, wanted, act)
 
-        def on_undo(shown: tuple[int, bool, bool], wanted: str, request: gr.Request) -> list[Any]:
+        def on_undo(shown: tuple[Any, ...], wanted: str, request: gr.Request) -> list[Any]:
             session = session_of(request)
 
             def act() -> str:
@@ -421,8 +427,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         def of_state(session: TeachingSession, version: int, shown: str) -> str:
             return html.of_state(shown, state_of(session, version), now=version == session.version)
 
-        def on_seen(figures: str | None, answer: str | None, tab: str | None, request: gr.Request) -> str:
-            sessions.opened(request.session_hash, tab or "", _address(request))
+        def on_seen(figures: str | None, answer: str | None, request: gr.Request) -> str:
             session = session_of(request, "show")
             return html.style_of_before({figures or "", answer or ""} - {state_of(session, session.version)})
 
@@ -474,7 +479,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             return values
 
         page.load(on_load, [tab], [*shared, rate], js=_TAB, show_progress="hidden", api_visibility="private")
-        gr.Timer(2).tick(on_tick, [seen, find], shared, show_progress="hidden", api_visibility="private")
+        gr.Timer(2).tick(on_tick, [seen, find, tab], shared, js=_TICK, show_progress="hidden", api_visibility="private")
         camera.stream(
             on_frame,
             [camera],
@@ -519,7 +524,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         )
         seen.change(
             on_seen,
-            [figures, answered, tab],
+            [figures, answered],
             before,
             js=_SHOWN,
             show_progress="hidden",

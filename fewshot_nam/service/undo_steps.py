@@ -53,6 +53,6 @@ class UndoSteps:
         return self._steps.pop()
 
     def bytes(self) -> int:
-        """Return how much the steps hold together: most of their tensors are those of the steps before."""
+        """Return how much the steps hold together; a tensor that several share, as those of learned features, counts once."""
         tensors = [tensor for step in self._steps for tensor in (step.unknown, *step.head.buffers())]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())

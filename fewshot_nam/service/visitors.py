@@ -57,12 +57,14 @@ class Sessions:
             address: which the visitor comes from.
 
         Raises:
-            ValueError: there are too many visitors.
+            ValueError: there are too many visitors; or a change by one of whom it is not known yet which tab of a browser it is.
         """
         if not self.separate:
             return self.first
         with self._lock:
-            name = self._tabs.get(visitor or "", (visitor or "", ""))[0]
+            if what == "change" and visitor not in self._tabs:  # it may have a memory already
+                raise ValueError("this page is still being loaded: try again in a moment")
+            name = self._tabs.get(visitor or "", ("", ""))[0]
             visit = self._by_visitor.get(name)
             if visit is not None:
                 if what != "show":
@@ -79,27 +81,23 @@ class Sessions:
                 self._from[session] = address
             return session
 
-    def opened(self, visitor: str | None, tab: str, address: str = "") -> None:
+    def opened(self, visitor: str | None, tab: str | None, address: str = "") -> None:
         """Note which tab of a browser a visitor is: when it loads the page again, it is another visitor with the same memory.
 
         Gradio's script loads it again whenever the connection was lost for some seconds.
 
         Args:
             visitor: as the page's script names the one who has loaded it now.
-            tab: 128 random bits, in hexadecimal, that the tab keeps; nothing is noted for anything else.
+            tab: 128 random bits, in hexadecimal, that the tab keeps; anything else where it can keep nothing, and ``None`` where it
+                is not known yet.
             address: which the visitor comes from. Where there are too many tabs, one goes of the address that has most.
         """
-        if not self.separate or not visitor or _TAB.fullmatch(tab) is None:
+        if not self.separate or not visitor or tab is None:
             return
-        name = f"tab {tab}"  # no visitor can be named so
+        name = visitor if _TAB.fullmatch(tab) is None else f"tab {tab}"  # no visitor can be named so
         with self._lock:
-            if visitor in self._by_visitor or visitor in self._unchanged:  # taught before this was worked on
-                if name in self._by_visitor or name in self._unchanged:
-                    return
-                if visitor in self._by_visitor:
-                    self._by_visitor[name] = self._by_visitor.pop(visitor)
-                if visitor in self._unchanged:
-                    self._unchanged[name] = self._unchanged.pop(visitor)
+            if self._tabs.get(visitor) == (name, address):
+                return
             loads = [other for other, (its, _) in self._tabs.items() if its == name and other != visitor]
             for other in loads[: 1 - _LOADS_OF_A_TAB]:
                 del self._tabs[other]

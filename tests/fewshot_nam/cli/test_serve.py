@@ -29,5 +29,9 @@ def test_an_address_is_no_name_of_a_host(command, name, capsys):
     with pytest.raises(SystemExit):
         parser().parse_args([*command, "--allow-host", name])
     assert "is no name of a host: give it without http:// and without a port" in capsys.readouterr().err
-    for taken in ("teach.example", "::1", "[fd00::2]"):
-        assert parser().parse_args([*command, "--allow-host", taken]).allow_host == [taken]
+    for taken in ("teach.example", "::1", "[fd00::2]", "bücher.example"):
+        found = parser().parse_args([*command, "--allow-host", taken]).allow_host
+        assert found == ["xn--bcher-kva.example" if "ü" in taken else taken]
+    with pytest.raises(SystemExit):
+        parser().parse_args([*command, "--allow-host", "*.teach.example"])
+    assert "stands for many names: give each by itself" in capsys.readouterr().err

@@ -612,6 +612,21 @@ class Command:
         return self.process.returncode
 
 
+def test_a_server_of_all_addresses_answers_to_no_name_of_a_web_site(memory):
+    """A page whose name was let point to the container read its answers through the browser of a user."""
+    served = Command(memory, "--host", "0.0.0.0", "--allow-host", "shop.example")
+    try:
+        found = {}
+        for host in ("evil.example", "shop.example", "shop.example.", "192.0.2.1", "localhost"):
+            connection = http.client.HTTPConnection(served.url.partition("://")[2], timeout=30)
+            connection.request("GET", "/classes", headers={"Host": f"{host}:8000"})
+            found[host] = connection.getresponse().status
+            connection.close()
+        assert found == {"evil.example": 403, **dict.fromkeys(list(found)[1:], 200)}
+    finally:
+        served.stop()
+
+
 def test_the_command_answers_the_shell_and_stops_in_peace(memory, digit_files, tmp_path, capsys, monkeypatch):
     served = Command(memory)
     try:
