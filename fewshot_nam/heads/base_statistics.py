@@ -215,12 +215,13 @@ def _within_covariance(features: Tensor, targets: Tensor, power_means: Tensor) -
 
 
 class StoredBaseStatistics(nn.Module):
-    """Base statistics as buffers of a head: they move with it and are saved with it.
+    """Base statistics as buffers of a head: they move with it and are saved with it, and are replaced, never written to.
 
     Args:
         base: ``None`` stores nothing: all buffers are empty then.
     """
 
+    shares_buffers = True  # with snapshots of the head
     prototypes: Tensor
     power_means: Tensor
     mean: Tensor
@@ -257,8 +258,9 @@ class StoredBaseStatistics(nn.Module):
         # The number of classes is part of what is loaded, so the buffers take its shapes.
         for name, buffer in list(self.named_buffers()):
             loaded = state_dict.get(prefix + name)
-            if loaded is not None and loaded.shape != buffer.shape:
-                setattr(self, name, buffer.new_empty(loaded.shape, dtype=loaded.dtype))
+            if loaded is not None:
+                dtype = buffer.dtype if loaded.shape == buffer.shape else loaded.dtype
+                setattr(self, name, buffer.new_empty(loaded.shape, dtype=dtype))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         try:
             if len(self.prototypes) and not self.mean.numel():

@@ -251,8 +251,10 @@ class HeadState(nn.Module):
             derived = self._snapshot()
             taken = copy.copy(self)
             taken._derived_threshold, taken._different_unknowns = self._derived_threshold, self._different_unknowns
-        taken._modules = {name: copy.deepcopy(module) for name, module in taken._modules.items()}
-        taken._parameters = {name: copy.deepcopy(parameter) for name, parameter in taken._parameters.items()}
+            parts = (part for part in self.modules() if getattr(part, "shares_buffers", False))
+            shared = {id(buffer): buffer for part in parts for buffer in part.buffers(recurse=False)}
+            taken._modules = {name: copy.deepcopy(module, shared) for name, module in taken._modules.items()}
+            taken._parameters = {name: copy.deepcopy(parameter) for name, parameter in taken._parameters.items()}
         taken._is_snapshot = True
         taken._derived = derived if not self._trainable() else None
         return taken

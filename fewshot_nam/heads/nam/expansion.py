@@ -34,6 +34,7 @@ class Expansion(nn.Module):
         likeness: expected cosine of ``k`` of two images of one base class, a scalar.
     """
 
+    shares_buffers = True  # with snapshots of the head: they are replaced, never written to
     projection: Tensor
     centre: Tensor
     metric: Tensor
@@ -98,7 +99,7 @@ class Expansion(nn.Module):
             loaded = state_dict.get(prefix + name)
             if loaded is None:  # files of before
                 state_dict[prefix + name] = buffer
-            elif loaded.shape != buffer.shape:
+            else:
                 setattr(self, name, buffer.new_empty(loaded.shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

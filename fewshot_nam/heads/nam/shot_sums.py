@@ -16,6 +16,8 @@ from torch import Tensor, nn
 class ExactSums(nn.Module):
     """A module whose buffers move to other devices, and keep their dtype: sums of many numbers need all of float64."""
 
+    shares_buffers = True  # with snapshots of the head: they are replaced, never written to
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         for name, held in list(self.named_buffers(recurse=False)):
             setattr(self, name, held.to(fn(held[:0]).device))

@@ -154,8 +154,9 @@ def test_a_copy_beside_a_writer_is_of_one_state(name, copied):
 
 
 @pytest.mark.usefixtures("_switches_often")
-def test_a_state_that_is_saved_beside_a_writer_loads():
-    head, done = make("nam").write(features(1, 2), "a"), threading.Event()
+@pytest.mark.parametrize("name", ["nam", "nam-recursive"])
+def test_a_state_that_is_saved_beside_a_writer_loads(name):
+    head, done = make(name).write(features(1, 2), "aa"), threading.Event()
 
     def write() -> None:
         try:
@@ -167,9 +168,19 @@ def test_a_state_that_is_saved_beside_a_writer_loads():
     def save() -> None:
         while not done.is_set():
             for one in (head.state_dict(), copy.deepcopy(head).state_dict(), head.snapshot().state_dict()):
-                make("nam").load_state_dict(one)  # checks that its parts belong together
+                make(name).load_state_dict(one)  # checks that its parts belong together
 
     together(write, save, save)
+
+
+def test_a_snapshot_shares_what_is_known_of_base_classes_and_keeps_it():
+    """Each step of undo held it anew: all that a hundred steps of a small memory took."""
+    head = make("nam with base classes").write(features(1, 3), list("abc"))
+    served, scores = head.snapshot(), head(features(2, 5))
+    assert served.stored_base.prototypes.data_ptr() == head.stored_base.prototypes.data_ptr()
+    other = create("nam", base=BaseStatistics.from_prototypes(features(97, 12)))
+    head.load_state_dict(other.write(features(7, 3), list("abc")).state_dict())
+    assert torch.equal(served(features(2, 5)), scores)
 
 
 @pytest.mark.parametrize("name", [*HEADS, "ridge", "logistic"])
