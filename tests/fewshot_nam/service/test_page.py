@@ -20,7 +20,7 @@ from fewshot_nam.service.teaching import TeachingSession
 
 pytest.importorskip("gradio")
 
-from fewshot_nam.service import given_images, http_server, page_blocks, page_requests
+from fewshot_nam.service import given_images, http_server, page_blocks, page_events, page_requests
 from fewshot_nam.service import page as page_module
 from fewshot_nam.service.page import serve
 
@@ -401,7 +401,7 @@ def test_the_progress_of_an_upload_that_is_not_known_is_its_end(page):
 @pytest.mark.parametrize("local", [True, False])
 def test_folders_of_this_machine_are_told_to_those_who_sit_at_it(local, tmp_path):
     session = TeachingSession.open(tmp_path / "memory.safetensors", backbone="conv4")
-    shown = page_blocks._about_file(session, local)
+    shown = page_events._about_file(session, local)
     assert "memory.safetensors" in shown
     assert (str(tmp_path) in shown) == local
 
