@@ -41,6 +41,7 @@ class KLDAHead(Head):
         'dog'
     """
 
+    _exact = ("scatter", "freedom")  # half of the digits are no covariance any more, and no count
     base_means: Tensor
     scatter: Tensor
     freedom: Tensor
@@ -135,13 +136,6 @@ class KLDAHead(Head):
             if loaded is not None:
                 setattr(self, name, getattr(self, name).new_empty(loaded.shape, dtype=loaded.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        exact = self.scatter
-        moved = super()._apply(*args, **kwargs)
-        if exact.dtype == torch.float32:  # rounded to half of its digits it is no covariance any more
-            self.scatter = exact.to(self.scatter.device)
-        return moved
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_projection": None}

@@ -60,7 +60,8 @@ class RanPACHead(Head):
     Args:
         width: ``M``, how many random features; 0 for the features themselves.
         ridge: ``lambda``, above 0; ``None`` chooses it on base images, between 1e-8 and 1e8, by the squared error on a fifth of
-            them. Without base images it is the mean of the diagonal of ``G`` then.
+            those of each class, one at least. Without base images, or with one of each class, it is the mean of the diagonal of
+            ``G`` then.
         calibrated: C-RanPAC.
         balanced: AIR.
         power_norm: power-normalise features and scale them to length 1 first.
@@ -76,6 +77,7 @@ class RanPACHead(Head):
         'dog'
     """
 
+    _exact = ("inverse", "products", "base_weights", "chosen_ridge")
     inverse: Tensor
     products: Tensor
     base_weights: Tensor
@@ -149,11 +151,13 @@ class RanPACHead(Head):
     def _learn_base_images(self, features: Tensor, targets: Tensor) -> None:
         counts = torch.bincount(targets)
         each = 1 / counts[targets].double() if self.balanced else torch.ones(len(targets), dtype=torch.float64)
-        held_out = torch.arange(len(targets)) % 5 == 4
+        held_out = _fifth_of_each(targets)
         ridge = self.ridge
         parts = [self._sums(features, targets, each, part) for part in (~held_out, held_out)]
         products, answers = parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
-        if ridge is None:
+        if ridge is None and not bool(held_out.any()):
+            ridge = float(products.diagonal().mean())
+        elif ridge is None:
             ridge = max(_best_ridge(*parts[0], *parts[1]), _SMALLEST_RIDGE * float(products.trace()))
         products.diagonal().add_(ridge)
         factor, failed = torch.linalg.cholesky_ex(products)
@@ -280,18 +284,17 @@ class RanPACHead(Head):
         }
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        if prefix + "inverse" in state_dict:
-            self._split_old(state_dict, prefix)
+        self._add_products(state_dict, prefix)
         for name in _BASE_BUFFERS:
             loaded = state_dict.get(prefix + name)
             if loaded is not None:
                 setattr(self, name, getattr(self, name).new_empty(loaded.shape, dtype=loaded.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _split_old(self, state_dict: dict[str, Any], prefix: str) -> None:
+    def _add_products(self, state_dict: dict[str, Any], prefix: str = "") -> None:
         """Add what a state of an older version lacks: it kept the inverse of ``products``."""
-        inverse = state_dict[prefix + "inverse"]
-        if prefix + "products" in state_dict:
+        inverse = state_dict.get(prefix + "inverse")
+        if inverse is None or prefix + "products" in state_dict:
             return
         state_dict[prefix + "products"] = inverse.new_empty(0, 0)
         if self.calibrated and inverse.dim() == 2 and inverse.shape[0] == inverse.shape[1]:
@@ -299,13 +302,9 @@ class RanPACHead(Head):
             if not int(failed):  # otherwise it is refused as damaged
                 state_dict[prefix + "products"], state_dict[prefix + "inverse"] = found, inverse.new_empty(0, 0)
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        exact = {name: getattr(self, name) for name in ("inverse", "products", "base_weights")}
-        moved = super()._apply(*args, **kwargs)
-        for name, kept in exact.items():
-            if kept.dtype == torch.float64:  # it moves to other devices, and keeps its digits
-                setattr(self, name, kept.to(getattr(self, name).device))
-        return moved
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._add_products(self._buffers)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_projection": None}
@@ -317,6 +316,16 @@ class RanPACHead(Head):
             f"calibrated={self.calibrated}, share={self.share}, temperature={self.temperature}, seed={self.seed}, "
             f"{super().extra_repr()}"
         )
+
+
+def _fifth_of_each(targets: Tensor) -> Tensor:
+    """Return ``(n,)`` bool: of the images of each class the fifth, the tenth and so on; the last of two to four."""
+    order = targets.argsort(stable=True)
+    counts = torch.bincount(targets)
+    place = torch.empty_like(targets)  # of an image among those of its class
+    place[order] = torch.arange(len(targets)) - (counts.cumsum(0) - counts)[targets[order]]
+    of_class = counts[targets]
+    return torch.where(of_class < 5, (place == of_class - 1) & (of_class > 1), place % 5 == 4)
 
 
 def _best_ridge(products: Tensor, answers: Tensor, other: Tensor, wanted: Tensor) -> float:

@@ -137,6 +137,9 @@ class HeadState(nn.Module):
         unknowns: ``(m, D)``, the samples of unknowns that the threshold is calibrated on; empty if the head is not calibrated.
     """
 
+    _exact: tuple[str, ...] = ()
+    """Names of buffers that keep their dtype, and move to other devices alone."""
+
     support: Tensor
     targets: Tensor
     base: Tensor
@@ -454,8 +457,11 @@ class HeadState(nn.Module):
         def held() -> list[Any]:
             return [*((p.device, p.dtype) for p in self.parameters()), *map(id, self.buffers())]
 
-        before = held()
+        before, exact = held(), {name: getattr(self, name) for name in self._exact}
         moved = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        for name, kept in exact.items():
+            if not kept.is_meta:
+                setattr(self, name, kept.to(getattr(self, name).device))
         if held() != before:  # a move to the present device and dtype changes nothing
             self._outdate()
         return moved

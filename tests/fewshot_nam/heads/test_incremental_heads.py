@@ -133,6 +133,11 @@ def test_c_ranpac_keeps_all_digits_of_its_sums():
     again = create("c-ranpac", width=200, ridge=1e-5)
     again.load_state_dict(old)
     torch.testing.assert_close(again(rows), head(rows), rtol=1e-4, atol=1e-4)
+    pickled = head.__getstate__()  # likewise
+    buffers = dict(pickled["_buffers"])
+    buffers["inverse"] = torch.linalg.inv(buffers.pop("products"))
+    again.__setstate__({**pickled, "_buffers": buffers})
+    torch.testing.assert_close(again(rows), head(rows), rtol=1e-4, atol=1e-4)
     head.products = head.products - 1e-2 * torch.eye(200)  # a rounding error of float32 is as large
     head._outdate()
     with pytest.raises(ValueError, match=r"kept these in float32: learn the base images again"):
@@ -165,11 +170,40 @@ def test_features_with_a_mean_are_told_apart_as_well(name, mean, noise):
         torch.testing.assert_close(head(queries).double(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_klda_answers_the_same_after_it_was_in_half_precision():
-    """The matrix that it keeps of base images was no covariance any more, and each answer an error of the factorization."""
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_klda_keeps_of_base_images_stays_as_it_is_in_half_precision(dtype):
+    """The matrix was no covariance any more, and a count of 70,000 infinite: each answer was an error."""
     head = learned("klda", width=200)
-    assert head.float().to(torch.bfloat16)(QUERIES.to(torch.bfloat16)).isfinite().all()
-    assert head.scatter.dtype == torch.float32
+    head.freedom = torch.tensor(70_000.0)
+    assert head.float().to(dtype)(QUERIES.to(dtype)).isfinite().all()
+    assert (head.scatter.dtype, float(head.freedom)) == (torch.float32, 70_000.0)
+
+
+@pytest.mark.parametrize("name", ["ranpac", "c-ranpac", "acil", "air"])
+def test_the_order_of_base_images_does_not_change_the_ridge(name):
+    """Every fifth was held out: of images in turn of ten classes, all of two classes, and the largest ridge was the best."""
+    generator = torch.Generator().manual_seed(0)
+    centres = 0.6 * torch.randn(10, 64, generator=generator) + 0.8
+    rows = torch.relu(centres.repeat_interleave(40, 0) + 0.6 * torch.randn(400, 64, generator=generator))
+    targets = torch.arange(10).repeat_interleave(40)
+    found = []
+    for order in (torch.arange(400), torch.arange(400).reshape(10, 40).T.flatten()):
+        base = BaseStatistics.from_features(rows, targets)
+        found.append(create(name, base, width=200) if "ranpac" in name else create(name, base))
+        found[-1].write_base_images(rows[order], targets[order].tolist())
+    assert float(found[0].chosen_ridge) == float(found[1].chosen_ridge) < 1e8
+    assert found[0].predict(rows) == found[1].predict(rows)
+
+
+@pytest.mark.parametrize("each", [1, 2, 4])
+def test_few_base_images_choose_a_ridge_that_answers_them(each):
+    """With fewer than five in all, none was held out, and the largest ridge was taken."""
+    noise = torch.rand(4 * each, 64, generator=torch.Generator().manual_seed(0))
+    rows = torch.eye(64)[:4].repeat_interleave(each, 0) + 0.01 * noise
+    names = [f"b{i // each}" for i in range(4 * each)]
+    head = create("ranpac", BaseStatistics.from_prototypes(torch.eye(64)[:4]), width=200).write_base_images(rows, names)
+    assert float(head.chosen_ridge) < 1e6
+    assert head.predict(rows) == names
 
 
 def test_a_ridge_that_is_lost_beside_the_images_is_refused_and_none_is_chosen(monkeypatch):
