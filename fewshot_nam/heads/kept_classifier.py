@@ -46,7 +46,7 @@ _MOST_GIVEN = 1 << 31  # of one image: sums of counts must not overflow
 
 
 class BaseCost(NamedTuple):
-    """What new classes take from the classes of the classifier.
+    """What new classes take from the classes of the classifier, for images that it was not trained on if base images are none.
 
     Attributes:
         share: share of base images that are answered as a new class, each read by weights that it took no part in: the larger of
@@ -130,8 +130,9 @@ class KeptClassifierHead(Head):
     the top of the module's file.
 
     Args:
-        base_images: ``(n, D)``, features of ``n`` unlabelled images of what the classifier sees, a hundred or more. The bound holds
-            whether identical ones count once or as often as they are given. ``None`` only for a head whose state is loaded.
+        base_images: ``(n, D)``, features of ``n`` unlabelled images of what the classifier sees, a hundred or more, and none that
+            it was trained on: these it knows better than others, and the bound would hold for them alone. It holds whether
+            identical ones count once or as often as they are given. ``None`` only for a head whose state is loaded.
         ridge: added to the covariance of base images, above 0, in units of their mean variance.
         length_exponent: 0 to 1, how much longer class weights of the classifier score higher: 0 not at all, 1 as much as in the
             classifier.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fewshot_nam.heads.base import Head, Support
 from fewshot_nam.heads.power_norm import power_normalise
+from fewshot_nam.heads.ranpac import normal_numbers
 from fewshot_nam.heads.validation import check_random_features
 from fewshot_nam.memory.primitives import unit
 
@@ -67,8 +68,9 @@ class KLDAHead(Head):
         directions = unit(power_normalise(features))
         if self._projection is None or len(self._projection[0]) != directions.shape[-1]:
             generator = torch.Generator().manual_seed(self.seed)
-            slopes = math.sqrt(self.gamma) * torch.randn(directions.shape[-1], self.width, generator=generator)
-            self._projection = slopes, 2 * math.pi * torch.rand(self.width, generator=generator)
+            drawn = normal_numbers((directions.shape[-1], self.width), generator)
+            phases = torch.rand(self.width, generator=generator, dtype=torch.float32, device="cpu")
+            self._projection = math.sqrt(self.gamma) * drawn, 2 * math.pi * phases
         slopes, phases = (part.to(directions) for part in self._projection)
         return math.sqrt(2 / self.width) * torch.cos(directions @ slopes + phases)
 
@@ -120,11 +122,12 @@ class KLDAHead(Head):
         eye = torch.eye(self.width, dtype=torch.float64, device=phi.device)
         factor = torch.linalg.cholesky(covariance + (self.ridge * size)[:, None, None] * eye)
         every = support.with_base(torch.cat([known, support.base[len(known) :]]), means)
-        weights = torch.cholesky_solve(every.mT.double(), factor).mT.to(every)
+        weights = torch.cholesky_solve(every.mT.double(), factor).mT
         return weights, (weights * every).sum(dim=-1) / 2
 
     def _score(self, learned: tuple[Tensor, Tensor], query: Tensor) -> Tensor:
-        return query @ learned[0].mT - learned[1].unsqueeze(-2)
+        # What all classes have in common is large where features have a mean: float32 would lose their differences.
+        return (query.double() @ learned[0].mT - learned[1].unsqueeze(-2)).to(query)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         known = min(len(self.base_means), len(self.base))

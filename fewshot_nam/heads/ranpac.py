@@ -127,7 +127,7 @@ class RanPACHead(Head):
         projection = self._projection
         if projection is None or projection.shape[0] != features.shape[-1]:
             generator = torch.Generator().manual_seed(self.seed)
-            projection = self._projection = torch.randn(features.shape[-1], self.width, generator=generator)
+            projection = self._projection = normal_numbers((features.shape[-1], self.width), generator)
         return torch.relu(features @ projection.to(features))
 
     @property
@@ -226,7 +226,7 @@ class RanPACHead(Head):
         assert products is not None
         assert answers is not None
         generator = torch.Generator().manual_seed(self.seed)
-        noise = torch.randn(_DRAWN, base.shape[-1], generator=generator).to(base)
+        noise = normal_numbers((_DRAWN, base.shape[-1]), generator).to(base)
         for column in range(len(support.base), support.columns):
             shots = support.features[0, support.targets == column]
             mean = shots.mean(dim=0)
@@ -316,6 +316,11 @@ class RanPACHead(Head):
             f"calibrated={self.calibrated}, share={self.share}, temperature={self.temperature}, seed={self.seed}, "
             f"{super().extra_repr()}"
         )
+
+
+def normal_numbers(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return numbers drawn from N(0, 1), the same for all default dtypes and devices: files hold the seed alone."""
+    return torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _fifth_of_each(targets: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewshot_nam.memory.padding import check_tokens, without_padding
-from fewshot_nam.memory.primitives import Gate, unit
+from fewshot_nam.memory.primitives import NORM_EPS, Gate, unit
 from fewshot_nam.memory.scan.scan import BACKENDS, memory_scan, memory_step
 from fewshot_nam.memory.short_convolution import ShortConvolution, check_conv_size
 from fewshot_nam.memory.torch_modes import full_precision
@@ -258,7 +258,8 @@ class NAMAttention(nn.Module):
         self.conv = None
         if conv_size is not None:
             self.conv = ShortConvolution(vectors * embed_dim, conv_size, device=device, dtype=dtype)
-        self.output_norm = nn.RMSNorm(embed_dim // num_heads, device=device, dtype=dtype) if output_norm else None
+        size = embed_dim // num_heads
+        self.output_norm = nn.RMSNorm(size, NORM_EPS, device=device, dtype=dtype) if output_norm else None
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, device, dtype)
         self.reset_parameters()
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from fewshot_nam.memory.attention import AttentionState, Decay, NAMAttention, Scale, outer_product_attention
 from fewshot_nam.memory.padding import check_tokens, without_padding
-from fewshot_nam.memory.primitives import unit
+from fewshot_nam.memory.primitives import NORM_EPS, unit
 from fewshot_nam.memory.scan.scan import BACKENDS, memory_scan
 from fewshot_nam.memory.torch_modes import full_precision
 from fewshot_nam.memory.transformer import ACTIVATIONS, is_causal_mask
@@ -96,7 +96,8 @@ class NAMCrossAttention(nn.Module):
         source_gates = num_heads * (gates + erase)
         self.source_gate_proj = nn.Linear(embed_dim, source_gates, bias, device, dtype) if source_gates else None
         self.read_gate_proj = nn.Linear(embed_dim, num_heads, bias, device, dtype) if gates else None
-        self.output_norm = nn.RMSNorm(embed_dim // num_heads, device=device, dtype=dtype) if output_norm else None
+        size = embed_dim // num_heads
+        self.output_norm = nn.RMSNorm(size, NORM_EPS, device=device, dtype=dtype) if output_norm else None
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, device, dtype)
         self.reset_parameters()
 

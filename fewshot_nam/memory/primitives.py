@@ -24,6 +24,9 @@ from fewshot_nam.memory.validation import check_real
 Gate = float | Tensor
 """A probability, usually in [0, 1]: one number, or a tensor of the batch shape (``(..., n)`` where ``n`` pairs are written)."""
 
+NORM_EPS = torch.finfo(torch.float32).eps
+"""Of norms over outputs, in every dtype: what PyTorch takes for each is 65,000 times larger in bfloat16."""
+
 
 def unit(x: Tensor, dim: int = -1, eps: float = 1e-12) -> Tensor:
     """Return ``x / |x|`` along ``dim``. A vector of length ``eps`` or less gives zeros, with a gradient of 0.

@@ -50,12 +50,11 @@ _TAB = """async () => {
         return window.fewshotNamTab = number;
     } catch { return window.fewshotNamTab = ""; }
 }"""
-# The number comes again and again, since what was sent with the load may have been refused or forgotten.
-_TICK = "(seen, find) => [seen, find, window.fewshotNamTab ?? null]"
-# Which figures and which answer a tab shows, it knows best: Gradio's State is that of the visitors who asked last.
-_SHOWN = """() => {
+# The number comes again and again, since what was sent with the load may have been refused or forgotten. Which figures and which
+# answer a tab shows, it knows best: Gradio's State is that of the visitors who asked last.
+_TICK = """(seen, find) => {
     const of = place => document.querySelector(`${place} [data-of]`)?.dataset.of ?? "";
-    return [of("#checked"), of("#answer")];
+    return [seen, find, window.fewshotNamTab ?? null, of("#checked"), of("#answer")];
 }"""
 
 
@@ -97,8 +96,8 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         )
         gr.Timer(2).tick(
             events.on_tick,
-            [at.seen, at.find, at.tab],
-            at.shared,
+            [at.seen, at.find, at.tab, at.figures, at.answered],
+            [*at.shared, at.before],
             js=_TICK,
             show_progress="hidden",
             api_visibility="private",
@@ -150,14 +149,6 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             at.checked,
             show_progress_on=at.checked,
             **many,
-        )
-        at.seen.change(
-            events.on_seen,
-            [at.figures, at.answered],
-            at.before,
-            js=_SHOWN,
-            show_progress="hidden",
-            api_visibility="private",
         )
         at.save.click(events.on_save, [at.find], at.shared, show_progress_on=at.status, **quiet)
         at.reload.click(events.on_reload, [at.find], at.shared, show_progress_on=at.status, **quiet)

@@ -47,13 +47,27 @@ class Events:
         target = session.target
         return [*self._view(session, None, ""), gr.skip() if target is None else min(max(100 * target, 0.1), 50)]
 
-    def on_tick(self, shown: tuple[Any, ...], wanted: str, tab: str | None, request: gr.Request) -> list[Any]:
-        """Draw a tab anew where something has changed."""
+    def on_tick(
+        self,
+        shown: tuple[Any, ...],
+        wanted: str,
+        tab: str | None,
+        figures: str | None,
+        answer: str | None,
+        request: gr.Request,
+    ) -> list[Any]:
+        """Draw a tab anew where something has changed, and show where its figures or its answer are of before.
+
+        Each time: what was asked for once may have been refused.
+        """
         self._sessions.opened(request.session_hash, tab, _address(request))
         session = self._session_of(request, "show")
-        if self._shown_of(session) == shown:
-            return [gr.skip()] * _VALUES
-        return self._view(session, None, wanted)  # another tab has changed it
+        same = self._shown_of(session) == shown
+        before = {figures or "", answer or ""} - {"", self._state_of(session, session.version)}
+        return [
+            *([gr.skip()] * _VALUES if same else self._view(session, None, wanted)),
+            html.style_of_before(before) if before else gr.skip(),
+        ]
 
     def on_find(self, wanted: str, request: gr.Request) -> list[Any]:
         """Show the classes that hold a text."""
@@ -205,11 +219,6 @@ class Events:
             return self._of_state(session, found.version, html.check_html(found))
         except (ValueError, OSError) as error:
             return html.note(" ".join(str(error).split()), "bad")
-
-    def on_seen(self, figures: str | None, answer: str | None, request: gr.Request) -> str:
-        """Show which figures and which answer of a tab are of before, by the states that they are of."""
-        session = self._session_of(request, "show")
-        return html.style_of_before({figures or "", answer or ""} - {self._state_of(session, session.version)})
 
     def on_save(self, wanted: str, request: gr.Request) -> list[Any]:
         """Write the memory's file."""

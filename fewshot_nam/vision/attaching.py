@@ -58,7 +58,8 @@ def attach(
             need ``base_images``, or a head with a mean. What new classes take from them is in ``model.base_cost``.
         base_images: a hundred or more ordinary images of what the model sees, without labels. The mean of their features is
             subtracted from every feature (``BaseStatistics.from_mean``). With ``keep_classes`` they also tell in which directions
-            ordinary images differ, and how many of them a new class would take (``KeptClassifierHead``).
+            ordinary images differ, and how many of them a new class would take (``KeptClassifierHead``): take none then that the
+            classifier was trained on.
         in_place: for a model of timm or torchvision, or with ``classifier``: change ``model`` itself. The head replaces its
             classifier, and ``model(x)`` gives the head's scores. The rest of it runs as before.
         weights: for a name: ``True`` for the published weights, ``False`` for random ones, or a file.

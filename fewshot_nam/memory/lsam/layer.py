@@ -39,6 +39,7 @@ from fewshot_nam.memory.lsam.recurrence import (
     recurrence,
     step,
 )
+from fewshot_nam.memory.primitives import NORM_EPS
 from fewshot_nam.memory.short_convolution import ShortConvolution, check_conv_size
 from fewshot_nam.memory.torch_modes import full_precision
 from fewshot_nam.memory.validation import check_alike, check_max_erase, check_tensor
@@ -305,7 +306,7 @@ class LSAM(nn.Module):
                     convolution = ShortConvolution(3 * hidden_size, conv_size, device=device, dtype=dtype)
                     self.add_module(f"conv_l{layer}{direction}", convolution)
                 if output_norm:
-                    norm = nn.RMSNorm(hidden_size // num_heads, device=device, dtype=dtype)
+                    norm = nn.RMSNorm(hidden_size // num_heads, NORM_EPS, device=device, dtype=dtype)
                     self.add_module(f"norm_l{layer}{direction}", norm)
         self.reset_parameters()
 

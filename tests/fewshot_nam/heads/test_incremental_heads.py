@@ -145,11 +145,13 @@ def test_c_ranpac_keeps_all_digits_of_its_sums():
 
 
 @pytest.mark.parametrize("name", ["ranpac", "c-ranpac", "acil", "air", "klda"])
-@pytest.mark.parametrize(("mean", "noise"), [(0.0, 0.003), (10.0, 0.3), (100.0, 0.1)])
-def test_features_with_a_mean_are_told_apart_as_well(name, mean, noise):
+@pytest.mark.parametrize(
+    ("mean", "spread", "noise"), [(0.0, 1.0, 0.003), (10.0, 1.0, 0.3), (100.0, 1.0, 0.1), (10.0, 0.02, 0.01)]
+)
+def test_features_with_a_mean_are_told_apart_as_well(name, mean, spread, noise):
     """In float32 some ended in an error of the factorization, and some answered at chance."""
     generator = torch.Generator().manual_seed(0)
-    centres = mean + torch.randn(12, 64, generator=generator).abs()
+    centres = mean + spread * torch.randn(12, 64, generator=generator).abs()
     base, shots, queries = (
         some.repeat_interleave(count, 0) + noise * torch.randn(len(some) * count, 64, generator=generator)
         for some, count in ((centres[:9], 30), (centres[9:], 5), (centres, 4))
@@ -193,6 +195,20 @@ def test_the_order_of_base_images_does_not_change_the_ridge(name):
         found[-1].write_base_images(rows[order], targets[order].tolist())
     assert float(found[0].chosen_ridge) == float(found[1].chosen_ridge) < 1e8
     assert found[0].predict(rows) == found[1].predict(rows)
+
+
+@pytest.mark.parametrize("name", ["ranpac", "c-ranpac", "klda"])
+def test_random_features_do_not_depend_on_the_default_dtype(name):
+    """A state taught in one program was answered from with other random features in one that had set float64: by chance."""
+    head = learned(name, width=40)
+    taken = head.state_dict()
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = create(name, STATISTICS, width=40)
+        again.load_state_dict(taken)
+        torch.testing.assert_close(again(QUERIES), head(QUERIES))
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("each", [1, 2, 4])

@@ -52,7 +52,8 @@ def as_equations(attention: NAMCrossAttention, x: Tensor, source: Tensor) -> Ten
         found = [read(memory[head], unit(q[head]), p_read[head]) for head in range(H)]
         if attention.output_norm is not None:
             found = [
-                f / (f.square().mean() + torch.finfo(F64).eps).sqrt() * attention.output_norm.weight for f in found
+                f / (f.square().mean() + torch.finfo(torch.float32).eps).sqrt() * attention.output_norm.weight
+                for f in found
             ]
         outputs.append(attention.out_proj(torch.cat(found)))
     return torch.stack(outputs)

@@ -185,7 +185,7 @@ def test_an_output_norm_divides_the_outputs_of_each_head_and_leaves_the_states(b
         directions = []
         for number, part in enumerate(theirs.chunk(2 if bidirectional else 1, dim=-1)):
             by_head = part.view(-1, 2, 3)
-            size = (by_head.square().mean(-1, keepdim=True) + torch.finfo(F64).eps).sqrt()
+            size = (by_head.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
             norm = net.get_submodule("norm_l0" + "_reverse" * number)
             directions.append((norm.weight * by_head / size).flatten(-2))
         torch.testing.assert_close(ours, torch.cat(directions, dim=-1), **EXACT)
