@@ -245,10 +245,10 @@ class UploadLimit:
             files = _FilesOnly(few_parts(counted, boundary, _MOST_PARTS), boundary, begun) if boundary else counted
             await self.app(scope, files, answer)
         except OSError as error:
-            if answered or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if answered or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             self._next_count = 0.0  # what came of it is removed then
-            await PlainTextResponse("no room: the disk of temporary files is full", 507)(scope, receive, send)
+            await PlainTextResponse("no room: the disk of temporary files is full, or a file may not be so large", 507)(scope, receive, send)
         finally:
             self._coming -= came
             self._lying += came
