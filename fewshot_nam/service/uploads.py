@@ -248,7 +248,9 @@ class UploadLimit:
             if answered or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             self._next_count = 0.0  # what came of it is removed then
-            await PlainTextResponse("no room: the disk of temporary files is full, or a file may not be so large", 507)(scope, receive, send)
+            await PlainTextResponse("no room: the disk of temporary files is full, or a file may not be so large", 507)(
+                scope, receive, send
+            )
         finally:
             self._coming -= came
             self._lying += came

@@ -367,7 +367,10 @@ def test_a_full_disk_is_said_and_what_came_is_removed(tmp_path, monkeypatch):
     routes = [Route("/gradio_api/upload", kept, methods=["POST"])]
     client = TestClient(Starlette(routes=routes, middleware=[limit]), client=("127.0.0.1", 50000))
     refused = client.post("/gradio_api/upload", content=b"x" * 200)
-    assert (refused.status_code, refused.text) == (507, "no room: the disk of temporary files is full")
+    assert (refused.status_code, refused.text) == (
+        507,
+        "no room: the disk of temporary files is full, or a file may not be so large",
+    )
     time.sleep(0.05)
     assert client.post("/gradio_api/upload", content=b"x" * 50).text == "kept"
     assert not list(tmp_path.iterdir())
