@@ -20,8 +20,9 @@ from fewshot_nam._deprecation import renamed_attribute
 from fewshot_nam.heads.calibration import CalibratedHead
 from fewshot_nam.heads.duplicates import first_equal
 from fewshot_nam.heads.power_norm import power_normalise
-from fewshot_nam.heads.state import BUFFERS, Computation, Snapshot, appended, changes
+from fewshot_nam.heads.state import BUFFERS, Computation, Snapshot, appended, changes, whole
 from fewshot_nam.heads.validation import Label, as_labels, check_type, checked_vectors, listed
+from fewshot_nam.memory.torch_modes import autocasts, full_precision
 
 HeadT = TypeVar("HeadT", bound="Head")
 
@@ -362,11 +363,12 @@ class Head(CalibratedHead):
         flat = checked.reshape(1, -1, checked.shape[-1]).to(snapshot.dtype)
         if flat.dtype.itemsize < checked.dtype.itemsize:  # a number may not fit any more
             checked_vectors(flat, "features")
-        if self._source is None:  # a compiler traces this
-            scores = self._score(snapshot.learned, self._embed(flat))
-        else:
-            with Computation(self._source):
+        with full_precision(flat.device):
+            if self._source is None:  # a compiler traces this
                 scores = self._score(snapshot.learned, self._embed(flat))
+            else:
+                with Computation(self._source):
+                    scores = self._score(snapshot.learned, self._embed(flat))
         return scores.reshape(*checked.shape[:-1], len(snapshot.classes))
 
     def predict(self, features: Tensor, unknown: Label | None = None) -> Label | list[Label]:
@@ -445,8 +447,11 @@ class Head(CalibratedHead):
                     checked_vectors(features, name, width=self._fixed_width() or support.shape[-1])
                     if self.mean.numel():
                         checked_vectors(self._embed(features), f"{name} minus the mean")
-        known = None if base is None else self._embed(base.to(support.dtype))
-        return self._score_embedded(self._embed(support), self._embed(query.to(support.dtype)), known)
+        if autocasts(support.device):
+            support = whole(support)
+        with full_precision(support.device):
+            known = None if base is None else self._embed(base.to(support.dtype))
+            return self._score_embedded(self._embed(support), self._embed(query.to(support.dtype)), known)
 
     def _score_embedded(self, support: Tensor, query: Tensor, base: Tensor | None = None) -> Tensor:
         """Return what ``score_episodes`` returns, for features that are embedded already."""
@@ -480,7 +485,12 @@ class Head(CalibratedHead):
             # A tensor made in inference mode could never take part in autograd later.
             grad = trainable and torch.is_grad_enabled()
             # The mode is set where it is constructed, so this must be inside: leaving inference_mode would restore it otherwise.
-            with torch.inference_mode(False), torch.set_grad_enabled(grad), Computation(self._source):
+            with (
+                torch.inference_mode(False),
+                torch.set_grad_enabled(grad),
+                full_precision(self.targets.device),
+                Computation(self._source),
+            ):
                 learned = None if trainable else self._extended(dtype)
                 learned = self._learn(self._all_support(dtype)) if learned is None else learned
         derived = Snapshot(classes, learned, dtype, self._refusal(), self._probability_temperature)
@@ -537,7 +547,8 @@ class Head(CalibratedHead):
         place[order] = torch.arange(len(targets), device=targets.device) - (counts.cumsum(0) - counts)[targets[order]]
         several = counts[targets] > 1
         found = []
-        with torch.inference_mode(False), torch.no_grad(), Computation(self._source):
+        device = self.targets.device
+        with torch.inference_mode(False), torch.no_grad(), full_precision(device), Computation(self._source):
             width = support.shape[-1] or base.shape[-1]
             written, base = (
                 self._embed(buffer.reshape(len(buffer), width).to(snapshot.dtype)) for buffer in (support, base)

@@ -26,6 +26,7 @@ from fewshot_nam.heads.conformal import SMALLEST_TARGET
 from fewshot_nam.heads.growing_rows import GrowingRows
 from fewshot_nam.heads.power_norm import Transform
 from fewshot_nam.heads.validation import Label, as_unicode, checked_vectors
+from fewshot_nam.memory.torch_modes import autocasts, full_precision
 
 BUFFERS = ("support", "targets", "base", "mean", "unknowns")
 StateT = TypeVar("StateT", bound="HeadState")
@@ -89,11 +90,20 @@ def changes(method: Callable[Concatenate[StateT, P], R]) -> Callable[Concatenate
             raise ValueError(
                 f"{method.__name__}: a snapshot cannot change: change the head that it was taken from, and take another snapshot"
             )
+        device = self.targets.device
+        if autocasts(device):
+            args = tuple(whole(one) for one in args)  # type: ignore[assignment]
+            kwargs = {name: whole(one) for name, one in kwargs.items()}  # type: ignore[assignment]
         # A buffer made in inference mode could not be loaded into later.
-        with self._lock, torch.inference_mode(False):
+        with self._lock, torch.inference_mode(False), full_precision(device):
             return method(self, *args, **kwargs)
 
     return change  # type: ignore[return-value]
+
+
+def whole(given: Any) -> Any:
+    """Return features that autocast has rounded in float32; what is learned stays when the caller has left it."""
+    return given.float() if isinstance(given, Tensor) and given.dtype in (torch.float16, torch.bfloat16) else given
 
 
 class Computation:

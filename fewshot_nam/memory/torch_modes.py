@@ -13,6 +13,11 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
+def autocasts(device: torch.device) -> bool:
+    """Return whether autocast is on for a device."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def needs_plain_autograd() -> bool:
     """Return whether we are inside ``torch.func`` or ``torch.export``, which cannot use a hand-written backward."""
     if torch.compiler.is_compiling():

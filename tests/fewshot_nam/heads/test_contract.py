@@ -561,3 +561,25 @@ def test_base_images_make_base_classes(name):
     loaded = make(name)
     loaded.load_state_dict(head.state_dict())
     torch.testing.assert_close(loaded(query), before)
+
+
+@pytest.mark.parametrize("name", [name for name in available() if not transductive(name)])
+def test_a_head_answers_within_autocast_as_outside(name):
+    """What it learned and compared was rounded to eight bits: thresholds accepted nothing or a third of the unknowns."""
+    generator = torch.Generator().manual_seed(0)
+    rows, query = (torch.rand(n, 11, generator=generator) + 0.1 for n in (12, 9))
+    rows, query = rows.bfloat16().float(), query.bfloat16().float()  # as a backbone within autocast gives them
+    base = BaseStatistics(
+        *(torch.rand(12, 11, generator=generator) + 0.1 for _ in range(2)), torch.rand(11, generator=generator)
+    )
+    within, outside = (create(name, base) for _ in range(2))
+    outside.write(rows, list("aaaabbbbcccc"))
+    expected = outside(query)
+    with torch.autocast("cpu", torch.bfloat16):
+        within.write(rows.bfloat16(), list("aaaabbbbcccc"))
+        torch.testing.assert_close(outside(query.bfloat16()), expected)
+        found = within(query.bfloat16())
+        episodes = within.score_episodes(rows.reshape(1, 3, 4, 11), query[None])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(within(query), expected)
+    torch.testing.assert_close(episodes, outside.score_episodes(rows.reshape(1, 3, 4, 11), query[None]))
