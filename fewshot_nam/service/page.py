@@ -99,7 +99,7 @@ def serve(
         inbrowser=open_browser,
         max_file_size=_LARGEST_UPLOAD,
         max_threads=_THREADS,
-        state_session_capacity=200,  # of them Gradio keeps which version of the memory they show
+        state_session_capacity=200,  # for whom Gradio keeps the page as they see it; nothing here looks at it
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=html.CSS,
         footer_links=[],

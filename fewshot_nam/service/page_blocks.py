@@ -50,12 +50,14 @@ _TAB = """async () => {
         return window.fewshotNamTab = number;
     } catch { return window.fewshotNamTab = ""; }
 }"""
-# The number comes again and again, since what was sent with the load may have been refused or forgotten. Which figures and which
-# answer a tab shows, it knows best: Gradio's State is that of the visitors who asked last.
-_TICK = """(seen, find) => {
+# The number comes again and again, since what was sent with the load may have been refused or forgotten. What a tab shows, it knows
+# best: Gradio's State is that of the visitors who asked last.
+_TICK = """(shown, find) => {
     const of = place => document.querySelector(`${place} [data-of]`)?.dataset.of ?? "";
-    return [seen, find, window.fewshotNamTab ?? null, of("#checked"), of("#answer")];
+    shown = document.querySelector("#seen [data-shown]")?.dataset.shown ?? "";
+    return [shown, find, window.fewshotNamTab ?? null, of("#checked"), of("#answer")];
 }"""
+_UNDO = '(shown, find) => [document.querySelector("#seen [data-shown]")?.dataset.shown ?? "", find]'
 
 
 def as_given(payload: ImageData | None) -> str | bytes | None:
@@ -96,7 +98,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         )
         gr.Timer(2).tick(
             events.on_tick,
-            [at.seen, at.find, at.tab, at.figures, at.answered],
+            [at.shown, at.find, at.tab, at.figures, at.answered],
             [*at.shared, at.before],
             js=_TICK,
             show_progress="hidden",
@@ -135,7 +137,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         )
         at.learn_path.click(events.on_learn_path, [at.path, at.find], at.shared, show_progress_on=at.status, **many)
         at.classes.click(events.on_forget, [at.find], at.shared, show_progress_on=at.status, **quiet)
-        at.undo.click(events.on_undo, [at.seen, at.find], at.shared, show_progress_on=at.status, **quiet)
+        at.undo.click(events.on_undo, [at.shown, at.find], at.shared, js=_UNDO, show_progress_on=at.status, **quiet)
         for given in (at.unknown_files, at.unknown_folder):
             given.upload(
                 events.on_unknown, [given, at.rate, at.find], [*at.shared, given], show_progress_on=at.promise, **many

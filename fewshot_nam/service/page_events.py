@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from fewshot_nam.service.page_layout import DOWNLOADS
 from fewshot_nam.service.teaching import TeachingSession
 from fewshot_nam.service.visitors import Frames, Sessions
 
+_VERSION = re.compile("[0-9]{1,18}(?= )")
 _VALUES = 6 + len(DOWNLOADS)  # of ``Layout.shared``
 
 
@@ -49,7 +51,7 @@ class Events:
 
     def on_tick(
         self,
-        shown: tuple[Any, ...],
+        shown: str | None,
         wanted: str,
         tab: str | None,
         figures: str | None,
@@ -140,14 +142,18 @@ class Events:
 
         return self._change(session, wanted, act)
 
-    def on_undo(self, shown: tuple[Any, ...], wanted: str, request: gr.Request) -> list[Any]:
+    def on_undo(self, shown: str | None, wanted: str, request: gr.Request) -> list[Any]:
         """Take back the last change, if it is what the tab shows."""
         session = self._session_of(request)
 
         def act() -> str:
-            if not shown:  # to this tab, or too long ago
+            name, _, rest = (shown or "").partition(" ")
+            version = _VERSION.match(rest)
+            if version is None or name != self._name_of(
+                session
+            ):  # the tab shows nothing yet, or what another program has served
                 raise ValueError("nothing is undone: look at what would be, and undo again")
-            return html.note(f"Undone: {session.undo(shown[0])}.", "good")
+            return html.note(f"Undone: {session.undo(int(version[0]))}.", "good")
 
         return self._change(session, wanted, act)
 
@@ -275,13 +281,15 @@ class Events:
             gr.update(value="Undo" if what is None else f"Undo: {what}"[:60], interactive=what is not None),
             _about_file(session, self._local),
             html.refusal_html(session.threshold, session.promise, session.not_refusing),
-            shown,
+            html.shown_html(shown),
             *(self._offered(session, how) for how in DOWNLOADS),
         ]
 
-    def _shown_of(self, session: TeachingSession) -> tuple[Any, ...]:
-        """Return what differs from before whenever a tab is to be drawn anew; its version comes first."""
-        return (*session.shown, *sorted(self._prepared.get(session, {}).items()))
+    def _shown_of(self, session: TeachingSession) -> str:
+        """Return what differs from before whenever a tab is to be drawn anew; it begins with the state."""
+        version, *rest = session.shown
+        downloads = (f"{how}={of}" for how, of in sorted(self._prepared.get(session, {}).items()))
+        return " ".join([self._state_of(session, version), *map(str, rest), *downloads])
 
     def _offered(self, session: TeachingSession, how: str, path: Path | None = None) -> Any:
         """Return the button of a download, with ``path`` for one that was made now. It says where the memory has changed.
@@ -310,7 +318,10 @@ class Events:
         return found if image is None else self._of_state(session, version, found)
 
     def _state_of(self, session: TeachingSession, version: int) -> str:
-        return f"{self._named.setdefault(session, secrets.token_hex(8))} {version}"
+        return f"{self._name_of(session)} {version}"
+
+    def _name_of(self, session: TeachingSession) -> str:
+        return self._named.setdefault(session, secrets.token_hex(8))
 
     def _of_state(self, session: TeachingSession, version: int, shown: str) -> str:
         return html.of_state(shown, self._state_of(session, version), now=version == session.version)

@@ -52,7 +52,7 @@ CSS = """
   border: 1px solid var(--border-color-primary);
   background: var(--button-secondary-background-fill); color: var(--button-secondary-text-color); }
 .nam-class button:hover { border-color: var(--nam-bad); color: var(--nam-bad); }
-.nam-before { display: none; margin-top: 8px; } #before { display: none; }
+.nam-before { display: none; margin-top: 8px; } #before, #seen { display: none; }
 .nam-warn { color: var(--nam-unknown); }
 .nam-scroll { overflow-x: auto; }
 .nam-scroll table { border-collapse: collapse; } .nam-scroll td, .nam-scroll th { padding: 4px 10px; text-align: right;
@@ -153,6 +153,11 @@ def of_state(shown: str, state: str, now: bool) -> str:
     """
     text = note("The memory has changed since: what is shown here is of before. Give the images again.", "bad")
     return f'<div data-of="{state}">{shown}<div class="nam-before"{"" if now else " style=display:block"}>{text}</div></div>'
+
+
+def shown_html(state: str) -> str:
+    """Return what a page's script reads to tell what it shows: letters, digits, spaces and "="."""
+    return f'<i data-shown="{escape(state)}"></i>'
 
 
 def style_of_before(states: Iterable[str]) -> str:

@@ -33,7 +33,8 @@ class Layout:
         )
         self.status = gr.HTML(html.note("Ready."), elem_id="status")
         self.before = gr.HTML(elem_id="before")
-        self.seen = gr.State(())
+        self.seen = gr.HTML(elem_id="seen")
+        self.shown = gr.Textbox(visible=False)  # this and the next three: what the page's script sends
         self.tab = gr.Textbox(visible=False)
         self.figures = gr.Textbox(visible=False)
         self.answered = gr.Textbox(visible=False)

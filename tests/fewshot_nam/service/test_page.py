@@ -646,3 +646,25 @@ def test_the_page_says_that_no_other_site_may_show_it_within_its_own(page):
 def test_importing_the_page_writes_no_file_beside_it():
     """Gradio writes types beside a module that has a component of its own."""
     assert not any(Path(one.__file__).with_suffix(".pyi").exists() for one in (page_module, page_blocks))
+
+
+def test_what_a_tab_shows_it_says_itself(page, digits):
+    """Gradio kept it of 200 visitors: from the next open tab on, each drew all anew at each tick, and nothing could be undone."""
+    port, session = page
+    taught(session, digits)
+    kind = {"Content-Type": "application/json"}
+
+    def asked_of(name, given, visitor):
+        assert called(port, name, given, visitor, **kind)[0] == 200
+        return asked(port, "GET", f"/gradio_api/queue/data?session_hash={visitor}")[1].decode()
+
+    shown = re.search(r'data-shown=\\"([^"\\]+)\\"', asked_of("on_tick", ["", "", None, "", ""], "first"))[1]
+    assert "nam-class" not in asked_of("on_tick", [shown, "", None, "", ""], "renamed")
+    session.learn(digits[6][40:41], "taught elsewhere")
+    assert "nam-class" in asked_of("on_tick", [shown, "", None, "", ""], "another")
+    version = session.version
+    name = shown.partition(" ")[0]
+    for old in ("", "5", "x", f"{'0' * 16} {version} True True", shown, f"{name} {'9' * 30} "):
+        assert "nothing is undone" in asked_of("on_undo", [old, ""], "another")
+    assert session.version == version
+    assert "Undone: learn taught elsewhere" in asked_of("on_undo", [f"{name} {version} True False", ""], "another")
