@@ -298,9 +298,22 @@ class Head(CalibratedHead):
             sums.index_add_(0, its, some.double())
         means = sums / torch.bincount(targets).unsqueeze(-1)
         means = (means * means.abs() if self.power_normalised else means).to(rows.dtype)
+        before = [(part, dict(part._buffers)) for part in self.modules()], list(self._base_classes)
         self.write_base(means, list(number))
-        self._learn_base_images(features, len(self._base_classes) - len(number) + targets)
+        try:
+            self._learn_base_images(features, len(self._base_classes) - len(number) + targets)
+        except Exception:  # all of it or nothing
+            for part, buffers in before[0]:
+                part._buffers.update(buffers)
+            self._base_classes = before[1]
+            self._outdate()
+            raise
         return self
+
+    @property
+    def _knows_base_images(self) -> bool:
+        """Whether ``_learn`` takes what images of base classes have left, for which there is no place among episodes."""
+        return False
 
     def _learn_base_images(self, features: Tensor, targets: Tensor) -> None:
         """Learn more of images of base classes than ``write_base`` did; to be overridden by heads that do.
@@ -430,8 +443,13 @@ class Head(CalibratedHead):
 
         Raises:
             TypeError: support or query is no plain tensor of floats.
-            ValueError: shapes that do not fit, an empty support set, or NaN, infinite or zero features.
+            ValueError: shapes that do not fit, an empty support set, or NaN, infinite or zero features; a head whose answers
+                rest on images of base classes that it has learned (make a new one).
         """
+        if self._knows_base_images:
+            raise ValueError(
+                "score_episodes: this head has learned images of base classes, and episodes have none: make a new one"
+            )
         check_type(support, "support")
         check_type(query, "query")
         if support.dim() != 4 or query.dim() != 3 or support.shape[0] != query.shape[0]:

@@ -83,6 +83,10 @@ class FeCAMHead(Head):
     def _embed(self, features: Tensor) -> Tensor:
         return unit(power_normalise(features))
 
+    @property
+    def _knows_base_images(self) -> bool:
+        return len(self.base_precisions) > 0
+
     def _learn_base_images(self, features: Tensor, targets: Tensor) -> None:
         covariances, precisions = [], []
         for label in torch.unique(targets).tolist():

@@ -148,6 +148,10 @@ class RanPACHead(Head):
             )
         return super().write_base_images(features, labels)
 
+    @property
+    def _knows_base_images(self) -> bool:
+        return self._summed > 0
+
     def _learn_base_images(self, features: Tensor, targets: Tensor) -> None:
         counts = torch.bincount(targets)
         each = 1 / counts[targets].double() if self.balanced else torch.ones(len(targets), dtype=torch.float64)

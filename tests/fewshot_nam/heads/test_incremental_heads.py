@@ -301,3 +301,28 @@ def test_a_base_class_learned_from_images_can_be_forgotten(name):
 def test_settings_out_of_range_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         create(name, STATISTICS, **options)
+
+
+@pytest.mark.parametrize("name", ["ranpac", "c-ranpac"])
+def test_base_images_are_learned_whole_or_not_at_all(name):
+    """Their classes stayed as prototypes, answers came from these, and they could not be learned again."""
+    head = create(name, STATISTICS, width=200, ridge=1e-30)
+    head.write(NOVEL.flatten(0, 1), NAMES)
+    before = head(QUERIES)
+    with pytest.raises(ValueError, match="is lost beside these images"):
+        head.write_base_images(1e3 * BASE.flatten(0, 1), BASE_NAMES)
+    assert head.classes == ["n0", "n1", "n2"]
+    torch.testing.assert_close(head(QUERIES), before)
+    again = create(name, STATISTICS, width=200)
+    again.ridge, head.ridge = 1.0, 1.0
+    again.write_base_images(BASE.flatten(0, 1), BASE_NAMES).write(NOVEL.flatten(0, 1), NAMES)
+    head.write_base_images(BASE.flatten(0, 1), BASE_NAMES)
+    torch.testing.assert_close(head(QUERIES), again(QUERIES))
+
+
+@pytest.mark.parametrize("name", ["fecam", "c-fecam", "ranpac", "c-ranpac", "acil", "air", "klda"])
+def test_episodes_of_a_head_that_has_learned_base_images_are_refused(name):
+    """Some ended in an error of shapes, and some answered with the columns of the base classes first."""
+    head = learned(name)
+    with pytest.raises(ValueError, match="has learned images of base classes, and episodes have none: make a new one"):
+        head.score_episodes(NOVEL[None], QUERIES[None])
