@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
+import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -39,8 +41,9 @@ class Events:
         self._sessions, self._local = sessions, local
         self._downloads, self._frames = Downloads(get_upload_folder()), Frames()
         self._named: WeakKeyDictionary[TeachingSession, str] = WeakKeyDictionary()
-        # Of which version a download is, by what made it.
+        # Of which version a download is, by what made it; there is one file for each, and one at a time makes it.
         self._prepared: WeakKeyDictionary[TeachingSession, dict[str, int]] = WeakKeyDictionary()
+        self._making: WeakKeyDictionary[TeachingSession, dict[str, threading.Lock]] = WeakKeyDictionary()
 
     def on_load(self, tab: str | None, request: gr.Request) -> list[Any]:
         """Draw a tab that was loaded."""
@@ -64,12 +67,10 @@ class Events:
         """
         self._sessions.opened(request.session_hash, tab, _address(request))
         session = self._session_of(request, "show")
-        same = self._shown_of(session) == shown
-        before = {figures or "", answer or ""} - {"", self._state_of(session, session.version)}
-        return [
-            *([gr.skip()] * _VALUES if same else self._view(session, None, wanted)),
-            html.style_of_before(before) if before else gr.skip(),
-        ]
+        same = self._shown_of(session, wanted) == shown
+        before = {figures or "", answer or ""} - {self._state_of(session, session.version)}
+        values = [gr.skip()] * _VALUES if same else self._view(session, None, wanted)
+        return [*values, html.style_of_before(before)]
 
     def on_find(self, wanted: str, request: gr.Request) -> list[Any]:
         """Show the classes that hold a text."""
@@ -273,7 +274,7 @@ class Events:
 
     def _view(self, session: TeachingSession, said: str | None, wanted: str) -> list[Any]:
         """Return the values of ``shared``; the status stays where nothing is said."""
-        shown = self._shown_of(session)  # first: what changes from here on is drawn by the next tick
+        shown = self._shown_of(session, wanted)  # first: what changes from here on is drawn by the next tick
         what = session.undoable
         return [
             gr.skip() if said is None else said,
@@ -285,11 +286,15 @@ class Events:
             *(self._offered(session, how) for how in DOWNLOADS),
         ]
 
-    def _shown_of(self, session: TeachingSession) -> str:
-        """Return what differs from before whenever a tab is to be drawn anew; it begins with the state."""
+    def _shown_of(self, session: TeachingSession, wanted: str) -> str:
+        """Return what differs from before whenever a tab is to be drawn anew; it begins with the state.
+
+        Also of the text that classes are found by: it may have changed while an answer was under way.
+        """
         version, *rest = session.shown
         downloads = (f"{how}={of}" for how, of in sorted(self._prepared.get(session, {}).items()))
-        return " ".join([self._state_of(session, version), *map(str, rest), *downloads])
+        found = f"find={zlib.crc32(wanted.encode(errors='replace'))}"
+        return " ".join([self._state_of(session, version), *map(str, rest), *downloads, found])
 
     def _offered(self, session: TeachingSession, how: str, path: Path | None = None) -> Any:
         """Return the button of a download, with ``path`` for one that was made now. It says where the memory has changed.
@@ -332,10 +337,11 @@ class Events:
 
         def act() -> str:
             nonlocal path
-            version = session.version
-            path = getattr(session, how)(self._downloads.place_of(session))
-            self._downloads.keep(path, _address(request))
-            self._prepared.setdefault(session, {})[how] = version
+            with self._making.setdefault(session, {each: threading.Lock() for each in DOWNLOADS})[how]:
+                version = session.version
+                path = getattr(session, how)(self._downloads.place_of(session))
+                self._downloads.keep(path, _address(request))
+                self._prepared.setdefault(session, {})[how] = version
             return html.note(said, "good")
 
         values = self._change(session, wanted, act)

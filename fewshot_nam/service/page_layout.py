@@ -79,7 +79,7 @@ class Layout:
                     self.path = gr.Textbox(label="Folder", elem_id="path", max_lines=1, placeholder="photos/")
                     self.learn_path = gr.Button("Learn all classes", elem_id="learn-path")
         with gr.Row():
-            self.find = gr.Textbox(label="Find a class", elem_id="find", max_lines=1, scale=3)
+            self.find = gr.Textbox(label="Find a class", elem_id="find", max_lines=1, max_length=100, scale=3)
             self.undo = gr.Button("Undo", interactive=False, elem_id="undo", scale=1)
         self.classes = gr.HTML(elem_id="classes", js_on_load=_FORGET)
 

@@ -660,6 +660,8 @@ def test_what_a_tab_shows_it_says_itself(page, digits):
 
     shown = re.search(r'data-shown=\\"([^"\\]+)\\"', asked_of("on_tick", ["", "", None, "", ""], "first"))[1]
     assert "nam-class" not in asked_of("on_tick", [shown, "", None, "", ""], "renamed")
+    # A change that was asked for before the text was another drew the classes by the old one, for good.
+    assert "nam-class" in asked_of("on_tick", [shown, "zero", None, "", ""], "renamed")
     session.learn(digits[6][30:31], "taught elsewhere")
     assert "nam-class" in asked_of("on_tick", [shown, "", None, "", ""], "another")
     version = session.version
