@@ -82,6 +82,19 @@ class Support(NamedTuple):
         return torch.cat([base.expand(len(novel), -1, -1), novel], dim=1) if len(base) else novel
 
 
+def places_in_class(targets: Tensor) -> Tensor:
+    """Return ``(n,)`` long, the place of each image among those of its class, for classes ``(n,)`` from 0.
+
+    Example:
+        >>> places_in_class(torch.tensor([1, 0, 1, 1])).tolist()
+        [0, 0, 1, 2]
+    """
+    counts, order = torch.bincount(targets), torch.argsort(targets, stable=True)
+    place = torch.empty_like(targets)
+    place[order] = torch.arange(len(targets), device=targets.device) - (counts.cumsum(0) - counts)[targets[order]]
+    return place
+
+
 class Head(CalibratedHead):
     """A classifier that learns classes from a few features each, without training.
 
@@ -559,10 +572,7 @@ class Head(CalibratedHead):
         ``_FOLDS`` times). A class with one shot keeps it, and gives no score.
         """
         (support, targets), base = snapshot.refusal.shots, snapshot.refusal.base
-        counts = torch.bincount(targets)
-        order = torch.argsort(targets, stable=True)
-        place = torch.empty_like(targets)  # of each shot among those of its class
-        place[order] = torch.arange(len(targets), device=targets.device) - (counts.cumsum(0) - counts)[targets[order]]
+        counts, order, place = torch.bincount(targets), torch.argsort(targets, stable=True), places_in_class(targets)
         several = counts[targets] > 1
         found = []
         device = self.targets.device

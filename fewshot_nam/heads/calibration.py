@@ -156,7 +156,7 @@ class CalibratedHead(HeadState):
     def _different(self, unknowns: Tensor) -> Tensor:
         """Return ``(m,)`` bool, False for a sample that is the same as an earlier one; found once for the same samples.
 
-        Of thousands that are nearly equal, finding it takes seconds. The samples are kept, and nobody may write to them.
+        Of thousands that are nearly equal, finding it takes seconds. The samples are kept: give none that are written to later.
         """
         held = self._different_unknowns
         same = held is not None and (held[0] is unknowns or _same_bits(held[0], unknowns))

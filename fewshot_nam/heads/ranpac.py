@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewshot_nam.heads.base import Head, Support
+from fewshot_nam.heads.base import Head, Support, places_in_class
 from fewshot_nam.heads.fecam import _covariance
 from fewshot_nam.heads.power_norm import power_normalise
 from fewshot_nam.heads.teen import base_weights, calibrated_means
@@ -329,11 +329,7 @@ def normal_numbers(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 def _fifth_of_each(targets: Tensor) -> Tensor:
     """Return ``(n,)`` bool: of the images of each class the fifth, the tenth and so on; the last of two to four."""
-    order = targets.argsort(stable=True)
-    counts = torch.bincount(targets)
-    place = torch.empty_like(targets)  # of an image among those of its class
-    place[order] = torch.arange(len(targets)) - (counts.cumsum(0) - counts)[targets[order]]
-    of_class = counts[targets]
+    place, of_class = places_in_class(targets), torch.bincount(targets)[targets]
     return torch.where(of_class < 5, (place == of_class - 1) & (of_class > 1), place % 5 == 4)
 
 

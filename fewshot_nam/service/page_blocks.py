@@ -29,7 +29,7 @@ _WORKS = 16  # with many images, of which two are decoded at a time
 _SECONDS_BETWEEN_ANSWERS = 0.5
 # A number that a tab of a browser keeps when it loads the page again, in whichever way: within a Space's frame, a browser does not
 # tell a reload from a visit. Who duplicates a tab copies its number: the tab that is open holds a lock on it, and the other takes a
-# new one. Within another site the page may be allowed to keep nothing; without TLS there are no locks, but reloads are told.
+# new one. Within another site the page may be allowed to keep nothing; without TLS there are no locks, but reloads are known.
 _TAB = """async () => {
     const place = "fewshot-nam-tab";
     const held = number => new Promise(resolve => {
