@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "fewshot_nam.heads": {"fewshot_nam.memory"},
     "fewshot_nam.estimators": {"fewshot_nam.heads"},
     "fewshot_nam.easyfsl_interface": {"fewshot_nam.heads"},
-    "fewshot_nam.vision": {"fewshot_nam.heads", "fewshot_nam.heap", "fewshot_nam.io"},
+    "fewshot_nam.vision": {"fewshot_nam.heads", "fewshot_nam.heap", "fewshot_nam.io", "fewshot_nam.memory"},
     "fewshot_nam.service": {"fewshot_nam.heads", "fewshot_nam.heap", "fewshot_nam.io", "fewshot_nam.vision"},
     "fewshot_nam.cli": {
         "fewshot_nam.heads",

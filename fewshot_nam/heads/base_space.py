@@ -62,7 +62,7 @@ class BaseSpace(NamedTuple):
         nearest, own = cosines.max(dim=-1, keepdim=True)
         left_out = torch.zeros_like(cosines, dtype=torch.bool).scatter_(-1, own, nearest >= _SAME)
         total = torch.logsumexp((cosines / temperature).masked_fill(left_out, -torch.inf), dim=-1)
-        count = (~left_out).sum(dim=-1)
+        count = (~left_out).sum(dim=-1).to(cosines)  # the logarithm of an integer has the default dtype
         return torch.where(count > 0, temperature * (total - count.clamp_min(1).log()), 0.0)
 
     def to(self, like: Tensor) -> BaseSpace:

@@ -75,7 +75,9 @@ class IndexedFeatures:
         (episodes, queries), classes = query.shape, weights.shape[1]
         weights, query = weights.float().contiguous(), query.contiguous()
         centre = None if transform.centre is None else transform.centre.float().contiguous()
-        out, squares = torch.empty(classes, episodes, queries), torch.empty(episodes, queries, 1)
+        out, squares = (
+            torch.empty(size, dtype=torch.float32) for size in ((classes, episodes, queries), (episodes, queries, 1))
+        )
         multiply = getattr(self._library, "products_" + str(self.features.dtype).removeprefix("torch."))
         bank = (self.features, self.features.stride(0), self.features.shape[1])
         multiply(

@@ -57,9 +57,10 @@ class KLDAHead(Head):
                 raise ValueError(f"KLDAHead: {name} must be above 0, got {value}")
         super().__init__()
         self.width, self.gamma, self.ridge, self.seed = width, gamma, ridge, seed
-        self.register_buffer("base_means", torch.empty(0, width))  # of phi, of the first base classes
-        self.register_buffer("scatter", torch.empty(0, 0))  # of phi within these classes
-        self.register_buffer("freedom", torch.zeros(()))
+        # Means of phi of the first base classes, and products of phi within these.
+        self.register_buffer("base_means", torch.empty(0, width, dtype=torch.float32))
+        self.register_buffer("scatter", torch.empty(0, 0, dtype=torch.float32))
+        self.register_buffer("freedom", torch.zeros((), dtype=torch.float32))
         self._projection: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -95,9 +96,8 @@ class KLDAHead(Head):
             phi = self._embed(features[rows]).double()
             sums.index_add_(0, its[rows], phi)
         means = sums / counts
-        for rows in torch.split(
-            torch.arange(len(features)), _ROWS
-        ):  # about means: of sums of squares nothing may be left
+        for rows in torch.split(torch.arange(len(features)), _ROWS):
+            # About means: of sums of squares nothing may be left.
             apart = self._embed(features[rows]).double() - means[its[rows]]
             products += apart.mT @ apart
         self.base_means = torch.cat([self.base_means, means.to(self.base_means)])

@@ -60,8 +60,8 @@ class RanPACHead(Head):
     Args:
         width: ``M``, how many random features; 0 for the features themselves.
         ridge: ``lambda``, above 0; ``None`` chooses it on base images, between 1e-8 and 1e8, by the squared error on a fifth of
-            those of each class, one at least. Without base images, or with one of each class, it is the mean of the diagonal of
-            ``G`` then.
+            those of each class, one at least. Without base images, or where most classes have one, which these cannot speak for, it
+            is the mean of the diagonal of ``G`` then.
         calibrated: C-RanPAC.
         balanced: AIR.
         power_norm: power-normalise features and scale them to length 1 first.
@@ -159,7 +159,7 @@ class RanPACHead(Head):
         ridge = self.ridge
         parts = [self._sums(features, targets, each, part) for part in (~held_out, held_out)]
         products, answers = parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
-        if ridge is None and not bool(held_out.any()):
+        if ridge is None and 2 * int((counts > 1).sum()) < len(counts):
             ridge = float(products.diagonal().mean())
         elif ridge is None:
             ridge = max(_best_ridge(*parts[0], *parts[1]), _SMALLEST_RIDGE * float(products.trace()))
@@ -172,7 +172,7 @@ class RanPACHead(Head):
         else:
             self.inverse = torch.cholesky_inverse(factor)
         self.base_weights = torch.cholesky_solve(answers, factor)
-        self.chosen_ridge = torch.tensor([ridge])
+        self.chosen_ridge = torch.tensor([ridge], dtype=torch.float32)
         if self.calibrated:
             some = [features[targets == label] for label in range(len(counts))]
             self.base_means = torch.stack([rows.mean(dim=0) for rows in some])

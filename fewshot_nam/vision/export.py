@@ -31,6 +31,7 @@ from fewshot_nam.heads import ErasedWeightsHead, Head, KeptClassifierHead
 from fewshot_nam.heads.registry import exportable, specs
 from fewshot_nam.io.atomic import replacing
 from fewshot_nam.io.regular_files import open_regular
+from fewshot_nam.memory.torch_modes import full_precision
 from fewshot_nam.vision.digests import tensors_digest, weights_digest
 from fewshot_nam.vision.image_transform import without_addresses
 from fewshot_nam.vision.layers import LayerFeatures, find_layer
@@ -62,7 +63,7 @@ def memory_of(model: NAMModel) -> dict[str, Tensor]:
         raise ValueError(f"export: a {type(head).__name__} cannot be exported: attach with {' or '.join(names)}")
     if not head.classes:
         raise ValueError("export: the model knows no class yet: call learn(images, labels) first")
-    with torch.no_grad():
+    with torch.no_grad(), full_precision(head.targets.device):
         tensors = head._export_tensors(head._current())
     return {name: tensor.detach().float() for name, tensor in tensors.items()}
 
@@ -87,7 +88,7 @@ def export_program(model: NAMModel) -> ExportedProgram:
     shapes = ({0: batch}, {name: {0: classes} if name in per_class else {} for name in memory})
     images = image.expand(2, *image.shape[1:]).contiguous()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(device):  # a graph of autocast holds casts that no runtime takes
             return torch.export.export(_Graph(model), (images, memory), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # a network may do anything that cannot be traced
         raise ValueError(
@@ -122,14 +123,15 @@ def export_onnx(model: NAMModel, path: str | os.PathLike[str]) -> None:
         )
     program = export_program(model)
     try:
-        made = torch.onnx.export(
-            program,
-            dynamo=True,
-            input_names=["pictures", *memory],
-            output_names=["scores"],
-            opset_version=18,
-            verbose=False,
-        )
+        with full_precision(model.head.targets.device):
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                input_names=["pictures", *memory],
+                output_names=["scores"],
+                opset_version=18,
+                verbose=False,
+            )
     except Exception as error:  # the converter raises many kinds
         raise ValueError(
             f"export: {model.backbone.name} cannot be written as ONNX ({type(error).__name__}: {_first_line(error)})"

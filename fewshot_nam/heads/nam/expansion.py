@@ -43,7 +43,7 @@ class Expansion(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         for name, shape in (("projection", (0, 0)), ("centre", (0,)), ("metric", (0, 0)), ("likeness", ())):
-            self.register_buffer(name, torch.zeros(shape))
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
 
     @property
     def fitted(self) -> bool:

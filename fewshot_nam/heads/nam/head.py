@@ -364,7 +364,7 @@ class NAMHead(ScoreNormHead, gather_free=True):
         memory, keys = learned.memory, self._directions(added.features[0])
         if self.settings.damping(memory.written + len(keys)) != memory.ridge:
             return None
-        shots, means = torch.bincount(added.targets), added.class_means(added.features)
+        shots, means = torch.bincount(added.targets).to(keys), added.class_means(added.features)
         novel, scales, offsets = self._classes_of(self._directions(means), shots)
         rest, of_ratio = self._rest(means, shots)
         return GrowingLearned(

@@ -563,6 +563,32 @@ def test_base_images_make_base_classes(name):
     torch.testing.assert_close(loaded(query), before)
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", HEADS)
+def test_the_default_dtype_of_a_program_changes_no_answer(name, default):
+    """NAM heads of many classes raised where a program had set float64; in half precision KLDA lost count of its images."""
+    base, unknowns, query, rows = features(7, 600), features(8, 100), features(9, 20), features(1, 8)
+    mean, prototypes = features(99), features(98, 12)
+
+    def answers():
+        head = make(name, prototypes, mean)
+        head.write_base_images(base, [f"base {i % 40}" for i in range(len(base))])
+        head.write(rows, list("aabbcdde"))
+        found = [head(query)]
+        head.write(query[:3], ["new", "a", "newer"])
+        head.calibrate(unknown=unknowns)
+        return [*found, head(query), torch.tensor(head.threshold, dtype=torch.float64)]
+
+    expected = answers()
+    torch.set_default_dtype(default)
+    try:
+        found = answers()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("name", [name for name in available() if not transductive(name)])
 def test_a_head_answers_within_autocast_as_outside(name):
     """What it learned and compared was rounded to eight bits: thresholds accepted nothing or a third of the unknowns."""

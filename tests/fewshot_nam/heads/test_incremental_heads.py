@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fewshot_nam.heads import BaseStatistics, create
-from fewshot_nam.heads.ranpac import RanPACHead
+from fewshot_nam.heads.ranpac import _RIDGES, RanPACHead
 
 D, BASE_CLASSES, EACH, NOVEL_CLASSES, SHOTS = 6, 4, 25, 3, 5
 
@@ -220,6 +220,23 @@ def test_few_base_images_choose_a_ridge_that_answers_them(each):
     head = create("ranpac", BaseStatistics.from_prototypes(torch.eye(64)[:4]), width=200).write_base_images(rows, names)
     assert float(head.chosen_ridge) < 1e6
     assert head.predict(rows) == names
+
+
+def test_few_classes_of_several_images_do_not_choose_the_ridge_for_many_of_one():
+    """Three classes of five chose for 57 of one: on features of MobileNetV2 4.7% in place of 12.0% were right."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(60, 64, generator=generator)
+    counts = torch.tensor([5, 5, 5] + [1] * 57)
+    targets = torch.arange(60).repeat_interleave(counts)
+    rows = centres[targets] + 0.5 * torch.randn(len(targets), 64, generator=generator)
+    head = create("ranpac", BaseStatistics.from_prototypes(centres), width=200)
+    head.write_base_images(rows, targets.tolist())
+    diagonal = head._expanded(rows).double().square().sum(dim=0).mean()
+    assert float(head.chosen_ridge) == pytest.approx(float(diagonal))
+    head = create("ranpac", BaseStatistics.from_prototypes(centres), width=200)
+    some = targets < 6  # half of these classes have several
+    head.write_base_images(rows[some], targets[some].tolist())
+    assert float(head.chosen_ridge) in [pytest.approx(ridge) for ridge in _RIDGES]
 
 
 def test_a_ridge_that_is_lost_beside_the_images_is_refused_and_none_is_chosen(monkeypatch):

@@ -118,6 +118,21 @@ def test_a_file_gives_the_scores_of_the_model_also_with_more_and_fewer_classes_t
     assert_same(path, model, painted)
 
 
+def test_a_file_that_is_written_within_autocast_is_that_of_outside(attached, painted, tmp_path):
+    """Within autocast the graph held casts that no runtime takes."""
+    model = attached(head=NAMHead()).learn([painted(i) for i in range(4)], ["a", "b", "c", "a"])
+    with torch.autocast("cpu", torch.bfloat16):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert_same(tmp_path / "model.onnx", model, painted)
+    model.learn([painted(5)], ["d"])
+    with torch.autocast("cpu", torch.bfloat16):
+        update_onnx(tmp_path / "model.onnx", model)
+        program = export_program(model)
+    assert_same(tmp_path / "model.onnx", model, painted)
+    images = torch.stack([model.backbone.transform(painted(i)) for i in range(20, 23)])
+    torch.testing.assert_close(program.module()(images, memory_of(model)), model(images).detach())
+
+
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no such device")
 def test_a_device_that_never_ends_is_no_file_to_update(attached, painted):
     model = attached(head=NAMHead()).learn([painted(0)], ["a"])
