@@ -56,6 +56,8 @@ class Layout:
                     label="Camera",
                     sources=["webcam"],
                     streaming=True,
+                    # Gradio's default mirrors the frames themselves, and not only the view of them.
+                    webcam_options=gr.WebcamOptions(mirror=False),
                     elem_id="camera",
                     height=300,
                 )

@@ -7,6 +7,8 @@ system's chromium; without one, or without Gradio and Playwright, all of this is
 ``FEWSHOT_PAGE_IMAGES=DIRECTORY`` one of every tab at a desk's width and a phone's, light and dark.
 """
 
+import base64
+import io
 import os
 import re
 import shutil
@@ -18,6 +20,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fewshot_nam.service.teaching import TeachingSession
 from fewshot_nam.service.undo_steps import UndoSteps
@@ -117,8 +120,12 @@ def taught(served, states) -> TeachingSession:
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(tmp_path_factory):
+    seen = tmp_path_factory.mktemp("camera") / "camera.y4m"
+    rows, colours = (bytes([40]) * 160 + bytes([200]) * 160) * 240, bytes([128]) * (160 * 120 * 2)  # dark on its left
+    seen.write_bytes(b"YUV4MPEG2 W320 H240 F10:1 Ip A1:1 C420\n" + 5 * (b"FRAME\n" + rows + colours))
     flags = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    flags.append(f"--use-file-for-fake-video-capture={seen}")
     # A page of another site may frame one of this machine.
     flags.append("--disable-features=LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests")
     with playwright.sync_playwright() as driver:
@@ -449,6 +456,12 @@ def test_taught_by_the_camera_and_answered_live(taught, tab):
     phone.page.click("#learn-frame")
     phone.says("Learned disc (1 image)")
     phone.says("disc", "answer")
+    # As the camera sees it: by Gradio's default frames are as in a mirror, and a photo of b was answered as d.
+    shown = phone.page.locator("#classes img[alt='disc']").get_attribute("src").split(",")[1]
+    with Image.open(io.BytesIO(base64.b64decode(shown))) as learned:
+        grey = learned.convert("L")
+    assert grey.getpixel((grey.width // 4, grey.height // 2)) < 100
+    assert grey.getpixel((3 * grey.width // 4, grey.height // 2)) > 150
     phone.page.locator("#camera button").filter(has_text="Stop").click()
     phone.page.locator("[data-forget='disc']").click()
     phone.says("Forgot disc.")
