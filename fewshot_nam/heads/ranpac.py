@@ -259,17 +259,16 @@ class RanPACHead(Head):
             each = (1 / torch.bincount(targets, minlength=columns)[targets].to(phi)).sqrt().unsqueeze(-1)
             phi, values = phi * each, values * each
         values = values.expand(len(phi), -1, -1)
-        eye = torch.eye(phi.shape[1], dtype=phi.dtype, device=phi.device)
         if not known:
-            products = phi @ phi.mT
-            size = products.diagonal(dim1=-2, dim2=-1).sum(dim=-1) / phi.shape[-1]
+            size = phi.square().sum(dim=(-2, -1)) / phi.shape[-1]
             ridge = size.clamp_min(1e-9) if self.ridge is None else torch.full_like(size, self.ridge)
-            solved = torch.linalg.solve(products + ridge[:, None, None] * eye, values)
-            return Regression((phi.mT @ solved).to(keys))
+            if phi.shape[1] > phi.shape[2]:  # the same by the smaller of the two systems
+                return Regression(_damped_solve(phi.mT @ phi, ridge, phi.mT @ values).to(keys))
+            return Regression((phi.mT @ _damped_solve(phi @ phi.mT, ridge, values)).to(keys))
         inverse, before = self.inverse.to(phi), self.base_weights.to(phi)
         before = torch.cat([before, before.new_zeros(len(before), columns - known)], dim=1)
         of_keys = phi @ inverse  # the recursion of ACIL, for all further images at once
-        gain = torch.linalg.solve(eye + of_keys @ phi.mT, values - phi @ before)
+        gain = _damped_solve(of_keys @ phi.mT, phi.new_ones(len(phi)), values - phi @ before)
         return Regression((before + of_keys.mT @ gain).to(keys))
 
     def _score(self, learned: Regression, query: Tensor) -> Tensor:
@@ -320,6 +319,13 @@ class RanPACHead(Head):
             f"calibrated={self.calibrated}, share={self.share}, temperature={self.temperature}, seed={self.seed}, "
             f"{super().extra_repr()}"
         )
+
+
+def _damped_solve(products: Tensor, ridge: Tensor, values: Tensor) -> Tensor:
+    """Return ``(products + ridge I)^-1 values`` of ``(E, n, n)``, ``(E,)`` and ``(E, n, C)``."""
+    damped = products.clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_(ridge.unsqueeze(-1))
+    return torch.linalg.solve(damped, values)
 
 
 def normal_numbers(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
