@@ -53,9 +53,9 @@ _TAB = """async () => {
 # The number comes again and again, since what was sent with the load may have been refused or forgotten. What a tab shows, it knows
 # best: Gradio's State is that of the visitors who asked last.
 _TICK = """(shown, find) => {
-    const of = place => document.querySelector(`${place} [data-of]`)?.dataset.of ?? "";
+    const states = [...document.querySelectorAll("[data-of]")].map(shows => shows.dataset.of);
     shown = document.querySelector("#seen [data-shown]")?.dataset.shown ?? "";
-    return [shown, find, window.fewshotNamTab ?? null, of("#checked"), of("#answer")];
+    return [shown, find, window.fewshotNamTab ?? null, states.join()];
 }"""
 _UNDO = '(shown, find) => [document.querySelector("#seen [data-shown]")?.dataset.shown ?? "", find]'
 
@@ -98,7 +98,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         )
         gr.Timer(2).tick(
             events.on_tick,
-            [at.shown, at.find, at.tab, at.figures, at.answered],
+            [at.shown, at.find, at.tab, at.states],
             [*at.shared, at.before],
             js=_TICK,
             show_progress="hidden",
@@ -107,7 +107,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         at.camera.stream(
             events.on_frame,
             [at.camera],
-            at.answer,
+            at.camera_answer,
             stream_every=_SECONDS_BETWEEN_ANSWERS,
             concurrency_id=CAMERAS,
             concurrency_limit=MOST_CAMERAS,  # each that is open holds one
@@ -118,6 +118,8 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         # Of each kind, an address may have half of what runs, so that others never wait for all of its work.
         quiet: dict[str, Any] = {"api_visibility": "private", "concurrency_id": CHANGES, "concurrency_limit": _WORKS}
         many = quiet | {"concurrency_id": IMAGES}  # what many images may be given to
+        # What is given while the same is under way: Gradio's default drops it without a word.
+        each, last = {"trigger_mode": "multiple"}, {"trigger_mode": "always_last"}
         at.asked.change(
             events.on_asked,
             [at.asked],
@@ -134,16 +136,17 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             [*at.shared, at.files, at.folder],
             show_progress_on=at.status,
             **many,
+            **each,
         )
         at.learn_path.click(events.on_learn_path, [at.path, at.find], at.shared, show_progress_on=at.status, **many)
-        at.classes.click(events.on_forget, [at.find], at.shared, show_progress_on=at.status, **quiet)
+        at.classes.click(events.on_forget, [at.find], at.shared, show_progress_on=at.status, **quiet, **each)
         at.undo.click(events.on_undo, [at.shown, at.find], at.shared, js=_UNDO, show_progress_on=at.status, **quiet)
-        for given in (at.unknown_files, at.unknown_folder):
+        for given, on_given in ((at.unknown_files, events.on_unknown), (at.unknown_folder, events.on_unknown_folder)):
             given.upload(
-                events.on_unknown, [given, at.rate, at.find], [*at.shared, given], show_progress_on=at.promise, **many
+                on_given, [given, at.rate, at.find], [*at.shared, given], show_progress_on=at.promise, **many, **each
             )
-        at.rate.release(events.on_calibrate, [at.rate, at.find], at.shared, show_progress_on=at.promise, **quiet)
-        at.calibrate.click(events.on_calibrate, [at.rate, at.find], at.shared, show_progress_on=at.promise, **quiet)
+        for set_rate in (at.rate.release, at.calibrate.click):
+            set_rate(events.on_calibrate, [at.rate, at.find], at.shared, show_progress_on=at.promise, **quiet, **last)
         at.clear.click(events.on_clear, [at.find], at.shared, show_progress_on=at.promise, **quiet)
         at.show.click(
             events.on_show,
@@ -151,6 +154,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             at.checked,
             show_progress_on=at.checked,
             **many,
+            **last,
         )
         at.save.click(events.on_save, [at.find], at.shared, show_progress_on=at.status, **quiet)
         at.reload.click(events.on_reload, [at.find], at.shared, show_progress_on=at.status, **quiet)

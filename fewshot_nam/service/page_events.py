@@ -6,7 +6,7 @@ import re
 import secrets
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -21,12 +21,13 @@ from fewshot_nam.service.downloads import Downloads
 from fewshot_nam.service.findings import Check
 from fewshot_nam.service.given_images import GivenImage, asked_by, image_files, images_in_folder
 from fewshot_nam.service.hosts import is_loopback, neighbourhood
-from fewshot_nam.service.page_layout import DOWNLOADS
+from fewshot_nam.service.page_layout import DOWNLOADS, NO_ANSWER
 from fewshot_nam.service.teaching import TeachingSession
 from fewshot_nam.service.visitors import Frames, Sessions
 
 _VERSION = re.compile("[0-9]{1,18}(?= )")
 _VALUES = 6 + len(DOWNLOADS)  # of ``Layout.shared``
+_STATES = 3  # what a tab shows that is of a state of the memory: figures, and two answers
 
 
 class Events:
@@ -50,25 +51,24 @@ class Events:
         self._sessions.opened(request.session_hash, tab, _address(request))
         session = self._session_of(request, "show")
         target = session.target
-        return [*self._view(session, None, ""), gr.skip() if target is None else min(max(100 * target, 0.1), 50)]
+        return [*self._view(session, None, ""), gr.skip() if target is None else min(max(round(100 * target, 4), 0.1), 50)]
 
     def on_tick(
         self,
         shown: str | None,
         wanted: str,
         tab: str | None,
-        figures: str | None,
-        answer: str | None,
+        states: str | None,
         request: gr.Request,
     ) -> list[Any]:
-        """Draw a tab anew where something has changed, and show where its figures or its answer are of before.
+        """Draw a tab anew where something has changed, and show where its figures or its answers are of before.
 
         Each time: what was asked for once may have been refused.
         """
         self._sessions.opened(request.session_hash, tab, _address(request))
         session = self._session_of(request, "show")
         same = self._shown_of(session, wanted) == shown
-        before = {figures or "", answer or ""} - {self._state_of(session, session.version)}
+        before = {*(states or "").split(",", _STATES)[:_STATES]} - {self._state_of(session, session.version)}
         values = [gr.skip()] * _VALUES if same else self._view(session, None, wanted)
         return [*values, html.style_of_before(before)]
 
@@ -86,12 +86,12 @@ class Events:
         return self._answer_of(request, image)
 
     def on_learn_frame(self, label: str, wanted: str, request: gr.Request) -> list[Any]:
-        """Learn what the camera showed last."""
+        """Learn what the camera shows."""
         session, image = self._session_of(request), self._frames.of(request.session_hash)
 
         def act() -> str:
-            if image is None:
-                raise ValueError("the camera shows nothing yet: start it and press record")
+            if image is None:  # after a stop the page still shows what is before the camera, and sends nothing of it
+                raise ValueError("nothing comes from the camera: start it and press record")
             return html.learned_note(session.learn([image], label))
 
         return self._change(session, wanted, act)
@@ -167,16 +167,34 @@ class Events:
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> list[Any]:
         """Add images of unknowns, and set the rate where there are classes."""
+        return self._with_unknown(request, given or [], share, wanted, progress)
+
+    def on_unknown_folder(
+        self,
+        given: list[str] | None,
+        share: float,
+        wanted: str,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> list[Any]:
+        """As ``on_unknown``, for the images of a folder."""
+        return self._with_unknown(request, image_files(given or []), share, wanted, progress)
+
+    def _with_unknown(
+        self, request: gr.Request, images: Sequence[GivenImage], share: float, wanted: str, progress: gr.Progress
+    ) -> list[Any]:
         session = self._session_of(request)
 
         def act() -> str:
-            count, skipped = session.add_unknown(image_files(given or []), _shown(progress, "reading unknowns"))
+            count, skipped = session.add_unknown(images, _shown(progress, "reading unknowns"))
             new = f"{count:,} new image{'' if count == 1 else 's'} of unknowns"
             text = f"{new}, {session.unknown_images:,} in all.{html.skipped_text(skipped)}"
             said = html.note(text, "good")
             if session.model.classes:
                 try:
-                    session.calibrate(session.target or share / 100)
+                    target = session.target or share / 100
+                    session.calibrate(target)
+                    said += html.note(f"The false-alarm rate is {100 * target:.4g}%.", "good")
                 except ValueError as error:  # too few images for this rate
                     said += html.note(" ".join(str(error).split()), "bad")
             return said
@@ -362,7 +380,7 @@ def _address(request: gr.Request) -> str:
 
 def _answered(session: TeachingSession, image: GivenImage | None) -> str:
     if image is None:
-        return html.waiting_html("The answer appears here.")
+        return html.waiting_html(NO_ANSWER)
     try:
         return html.answer_html(session.answer(image), session.score_range())
     except (ValueError, OSError) as error:

@@ -10,7 +10,7 @@ from html import escape as escape_html
 
 from fewshot_nam.heads import Label
 from fewshot_nam.heads.validation import as_unicode
-from fewshot_nam.service.class_names import LONGEST_NAME, one_spelling
+from fewshot_nam.service.class_names import LONGEST_NAME, alike
 from fewshot_nam.service.findings import Answer, Check, ClassView, Learned, Promise
 
 MOST_CLASSES = 50  # shown at a time
@@ -181,8 +181,8 @@ def classes_html(views: Sequence[ClassView], threshold: float | None, find: str 
     if not views:
         text = "No class is known yet. Hold something to the camera or choose images, name it, and learn it."
         return f'<div class="nam-small">{text}</div>'
-    text = one_spelling(find[:LONGEST_NAME]).lower()
-    wanted = [view for view in views if text in one_spelling(str(view.label)).lower()]
+    text = alike(find[:LONGEST_NAME]).casefold()
+    wanted = [view for view in views if text in alike(str(view.label)).casefold()]
     shown = [_class_html(view, threshold) for view in wanted[:MOST_CLASSES]]
     total = sum(view.images for view in views)
     line = f"{count_of_classes(len(views))}, {_images(total)}" + (

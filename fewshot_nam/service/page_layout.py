@@ -8,6 +8,7 @@ from fewshot_nam.service import page_html as html
 
 DOWNLOADS = {"copy_to": "Download the memory", "export_to": "Download the ONNX file"}
 """What the buttons of downloads say, by the method of ``TeachingSession`` that makes the file."""
+NO_ANSWER = "The answer appears here."
 _FORGET = """
 element.addEventListener('click', event => {
   const button = event.target.closest('[data-forget]');
@@ -34,10 +35,9 @@ class Layout:
         self.status = gr.HTML(html.note("Ready."), elem_id="status")
         self.before = gr.HTML(elem_id="before")
         self.seen = gr.HTML(elem_id="seen")
-        self.shown = gr.Textbox(visible=False)  # this and the next three: what the page's script sends
+        self.shown = gr.Textbox(visible=False)  # this and the next two: what the page's script sends
         self.tab = gr.Textbox(visible=False)
-        self.figures = gr.Textbox(visible=False)
-        self.answered = gr.Textbox(visible=False)
+        self.states = gr.Textbox(visible=False)
         with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Teach"):
                 self._teach()
@@ -49,7 +49,7 @@ class Layout:
                 self._memory()
 
     def _teach(self) -> None:
-        """Lay out what learns, and the answer to the camera or to an image."""
+        """Lay out what learns, and the answers to the camera and to an image."""
         with gr.Row(equal_height=False):
             with gr.Column(min_width=300):
                 self.camera = gr.Image(
@@ -61,7 +61,7 @@ class Layout:
                     elem_id="camera",
                     height=300,
                 )
-                self.answer = gr.HTML(html.waiting_html("The answer appears here."), elem_id="answer")
+                self.camera_answer = gr.HTML(html.waiting_html(NO_ANSWER), elem_id="camera-answer")
                 self.asked = gr.Image(
                     label="Or an image",
                     sources=["upload", "clipboard"],
@@ -69,6 +69,7 @@ class Layout:
                     height=220,
                     buttons=[],
                 )
+                self.answer = gr.HTML(html.waiting_html(NO_ANSWER), elem_id="answer")
             with gr.Column(min_width=300):
                 self.name = gr.Textbox(label="Name of the class", elem_id="name", max_lines=1, placeholder="mug")
                 self.learn_frame = gr.Button("Learn what the camera shows", variant="primary", elem_id="learn-frame")

@@ -126,7 +126,7 @@ def _is_uploaded(value: object) -> bool:
     """Return whether a value names a file as the page does: Gradio raises for other types."""
     if not isinstance(value, dict) or not value.get("path"):
         return False
-    return _is_file_data(value) and isinstance(value.get("path"), str)
+    return _is_file_data(value) and isinstance(value.get("path"), str) and "meta" in value  # a camera's image has none
 
 
 def _is_image(value: object) -> bool:

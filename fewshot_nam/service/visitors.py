@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -18,6 +19,8 @@ _IDLE_SECONDS = 900  # after which a visitor's memory may make room for another'
 _TAB = re.compile("[0-9a-f]{32}")
 _MOST_TABS, _LOADS_OF_A_TAB = 50_000, 3  # some 200 bytes each
 _BYTES_OF_FRAMES = 128 * 2**20
+_FRESH_SECONDS = 2.0  # a camera that runs sends two images a second, on a slow network fewer
+_FRAME_SECONDS = 3.0  # that are waited for an image from a camera
 
 
 @dataclass
@@ -143,19 +146,28 @@ class Frames:
     """What the cameras of visitors showed last, not decoded; of so many, and so many bytes together, as there is room for."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._by_visitor: OrderedDict[str, str | bytes] = OrderedDict()  # the oldest first
+        self._lock = threading.Condition()
+        self._by_visitor: OrderedDict[str, tuple[float, str | bytes]] = OrderedDict()  # with when; the oldest first
 
     def keep(self, visitor: str | None, image: str | bytes | None) -> None:
         """Keep an image in the place of the visitor's last one."""
         with self._lock:
             self._by_visitor.pop(visitor or "", None)
             if image is not None:
-                self._by_visitor[visitor or ""] = image
-            while sum(map(len, self._by_visitor.values())) > _BYTES_OF_FRAMES or len(self._by_visitor) > MOST_CAMERAS:
+                self._by_visitor[visitor or ""] = time.monotonic(), image
+            while (
+                sum(len(frame) for _, frame in self._by_visitor.values()) > _BYTES_OF_FRAMES
+                or len(self._by_visitor) > MOST_CAMERAS
+            ):
                 self._by_visitor.popitem(last=False)
+            self._lock.notify_all()
 
     def of(self, visitor: str | None) -> str | bytes | None:
-        """Return what the visitor's camera showed last, ``None`` for nothing."""
+        """Return what the visitor's camera shows, which is waited for; ``None`` where it shows nothing, or was stopped."""
+        since = time.monotonic() - _FRESH_SECONDS
+
+        def is_fresh() -> bool:
+            return self._by_visitor.get(visitor or "", (-math.inf, b""))[0] >= since
+
         with self._lock:
-            return self._by_visitor.get(visitor or "")
+            return self._by_visitor[visitor or ""][1] if self._lock.wait_for(is_fresh, _FRAME_SECONDS) else None

@@ -369,7 +369,7 @@ def test_a_tab_that_changed_while_it_was_drawn_is_drawn_again(page, digits, monk
         return found
 
     monkeypatch.setattr(session, "classes", classes)
-    for name, given in (("on_find", [""]), ("on_tick", [None, "", None, "", ""])):
+    for name, given in (("on_find", [""]), ("on_tick", [None, "", None, ""])):
         called(port, name, given, "tab", **{"Content-Type": "application/json"})
         events = asked(port, "GET", "/gradio_api/queue/data?session_hash=tab")[1]
         assert (b"taught meanwhile" in events) == (name == "on_tick")
@@ -451,7 +451,7 @@ def test_nothing_that_a_visitor_does_changes_the_memory_of_others(digits, digit_
         config = json.loads(asked(port, "GET", "/config")[1])
         for number, one in enumerate(config["dependencies"]):
             assert (
-                called(port, "on_tick", [None, "", "", "", ""], f"v{number}", **{"Content-Type": "application/json"})[0]
+                called(port, "on_tick", [None, "", "", ""], f"v{number}", **{"Content-Type": "application/json"})[0]
                 == 200
             )
             asked(port, "GET", f"/gradio_api/queue/data?session_hash=v{number}")
@@ -545,7 +545,7 @@ def test_what_was_prepared_while_others_taught_is_offered_as_what_it_is(page, di
     monkeypatch.undo()
     assert called(port, "on_make", [""], "other", **kind)[0] == 200
     asked(port, "GET", "/gradio_api/queue/data?session_hash=other")
-    assert called(port, "on_tick", [None, "", None, "", ""], "prepares", **kind)[0] == 200
+    assert called(port, "on_tick", [None, "", None, ""], "prepares", **kind)[0] == 200
     answer = asked(port, "GET", "/gradio_api/queue/data?session_hash=prepares")[1].decode()
     assert "Download the memory" in answer
     assert "as it was before" not in answer
@@ -658,7 +658,7 @@ def test_what_a_tab_shows_it_says_itself(page, digits):
         assert called(port, name, given, visitor, **kind)[0] == 200
         return asked(port, "GET", f"/gradio_api/queue/data?session_hash={visitor}")[1].decode()
 
-    shown = re.search(r'data-shown=\\"([^"\\]+)\\"', asked_of("on_tick", ["", "", None, "", ""], "first"))[1]
+    shown = re.search(r'data-shown=\\"([^"\\]+)\\"', asked_of("on_tick", ["", "", None, ""], "first"))[1]
     assert "nam-class" not in asked_of("on_tick", [shown, "", None, "", ""], "renamed")
     # A change that was asked for before the text was another drew the classes by the old one, for good.
     assert "nam-class" in asked_of("on_tick", [shown, "zero", None, "", ""], "renamed")

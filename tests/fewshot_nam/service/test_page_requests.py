@@ -568,7 +568,7 @@ ODD_FILES = [
             [
                 None,
                 [],
-                [{"path": "a"}],
+                [{"path": "a", "meta": {"_type": "gradio.FileData"}}],
                 [{"path": "a", "size": 5, "mime_type": None, "meta": {"_type": "gradio.FileData"}}],
             ],
             [
@@ -579,6 +579,7 @@ ODD_FILES = [
                 [{}],
                 [{"path": ""}],
                 [{"path": 5}],
+                [{"path": "a"}],
                 [{"url": "data:"}],
                 *([one] for one in ODD_FILES),
             ],
