@@ -24,8 +24,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     does) is removed with it. What a killed process leaves is removed by the next save of ``path``, or by ``remove_abandoned``.
 
     Args:
-        path: the file to write; its directory must exist. A symbolic link is followed. A file that is replaced keeps who may read
-            and write it (its mode).
+        path: the file to write; its directory must exist. A symbolic link is followed. A file that is replaced keeps its
+            owner, group and mode, as far as the user may give them; a group that it cannot keep is given no rights.
 
     Yields:
         The temporary file, there and empty. After an error it is removed and ``path`` is as it was.
@@ -59,7 +59,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         # safetensors writes files for the owner alone. A new file follows the user's umask, and another keeps what its owner chose.
         with contextlib.suppress(FileNotFoundError):
-            mode = path.stat().st_mode & 0o777
+            mode = _given_to_the_owner_of(path.stat(), temporary)
         os.chmod(temporary, mode)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -75,6 +75,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _own.discard(directory.name)
         if held is not None:
             os.close(held)
+
+
+def _given_to_the_owner_of(replaced: os.stat_result, temporary: Path) -> int:
+    """Give a file to the owner and group of the one that it replaces, where the user may; return the mode that it is to have."""
+    mode = replaced.st_mode & 0o777
+    if sys.platform == "win32" or _is_ours(replaced, temporary):
+        return mode
+    for owner in (replaced.st_uid, -1):  # only root may give files away; to a group of theirs, all may
+        with contextlib.suppress(OSError):
+            os.chown(temporary, owner, replaced.st_gid)
+            return mode
+    return mode & 0o707
+
+
+def _is_ours(replaced: os.stat_result, temporary: Path) -> bool:
+    made = temporary.stat()
+    return (made.st_uid, made.st_gid) == (replaced.st_uid, replaced.st_gid)
 
 
 def leads_nowhere(path: str | os.PathLike[str]) -> bool:

@@ -17,8 +17,8 @@ from urllib.parse import urlencode, urlsplit
 
 from fewshot_nam.io.regular_files import open_regular
 
-_SECONDS = 60.0  # of each read
-_SECONDS_OF_AN_ANSWER = 300.0
+_SECONDS = 60.0  # to connect, and of each write
+_SECONDS_OF_AN_ANSWER = 300.0  # a large network on a CPU takes seconds for each image
 _CHANGES = ("/learn", "/forget", "/calibrate")
 _MOST_BYTES = 2**28  # of an answer
 LARGEST_SCORE = 1e300  # of a score: what is larger is not a number of a fewshot-nam serve
@@ -165,7 +165,7 @@ class Client:
         return self._answer()
 
     def _answer(self) -> tuple[http.client.HTTPResponse, bytes]:
-        """Return the answer. The connection's own limit is of each read: a server that drips would be waited for without end."""
+        """Return the answer. A limit of the connection's own is of each read, and a server may drip."""
         opened, late = self._connection.sock, threading.Event()
 
         def end() -> None:
@@ -176,6 +176,7 @@ class Client:
         timer = threading.Timer(_SECONDS_OF_AN_ANSWER, end)
         timer.daemon = True
         timer.start()
+        opened.settimeout(None)
         try:
             answer = self._connection.getresponse()
             content = _content(answer)
@@ -186,8 +187,12 @@ class Client:
                 raise
         finally:
             timer.cancel()
+            with contextlib.suppress(OSError):
+                opened.settimeout(_SECONDS)
         if late.is_set():
-            raise TimeoutError(f"it has not ended within {_SECONDS_OF_AN_ANSWER:g} seconds")
+            raise TimeoutError(
+                f"it has not ended within {_SECONDS_OF_AN_ANSWER:g} seconds: give fewer images at a time"
+            )
         return answer, content
 
     def _close_if_dropped(self) -> None:

@@ -22,6 +22,7 @@ from typing import Annotated, Any, ClassVar
 from urllib.parse import unquote_to_bytes
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 import h11
 import uvicorn
@@ -45,6 +46,7 @@ from fewshot_nam.service.forms import boundary_of, few_parts
 from fewshot_nam.service.hosts import KnownHosts, check_address, client_of, is_loopback, known_hosts, neighbourhood, url
 from fewshot_nam.service.open_files import raise_open_files
 from fewshot_nam.service.serving import MOST_SCORES, Limits, MemoryService, Metrics, Overloaded, TooManyPixels, Unusable
+from fewshot_nam.service.workers import look_after_workers
 from fewshot_nam.vision.image_transform import TransformFailed
 
 TOKEN = "FEWSHOT_NAM_TOKEN"
@@ -337,7 +339,9 @@ def build(
         ValueError: a token that no request could carry.
     """
     check_token(token)
-    app = FastAPI(title="fewshot-nam", version=fewshot_nam.__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="fewshot-nam", version=fewshot_nam.__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     metrics, limits = Metrics(), service.limits
     # Those that wait for the backbone take no threads from those that only look: the server stays in good health under load.
     # Changes may wait for another program that holds the memory's file, and answers do not wait for them.
@@ -408,7 +412,10 @@ def build(
     @app.post("/predict", openapi_extra=_IMAGES, responses=_ERRORS)
     async def predict(request: Request, top: Annotated[int, _TOP] = 5) -> dict[str, Any]:
         """Answer images: for each the class, or null where it is refused as unknown."""
-        answer = await run(answering, service.predict, await images_of(request), top)
+        images = await images_of(request)
+        answer = await run(
+            answering, service.predict, images, top, lambda: anyio.from_thread.run(request.is_disconnected)
+        )
         refused = sum(one["label"] is None for one in answer["predictions"])
         metrics.answers(len(answer["predictions"]) - refused, refused)
         return answer
@@ -522,6 +529,7 @@ def serve(
         uvicorn.run(app, **common)
     else:
         MemoryService(memory, weights, device)
+        look_after_workers()
         print(f"serving {memory} at {url(host, port)} by {workers} processes", file=sys.stderr, flush=True)
         uvicorn.run("fewshot_nam.service.http_server:from_environment", factory=True, workers=workers, **common)
 

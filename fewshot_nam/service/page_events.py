@@ -51,7 +51,10 @@ class Events:
         self._sessions.opened(request.session_hash, tab, _address(request))
         session = self._session_of(request, "show")
         target = session.target
-        return [*self._view(session, None, ""), gr.skip() if target is None else min(max(round(100 * target, 4), 0.1), 50)]
+        return [
+            *self._view(session, None, ""),
+            gr.skip() if target is None else min(max(round(100 * target, 4), 0.1), 50),
+        ]
 
     def on_tick(
         self,

@@ -29,8 +29,8 @@ from fewshot_nam.service.class_names import class_name, known_class, known_class
 from fewshot_nam.service.thresholds import ready
 from fewshot_nam.vision.image_transform import transformed
 from fewshot_nam.vision.memory_files import open_model
-from fewshot_nam.vision.memory_lock import exclusive
-from fewshot_nam.vision.saving import read_head, same_features, write_head
+from fewshot_nam.vision.memory_lock import taking_turns
+from fewshot_nam.vision.saving import OtherWeights, read_head, same_features, write_head
 
 MOST_SCORES = 100  # of an image that come back
 _LARGE = 4_000_000  # pixels; one of 64 million takes a gigabyte while it is decoded and scaled down
@@ -162,8 +162,15 @@ class MemoryService:
             raise Unusable(f"the memory cannot be read any more: {error}") from error
         return state
 
-    def predict(self, images: Sequence[bytes], top: int = 5) -> dict[str, Any]:
+    def predict(
+        self, images: Sequence[bytes], top: int = 5, is_gone: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any]:
         """Return the answers to images: for each the class, or ``None`` where it is refused, and the ``top`` best scores.
+
+        Args:
+            images: files as bytes.
+            top: how many scores of each.
+            is_gone: asked when it is the images' turn: where nobody waits for the answer any more, they are not read.
 
         Raises:
             UnreadableImage: bytes that are no image, or one that is too large; its position is named.
@@ -172,7 +179,7 @@ class MemoryService:
         """
         if not 1 <= top <= MOST_SCORES:
             raise ValueError(f"top is how many of the best scores come back, from 1 to {MOST_SCORES}, got {top}")
-        features = self._features(images)
+        features = self._features(images, is_gone)
         state = self.current()  # after the features: as new as can be
         if not state.head.classes:
             raise ValueError("nothing was learned yet")
@@ -276,7 +283,7 @@ class MemoryService:
 
     def _changed(self, act: Callable[[Head], tuple[bool, dict[str, Any]]]) -> dict[str, Any]:
         """Change a copy of the head, save it, put it in place, and return what ``act`` says."""
-        with self._change, exclusive(self.path):
+        with taking_turns(self._change, self.path):
             state = self.current()
             head = state.head.copy()
             with collected_warnings() as said:
@@ -300,13 +307,15 @@ class MemoryService:
         while True:
             file = _File(self.path)
             try:
-                about, head, probed = read_head(self.path, self._model.head)
+                about, head, probed = read_head(self.path, self._model.head, self._about["weights"])
+            except OtherWeights as error:
+                raise Unusable(
+                    f"{self.path} was replaced by a memory of another backbone: start the server again"
+                ) from error
             except ValueError as error:
                 raise Unusable(f"the memory was replaced by what is none: {error}") from error
             if file.is_at(self.path):
                 break
-        if about["weights"] != self._about["weights"]:
-            raise Unusable(f"{self.path} was replaced by a memory of another backbone: start the server again")
         if not same_features(self._probed, probed):
             raise Unusable(f"{self.path} was replaced by a memory of another transform: start the server again")
         self._about = about
@@ -314,7 +323,7 @@ class MemoryService:
         made = ready(head.to(self._model.head.targets.device))
         return State(*made[:3], writes if isinstance(writes, int) else 0, file)
 
-    def _features(self, images: Sequence[bytes]) -> Tensor:
+    def _features(self, images: Sequence[bytes], is_gone: Callable[[], bool] = lambda: False) -> Tensor:
         if not images:
             raise ValueError("no images were given")
         if len(images) > self.limits.images:
@@ -326,6 +335,8 @@ class MemoryService:
         try:
             large = max(self._checked_sizes(images)) > _LARGE
             with self._large if large else contextlib.nullcontext(), self._running, torch.no_grad():
+                if is_gone():
+                    raise Overloaded("the client has gone")
                 # One at a time: all of a request decoded at once could be hundreds of times as large as its files.
                 tensors = [self._transformed(content, i) for i, content in enumerate(images)]
                 return self._model.features(tensors)

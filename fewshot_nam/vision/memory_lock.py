@@ -6,6 +6,7 @@ import contextlib
 import os
 import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ def remove_leftovers(memory: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, seconds: float | None = None) -> Iterator[None]:
+def exclusive(path: Path, seconds: float | None = None, since: float | None = None) -> Iterator[None]:
     """Wait until no other process changes this memory: of two that read and then write, one would undo the other's change.
 
     The lock is a file beside the memory, which is removed at the end.
@@ -33,6 +34,7 @@ def exclusive(path: Path, seconds: float | None = None) -> Iterator[None]:
     Args:
         path: the memory's file.
         seconds: to wait, at most; ``None`` for five minutes.
+        since: the time of ``time.monotonic`` from which they count; ``None`` for now.
 
     Raises:
         OSError: the directory is missing or cannot be written, or another process holds the lock for so long.
@@ -42,7 +44,7 @@ def exclusive(path: Path, seconds: float | None = None) -> Iterator[None]:
         kind = PermissionError if lock.parent.is_dir() else FileNotFoundError
         raise kind(f"{path}: the directory {lock.parent} is missing or cannot be written")
     seconds = _LOCK_SECONDS if seconds is None else seconds
-    until = time.monotonic() + seconds
+    until = (time.monotonic() if since is None else since) + seconds
     while (held := _try_lock(lock)) is None:
         if time.monotonic() > until:
             raise OSError(
@@ -53,6 +55,23 @@ def exclusive(path: Path, seconds: float | None = None) -> Iterator[None]:
         yield
     finally:
         held()
+
+
+@contextlib.contextmanager
+def taking_turns(lock: threading.Lock, path: Path) -> Iterator[None]:
+    """Hold a lock among the threads of a process, and then ``exclusive``; for both together five minutes are waited at most.
+
+    Raises:
+        OSError: as ``exclusive``, or other threads hold the lock for so long.
+    """
+    began = time.monotonic()
+    if not lock.acquire(timeout=_LOCK_SECONDS):
+        raise OSError(f"{path}: other changes have been waiting for {_LOCK_SECONDS:g} seconds: try again later")
+    try:
+        with exclusive(path, since=began):
+            yield
+    finally:
+        lock.release()
 
 
 def _lock_of(path: Path) -> Path:

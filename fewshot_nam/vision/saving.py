@@ -111,13 +111,14 @@ def load_head(path: str | os.PathLike[str], present: Head, backbone: Backbone) -
         OSError: the file is missing or cannot be read.
         ValueError: no such file, damaged, of a later format, or for another backbone, transform or head.
     """
-    about, head, probed = read_head(path, present)
     own = weights_digest(backbone)
-    if about["weights"] != own:
+    try:
+        about, head, probed = read_head(path, present, own)
+    except OtherWeights as error:
         raise ValueError(
-            f"{path} was learned with the backbone {about['backbone']}, weights {about['weights']}; this one is "
-            f"{backbone.name}, weights {own}: attach the one it was learned with, or learn again"
-        )
+            f"{path} was learned with {error}; this one is {backbone.name}, weights {own}: attach the one it was learned with, "
+            "or learn again"
+        ) from None
     if not same_features(probed, probe(backbone)):
         raise ValueError(
             f"{path} was learned with these weights, but features come out differently now: check transform, transform_options, "
@@ -130,19 +131,29 @@ def load_head(path: str | os.PathLike[str], present: Head, backbone: Backbone) -
     return head.to(present.targets.device), dict(about.get("notes") or {})
 
 
-def read_head(path: str | os.PathLike[str], present: Head | None = None) -> tuple[dict[str, Any], Head, Tensor]:
+class OtherWeights(ValueError):
+    """A memory of another backbone; the message says of which."""
+
+
+def read_head(
+    path: str | os.PathLike[str], present: Head | None = None, weights: str | None = None
+) -> tuple[dict[str, Any], Head, Tensor]:
     """Return the description in a file, its head, and the features of ``probe``.
 
     Args:
         path: the file.
         present: for a head of a class that is not of this package, or with settings that JSON cannot hold: one like it.
+        weights: digest of the weights that it must have been learned with; ``None`` for any.
 
     Raises:
         OSError: the file is missing or cannot be read.
+        OtherWeights: it was learned with others. It may not fit ``present`` then, and is not damaged.
         ValueError: no such file, damaged, of a later format, or for another head.
     """
     path = Path(path)
     about, tensors = _read(path)
+    if weights is not None and about["weights"] != weights:
+        raise OtherWeights(f"the backbone {about['backbone']}, weights {about['weights']}")
     probed = tensors.pop(_PROBE)
     try:
         old = head_of_version_01(about["head"], about["settings"], tensors, _HEAD)

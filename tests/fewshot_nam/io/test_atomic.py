@@ -61,6 +61,35 @@ def test_a_file_that_is_replaced_keeps_who_may_read_it(tmp_path, mode):
         assert path.read_text() == name
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files to others")
+def test_a_file_that_root_replaces_stays_its_owners(tmp_path):
+    """A server that ran as a user without rights could not read its memory any more."""
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(0o640)
+    os.chown(path, 12345, 54321)
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (12345, 54321, 0o640)
+
+
+def test_a_group_that_cannot_be_kept_gets_no_rights(tmp_path, monkeypatch):
+    """The first group of who saved could read a memory that another group shares."""
+
+    def refuse(*_):
+        raise PermissionError
+
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(0o664)
+    monkeypatch.setattr(os, "chown", refuse)
+    monkeypatch.setattr("fewshot_nam.io.atomic._is_ours", lambda *_: False)
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    assert path.stat().st_mode & 0o777 == 0o604
+
+
 def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
     resource = pytest.importorskip("resource")
     path, limits = tmp_path / "a.bin", resource.getrlimit(resource.RLIMIT_FSIZE)

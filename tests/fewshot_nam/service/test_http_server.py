@@ -695,6 +695,64 @@ def test_killed_in_the_middle_of_saves_nothing_acknowledged_is_lost(memory, digi
     assert found - {pending} == known - {pending}
 
 
+def test_a_worker_that_dies_while_it_starts_is_not_waited_for():
+    """A server waited a minute for its answer, in which it neither ended nor replaced another."""
+    from fewshot_nam.service.workers import Worker
+
+    worker = Worker(uvicorn.Config("nowhere:at_all", workers=2), [])
+    worker.start()
+    os.kill(worker.pid, signal.SIGSTOP)  # before it can answer
+    killer = threading.Timer(0.5, worker.process.kill)
+    killer.start()
+    began = time.monotonic()
+    assert not worker.is_alive(timeout=60)
+    assert not worker.is_alive(timeout=60)
+    assert time.monotonic() - began < 20
+    worker.join()
+
+
+def test_a_server_of_several_processes_looks_after_its_workers(memory):
+    served = Command(memory, "--workers", "2")
+    first = _children(served.process.pid)
+    os.kill(first[-1], signal.SIGKILL)
+    end = time.monotonic() + 60
+    while len(now := _children(served.process.pid)) < len(first) or first[-1] in now:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    os.kill(max(now), signal.SIGKILL)  # while it starts
+    time.sleep(0.2)
+    served.process.terminate()
+    served.process.communicate(timeout=45)
+
+
+def _children(process):
+    return sorted(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
+
+
+@pytest.mark.parametrize("hang_up", [True, False])
+def test_a_request_whose_client_hung_up_is_not_worked_on(memory, digit_files, hang_up):
+    service = MemoryService(memory)
+    seen, predict = [], service.predict
+
+    def noted(images, top, is_gone):
+        go_on.wait(30)
+        seen.append(is_gone())
+        return predict(images, top)
+
+    service.predict, go_on = noted, threading.Event()
+    image = digit_files[0][0].read_bytes()
+    with serving(build(service)) as address:
+        with socket.create_connection(address) as asking:
+            asking.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(image) + image)
+            time.sleep(0.5)
+            if not hang_up:
+                go_on.set()
+                assert asking.recv(15) == b"HTTP/1.1 200 OK"
+        time.sleep(0.5)
+        go_on.set()
+    assert seen == [hang_up]
+
+
 def test_workers_end_with_a_server_that_is_killed(memory):
     """They went on with the port and the old token, and the server could not be started again."""
     served = Command(memory, "--workers", "2")

@@ -173,6 +173,39 @@ def test_a_memory_of_another_backbone_in_its_place_is_refused(service, memory, p
         service.predict([png[0][0]])
 
 
+def test_a_memory_of_another_backbone_is_not_called_damaged(service, memory, png, tmp_path):
+    """Its state was loaded into the head of the one before, which it does not fit."""
+    pytest.importorskip("timm")
+    model, notes = new_model("timm/test_resnet", tmp_path / "other.safetensors", "random")
+    model.learn([Image.open(io.BytesIO(png[0][0]))], "zero")
+    save_head(tmp_path / "other.safetensors", model.head, model.backbone, notes)
+    (tmp_path / "other.safetensors").replace(memory)
+    with pytest.raises(Unusable, match="of another backbone: start the server again"):
+        service.predict([png[0][0]])
+    with pytest.raises(
+        ValueError, match=r"was learned with the backbone timm/test_resnet, weights .*; this one is conv4"
+    ):
+        new_model("conv4", tmp_path / "new.safetensors")[0].load(memory)
+
+
+def test_images_whose_client_has_gone_are_not_read(service, png, monkeypatch):
+    """Sixteen requests that hung up at once kept who came next waiting for 25 seconds."""
+    monkeypatch.setattr(service, "_transformed", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(Overloaded, match="the client has gone"):
+        service.predict([png[0][0]], is_gone=lambda: True)
+
+
+def test_changes_that_wait_for_each_other_and_for_the_file_wait_once(service, memory, monkeypatch):
+    """The third waited fifteen minutes for a lock that another program never gave back."""
+    monkeypatch.setattr(memory_lock, "_LOCK_SECONDS", 1.0)
+    with memory_lock.exclusive(memory), ThreadPoolExecutor(4) as pool:
+        began = time.monotonic()
+        waiting = [pool.submit(service.forget, ["digit 0"]) for _ in range(4)]
+        assert all(isinstance(one.exception(30), OSError) for one in waiting)
+        assert time.monotonic() - began < 2.5
+    assert service.forget(["digit 0"])["forgotten"] == ["digit 0"]
+
+
 def test_a_memory_of_another_transform_in_its_place_is_refused(service, memory, png):
     """It was answered from with features of the first, and a change left a file that no program could open."""
     about, head, probed = read_head(memory)
