@@ -192,15 +192,14 @@ class Events:
             count, skipped = session.add_unknown(images, _shown(progress, "reading unknowns"))
             new = f"{count:,} new image{'' if count == 1 else 's'} of unknowns"
             text = f"{new}, {session.unknown_images:,} in all.{html.skipped_text(skipped)}"
-            said = html.note(text, "good")
-            if session.model.classes:
-                try:
-                    target = session.target or share / 100
-                    session.calibrate(target)
-                    said += html.note(f"The false-alarm rate is {100 * target:.4g}%.", "good")
-                except ValueError as error:  # too few images for this rate
-                    said += html.note(" ".join(str(error).split()), "bad")
-            return said
+            if not session.model.classes:
+                return html.note(text, "good")
+            target = session.target or share / 100
+            try:
+                session.calibrate(target)
+            except ValueError as error:  # too few images for this rate
+                return html.note(text, "good") + html.note(" ".join(str(error).split()), "bad")
+            return html.note(f"{text} The false-alarm rate is {100 * target:.4g}%.", "good")
 
         return [*self._change(session, wanted, act), None]
 
