@@ -42,8 +42,8 @@ class Events:
         self._sessions, self._local = sessions, local
         self._downloads, self._frames = Downloads(get_upload_folder()), Frames()
         self._named: WeakKeyDictionary[TeachingSession, str] = WeakKeyDictionary()
-        # Of which version a download is, by what made it; there is one file for each, and one at a time makes it.
-        self._prepared: WeakKeyDictionary[TeachingSession, dict[str, int]] = WeakKeyDictionary()
+        # Of which version a download is, and where, by what made it; there is one file for each, and one at a time makes it.
+        self._prepared: WeakKeyDictionary[TeachingSession, dict[str, tuple[int, Path]]] = WeakKeyDictionary()
         self._making: WeakKeyDictionary[TeachingSession, dict[str, threading.Lock]] = WeakKeyDictionary()
 
     def on_load(self, tab: str | None, request: gr.Request) -> list[Any]:
@@ -312,7 +312,7 @@ class Events:
         Also of the text that classes are found by: it may have changed while an answer was under way.
         """
         version, *rest = session.shown
-        downloads = (f"{how}={of}" for how, of in sorted(self._prepared.get(session, {}).items()))
+        downloads = (f"{how}={of}" for how, of in sorted(self._ready(session).items()))
         found = f"find={zlib.crc32(wanted.encode(errors='replace'))}"
         return " ".join([self._state_of(session, version), *map(str, rest), *downloads, found])
 
@@ -321,11 +321,16 @@ class Events:
 
         Another tab may have made the file anew, at the same place.
         """
-        of = self._prepared.get(session, {}).get(how)
+        of = self._ready(session).get(how)
         if of is None:
             return gr.update(visible=False)
         label = DOWNLOADS[how] + ("" if of == session.version else ", as it was before the last change")
         return gr.update(label=label) if path is None else gr.update(value=str(path), visible=True, label=label)
+
+    def _ready(self, session: TeachingSession) -> dict[str, int]:
+        """Return of which version each download is that is there: they are removed after an hour, or where there are too many."""
+        made = dict(self._prepared.get(session, {}))
+        return {how: version for how, (version, path) in made.items() if path.exists()}
 
     def _change(self, session: TeachingSession, wanted: str, act: Callable[[], str]) -> list[Any]:
         """Do something, and return the values of ``shared``; what was wrong is said, and nothing else happens."""
@@ -361,7 +366,7 @@ class Events:
                 version = session.version
                 path = getattr(session, how)(self._downloads.place_of(session))
                 self._downloads.keep(path, _address(request))
-                self._prepared.setdefault(session, {})[how] = version
+                self._prepared.setdefault(session, {})[how] = version, path
             return html.note(said, "good")
 
         values = self._change(session, wanted, act)

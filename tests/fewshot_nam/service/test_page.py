@@ -524,7 +524,7 @@ def test_what_a_visitor_is_refused_fills_no_log(digits, capfd, monkeypatch):
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
-def test_what_was_prepared_while_others_taught_is_offered_as_what_it_is(page, digits, monkeypatch):
+def test_what_was_prepared_while_others_taught_is_offered_as_what_it_is(page, blocks, digits, monkeypatch):
     """It was said to be there, and the button was not: where others taught all the time, no export was ever to be had."""
     port, session = page
     taught(session, digits)
@@ -549,6 +549,13 @@ def test_what_was_prepared_while_others_taught_is_offered_as_what_it_is(page, di
     answer = asked(port, "GET", "/gradio_api/queue/data?session_hash=prepares")[1].decode()
     assert "Download the memory" in answer
     assert "as it was before" not in answer
+    # It is removed after an hour: the button is then gone too.
+    shown = re.search(r'data-shown=\\"([^"\\]+)\\"', answer)[1]
+    for path in Path(blocks.GRADIO_CACHE).rglob("*.safetensors"):
+        path.unlink()
+    assert called(port, "on_tick", [shown, "", None, ""], "prepares", **kind)[0] == 200
+    answer = asked(port, "GET", "/gradio_api/queue/data?session_hash=prepares")[1].decode()
+    assert '"visible":false' in answer.replace(" ", "")
     session.forget("taught meanwhile")
 
 
@@ -659,11 +666,11 @@ def test_what_a_tab_shows_it_says_itself(page, digits):
         return asked(port, "GET", f"/gradio_api/queue/data?session_hash={visitor}")[1].decode()
 
     shown = re.search(r'data-shown=\\"([^"\\]+)\\"', asked_of("on_tick", ["", "", None, ""], "first"))[1]
-    assert "nam-class" not in asked_of("on_tick", [shown, "", None, "", ""], "renamed")
+    assert "nam-class" not in asked_of("on_tick", [shown, "", None, ""], "renamed")
     # A change that was asked for before the text was another drew the classes by the old one, for good.
-    assert "nam-class" in asked_of("on_tick", [shown, "zero", None, "", ""], "renamed")
+    assert "nam-class" in asked_of("on_tick", [shown, "zero", None, ""], "renamed")
     session.learn(digits[6][30:31], "taught elsewhere")
-    assert "nam-class" in asked_of("on_tick", [shown, "", None, "", ""], "another")
+    assert "nam-class" in asked_of("on_tick", [shown, "", None, ""], "another")
     version = session.version
     name = shown.partition(" ")[0]
     for old in ("", "5", "x", f"{'0' * 16} {version} True True", shown, f"{name} {'9' * 30} "):
