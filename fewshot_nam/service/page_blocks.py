@@ -50,6 +50,18 @@ _TAB = """async () => {
         return window.fewshotNamTab = number;
     } catch { return window.fewshotNamTab = ""; }
 }"""
+# Over a slow network Gradio's script sends each image of a camera all the same: what is learned and answered would be older and
+# older, and clicks would wait behind images. One is under way at a time; those meanwhile are dropped.
+_ONE_FRAME = r"""() => {
+    const send = window.fetch;
+    let under_way = false;
+    window.fetch = async (address, ...rest) => {
+        if (!/\/gradio_api\/stream\/[^/]+$/.test(address)) return send(address, ...rest);
+        if (under_way) return new Response("{}", {headers: {"Content-Type": "application/json"}});
+        under_way = true;
+        try { return await send(address, ...rest); } finally { under_way = false; }
+    };
+}"""
 # The number comes again and again, since what was sent with the load may have been refused or forgotten. What a tab shows, it knows
 # best: Gradio's State is that of the visitors who asked last.
 _TICK = """(shown, find) => {
@@ -96,6 +108,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         page.load(
             events.on_load, [at.tab], [*at.shared, at.rate], js=_TAB, show_progress="hidden", api_visibility="private"
         )
+        page.load(js=_ONE_FRAME, api_visibility="private")
         gr.Timer(2).tick(
             events.on_tick,
             [at.shown, at.find, at.tab, at.states],

@@ -9,6 +9,10 @@ from fewshot_nam.service import page_html as html
 DOWNLOADS = {"copy_to": "Download the memory", "export_to": "Download the ONNX file"}
 """What the buttons of downloads say, by the method of ``TeachingSession`` that makes the file."""
 NO_ANSWER = "The answer appears here."
+_CAMERA = {
+    "width": {"ideal": 640},
+    "height": {"ideal": 480},
+}  # networks take less, and two images a second go to the server
 _FORGET = """
 element.addEventListener('click', event => {
   const button = event.target.closest('[data-forget]');
@@ -56,8 +60,8 @@ class Layout:
                     label="Camera",
                     sources=["webcam"],
                     streaming=True,
-                    # Gradio's default mirrors the frames themselves, and not only the view of them.
-                    webcam_options=gr.WebcamOptions(mirror=False),
+                    # Gradio's default mirrors the frames themselves, and not only the view of them, and asks for 1920 x 1440.
+                    webcam_options=gr.WebcamOptions(mirror=False, constraints={"video": _CAMERA}),
                     elem_id="camera",
                     height=300,
                 )

@@ -20,7 +20,7 @@ _TAB = re.compile("[0-9a-f]{32}")
 _MOST_TABS, _LOADS_OF_A_TAB = 50_000, 3  # some 200 bytes each
 _BYTES_OF_FRAMES = 128 * 2**20
 _FRESH_SECONDS = 2.0  # a camera that runs sends two images a second, on a slow network fewer
-_FRAME_SECONDS = 3.0  # that are waited for an image from a camera
+_FRAME_SECONDS = 5.0  # that are waited for an image from a camera
 
 
 @dataclass
