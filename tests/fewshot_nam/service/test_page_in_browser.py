@@ -477,6 +477,20 @@ def test_taught_by_the_camera_and_answered_live(taught, tab, digit_files):
     phone.says("Forgot disc.")
 
 
+@pytest.mark.parametrize("gap", [20, 200])
+def test_a_double_click_forgets_one_class(taught, tab, gap):
+    """The next class lay there by the time of the second click, and was forgotten too."""
+    desk = tab()
+    button = desk.page.locator("[data-forget='digit 0']")
+    button.scroll_into_view_if_needed()
+    box = button.bounding_box()
+    for pause in (gap, 1000):
+        desk.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        desk.page.wait_for_timeout(pause)
+    desk.says("Forgot digit 0.")
+    assert taught.model.classes == ["digit 1", "digit 2"]
+
+
 def test_over_a_slow_network_the_camera_sends_one_image_at_a_time(taught, tab):
     """Two a second were sent, each after those before: after a minute what was learned was half a minute old."""
     phone, under_way, most = tab(**PHONE), set(), 0
