@@ -135,21 +135,22 @@ class FeCAMHead(Head):
     def _learn(self, support: Support) -> Gaussians:
         base, features = support.base, support.features
         means = support.class_means(features)
-        novel = [features[:, support.targets == len(base) + i] for i in range(support.columns - len(base))]
-        covariances = (
-            torch.stack([_covariance(some) for some in novel], dim=1)
-            if novel
-            else means.new_empty(len(means), 0, means.shape[-1], means.shape[-1])
-        )
-        known = self.base_precisions.to(means)
+        known, weights = self.base_precisions.to(means), None
         if self.calibrated and len(self.base_covariances):
             of_images = base[: len(known)]
             weights = base_weights(means, of_images, self.temperature)
-            covariances = covariances + torch.einsum("enb,bij->enij", weights, self.base_covariances.to(means))
             means = calibrated_means(means, of_images, self.share, self.temperature)
+        precisions = []
+        for i in range(support.columns - len(base)):  # one at a time: on the way a class takes five times what stays of it
+            covariance = _covariance(features[:, support.targets == len(base) + i])
+            if weights is not None:
+                of_base = self.base_covariances.to(means)
+                covariance = covariance + torch.einsum("eb,bij->eij", weights[:, i], of_base)
+            precisions.append(self._precisions(covariance))
+        nothing = means.new_empty(len(means), 0, means.shape[-1], means.shape[-1])
         missing = self._no_precision(means).expand(len(base) - len(known), -1, -1)
         known = torch.cat([known.reshape(-1, *missing.shape[1:]), missing]) if len(missing) else known
-        return Gaussians(support.with_base(base, means), known, self._precisions(covariances))
+        return Gaussians(support.with_base(base, means), known, torch.stack(precisions, 1) if precisions else nothing)
 
     def _score(self, learned: Gaussians, query: Tensor) -> Tensor:
         return self._score_more(learned, query, 0)
