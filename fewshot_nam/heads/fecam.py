@@ -141,7 +141,8 @@ class FeCAMHead(Head):
             weights = base_weights(means, of_images, self.temperature)
             means = calibrated_means(means, of_images, self.share, self.temperature)
         precisions = []
-        for i in range(support.columns - len(base)):  # one at a time: on the way a class takes five times what stays of it
+        # One at a time: on the way a class takes ten times what stays of it.
+        for i in range(support.columns - len(base)):
             covariance = _covariance(features[:, support.targets == len(base) + i])
             if weights is not None:
                 of_base = self.base_covariances.to(means)

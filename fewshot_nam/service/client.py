@@ -31,7 +31,7 @@ class ServerRefusal(ValueError):
     """The server answered with an error.
 
     Attributes:
-        status: of HTTP, 400 or more.
+        status: of HTTP, none of 200 to 299.
         retry_after: seconds after which the server asks to try again; ``None`` where it does not say.
     """
 
@@ -134,7 +134,7 @@ class Client:
             found = json.loads(content)
         except (ValueError, RecursionError):
             found = None
-        if answer.status >= 400:
+        if not 200 <= answer.status < 300:  # a gateway may send one elsewhere: nothing was done there
             said = (found.get("error") or found.get("detail")) if isinstance(found, dict) else None
             if not isinstance(said, str):
                 said = _ANOTHER.format(answer.status)

@@ -188,6 +188,16 @@ def test_a_server_that_drips_is_not_waited_for_without_end(first, again, monkeyp
         assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("status", [301, 308, 100_000])
+def test_a_change_that_is_sent_elsewhere_was_not_made(status):
+    """A gateway answered with a redirect and JSON, and the change passed for one that was made."""
+    with server([answer({"message": "moved"}, status)]) as (url, _):
+        client = Client(url, "token")
+        with pytest.raises((ServerRefusal, OSError)):
+            client.forget(["a"])
+        client.close()
+
+
 def test_an_answer_may_take_longer_than_a_connection(monkeypatch):
     """A large network on a CPU works for minutes on 32 images, and after one of silence the client gave all of them up."""
     monkeypatch.setattr("fewshot_nam.service.client._SECONDS", 0.2)
