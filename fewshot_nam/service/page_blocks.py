@@ -142,7 +142,9 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             show_progress="hidden",
             api_visibility="private",
         )
-        at.learn_frame.click(events.on_learn_frame, [at.name, at.find], at.shared, show_progress_on=at.status, **quiet)
+        at.learn_frame.click(
+            events.on_learn_frame, [at.name, at.find], at.shared, show_progress_on=at.status, **quiet, **each
+        )
         at.learn_files.click(
             events.on_learn_files,
             [at.name, at.files, at.folder, at.find],

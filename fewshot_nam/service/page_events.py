@@ -41,6 +41,8 @@ class Events:
     def __init__(self, sessions: Sessions, local: bool) -> None:
         self._sessions, self._local = sessions, local
         self._downloads, self._frames = Downloads(get_upload_folder()), Frames()
+        self._asking: set[tuple[str | None, str]] = set()  # which visitor waits for which class from the camera
+        self._asking_lock = threading.Lock()
         self._named: WeakKeyDictionary[TeachingSession, str] = WeakKeyDictionary()
         # Of which version a download is, and where, by what made it; there is one file for each, and one at a time makes it.
         self._prepared: WeakKeyDictionary[TeachingSession, dict[str, tuple[int, Path]]] = WeakKeyDictionary()
@@ -89,15 +91,24 @@ class Events:
         return self._answer_of(request, image)
 
     def on_learn_frame(self, label: str, wanted: str, request: gr.Request) -> list[Any]:
-        """Learn what the camera shows."""
-        session, image = self._session_of(request), self._frames.of(request.session_hash)
+        """Learn what the camera shows; of two clicks for one class the second does nothing while the first is under way."""
+        session, asked = self._session_of(request), (request.session_hash, label)
+        with self._asking_lock:
+            if asked in self._asking:
+                return self._view(session, None, wanted)
+            self._asking.add(asked)
 
         def act() -> str:
+            image = self._frames.next(request.session_hash)
             if image is None:  # after a stop the page still shows what is before the camera, and sends nothing of it
                 raise ValueError("nothing comes from the camera: start it and press record")
             return html.learned_note(session.learn([image], label))
 
-        return self._change(session, wanted, act)
+        try:
+            return self._change(session, wanted, act)
+        finally:
+            with self._asking_lock:
+                self._asking.discard(asked)
 
     def on_learn_files(
         self,

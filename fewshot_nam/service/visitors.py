@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 import time
@@ -19,8 +18,10 @@ _IDLE_SECONDS = 900  # after which a visitor's memory may make room for another'
 _TAB = re.compile("[0-9a-f]{32}")
 _MOST_TABS, _LOADS_OF_A_TAB = 50_000, 3  # some 200 bytes each
 _BYTES_OF_FRAMES = 128 * 2**20
-_FRESH_SECONDS = 2.0  # a camera that runs sends two images a second, on a slow network fewer
-_FRAME_SECONDS = 5.0  # that are waited for an image from a camera
+_FIRST_SECONDS, _SECOND_SECONDS = (
+    3.0,
+    10.0,
+)  # that are waited for images of a camera: two a second come, over a slow network fewer
 
 
 @dataclass
@@ -146,15 +147,16 @@ class Frames:
     """What the cameras of visitors showed last, not decoded; of so many, and so many bytes together, as there is room for."""
 
     def __init__(self) -> None:
-        self._lock = threading.Condition()
-        self._by_visitor: OrderedDict[str, tuple[float, str | bytes]] = OrderedDict()  # with when; the oldest first
+        self._lock, self._count = threading.Condition(), 0
+        self._by_visitor: OrderedDict[str, tuple[int, str | bytes]] = OrderedDict()  # with its number; the oldest first
 
     def keep(self, visitor: str | None, image: str | bytes | None) -> None:
         """Keep an image in the place of the visitor's last one."""
         with self._lock:
+            self._count += 1
             self._by_visitor.pop(visitor or "", None)
             if image is not None:
-                self._by_visitor[visitor or ""] = time.monotonic(), image
+                self._by_visitor[visitor or ""] = self._count, image
             while (
                 sum(len(frame) for _, frame in self._by_visitor.values()) > _BYTES_OF_FRAMES
                 or len(self._by_visitor) > MOST_CAMERAS
@@ -162,12 +164,21 @@ class Frames:
                 self._by_visitor.popitem(last=False)
             self._lock.notify_all()
 
-    def of(self, visitor: str | None) -> str | bytes | None:
-        """Return what the visitor's camera shows, which is waited for; ``None`` where it shows nothing, or was stopped."""
-        since = time.monotonic() - _FRESH_SECONDS
+    def next(self, visitor: str | None) -> str | bytes | None:
+        """Return what the visitor's camera shows from now on, which is waited for; ``None`` where nothing comes from it.
 
-        def is_fresh() -> bool:
-            return self._by_visitor.get(visitor or "", (-math.inf, b""))[0] >= since
-
+        It is the second image that comes: the first may have been on its way, and a page sends one at a time.
+        """
         with self._lock:
-            return self._by_visitor[visitor or ""][1] if self._lock.wait_for(is_fresh, _FRAME_SECONDS) else None
+            first = self._after(self._count, visitor or "", _FIRST_SECONDS)
+            second = None if first is None else self._after(first[0], visitor or "", _SECOND_SECONDS)
+            return None if second is None else second[1]
+
+    def _after(self, number: int, visitor: str, seconds: float) -> tuple[int, str | bytes] | None:
+        """Wait for an image of a visitor with a larger number, holding the lock; ``None`` where none comes in time."""
+
+        def found() -> tuple[int, str | bytes] | None:
+            last = self._by_visitor.get(visitor)
+            return last if last is not None and last[0] > number else None
+
+        return self._lock.wait_for(found, seconds)
