@@ -301,8 +301,10 @@ def test_output_steps_give_the_same_outputs_states_and_gradients(preset, options
         grads = torch.autograd.grad(loss, list(stm.parameters()), allow_unused=True)
         found.append([outputs * needed[:, None], *state, *(g for g in grads if g is not None)])
     assert len(found[0]) == len(found[1])
+    # Rounding is that of the largest numbers on the way: where terms of a gradient cancel, more of it is left than of the gradient.
+    size = max(1.0, *(float(part.abs().max()) for part in found[0]))
     for whole, chunked in zip(*found, strict=True):
-        torch.testing.assert_close(whole, chunked, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(whole, chunked, rtol=1e-9, atol=1e-13 * size)
     assert not stm(x, output_steps=needed)[0][:, ~needed].any()
 
 
