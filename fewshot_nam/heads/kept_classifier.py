@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewshot_nam.heads.base import Head, Support
+from fewshot_nam.heads.base import Head, Support, places_in_class
 from fewshot_nam.heads.base_statistics import BaseStatistics
 from fewshot_nam.heads.duplicates import first_equal
 from fewshot_nam.heads.validation import checked_vectors, warn_user
@@ -262,10 +262,7 @@ class KeptClassifierHead(Head):
         """Return ``shots`` of ``Learned``; a class with one shot has none."""
         features, columns = support.features, support.targets - len(support.base)
         counts = torch.bincount(columns, minlength=whitened.shape[1])
-        order = torch.argsort(columns, stable=True)
-        place = torch.empty_like(columns)  # of each shot among those of its class
-        place[order] = torch.arange(len(columns), device=columns.device) - (counts.cumsum(0) - counts)[columns[order]]
-        held = ((counts[columns] > 1) & (place < _SHOTS_LEFT_OUT)).nonzero().flatten()
+        held = ((counts[columns] > 1) & (places_in_class(columns) < _SHOTS_LEFT_OUT)).nonzero().flatten()
         if not len(held) or not len(background.weights):
             return features.new_empty(len(features), 0)
         shots, own = features[:, held], columns[held]

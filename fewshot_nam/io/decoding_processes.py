@@ -26,7 +26,7 @@ from fewshot_nam.io.image_io import UnreadableImage
 MOST_MEMORY = 2 * 2**30  # bytes of address space of a process; an image of 64 million pixels takes half of it
 SECONDS = 5.0  # of work for an image, and
 PIXELS_A_SECOND = 8e6  # decoded beyond that
-_SECRET = "FEWSHOT_NAM_TOKEN"  # of a server: what decodes the images of strangers is not to know it
+_SECRET = "FEWSHOT_NAM_TOKEN"  # of a server: a process that decodes what its clients send is not to know it
 _START = 120.0  # seconds until a process is ready
 _WAIT = 10 if hasattr(signal, "setitimer") else 1  # times as long it may take while others work
 

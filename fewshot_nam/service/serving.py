@@ -170,7 +170,7 @@ class MemoryService:
         Args:
             images: files as bytes.
             top: how many scores of each.
-            is_gone: asked when it is the images' turn: where nobody waits for the answer any more, they are not read.
+            is_gone: asked when it is the images' turn; once the client has hung up, they are not read.
 
         Raises:
             UnreadableImage: bytes that are no image, or one that is too large; its position is named.

@@ -18,10 +18,8 @@ _IDLE_SECONDS = 900  # after which a visitor's memory may make room for another'
 _TAB = re.compile("[0-9a-f]{32}")
 _MOST_TABS, _LOADS_OF_A_TAB = 50_000, 3  # some 200 bytes each
 _BYTES_OF_FRAMES = 128 * 2**20
-_FIRST_SECONDS, _SECOND_SECONDS = (
-    3.0,
-    10.0,
-)  # that are waited for images of a camera: two a second come, over a slow network fewer
+# Waited for the next two images of a camera: two a second come, over a slow network fewer.
+_FIRST_SECONDS, _SECOND_SECONDS = 3.0, 10.0
 
 
 @dataclass

@@ -188,12 +188,12 @@ def test_a_server_that_drips_is_not_waited_for_without_end(first, again, monkeyp
         assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("status", [301, 308, 100_000])
+@pytest.mark.parametrize("status", [301, 308])
 def test_a_change_that_is_sent_elsewhere_was_not_made(status):
     """A gateway answered with a redirect and JSON, and the change passed for one that was made."""
     with server([answer({"message": "moved"}, status)]) as (url, _):
         client = Client(url, "token")
-        with pytest.raises((ServerRefusal, OSError)):
+        with pytest.raises(ServerRefusal, match=f"answers {status}, but not as"):
             client.forget(["a"])
         client.close()
 

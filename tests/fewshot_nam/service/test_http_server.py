@@ -719,7 +719,9 @@ def test_a_server_of_several_processes_looks_after_its_workers(memory):
     while len(now := _children(served.process.pid)) < len(first) or first[-1] in now:
         assert time.monotonic() < end
         time.sleep(0.1)
-    os.kill(max(now), signal.SIGKILL)  # while it starts
+    os.kill(max(now), signal.SIGSTOP)  # it starts, and the server waits for its first answer
+    time.sleep(2)
+    os.kill(max(now), signal.SIGKILL)
     time.sleep(0.2)
     served.process.terminate()
     served.process.communicate(timeout=45)
