@@ -23,17 +23,43 @@ from fewshot_nam.heads.power_norm import power_normalise
 from fewshot_nam.heads.teen import base_weights, calibrated_means
 from fewshot_nam.memory.primitives import unit
 
+_FLAT = 1e-9  # deviations up to there are none
+_NEARLY_SINGULAR = 1e-3
+
+
+class LowRank(NamedTuple):
+    """``N^-1 = T (I - U^T B U) T`` of a class with ``n`` images, fewer than features.
+
+    Attributes:
+        scales: diagonal of ``T`` ``(E, 1, D)``, float64.
+        factor: ``U`` ``(E, n + 1, D)``, float64.
+        inner: ``B`` ``(E, n + 1, n + 1)``, float64.
+    """
+
+    scales: Tensor
+    factor: Tensor
+    inner: Tensor
+
+    def distance(self, apart: Tensor) -> Tensor:
+        """Return ``x^T N^-1 x`` ``(E, Q)`` for ``x`` of ``apart`` ``(E, Q, D)``."""
+        scaled = apart.double() * self.scales
+        within = scaled @ self.factor.mT
+        return (scaled.square().sum(dim=-1) - ((within @ self.inner) * within).sum(dim=-1)).to(apart)
+
 
 class Gaussians(NamedTuple):
-    """What is read: means ``(E, C, D)``, and precisions of classes ``(E, C, D, D)``, those of base classes apart ``(B, D, D)``."""
+    """What is read: means ``(E, C, D)``, and ``N^-1`` of base classes ``(B, D, D)`` and of new ones, ``(E, D, D)`` where dense."""
 
     means: Tensor
     base: Tensor
-    novel: Tensor
+    novel: list[Tensor | LowRank]
 
 
 class FeCAMHead(Head):
-    """Scores minus squared distances, as at the top of this file. It keeps a ``(D, D)`` matrix for each class.
+    """Scores minus squared distances, as at the top of this file.
+
+    It keeps a ``(D, D)`` matrix for each base class that it learned from images, and for each new class with as many images as
+    features; ``calibrated``, for every new class.
 
     Args:
         diagonal: ``a1``, at least 0.
@@ -127,7 +153,7 @@ class FeCAMHead(Head):
         shrunk = covariances + own + off
         deviations = shrunk.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
         scales = deviations.unsqueeze(-1) * deviations.unsqueeze(-2)
-        flat = (deviations <= 1e-9).any(dim=-1)[..., None, None]
+        flat = (deviations <= _FLAT).any(dim=-1)[..., None, None]
         # In float64: the covariance of a few shots is nearly singular.
         normalised = torch.where(flat, identity, shrunk / torch.where(flat, 1.0, scales))
         return torch.linalg.inv(normalised.double()).to(covariances)
@@ -140,18 +166,47 @@ class FeCAMHead(Head):
             of_images = base[: len(known)]
             weights = base_weights(means, of_images, self.temperature)
             means = calibrated_means(means, of_images, self.share, self.temperature)
-        precisions = []
+        novel: list[Tensor | LowRank] = []
         # One at a time: on the way a class takes ten times what stays of it.
         for i in range(support.columns - len(base)):
-            covariance = _covariance(features[:, support.targets == len(base) + i])
-            if weights is not None:
-                of_base = self.base_covariances.to(means)
-                covariance = covariance + torch.einsum("eb,bij->eij", weights[:, i], of_base)
-            precisions.append(self._precisions(covariance))
-        nothing = means.new_empty(len(means), 0, means.shape[-1], means.shape[-1])
+            shots = features[:, support.targets == len(base) + i]
+            precision: Tensor | LowRank | None = self._low_rank(shots) if weights is None else None
+            if precision is None:
+                covariance = _covariance(shots)
+                if weights is not None:
+                    of_base = self.base_covariances.to(means)
+                    covariance = covariance + torch.einsum("eb,bij->eij", weights[:, i], of_base)
+                precision = self._precisions(covariance)
+            novel.append(precision)
         missing = self._no_precision(means).expand(len(base) - len(known), -1, -1)
         known = torch.cat([known.reshape(-1, *missing.shape[1:]), missing]) if len(missing) else known
-        return Gaussians(support.with_base(base, means), known, torch.stack(precisions, 1) if precisions else nothing)
+        return Gaussians(support.with_base(base, means), known, novel)
+
+    def _low_rank(self, features: Tensor) -> LowRank | None:
+        """Return ``N^-1`` of a class with images ``(E, n, D)``; ``None`` where the matrix itself is smaller, or nearly singular."""
+        count, width = features.shape[-2:]
+        if count + 1 >= width:
+            return None
+        apart = features.double() - features.double().mean(dim=-2, keepdim=True)
+        apart = apart / max(count - 1, 1) ** 0.5
+        # S is A^T A for A the rows of ``apart``. S' is A^T A + rest I + off 1 1^T.
+        variances = apart.square().sum(dim=-2)
+        diagonal = self.diagonal * variances.mean(dim=-1)
+        sums = apart.sum(dim=-1).square().sum(dim=-1) - variances.sum(dim=-1)
+        off = self.off_diagonal * sums / (width * (width - 1))
+        rest = diagonal - off
+        deviations = (variances + diagonal.unsqueeze(-1)).sqrt()
+        flat = (deviations <= _FLAT).any(dim=-1)
+        if bool(((rest <= _NEARLY_SINGULAR * variances.mean(dim=-1)) & ~flat).any()):
+            return None
+        rest = torch.where(flat, 1.0, rest)
+        # Woodbury's identity for U = (A; 1 1 1 ...), with ``off`` as the factor of its last row.
+        factor = torch.cat([apart, torch.ones_like(apart[:, :1])], dim=-2)
+        factors = torch.cat([torch.ones_like(apart[..., 0]), off.unsqueeze(-1)], dim=-1).diag_embed()
+        identity = torch.eye(count + 1, dtype=factor.dtype, device=factor.device)
+        inner = torch.linalg.solve(rest[:, None, None] * identity + factors @ factor @ factor.mT, factors)
+        scales = torch.where(flat.unsqueeze(-1), 1.0, deviations) / rest.sqrt().unsqueeze(-1)
+        return LowRank(scales.unsqueeze(-2), factor, torch.where(flat[:, None, None], 0.0, inner))
 
     def _score(self, learned: Gaussians, query: Tensor) -> Tensor:
         return self._score_more(learned, query, 0)
@@ -162,8 +217,11 @@ class FeCAMHead(Head):
         for column in range(first, learned.means.shape[1]):
             apart = query - learned.means[:, column : column + 1]
             novel = column - len(learned.base)
-            precision = learned.base[column] if novel < 0 else learned.novel[:, novel]
-            scores.append(-((apart @ precision) * apart).sum(dim=-1))
+            precision = learned.base[column] if novel < 0 else learned.novel[novel]
+            if isinstance(precision, LowRank):
+                scores.append(-precision.distance(apart))
+            else:
+                scores.append(-((apart @ precision) * apart).sum(dim=-1))
         return torch.stack(scores, dim=-1) if scores else query.new_empty(*query.shape[:-1], 0)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:

@@ -89,7 +89,7 @@ class Background(NamedTuple):
 
     Attributes:
         whole: from all base images.
-        folds: ``F`` of them, each from the base images but those of its fold. Fold ``f`` is images ``f``, ``f + F``, ...
+        folds: ``F`` of them, each from the base images but those of its fold. Fold ``f`` is kept images ``f``, ``f + F``, ...
         held_out: of each fold ``(n / F, D)``, its images less the mean of the others, unit.
         best: ``(n,)``, the largest score of each image by a class of the classifier, fold by fold; empty where there is none.
         weights: ``(B, D)``, class weights of the classifier.
@@ -132,7 +132,8 @@ class KeptClassifierHead(Head):
     Args:
         base_images: ``(n, D)``, features of ``n`` unlabelled images of what the classifier sees, a hundred or more, and none that
             it was trained on: these it knows better than others, and the bound would hold for them alone. It holds whether
-            identical ones count once or as often as they are given. ``None`` only for a head whose state is loaded.
+            identical ones count once or as often as they are given. They are kept in an order of their own. ``None`` only for a
+            head whose state is loaded.
         ridge: added to the covariance of base images, above 0, in units of their mean variance.
         length_exponent: 0 to 1, how much longer class weights of the classifier score higher: 0 not at all, 1 as much as in the
             classifier.
@@ -343,7 +344,7 @@ def _offset(gaps: Tensor, counts: Tensor, limit: float) -> Tensor:
 
 
 def _checked(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the different ones of ``images`` ``(n, D)``, and how often each was given."""
+    """Return the different ones of ``images`` ``(n, D)``, in an order drawn once for all heads, and how often each was given."""
     if checked_vectors(images, "base_images").dim() != 2 or len(images) < _FEWEST:
         raise ValueError(f"base_images must be (n, D) with n at least {_FEWEST}, got shape {tuple(images.shape)}")
     same = first_equal(images, images)
@@ -363,4 +364,6 @@ def _checked(images: Tensor) -> tuple[Tensor, Tensor]:
             f"base_images: what new classes take from the classifier is estimated from only {len(different)} images: "
             "give a hundred or more"
         )
-    return different, counts[once]
+    # Folds are cut by place: of five classes in turn, each fold would be all images of one class.
+    order = torch.randperm(len(different), generator=torch.Generator().manual_seed(0), device="cpu").to(images.device)
+    return different[order], counts[once][order]

@@ -120,17 +120,27 @@ class KLDAHead(Head):
         phi, known = support.features, self.base_means.to(support.features)
         means = support.class_means(phi)
         apart = (phi - means[:, support.targets - len(support.base)]).double()
-        scatter = apart.mT @ apart
+        every = support.with_base(torch.cat([known, support.base[len(known) :]]), means).double()
         freedom = phi.shape[1] - means.shape[1]
-        if len(self.scatter):
-            scatter, freedom = scatter + self.scatter.to(scatter), freedom + int(self.freedom)
-        covariance = scatter / max(freedom, 1)
-        size = covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1).clamp_min(1e-3 / self.width)
-        eye = torch.eye(self.width, dtype=torch.float64, device=phi.device)
-        factor = torch.linalg.cholesky(covariance + (self.ridge * size)[:, None, None] * eye)
-        every = support.with_base(torch.cat([known, support.base[len(known) :]]), means)
-        weights = torch.cholesky_solve(every.mT.double(), factor).mT
+        if len(self.scatter) or phi.shape[1] > self.width:
+            scatter = apart.mT @ apart
+            if len(self.scatter):
+                scatter, freedom = scatter + self.scatter.to(scatter), freedom + int(self.freedom)
+            covariance = scatter / max(freedom, 1)
+            ridge = self._added(covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1))
+            factor = torch.linalg.cholesky(covariance + ridge * _identity(covariance))
+            weights = torch.cholesky_solve(every.mT, factor).mT
+        else:  # the same by the smaller of the two systems
+            apart = apart / math.sqrt(max(freedom, 1))
+            ridge = self._added(apart.square().sum(dim=(-2, -1)) / self.width)
+            products = apart @ apart.mT
+            factor = torch.linalg.cholesky(products + ridge * _identity(products))
+            weights = (every - torch.cholesky_solve(apart @ every.mT, factor).mT @ apart) / ridge
         return weights, (weights * every).sum(dim=-1) / 2
+
+    def _added(self, size: Tensor) -> Tensor:
+        """Return what is added to the diagonal of ``S`` ``(E, 1, 1)`` for mean variances ``(E,)``."""
+        return self.ridge * size.clamp_min(1e-3 / self.width)[:, None, None]
 
     def _score(self, learned: tuple[Tensor, Tensor], query: Tensor) -> Tensor:
         # What all classes have in common is large where features have a mean: float32 would lose their differences.
@@ -153,3 +163,7 @@ class KLDAHead(Head):
     def extra_repr(self) -> str:
         """Return the settings."""
         return f"width={self.width}, gamma={self.gamma}, ridge={self.ridge}, seed={self.seed}, {super().extra_repr()}"
+
+
+def _identity(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)

@@ -4,9 +4,12 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from fewshot_nam.heads import BaseStatistics, create
+from fewshot_nam.heads.fecam import _covariance
 from fewshot_nam.heads.ranpac import _RIDGES, RanPACHead
 
 D, BASE_CLASSES, EACH, NOVEL_CLASSES, SHOTS = 6, 4, 25, 3, 5
@@ -46,6 +49,36 @@ def test_ncm_and_teen_are_cosines_to_means():
             means.append((1 - share) * some.mean(0) + share * sum(w[i] * base[i] for i in range(len(base))))
         expected = torch.stack([torch.stack([cosine(x, m) for m in means]) for x in QUERIES])
         torch.testing.assert_close(learned(name)(QUERIES), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 6),
+    width=st.integers(3, 30),
+    seed=st.integers(0, 1000),
+    diagonal=st.sampled_from([0.5, 1.0, 3.0]),
+    off_diagonal=st.sampled_from([0.0, 0.3, 1.0]),
+    equal=st.booleans(),
+)
+def test_fecam_of_few_images_is_that_of_the_whole_matrix(count, width, seed, diagonal, off_diagonal, equal):
+    head = create("fecam", diagonal=diagonal, off_diagonal=off_diagonal)
+    generator = torch.Generator().manual_seed(seed)
+    shots = torch.rand(2, count, width, generator=generator, dtype=torch.float64)
+    if equal:  # in one of two episodes nothing varies
+        shots[0] = shots[0, :1]
+    apart = torch.rand(2, 4, width, generator=generator, dtype=torch.float64)
+    low = head._low_rank(shots)
+    assert low is not None or count + 1 >= width or off_diagonal > diagonal * 0.9
+    if low is not None:
+        dense = head._precisions(_covariance(shots))
+        torch.testing.assert_close(low.distance(apart), ((apart @ dense) * apart).sum(dim=-1), rtol=1e-8, atol=1e-8)
+
+
+def test_fecam_of_few_images_takes_no_matrix_for_each_class():
+    """Two classes of 20,000 features took 3.2 GB each, and minutes."""
+    features = torch.rand(6, 20_000, generator=torch.Generator().manual_seed(0))
+    head = create("fecam").write(features[:5], [0, 0, 0, 1, 1])
+    assert head(features[5:]).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["fecam", "c-fecam"])
@@ -295,6 +328,25 @@ def test_klda_is_discriminant_analysis_over_fourier_features():
     directions = QUERIES[:2].sqrt() / QUERIES[:2].sqrt().norm(dim=1, keepdim=True)
     kernel = torch.exp(-(directions[0] - directions[1]).square().sum() / 2)
     assert float(a @ b) == pytest.approx(float(kernel), abs=0.02)
+
+
+def test_klda_solves_the_smaller_system():
+    """Of 20,000 random features the covariance alone takes 3 GB, and the images are a handful."""
+    head, sizes = create("klda", width=200), (4, 1, 3)
+    lessons = [some[:size] for some, size in zip(NOVEL, sizes, strict=False)]
+    for label, some in enumerate(lessons):
+        head.write(some.double(), label)
+    phi = [head._embed(some.double()) for some in lessons]
+    scatter = sum((some - some.mean(0)).T @ (some - some.mean(0)) for some in phi)
+    covariance = scatter / (sum(map(len, phi)) - len(phi))
+    inverse = torch.linalg.inv(covariance + 1e-2 * covariance.diagonal().mean() * torch.eye(200).double())
+    queries = head._embed(QUERIES.double())
+    expected = torch.stack([queries @ inverse @ (m := some.mean(0)) - m @ inverse @ m / 2 for some in phi], 1)
+    torch.testing.assert_close(head(QUERIES.double()), expected, rtol=1e-9, atol=1e-9)
+    wide = create("klda", width=20_000).write(
+        torch.cat(lessons), [0] * len(lessons[0]) + [1] * sum(map(len, lessons[1:]))
+    )
+    assert wide(QUERIES).isfinite().all()
 
 
 def test_base_images_that_were_summed_up_cannot_be_forgotten_one_by_one():
