@@ -62,6 +62,17 @@ _ONE_FRAME = r"""() => {
         try { return await send(address, ...rest); } finally { under_way = false; }
     };
 }"""
+# After a first click the next class may lie where the forgotten one was, and Undo names the change before: the second of two clicks
+# in one place is not for it.
+_ONE_OF_TWO_CLICKS = """() => {
+    let last = null;
+    document.addEventListener("click", event => {
+        if (!event.detail || !event.target.closest("#undo, [data-forget]")) return;  // or by the keyboard
+        const again = last && event.timeStamp - last.timeStamp < 500 && Math.hypot(event.x - last.x, event.y - last.y) < 10;
+        if (again) event.stopImmediatePropagation();
+        else last = event;
+    }, true);
+}"""
 # The number comes again and again, since what was sent with the load may have been refused or forgotten. What a tab shows, it knows
 # best: Gradio's State is that of the visitors who asked last.
 _TICK = """(shown, find) => {
@@ -108,7 +119,8 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         page.load(
             events.on_load, [at.tab], [*at.shared, at.rate], js=_TAB, show_progress="hidden", api_visibility="private"
         )
-        page.load(js=_ONE_FRAME, api_visibility="private")
+        for script in (_ONE_FRAME, _ONE_OF_TWO_CLICKS):
+            page.load(js=script, api_visibility="private")
         gr.Timer(2).tick(
             events.on_tick,
             [at.shown, at.find, at.tab, at.states],

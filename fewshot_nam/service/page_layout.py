@@ -13,14 +13,10 @@ _CAMERA = {
     "width": {"ideal": 640},
     "height": {"ideal": 480},
 }  # networks take less, and two images a second go to the server
-# After a first click the next class may lie where the forgotten one was: the second of two clicks in one place is not for it.
 _FORGET = """
-let last = null;
 element.addEventListener('click', event => {
   const button = event.target.closest('[data-forget]');
-  const again = last && event.timeStamp - last.timeStamp < 500 && Math.hypot(event.x - last.x, event.y - last.y) < 10;
-  last = event;
-  if (button && !again) trigger('click', {label: button.dataset.forget});
+  if (button) trigger('click', {label: button.dataset.forget});
 });
 """
 

@@ -382,6 +382,8 @@ class TeachingSession:
     def calibrate(self, target: float) -> Promise:
         """Set the threshold so that at most ``target`` of unknown images is accepted; return what this promises and costs.
 
+        Where this was the last change already, it is none.
+
         Raises:
             ValueError: nothing was learned, no images of unknowns, or too few for the target.
         """
@@ -403,6 +405,8 @@ class TeachingSession:
                     "the rate of this memory holds for each new class of unknowns (fewshot-nam calibrate --by-class), and would "
                     "hold for images alone: go on with that command, or forget the images of unknowns first"
                 )
+            if (made := self.promise) is not None and made.target == target:
+                return made
             before = self._before(f"set the false-alarm rate to {target:.2%}")
             with collected_warnings() as said:
                 # As sure as the memory's owner asked for, if they did.

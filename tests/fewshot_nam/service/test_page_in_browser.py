@@ -478,17 +478,25 @@ def test_taught_by_the_camera_and_answered_live(taught, tab, digit_files):
 
 
 @pytest.mark.parametrize("gap", [20, 200])
-def test_a_double_click_forgets_one_class(taught, tab, gap):
-    """The next class lay there by the time of the second click, and was forgotten too."""
+def test_a_double_click_forgets_one_class_and_takes_back_one_change(taught, tab, gap):
+    """By the second click the next class lay there, or Undo named the change before: both were done."""
     desk = tab()
-    button = desk.page.locator("[data-forget='digit 0']")
-    button.scroll_into_view_if_needed()
-    box = button.bounding_box()
-    for pause in (gap, 1000):
-        desk.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        desk.page.wait_for_timeout(pause)
-    desk.says("Forgot digit 0.")
-    assert taught.model.classes == ["digit 1", "digit 2"]
+    for button, said, left in (
+        ("[data-forget='digit 0']", "Forgot digit 0.", 2),
+        ("[data-forget='digit 1']", "Forgot digit 1.", 1),
+        ("#undo", "Undone: forget 'digit 1'.", 2),
+    ):
+        desk.page.locator(button).scroll_into_view_if_needed()
+        box = desk.page.locator(button).bounding_box()
+        for pause in (gap, 1000):
+            desk.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+            desk.page.wait_for_timeout(pause)
+        desk.says(said)
+        assert len(taught.model.classes) == left
+    desk.page.locator("#undo").focus()
+    desk.page.keyboard.press("Enter")
+    desk.says("Undone: forget 'digit 0'.")
+    assert len(taught.model.classes) == 3
 
 
 def test_over_a_slow_network_the_camera_sends_one_image_at_a_time(taught, tab):

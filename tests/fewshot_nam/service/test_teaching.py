@@ -570,6 +570,22 @@ def test_a_memory_that_changes_while_it_is_opened_is_read_again(taught, digits, 
         TeachingSession.open(path)
 
 
+def test_a_rate_that_was_just_set_is_not_set_again(taught, digits):
+    """The slider sets it when it is let go, and then the button: two steps of undo, of which the first changed nothing."""
+    taught.add_unknown(digits[7][:20])
+    first = taught.calibrate(0.1)
+    version = taught.version
+    assert taught.calibrate(0.1) == first
+    assert taught.version == version
+    taught.undo()
+    assert taught.threshold is None
+    taught.calibrate(0.1)
+    taught.learn(digits[0][5:6], "digit 0")
+    assert taught.promise is None
+    taught.calibrate(0.1)
+    assert taught.promise is not None
+
+
 def test_undo_brings_back_a_calibration(taught, digits):
     taught.add_unknown(unknown(digits))
     threshold = taught.calibrate(0.05).threshold
