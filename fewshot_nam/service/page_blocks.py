@@ -50,24 +50,38 @@ _TAB = """async () => {
         return window.fewshotNamTab = number;
     } catch { return window.fewshotNamTab = ""; }
 }"""
-# Over a slow network Gradio's script sends each image of a camera all the same: what is learned and answered would be older and
-# older, and clicks would wait behind images. One is under way at a time; those meanwhile are dropped.
+# Over a slow network Gradio's script sends each image of a camera all the same: answers would be older and older, and clicks would
+# wait behind images. One of a stream is under way at a time; those meanwhile are dropped. A connection may be lost without a word.
 _ONE_FRAME = r"""() => {
-    const send = window.fetch;
-    let under_way = false;
-    window.fetch = async (address, ...rest) => {
-        if (!/\/gradio_api\/stream\/[^/]+$/.test(address)) return send(address, ...rest);
-        if (under_way) return new Response("{}", {headers: {"Content-Type": "application/json"}});
-        under_way = true;
-        try { return await send(address, ...rest); } finally { under_way = false; }
+    const send = window.fetch, under_way = new Set();
+    window.fetch = async (address, options, ...rest) => {
+        if (!/\/gradio_api\/stream\/[^/]+$/.test(address)) return send(address, options, ...rest);
+        const nothing = () => new Response("{}", {headers: {"Content-Type": "application/json"}});
+        if (under_way.has(address)) return nothing();
+        under_way.add(address);
+        const ended = AbortSignal.timeout(30000);
+        try { return await send(address, {...options, signal: ended}, ...rest); }
+        catch (error) {
+            if (ended.aborted) return nothing();
+            throw error;
+        } finally { under_way.delete(address); }
     };
 }"""
-# After a first click the next class may lie where the forgotten one was, and Undo names the change before: the second of two clicks
-# in one place is not for it.
+# What is before the camera at the click, whether it is sent or not: images that are sent are up to some seconds old.
+_SHOT = """(name, find) => {
+    const video = document.querySelector("#camera video");
+    if (!video?.srcObject?.active || !video.videoWidth) return [name, find, null];
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+    canvas.getContext("2d").drawImage(video, 0, 0);
+    return [name, find, {url: canvas.toDataURL("image/jpeg", 0.95)}];
+}"""
+# After a first click the next class may lie where the forgotten one was, Undo names the change before, and the camera shows nearly
+# the same: the second of two clicks in one place is not for it.
 _ONE_OF_TWO_CLICKS = """() => {
     let last = null;
     document.addEventListener("click", event => {
-        if (!event.detail || !event.target.closest("#undo, [data-forget]")) return;  // or by the keyboard
+        if (!event.detail || !event.target.closest("#undo, #learn-frame, [data-forget]")) return;  // or by the keyboard
         const again = last && event.timeStamp - last.timeStamp < 500 && Math.hypot(event.x - last.x, event.y - last.y) < 10;
         if (again) event.stopImmediatePropagation();
         else last = event;
@@ -155,7 +169,13 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             api_visibility="private",
         )
         at.learn_frame.click(
-            events.on_learn_frame, [at.name, at.find], at.shared, show_progress_on=at.status, **quiet, **each
+            events.on_learn_frame,
+            [at.name, at.find, at.camera],
+            at.shared,
+            js=_SHOT,
+            show_progress_on=at.status,
+            **quiet,
+            **each,
         )
         at.learn_files.click(
             events.on_learn_files,

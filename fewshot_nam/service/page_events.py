@@ -23,7 +23,7 @@ from fewshot_nam.service.given_images import GivenImage, asked_by, image_files, 
 from fewshot_nam.service.hosts import is_loopback, neighbourhood
 from fewshot_nam.service.page_layout import DOWNLOADS, NO_ANSWER
 from fewshot_nam.service.teaching import TeachingSession
-from fewshot_nam.service.visitors import Frames, Sessions
+from fewshot_nam.service.visitors import Sessions
 
 _VERSION = re.compile("[0-9]{1,18}(?= )")
 _VALUES = 6 + len(DOWNLOADS)  # of ``Layout.shared``
@@ -40,9 +40,7 @@ class Events:
 
     def __init__(self, sessions: Sessions, local: bool) -> None:
         self._sessions, self._local = sessions, local
-        self._downloads, self._frames = Downloads(get_upload_folder()), Frames()
-        self._asking: set[tuple[str | None, str]] = set()  # which visitor waits for which class from the camera
-        self._asking_lock = threading.Lock()
+        self._downloads = Downloads(get_upload_folder())
         self._named: WeakKeyDictionary[TeachingSession, str] = WeakKeyDictionary()
         # Of which version a download is, and where, by what made it; there is one file for each, and one at a time makes it.
         self._prepared: WeakKeyDictionary[TeachingSession, dict[str, tuple[int, Path]]] = WeakKeyDictionary()
@@ -82,33 +80,23 @@ class Events:
         return self._view(self._session_of(request, "show"), None, wanted)
 
     def on_frame(self, image: str | bytes | None, request: gr.Request) -> str:
-        """Answer to what a camera shows."""
-        self._frames.keep(request.session_hash, image)
+        """Answer to what a camera sends."""
         return self._answer_of(request, image)
 
     def on_asked(self, image: str | bytes | None, request: gr.Request) -> str:
         """Answer to an image."""
         return self._answer_of(request, image)
 
-    def on_learn_frame(self, label: str, wanted: str, request: gr.Request) -> list[Any]:
-        """Learn what the camera shows; of two clicks for one class the second does nothing while the first is under way."""
-        session, asked = self._session_of(request), (request.session_hash, label)
-        with self._asking_lock:
-            if asked in self._asking:
-                return self._view(session, None, wanted)
-            self._asking.add(asked)
+    def on_learn_frame(self, label: str, wanted: str, image: str | bytes | None, request: gr.Request) -> list[Any]:
+        """Learn what the camera showed at the click; ``None`` where it showed nothing."""
+        session = self._session_of(request)
 
         def act() -> str:
-            image = self._frames.next(request.session_hash)
-            if image is None:  # after a stop the page still shows what is before the camera, and sends nothing of it
-                raise ValueError("nothing comes from the camera: start it and press record")
+            if image is None:
+                raise ValueError("the camera shows nothing: start it")
             return html.learned_note(session.learn([image], label))
 
-        try:
-            return self._change(session, wanted, act)
-        finally:
-            with self._asking_lock:
-                self._asking.discard(asked)
+        return self._change(session, wanted, act)
 
     def on_learn_files(
         self,

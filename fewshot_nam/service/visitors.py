@@ -1,4 +1,4 @@
-"""What the page keeps of its visitors: a memory of their own where they have one, and what their camera showed last."""
+"""What the page keeps of its visitors: a memory of their own, where they have one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from fewshot_nam.service.page_requests import MOST_CAMERAS
 from fewshot_nam.service.teaching import TeachingSession
 
 _VISITORS = 500  # with a memory of their own
 _IDLE_SECONDS = 900  # after which a visitor's memory may make room for another's
 _TAB = re.compile("[0-9a-f]{32}")
 _MOST_TABS, _LOADS_OF_A_TAB = 50_000, 3  # some 200 bytes each
-_BYTES_OF_FRAMES = 128 * 2**20
-# Waited for the next two images of a camera: two a second come, over a slow network fewer.
-_FIRST_SECONDS, _SECOND_SECONDS = 3.0, 10.0
 
 
 @dataclass
@@ -139,44 +135,3 @@ class Sessions:
 
     def _idle(self, visitor: str) -> bool:
         return time.monotonic() - self._by_visitor[visitor].used > _IDLE_SECONDS
-
-
-class Frames:
-    """What the cameras of visitors showed last, not decoded; of so many, and so many bytes together, as there is room for."""
-
-    def __init__(self) -> None:
-        self._lock, self._count = threading.Condition(), 0
-        self._by_visitor: OrderedDict[str, tuple[int, str | bytes]] = OrderedDict()  # with its number; the oldest first
-
-    def keep(self, visitor: str | None, image: str | bytes | None) -> None:
-        """Keep an image in the place of the visitor's last one."""
-        with self._lock:
-            self._count += 1
-            self._by_visitor.pop(visitor or "", None)
-            if image is not None:
-                self._by_visitor[visitor or ""] = self._count, image
-            while (
-                sum(len(frame) for _, frame in self._by_visitor.values()) > _BYTES_OF_FRAMES
-                or len(self._by_visitor) > MOST_CAMERAS
-            ):
-                self._by_visitor.popitem(last=False)
-            self._lock.notify_all()
-
-    def next(self, visitor: str | None) -> str | bytes | None:
-        """Return what the visitor's camera shows from now on, which is waited for; ``None`` where nothing comes from it.
-
-        It is the second image that comes: the first may have been on its way, and a page sends one at a time.
-        """
-        with self._lock:
-            first = self._after(self._count, visitor or "", _FIRST_SECONDS)
-            second = None if first is None else self._after(first[0], visitor or "", _SECOND_SECONDS)
-            return None if second is None else second[1]
-
-    def _after(self, number: int, visitor: str, seconds: float) -> tuple[int, str | bytes] | None:
-        """Wait for an image of a visitor with a larger number, holding the lock; ``None`` where none comes in time."""
-
-        def found() -> tuple[int, str | bytes] | None:
-            last = self._by_visitor.get(visitor)
-            return last if last is not None and last[0] > number else None
-
-        return self._lock.wait_for(found, seconds)

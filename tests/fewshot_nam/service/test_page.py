@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import http.client
-import io
 import json
 import os
 import re
@@ -12,9 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -26,7 +23,6 @@ pytest.importorskip("gradio")
 from fewshot_nam.service import given_images, http_server, page_blocks, page_events, page_requests
 from fewshot_nam.service import page as page_module
 from fewshot_nam.service.page import serve
-from fewshot_nam.service.visitors import Sessions
 
 
 @pytest.fixture(scope="module")
@@ -683,25 +679,19 @@ def test_what_a_tab_shows_it_says_itself(page, digits):
     assert "Undone: learn" in asked_of("on_undo", [f"{name} {version} True False", ""], "another")
 
 
-def test_of_clicks_that_learn_from_the_camera_each_class_counts_once(digits):
-    """A second class was dropped without a word while the first was under way."""
-    session = TeachingSession.open(backbone="conv4")
-    events = page_events.Events(Sessions(session), local=True)
-    who = SimpleNamespace(session_hash="one", client=None)
-    images = []
-    for image in digits[0][:40]:
-        held = io.BytesIO()
-        image.save(held, "PNG")
-        images.append(held.getvalue())
-    with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(events.on_learn_frame, "a", "", who) for _ in range(2)]
-        for place, image in enumerate(images):
-            time.sleep(0.1)
-            events.on_frame(image, who)
-            if place == 0:
-                asked.append(pool.submit(events.on_learn_frame, "b", "", who))
-            if all(one.done() for one in asked):
-                break
-        said = [one.result(30)[0] for one in asked]
-    assert {view.label: len(view.thumbnails) for view in session.classes()} == {"a": 1, "b": 1}
-    assert sum("Learned a (1 image)" in str(one) for one in said) == sum("Learned b" in str(one) for one in said) == 1
+def test_what_the_camera_showed_at_the_click_is_learned(page, digits, digit_files):
+    port, session = page
+    taught(session, digits)
+    version = session.version
+    image = as_url(digit_files[5][0].read_bytes())
+    for number, (given, said) in enumerate(
+        [
+            (image, b"Learned disc (1 image)"),
+            (None, b"the camera shows nothing: start it"),
+            (as_url(b"no image"), b"no image can be used"),
+            ({"path": str(digit_files[6][0])}, b"there are no answers"),  # refused before it is asked
+        ]
+    ):
+        called(port, "on_learn_frame", ["disc", "", given], f"v{number}", **{"Content-Type": "application/json"})
+        assert said in asked(port, "GET", f"/gradio_api/queue/data?session_hash=v{number}")[1]
+    assert session.version == version + 1

@@ -1,8 +1,5 @@
 """Visitors of a page: each has a memory of their own from their first change on, as long as there is room."""
 
-import time
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 
 from fewshot_nam.service.teaching import TeachingSession
@@ -10,7 +7,7 @@ from fewshot_nam.service.teaching import TeachingSession
 pytest.importorskip("starlette")
 
 from fewshot_nam.service import visitors
-from fewshot_nam.service.visitors import Frames, Sessions
+from fewshot_nam.service.visitors import Sessions
 
 
 def test_a_visitor_does_not_lose_a_memory_to_those_who_only_look(digits, monkeypatch):
@@ -141,27 +138,3 @@ def test_tabs_that_one_address_invents_push_out_its_own(digits, monkeypatch):
     sessions.opened("again", "0" * 31 + "1", "192.0.2.1")
     assert sessions.of("again") is session
     assert len(sessions._tabs) == 10
-
-
-def test_what_is_learned_from_a_camera_is_what_it_shows_after_the_click(monkeypatch):
-    """The last image that had come was taken, also long after a stop: what was before the camera then."""
-    monkeypatch.setattr("fewshot_nam.service.visitors._FIRST_SECONDS", 0.5)
-    monkeypatch.setattr("fewshot_nam.service.visitors._SECOND_SECONDS", 0.5)
-    frames = Frames()
-    frames.keep("one", b"before")
-    frames.keep("two", b"other")
-    with ThreadPoolExecutor(1) as pool:
-        learned = pool.submit(frames.next, "one")
-        time.sleep(0.1)
-        for image in (b"under way", b"then"):
-            frames.keep("two", b"other")
-            assert not learned.done()
-            frames.keep("one", image)
-            time.sleep(0.1)
-        assert learned.result(5) == b"then"
-        assert pool.submit(frames.next, "one").result(5) is None
-        learned = pool.submit(frames.next, "one")
-        time.sleep(0.1)
-        frames.keep("one", b"under way when it was stopped")
-        assert learned.result(5) is None
-        assert pool.submit(frames.next, "nobody").result(5) is None
