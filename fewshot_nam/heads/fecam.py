@@ -159,17 +159,27 @@ class FeCAMHead(Head):
         return torch.linalg.inv(normalised.double()).to(covariances)
 
     def _learn(self, support: Support) -> Gaussians:
-        base, features = support.base, support.features
-        means = support.class_means(features)
-        known, weights = self.base_precisions.to(means), None
+        known = self.base_precisions.to(support.features)
+        missing = self._no_precision(support.features).expand(len(support.base) - len(known), -1, -1)
+        means, novel = self._new_classes(support.base, support)
+        known = torch.cat([known.reshape(-1, *missing.shape[1:]), missing]) if len(missing) else known
+        return Gaussians(support.with_base(support.base, means), known, novel)
+
+    def _learn_more(self, learned: Gaussians, added: Support) -> Gaussians:
+        means, novel = self._new_classes(learned.means[0, : len(learned.base)], added)
+        return Gaussians(torch.cat([learned.means, means], dim=1), learned.base, [*learned.novel, *novel])
+
+    def _new_classes(self, base: Tensor, support: Support) -> tuple[Tensor, list[Tensor | LowRank]]:
+        """Return means ``(E, N, D)`` and ``N^-1`` of the new classes of ``support``, for means of base classes ``(B, D)``."""
+        means, weights = support.class_means(support.features), None
         if self.calibrated and len(self.base_covariances):
-            of_images = base[: len(known)]
+            of_images = base[: len(self.base_covariances)]
             weights = base_weights(means, of_images, self.temperature)
             means = calibrated_means(means, of_images, self.share, self.temperature)
         novel: list[Tensor | LowRank] = []
         # One at a time: on the way a class takes ten times what stays of it.
-        for i in range(support.columns - len(base)):
-            shots = features[:, support.targets == len(base) + i]
+        for i in range(means.shape[1]):
+            shots = support.features[:, support.targets == len(support.base) + i]
             precision: Tensor | LowRank | None = self._low_rank(shots) if weights is None else None
             if precision is None:
                 covariance = _covariance(shots)
@@ -178,9 +188,7 @@ class FeCAMHead(Head):
                     covariance = covariance + torch.einsum("eb,bij->eij", weights[:, i], of_base)
                 precision = self._precisions(covariance)
             novel.append(precision)
-        missing = self._no_precision(means).expand(len(base) - len(known), -1, -1)
-        known = torch.cat([known.reshape(-1, *missing.shape[1:]), missing]) if len(missing) else known
-        return Gaussians(support.with_base(base, means), known, novel)
+        return means, novel
 
     def _low_rank(self, features: Tensor) -> LowRank | None:
         """Return ``N^-1`` of a class with images ``(E, n, D)``; ``None`` where the matrix itself is smaller, or nearly singular."""

@@ -9,7 +9,9 @@ images of what the classifier sees, with mean ``m``, covariance ``S`` and mean v
 
 The offset ``o`` is the same for all new classes. It is the largest at which
 
-- new classes take at most a share ``min(sqrt(classes) share_for_one, largest_share)`` of the base images from the classifier, and
+- new classes take at most a share ``min(sqrt(classes) share_for_one, largest_share)`` of images like the base images from the
+  classifier, on average: of ``n`` base images one less than this share of ``n + 1``, as the image to come counts; but none where
+  they are too few for that, and
 - no more of them than it takes for 95 % of the left-out shots to score above the classes of the classifier.
 
 For the offset, a base image is scored with weights from the other four fifths of the base images, and a shot with weights from the
@@ -51,7 +53,8 @@ class BaseCost(NamedTuple):
     Attributes:
         share: share of base images that are answered as a new class, each read by weights that it took no part in: the larger of
             the shares where identical ones count as often as they were given, and where they count once.
-        limit: the largest share that is allowed for as many new classes.
+        limit: the largest share of images to come that is allowed for as many new classes, on average over base images; ``1 / (n +
+            1)`` where ``n`` base images are too few for a smaller one.
         images: how many base images, identical ones counted once.
     """
 
@@ -151,7 +154,7 @@ class KeptClassifierHead(Head):
         >>> head.write(torch.tensor([0.5, 0.5, 0.5, 0.5, 2.0, 0.5]), "clip").predict(torch.eye(6)[[0, 4]] + 0.4)
         ['bolt', 'clip']
         >>> head.base_cost
-        BaseCost(share=0.02, limit=0.02, images=200)
+        BaseCost(share=0.015, limit=0.02, images=200)
     """
 
     base_images: Tensor
@@ -194,7 +197,8 @@ class KeptClassifierHead(Head):
         if new:
             lost = (background.best - learned.best[0] < learned.offsets[0, 0, -1]).double()
             taken = float(torch.maximum(lost.mean(), (lost * background.counts).sum() / background.counts.sum()))
-        return BaseCost(taken, self._limit(new), len(background.best))
+        limit = max(self._limit(new), 1 / (len(background.best) + 1)) if new else 0.0
+        return BaseCost(taken, limit, len(background.best))
 
     def _limit(self, new: int) -> float:
         return min(math.sqrt(new) * self.share_for_one, self.largest_share)
@@ -337,10 +341,13 @@ def whitening(images: Tensor, ridge: float) -> Whitening:
 
 
 def _offset(gaps: Tensor, counts: Tensor, limit: float) -> Tensor:
-    """Return the largest of ``gaps`` ``(E, n)``, sorted, with at most ``limit`` of the images, ``counts`` of each, below it."""
+    """Return the largest of ``gaps`` ``(E, n)``, sorted, such that an image to come is below it in at most ``limit`` of cases.
+
+    With ``counts`` of each below it, the image to come counts as one more (split conformal prediction). It is the smallest at least.
+    """
     before = counts.cumsum(dim=-1) - counts
-    allowed = before <= limit * counts.sum(dim=-1, keepdim=True) + _ROUNDING
-    return gaps.gather(-1, allowed.sum(dim=-1, keepdim=True) - 1).squeeze(-1)
+    allowed = before + 1 <= limit * (counts.sum(dim=-1, keepdim=True) + 1) + _ROUNDING
+    return gaps.gather(-1, (allowed.sum(dim=-1, keepdim=True) - 1).clamp_min(0)).squeeze(-1)
 
 
 def _checked(images: Tensor) -> tuple[Tensor, Tensor]:

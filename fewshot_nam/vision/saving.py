@@ -371,7 +371,7 @@ def _like(path: Path, about: dict[str, Any], present: Head) -> Head:
     given = f"{path} holds a {kind} with settings {wanted}: attach with such a head before loading"
     known = _class_of(kind) or type(present)
     if known.__name__ != kind or not issubclass(known, Head):
-        raise ValueError(f"{given} ({kind} is no head of this package)")
+        raise ValueError(f"{given} (a {kind} is not made from a file)")
     wanted = current_settings(known, wanted)
     try:
         check_settings(known, wanted)

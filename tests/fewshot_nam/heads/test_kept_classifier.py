@@ -11,6 +11,7 @@ import torch
 
 from fewshot_nam import heads
 from fewshot_nam.heads import BaseCost, KeptClassifierHead
+from fewshot_nam.heads.validation import HeadWarning
 
 KEPT = ["k", "l", "m", 7]
 
@@ -88,7 +89,7 @@ def reference(case, lessons, queries, kept=range(4)):
         gaps.append(best_kept(q) - max(float(q @ weight(others, shots)) for shots in lessons))
     gaps.sort()
     share = min(math.sqrt(len(lessons)) * setting["share_for_one"], setting["largest_share"])
-    offset = gaps[math.floor(share * len(images) + 1e-9)]
+    offset = gaps[max(math.floor(share * (len(images) + 1) + 1e-9) - 1, 0)]
     left_out = []
     for shots in lessons:
         for j in range(len(shots) if len(shots) > 1 else 0):
@@ -342,6 +343,30 @@ def test_a_state_of_an_older_version_counts_each_base_image_once():
     loaded.load_state_dict(state)
     assert loaded.base_cost == expected.base_cost
     torch.testing.assert_close(loaded(case.queries), expected(case.queries))
+
+
+@pytest.mark.parametrize(("base", "allowed"), [(20, 1 / 21), (60, 0.02), (100, 0.02)])
+def test_of_images_to_come_no_more_than_the_limit_is_taken_on_average(base, allowed):
+    """As many base images as the limit names were taken, so of images to come one of ``n + 1`` more: 3% where 2% were allowed."""
+    taken = []
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        means = torch.randn(4, 24, generator=generator)
+
+        def images(count, means=means, generator=generator):
+            own = means[torch.randint(len(means), (count,), generator=generator)]
+            return own + torch.randn(count, 24, generator=generator)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", HeadWarning)  # of few images
+            head = KeptClassifierHead(images(base))
+        head.write_base(means - means.mean(dim=0) + head.mean, list("abcd"))
+        head.write(images(1, means[:1] + torch.randn(1, 24, generator=generator)), "new")
+        assert head.base_cost.limit == pytest.approx(allowed)
+        taken.append(float((head(images(2000)).argmax(dim=-1) == 4).double().mean()))
+    mean, error = np.mean(taken), np.std(taken) / len(taken) ** 0.5
+    assert mean - 2 * error <= allowed
+    assert mean >= 0.3 * allowed
 
 
 @pytest.mark.parametrize("order", ["in turn", "class by class"])
