@@ -212,7 +212,9 @@ class FeCAMHead(Head):
         factor = torch.cat([apart, torch.ones_like(apart[:, :1])], dim=-2)
         factors = torch.cat([torch.ones_like(apart[..., 0]), off.unsqueeze(-1)], dim=-1).diag_embed()
         identity = torch.eye(count + 1, dtype=factor.dtype, device=factor.device)
-        inner = torch.linalg.solve(rest[:, None, None] * identity + factors @ factor @ factor.mT, factors)
+        inner, failed = torch.linalg.solve_ex(rest[:, None, None] * identity + factors @ factor @ factor.mT, factors)
+        if bool(failed.any()):  # a matrix that is singular itself
+            return None
         scales = torch.where(flat.unsqueeze(-1), 1.0, deviations) / rest.sqrt().unsqueeze(-1)
         return LowRank(scales.unsqueeze(-2), factor, torch.where(flat[:, None, None], 0.0, inner))
 

@@ -343,7 +343,7 @@ def whitening(images: Tensor, ridge: float) -> Whitening:
 def _offset(gaps: Tensor, counts: Tensor, limit: float) -> Tensor:
     """Return the largest of ``gaps`` ``(E, n)``, sorted, such that an image to come is below it in at most ``limit`` of cases.
 
-    With ``counts`` of each below it, the image to come counts as one more (split conformal prediction). It is the smallest at least.
+    There are ``counts`` of each; the image to come counts as one more (split conformal prediction). It is the smallest at least.
     """
     before = counts.cumsum(dim=-1) - counts
     allowed = before + 1 <= limit * (counts.sum(dim=-1, keepdim=True) + 1) + _ROUNDING
