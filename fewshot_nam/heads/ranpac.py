@@ -237,7 +237,8 @@ class RanPACHead(Head):
             weights = base_weights(mean, base, self.temperature)
             covariance = torch.einsum("b,bij->ij", weights, self.base_covariances.to(base)) + _covariance(shots)
             values, axes = torch.linalg.eigh(covariance / 2)
-            drawn = (noise * values.clamp_min(0).sqrt()) @ axes.mT
+            # By the symmetric root: another processor may give axes of the other sign.
+            drawn = ((noise @ axes) * values.clamp_min(0).sqrt()) @ axes.mT
             phi = self._expanded(calibrated_means(mean, base, self.share, self.temperature) + drawn).double()
             each = 1 / _DRAWN if self.balanced else 1.0
             products = products + each * phi.mT @ phi
