@@ -155,8 +155,12 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             api_visibility="private",
         )
         # Of each kind, an address may have half of what runs, so that others never wait for all of its work.
-        quiet: dict[str, Any] = {"api_visibility": "private", "concurrency_id": CHANGES, "concurrency_limit": _WORKS}
-        many = quiet | {"concurrency_id": IMAGES}  # what many images may be given to
+        quiet: dict[str, Any] = {
+            "api_visibility": "private",
+            "concurrency_id": CHANGES,
+            "concurrency_limit": MOST_CAMERAS,
+        }
+        many = quiet | {"concurrency_id": IMAGES, "concurrency_limit": _WORKS}  # what many images may be given to
         # What is given while the same is under way: Gradio's default drops it without a word.
         each, last = {"trigger_mode": "multiple"}, {"trigger_mode": "always_last"}
         at.asked.change(
