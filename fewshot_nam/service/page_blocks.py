@@ -94,6 +94,15 @@ _TICK = """(shown, find) => {
     shown = document.querySelector("#seen [data-shown]")?.dataset.shown ?? "";
     return [shown, find, window.fewshotNamTab ?? null, states.join()];
 }"""
+# Once files are learned, the boxes are emptied: unless something was wrong, or they hold those of the next class by now.
+_GIVEN = """(name, files, folder, find) => {
+    (window.fewshotNamGiven ??= []).push(JSON.stringify([files, folder]));
+    return [name, files, folder, find];
+}"""
+_LEARNED = """(files, folder, said) => {
+    const same = window.fewshotNamGiven.shift() === JSON.stringify([files, folder]);
+    return same && !said.includes("nam-note bad") ? [null, null] : [files, folder];
+}"""
 _UNDO = '(shown, find) => [document.querySelector("#seen [data-shown]")?.dataset.shown ?? "", find]'
 
 
@@ -184,11 +193,12 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         at.learn_files.click(
             events.on_learn_files,
             [at.name, at.files, at.folder, at.find],
-            [*at.shared, at.files, at.folder],
+            at.shared,
+            js=_GIVEN,
             show_progress_on=at.status,
             **many,
             **each,
-        )
+        ).then(None, [at.files, at.folder, at.status], [at.files, at.folder], js=_LEARNED, api_visibility="private")
         at.learn_path.click(events.on_learn_path, [at.path, at.find], at.shared, show_progress_on=at.status, **many)
         at.classes.click(events.on_forget, [at.find], at.shared, show_progress_on=at.status, **quiet, **each)
         at.undo.click(events.on_undo, [at.shown, at.find], at.shared, js=_UNDO, show_progress_on=at.status, **quiet)

@@ -107,16 +107,14 @@ class Events:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (Gradio finds it by the default)
     ) -> list[Any]:
-        """Learn files, and those of a folder, as one class; the boxes are emptied unless something was wrong."""
+        """Learn files, and those of a folder, as one class."""
         session = self._session_of(request)
         images: list[GivenImage] = list(dict.fromkeys([*(given or []), *image_files(whole or [])]))
 
         def act() -> str:
             return html.learned_note(session.learn(images, label, _shown(progress, "learning")))
 
-        found = self._change(session, wanted, act)
-        kept = found[0].startswith(html.note("", "bad").partition(" role")[0])
-        return [*found, *([gr.skip(), gr.skip()] if kept else [None, None])]
+        return self._change(session, wanted, act)
 
     def on_learn_path(
         self,

@@ -590,13 +590,15 @@ def test_what_is_given_while_the_same_is_under_way_is_done_too(taught, tab, digi
         desk.page.wait_for_timeout(100)
     playwright.expect(desk.page.locator("[data-forget]")).to_have_count(1, timeout=MOST_MS)
     assert taught.model.classes == ["digit 2"]
-    # Of two classes that are given one right after the other, the second is learned too.
+    # Of two classes that are given one right after the other, the second is learned too: its box was emptied after the first.
     for label in (0, 1):
         desk.fill("name", f"digit {label}")
         desk.give("files", digit_files[label][:3])
+        desk.page.wait_for_timeout(3000 * label)
         desk.page.click("#learn-files")
     playwright.expect(desk.page.locator("[data-forget]")).to_have_count(3, timeout=MOST_MS)
     assert set(taught.model.classes) == {"digit 0", "digit 1", "digit 2"}
+    playwright.expect(desk.page.locator("#files .file-preview")).to_have_count(0, timeout=MOST_MS)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
