@@ -24,7 +24,7 @@ from fewshot_nam.heads.teen import base_weights, calibrated_means
 from fewshot_nam.memory.primitives import unit
 
 _FLAT = 1e-9  # deviations up to there are none
-_NEARLY_SINGULAR = 1e-3
+_NEARLY_SINGULAR = 1e-3  # of what is left of the diagonal, beside the mean variance
 
 
 class LowRank(NamedTuple):

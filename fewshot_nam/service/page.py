@@ -33,9 +33,8 @@ from fewshot_nam.service.visitors import Sessions
 _LARGEST_UPLOAD = "50mb"  # a file
 _SPACES = "https://huggingface.co"  # which shows a Space within its own page
 _CONNECTIONS = 1000
-_THREADS = (
-    140  # as many as cameras, each of which holds one, and all works at a time, so that none waits for another kind
-)
+# As many as cameras, each of which holds one, and all works at a time, so that none waits for another kind.
+_THREADS = 140
 _MOST_UNKNOWN = 2_500  # images of unknowns of someone from elsewhere: nearly equal ones take time with their square
 _MOST_LEARNED = 10_000  # images that a memory of someone from elsewhere has, or twice as many as it had
 _MOST_UNDO = 24 * 2**20  # bytes of the steps of undo of each

@@ -96,11 +96,11 @@ _TICK = """(shown, find) => {
 }"""
 # Once files are learned, the boxes are emptied: unless something was wrong, or they hold those of the next class by now.
 _GIVEN = """(name, files, folder, find) => {
-    (window.fewshotNamGiven ??= []).push(JSON.stringify([files, folder]));
+    (window.fewshotNamGiven ??= new Set()).add(JSON.stringify([files, folder]));
     return [name, files, folder, find];
 }"""
 _LEARNED = """(files, folder, said) => {
-    const same = window.fewshotNamGiven.shift() === JSON.stringify([files, folder]);
+    const same = window.fewshotNamGiven.has(JSON.stringify([files, folder]));
     return same && !said.includes("nam-note bad") ? [null, null] : [files, folder];
 }"""
 _UNDO = '(shown, find) => [document.querySelector("#seen [data-shown]")?.dataset.shown ?? "", find]'
@@ -198,7 +198,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
             show_progress_on=at.status,
             **many,
             **each,
-        ).then(None, [at.files, at.folder, at.status], [at.files, at.folder], js=_LEARNED, api_visibility="private")
+        ).success(None, [at.files, at.folder, at.status], [at.files, at.folder], js=_LEARNED, api_visibility="private")
         at.learn_path.click(events.on_learn_path, [at.path, at.find], at.shared, show_progress_on=at.status, **many)
         at.classes.click(events.on_forget, [at.find], at.shared, show_progress_on=at.status, **quiet, **each)
         at.undo.click(events.on_undo, [at.shown, at.find], at.shared, js=_UNDO, show_progress_on=at.status, **quiet)
