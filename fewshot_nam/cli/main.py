@@ -193,7 +193,7 @@ def _inspect(options: argparse.Namespace) -> Answer:
         )
         refusing += f" (at most {head._target_fpr:g} of unknowns {often} calibrations, from {samples} samples{of})"
     lines = [
-        f"{one_line(options.memory)}: {one_line(about['head'])} of {_classes(len(head.classes))}, {head.feature_dim} features, "
+        f"{one_line(options.memory)}: {one_line(about['head'])} of {_classes(len(head.classes))}, {head.feature_dim or 'no'} features, "
         + refusing,
         f"backbone {one_line(about['backbone'])}"
         + (f", weights {one_line(source)}" if source else "")

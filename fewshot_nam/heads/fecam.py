@@ -13,6 +13,7 @@ Goswami et al., "Calibrating Higher-Order Statistics for Few-Shot Class-Incremen
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -62,7 +63,7 @@ class FeCAMHead(Head):
     features; ``calibrated``, for every new class.
 
     Args:
-        diagonal: ``a1``, at least 0.
+        diagonal: ``a1``, at least 0; above 0 for classes with fewer images than features, whose ``S_c`` alone is singular.
         off_diagonal: ``a2``, at least 0.
         calibrated: C-FeCAM: statistics of new classes are calibrated by base classes whose images were learned.
         share: of the calibrated mean that comes from base classes.
@@ -89,8 +90,8 @@ class FeCAMHead(Head):
         temperature: float = 16.0,
     ) -> None:
         for name, value in (("diagonal", diagonal), ("off_diagonal", off_diagonal)):
-            if not value >= 0:
-                raise ValueError(f"FeCAMHead: {name} must be at least 0, got {value}")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"FeCAMHead: {name} must be at least 0 and finite, got {value}")
         if not 0 <= share <= 1 or not temperature > 0:
             raise ValueError(
                 f"FeCAMHead: share must be from 0 to 1 and temperature above 0, got {share} and {temperature}"
@@ -203,8 +204,9 @@ class FeCAMHead(Head):
         sums = apart.sum(dim=-1).square().sum(dim=-1) - variances.sum(dim=-1)
         off = self.off_diagonal * sums / (width * (width - 1))
         rest = diagonal - off
-        deviations = (variances + diagonal.unsqueeze(-1)).sqrt()
-        flat = (deviations <= _FLAT).any(dim=-1)
+        shrunk = variances + diagonal.unsqueeze(-1)
+        flat = (shrunk <= _FLAT**2).any(dim=-1)
+        deviations = torch.where(flat.unsqueeze(-1), 1.0, shrunk).sqrt()  # a root of 0 has no gradient
         if bool(((rest <= _NEARLY_SINGULAR * variances.mean(dim=-1)) & ~flat).any()):
             return None
         rest = torch.where(flat, 1.0, rest)
@@ -215,7 +217,7 @@ class FeCAMHead(Head):
         inner, failed = torch.linalg.solve_ex(rest[:, None, None] * identity + factors @ factor @ factor.mT, factors)
         if bool(failed.any()):  # a matrix that is singular itself
             return None
-        scales = torch.where(flat.unsqueeze(-1), 1.0, deviations) / rest.sqrt().unsqueeze(-1)
+        scales = deviations / rest.sqrt().unsqueeze(-1)
         return LowRank(scales.unsqueeze(-2), factor, torch.where(flat[:, None, None], 0.0, inner))
 
     def _score(self, learned: Gaussians, query: Tensor) -> Tensor:

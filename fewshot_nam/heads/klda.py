@@ -90,8 +90,8 @@ class KLDAHead(Head):
             self.base_means = torch.cat([self.base_means, self._embed(before)])
         its = targets - int(targets.min())
         counts = torch.bincount(its, minlength=new).unsqueeze(-1)
-        sums = torch.zeros(new, self.width, dtype=torch.float64)
-        products = torch.zeros(self.width, self.width, dtype=torch.float64)
+        sums = torch.zeros(new, self.width, dtype=torch.float64, device=features.device)
+        products = torch.zeros(self.width, self.width, dtype=torch.float64, device=features.device)
         for rows in torch.split(torch.arange(len(features)), _ROWS):
             phi = self._embed(features[rows]).double()
             sums.index_add_(0, its[rows], phi)

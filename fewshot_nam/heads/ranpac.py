@@ -154,7 +154,7 @@ class RanPACHead(Head):
 
     def _learn_base_images(self, features: Tensor, targets: Tensor) -> None:
         counts = torch.bincount(targets)
-        each = 1 / counts[targets].double() if self.balanced else torch.ones(len(targets), dtype=torch.float64)
+        each = 1 / counts[targets].double() if self.balanced else torch.ones_like(targets, dtype=torch.float64)
         held_out = _fifth_of_each(targets)
         ridge = self.ridge
         parts = [self._sums(features, targets, each, part) for part in (~held_out, held_out)]
@@ -172,7 +172,7 @@ class RanPACHead(Head):
         else:
             self.inverse = torch.cholesky_inverse(factor)
         self.base_weights = torch.cholesky_solve(answers, factor)
-        self.chosen_ridge = torch.tensor([ridge], dtype=torch.float32)
+        self.chosen_ridge = torch.tensor([ridge], dtype=torch.float32, device=features.device)
         if self.calibrated:
             some = [features[targets == label] for label in range(len(counts))]
             self.base_means = torch.stack([rows.mean(dim=0) for rows in some])
@@ -182,8 +182,8 @@ class RanPACHead(Head):
     def _sums(self, features: Tensor, targets: Tensor, each: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``G`` and ``Q`` of a part of the images, in float64: a small ridge would be below the rounding of others."""
         width = self.width or features.shape[-1]
-        products = torch.zeros(width, width, dtype=torch.float64)
-        answers = torch.zeros(int(targets.max()) + 1, width, dtype=torch.float64)
+        products = torch.zeros(width, width, dtype=torch.float64, device=features.device)
+        answers = torch.zeros(int(targets.max()) + 1, width, dtype=torch.float64, device=features.device)
         for rows in torch.split(part.nonzero().flatten(), _ROWS):
             phi = self._expanded(features[rows]).double() * each[rows].sqrt().unsqueeze(-1)
             products += phi.mT @ phi

@@ -74,6 +74,16 @@ def test_fecam_of_few_images_is_that_of_the_whole_matrix(count, width, seed, dia
         torch.testing.assert_close(low.distance(apart), ((apart @ dense) * apart).sum(dim=-1), rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("shots", [1, 2])
+def test_fecam_of_equal_images_has_a_gradient(shots):
+    support = (
+        torch.rand(1, 3, 1, 16, generator=torch.Generator().manual_seed(0)).repeat(1, 1, shots, 1).requires_grad_()
+    )
+    create("fecam").score_episodes(support, torch.rand(1, 4, 16)).logsumexp(dim=-1).sum().backward()
+    assert support.grad.isfinite().all()
+    assert support.grad.abs().sum() > 0
+
+
 def test_fecam_of_few_images_takes_no_matrix_for_each_class():
     """Two classes of 20,000 features took 3.2 GB each, and minutes."""
     features = torch.rand(6, 20_000, generator=torch.Generator().manual_seed(0))
@@ -386,6 +396,7 @@ def test_a_base_class_learned_from_images_can_be_forgotten(name):
         ("teen", {"share": 1.5}, "share must be from 0 to 1"),
         ("teen", {"temperature": 0.0}, "temperature must be above 0"),
         ("fecam", {"diagonal": -1.0}, "diagonal must be at least 0"),
+        ("fecam", {"off_diagonal": float("inf")}, "off_diagonal must be at least 0 and finite"),
         ("ranpac", {"width": -1}, "width must be from 0 to 20,000, got -1"),
         ("ranpac", {"ridge": 0.0}, "ridge must be above 0"),
         ("klda", {"width": 0}, "width must be from 1 to 20,000, got 0"),
