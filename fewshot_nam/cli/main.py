@@ -193,8 +193,8 @@ def _inspect(options: argparse.Namespace) -> Answer:
         )
         refusing += f" (at most {head._target_fpr:g} of unknowns {often} calibrations, from {samples} samples{of})"
     lines = [
-        f"{one_line(options.memory)}: {one_line(about['head'])} of {_classes(len(head.classes))}, {head.feature_dim or 'no'} features, "
-        + refusing,
+        f"{one_line(options.memory)}: {one_line(about['head'])} of {_classes(len(head.classes))}, "
+        f"{head.feature_dim or 'no'} features, {refusing}",
         f"backbone {one_line(about['backbone'])}"
         + (f", weights {one_line(source)}" if source else "")
         + f", SHA-256 {one_line(about['weights'])}",

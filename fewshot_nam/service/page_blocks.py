@@ -77,14 +77,18 @@ _SHOT = """(name, find) => {
     return [name, find, {url: canvas.toDataURL("image/jpeg", 0.95)}];
 }"""
 # After a first click the next class may lie where the forgotten one was, Undo names the change before, and the camera shows nearly
-# the same: the second of two clicks in one place is not for it.
-_ONE_OF_TWO_CLICKS = """() => {
+# the same: of clicks in one place that follow each other within half a second the first counts, and of a key that is held.
+_ONE_OF_MANY_CLICKS = """() => {
+    const once = event => event.target.closest("#undo, #learn-frame, [data-forget]");
     let last = null;
     document.addEventListener("click", event => {
-        if (!event.detail || !event.target.closest("#undo, #learn-frame, [data-forget]")) return;  // or by the keyboard
+        if (!event.detail || !once(event)) return;  // by the keyboard, or another button
         const again = last && event.timeStamp - last.timeStamp < 500 && Math.hypot(event.x - last.x, event.y - last.y) < 10;
         if (again) event.stopImmediatePropagation();
-        else last = event;
+        last = event;
+    }, true);
+    document.addEventListener("keydown", event => {
+        if (event.repeat && event.key === "Enter" && once(event)) event.preventDefault();
     }, true);
 }"""
 # The number comes again and again, since what was sent with the load may have been refused or forgotten. What a tab shows, it knows
@@ -142,7 +146,7 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         page.load(
             events.on_load, [at.tab], [*at.shared, at.rate], js=_TAB, show_progress="hidden", api_visibility="private"
         )
-        for script in (_ONE_FRAME, _ONE_OF_TWO_CLICKS):
+        for script in (_ONE_FRAME, _ONE_OF_MANY_CLICKS):
             page.load(js=script, api_visibility="private")
         gr.Timer(2).tick(
             events.on_tick,
