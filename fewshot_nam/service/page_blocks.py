@@ -83,7 +83,8 @@ _ONE_OF_MANY_CLICKS = """() => {
     let last = null;
     document.addEventListener("click", event => {
         if (!event.detail || !once(event)) return;  // by the keyboard, or another button
-        const again = last && event.timeStamp - last.timeStamp < 500 && Math.hypot(event.x - last.x, event.y - last.y) < 10;
+        const near = last && Math.hypot(event.x - last.x, event.y - last.y) < 40;  // as taps of a finger are
+        const again = near && event.timeStamp - last.timeStamp < 500;
         if (again) event.stopImmediatePropagation();
         last = event;
     }, true);
