@@ -77,19 +77,15 @@ _SHOT = """(name, find) => {
     return [name, find, {url: canvas.toDataURL("image/jpeg", 0.95)}];
 }"""
 # After a first click the next class may lie where the forgotten one was, Undo names the change before, and the camera shows nearly
-# the same: of clicks in one place that follow each other within half a second the first counts, and of a key that is held.
+# the same: of clicks in one place that follow each other within half a second the first counts. A key that is held clicks so, too.
 _ONE_OF_MANY_CLICKS = """() => {
-    const once = event => event.target.closest("#undo, #learn-frame, [data-forget]");
     let last = null;
     document.addEventListener("click", event => {
-        if (!event.detail || !once(event)) return;  // by the keyboard, or another button
+        if (!event.target.closest("#undo, #learn-frame, [data-forget]")) return;
         const near = last && Math.hypot(event.x - last.x, event.y - last.y) < 40;  // as taps of a finger are
         const again = near && event.timeStamp - last.timeStamp < 500;
         if (again) event.stopImmediatePropagation();
         last = event;
-    }, true);
-    document.addEventListener("keydown", event => {
-        if (event.repeat && event.key === "Enter" && once(event)) event.preventDefault();
     }, true);
 }"""
 # The number comes again and again, since what was sent with the load may have been refused or forgotten. What a tab shows, it knows
@@ -99,14 +95,16 @@ _TICK = """(shown, find) => {
     shown = document.querySelector("#seen [data-shown]")?.dataset.shown ?? "";
     return [shown, find, window.fewshotNamTab ?? null, states.join()];
 }"""
-# Once files are learned, the boxes are emptied: unless something was wrong, or they hold those of the next class by now.
+# Once files are learned, the boxes are emptied: unless something was wrong, or they hold those of the next class by now. Each click
+# has a number, which comes back when its files were learned.
 _GIVEN = """(name, files, folder, find) => {
-    (window.fewshotNamGiven ??= new Set()).add(JSON.stringify([files, folder]));
-    return [name, files, folder, find];
+    const given = window.fewshotNamGiven ??= [];
+    given.push(JSON.stringify([files, folder]));
+    return [name, files, folder, find, String(given.length - 1)];
 }"""
-_LEARNED = """(files, folder, said) => {
-    const same = window.fewshotNamGiven.has(JSON.stringify([files, folder]));
-    return same && !said.includes("nam-note bad") ? [null, null] : [files, folder];
+_LEARNED = """(files, folder, learned) => {
+    const same = window.fewshotNamGiven[learned.match(/[0-9]+/)?.[0]] === JSON.stringify([files, folder]);
+    return same ? [null, null] : [files, folder];
 }"""
 _UNDO = '(shown, find) => [document.querySelector("#seen [data-shown]")?.dataset.shown ?? "", find]'
 
@@ -197,13 +195,13 @@ def build(sessions: Sessions, local: bool = True) -> gr.Blocks:
         )
         at.learn_files.click(
             events.on_learn_files,
-            [at.name, at.files, at.folder, at.find],
-            at.shared,
+            [at.name, at.files, at.folder, at.find, at.click],
+            [*at.shared, at.learned],
             js=_GIVEN,
             show_progress_on=at.status,
             **many,
             **each,
-        ).success(None, [at.files, at.folder, at.status], [at.files, at.folder], js=_LEARNED, api_visibility="private")
+        ).success(None, [at.files, at.folder, at.learned], [at.files, at.folder], js=_LEARNED, api_visibility="private")
         at.learn_path.click(events.on_learn_path, [at.path, at.find], at.shared, show_progress_on=at.status, **many)
         at.classes.click(events.on_forget, [at.find], at.shared, show_progress_on=at.status, **quiet, **each)
         at.undo.click(events.on_undo, [at.shown, at.find], at.shared, js=_UNDO, show_progress_on=at.status, **quiet)

@@ -104,17 +104,21 @@ class Events:
         given: list[str] | None,
         whole: list[str] | None,
         wanted: str,
+        click: str | None,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (Gradio finds it by the default)
     ) -> list[Any]:
-        """Learn files, and those of a folder, as one class."""
+        """Learn files, and those of a folder, as one class; the last value is the click's number, if nothing was wrong."""
         session = self._session_of(request)
         images: list[GivenImage] = list(dict.fromkeys([*(given or []), *image_files(whole or [])]))
+        learned: list[str] = []
 
         def act() -> str:
-            return html.learned_note(session.learn(images, label, _shown(progress, "learning")))
+            said = html.learned_note(session.learn(images, label, _shown(progress, "learning")))
+            learned.append(html.learned_html(click or ""))
+            return said
 
-        return self._change(session, wanted, act)
+        return [*self._change(session, wanted, act), *(learned or [""])]
 
     def on_learn_path(
         self,

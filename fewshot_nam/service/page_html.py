@@ -52,7 +52,7 @@ CSS = """
   border: 1px solid var(--border-color-primary);
   background: var(--button-secondary-background-fill); color: var(--button-secondary-text-color); }
 .nam-class button:hover { border-color: var(--nam-bad); color: var(--nam-bad); }
-.nam-before { display: none; margin-top: 8px; } #before, #seen { display: none; }
+.nam-before { display: none; margin-top: 8px; } #before, #seen, #learned { display: none; }
 .nam-warn { color: var(--nam-unknown); }
 .nam-scroll { overflow-x: auto; }
 .nam-scroll table { border-collapse: collapse; } .nam-scroll td, .nam-scroll th { padding: 4px 10px; text-align: right;
@@ -158,6 +158,11 @@ def of_state(shown: str, state: str, now: bool) -> str:
 def shown_html(state: str) -> str:
     """Return what a page's script reads to tell what it shows: letters, digits, spaces and "="."""
     return f'<i data-shown="{escape(state)}"></i>'
+
+
+def learned_html(click: str) -> str:
+    """Return the number of a click whose files were learned, for the page's script; nothing where that sent something else."""
+    return f'<i data-learned="{click}"></i>' if re.fullmatch("[0-9]{1,9}", click) else ""
 
 
 def style_of_before(states: Iterable[str]) -> str:

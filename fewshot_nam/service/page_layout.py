@@ -39,7 +39,9 @@ class Layout:
         self.status = gr.HTML(html.note("Ready."), elem_id="status")
         self.before = gr.HTML(elem_id="before")
         self.seen = gr.HTML(elem_id="seen")
-        self.shown = gr.Textbox(visible=False)  # this and the next two: what the page's script sends
+        self.learned = gr.HTML(elem_id="learned")
+        self.shown = gr.Textbox(visible=False)  # this and the next three: what the page's script sends
+        self.click = gr.Textbox(visible=False)
         self.tab = gr.Textbox(visible=False)
         self.states = gr.Textbox(visible=False)
         with gr.Tabs(overflow_behavior="wrap"):

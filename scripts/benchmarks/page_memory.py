@@ -96,11 +96,11 @@ def measured(rounds: int) -> list[dict[str, float]]:
             if not re.search(r"http://\S+", line):
                 raise SystemExit(f"the page did not start: {line}")
             page = Visitor(f"http://127.0.0.1:{port}")
-            page.call("on_learn_files", "zero", [page.upload("0.png", images[0][0])], None, "")
+            page.call("on_learn_files", "zero", [page.upload("0.png", images[0][0])], None, "", "0")
             began = time.perf_counter()
             for number in range(1, rounds + 1):
                 taught = page.upload(f"{number}.png", images[7][number % 60])
-                page.call("on_learn_files", "seven", [taught], None, "")
+                page.call("on_learn_files", "seven", [taught], None, "", "0")
                 answer = page.call("on_asked", page.upload(f"{number}.png", images[7][60 + number % 60]))[0]
                 forgot = page.call("on_forget", "", label="seven")[0]
                 if '<div class="label">seven</div>' not in answer or "Forgot" not in forgot:

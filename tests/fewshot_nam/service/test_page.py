@@ -118,7 +118,7 @@ def test_a_file_of_this_machine_cannot_be_asked_about_as_if_it_were_uploaded(pag
     version = session.version
     given = {"path": str(digit_files[0][5]), "meta": {"_type": "gradio.FileData"}}
     headers = {"Content-Type": "application/json"}
-    status, content = called(port, "on_learn_files", ["stolen", [given], None, ""], "not-uploaded", **headers)
+    status, content = called(port, "on_learn_files", ["stolen", [given], None, "", "0"], "not-uploaded", **headers)
     assert (status, b"was not uploaded" in content) == (400, True)
     assert session.version == version
 

@@ -503,6 +503,7 @@ def test_clicks_that_follow_each_other_forget_one_class_and_take_back_one_change
     desk.page.keyboard.press("Enter")
     desk.says("Undone: forget 'digit 0'.")
     assert len(taught.model.classes) == 3
+    desk.page.wait_for_timeout(600)
     desk.page.locator("[data-forget='digit 1']").focus()
     for _ in range(4):  # held: the next class's button has the focus then
         desk.page.keyboard.down("Enter")
@@ -607,6 +608,16 @@ def test_what_is_given_while_the_same_is_under_way_is_done_too(taught, tab, digi
     playwright.expect(desk.page.locator("[data-forget]")).to_have_count(3, timeout=MOST_MS)
     assert set(taught.model.classes) == {"digit 0", "digit 1", "digit 2"}
     playwright.expect(desk.page.locator("#files .file-preview")).to_have_count(0, timeout=MOST_MS)
+    # What was refused stays, whatever ends well afterwards.
+    slow = slow | {"latency": 1500}
+    network.send("Network.emulateNetworkConditions", slow)
+    for name, image in (("six", 6), ("", 5)):
+        desk.fill("name", name)
+        desk.give("files", digit_files[image][30:31])
+        desk.page.click("#learn-files")
+    playwright.expect(desk.page.locator("[data-forget]")).to_have_count(4, timeout=MOST_MS)
+    desk.page.wait_for_timeout(5000)
+    playwright.expect(desk.page.locator("#files .file-preview")).to_have_count(1)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
