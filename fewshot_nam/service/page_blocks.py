@@ -77,11 +77,15 @@ _SHOT = """(name, find) => {
     return [name, find, {url: canvas.toDataURL("image/jpeg", 0.95)}];
 }"""
 # After a first click the next class may lie where the forgotten one was, Undo names the change before, and the camera shows nearly
-# the same: of clicks in one place that follow each other within half a second the first counts. A key that is held clicks so, too.
+# the same: of clicks in one place that follow each other within half a second the first counts, and of those of a key that is held.
 _ONE_OF_MANY_CLICKS = """() => {
     let last = null;
+    const guarded = event => event.target.closest("#undo, #learn-frame, [data-forget]");
+    document.addEventListener("keydown", event => {
+        if (event.repeat && guarded(event)) event.preventDefault();
+    }, true);
     document.addEventListener("click", event => {
-        if (!event.target.closest("#undo, #learn-frame, [data-forget]")) return;
+        if (!guarded(event)) return;
         const near = last && Math.hypot(event.x - last.x, event.y - last.y) < 40;  // as taps of a finger are
         const again = near && event.timeStamp - last.timeStamp < 500;
         if (again) event.stopImmediatePropagation();
